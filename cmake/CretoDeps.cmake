@@ -1,11 +1,11 @@
-# Finds what ./dev deps put in place and offers it as targets:
+# Finds what ./dev deps put in place and offers each library as creto::<name>:
 #
-#   creto::openssl_crypto creto::openssl_ssl     OpenSSL >= 3.5, ours or the system's (also as OpenSSL::Crypto, OpenSSL::SSL)
-#   creto::blake3 creto::mpdecimal creto::hpdf
-#   gRPC::grpc++ gRPC::grpc++_reflection protobuf::libprotobuf   and the programs protobuf::protoc gRPC::grpc_cpp_plugin
-#   fmt::fmt spdlog::spdlog nlohmann_json::nlohmann_json simdjson::simdjson tomlplusplus::tomlplusplus yaml-cpp
-#   CLI11::CLI11 prometheus-cpp::core Boost::headers CURL::libcurl SQLite::SQLite3 PostgreSQL::PostgreSQL Threads::Threads
-#   GTest::gtest GTest::gtest_main GTest::gmock GTest::gmock_main benchmark::benchmark benchmark::benchmark_main
+#   openssl_crypto openssl_ssl (3.5 or newer, also as OpenSSL::Crypto and OpenSSL::SSL)  blake3  mpdecimal
+#   grpc (gRPC::grpc++)  grpc_reflection  protobuf  sqlite  libpq  boost (headers)  curl  hpdf
+#   json (nlohmann)  simdjson  toml (toml++)  yaml (yaml-cpp)  cli11  fmt  spdlog  prometheus  threads
+#   gtest  gmock  benchmark  benchmark_main
+#
+# and the programs protobuf::protoc and gRPC::grpc_cpp_plugin. The usual names (fmt::fmt, gRPC::grpc++...) are there too.
 #
 # Include it from the root, before any target: it also sets directory-wide link options, so that every executable maps one
 # libcrypto and one libssl, and they are the 3.5 ones.
@@ -144,5 +144,23 @@ find_package(PostgreSQL QUIET)
 foreach(_package Boost CURL SQLite3 PostgreSQL)
   if(NOT ${_package}_FOUND)
     message(FATAL_ERROR "the library ${_package} is missing: ${_missing_hint}")
+  endif()
+endforeach()
+
+# --- one naming scheme ------------------------------------------------------------------------------------------------
+
+foreach(_pair
+    grpc=gRPC::grpc++ grpc_reflection=gRPC::grpc++_reflection protobuf=protobuf::libprotobuf
+    sqlite=SQLite::SQLite3 libpq=PostgreSQL::PostgreSQL boost=Boost::headers curl=CURL::libcurl
+    json=nlohmann_json::nlohmann_json simdjson=simdjson::simdjson toml=tomlplusplus::tomlplusplus yaml=yaml-cpp
+    cli11=CLI11::CLI11 fmt=fmt::fmt spdlog=spdlog::spdlog prometheus=prometheus-cpp::core threads=Threads::Threads
+    gtest=GTest::gtest gmock=GTest::gmock benchmark=benchmark::benchmark benchmark_main=benchmark::benchmark_main)
+  string(REPLACE "=" ";" _pair "${_pair}")
+  list(GET _pair 0 _ours)
+  list(GET _pair 1 _usual)
+  if(TARGET ${_usual})
+    add_library(creto::${_ours} ALIAS ${_usual})
+  else()
+    message(FATAL_ERROR "the CMake package of ${_ours} does not define ${_usual}: ${_missing_hint}")
   endif()
 endforeach()
