@@ -164,3 +164,10 @@ foreach(_pair
     message(FATAL_ERROR "the CMake package of ${_ours} does not define ${_usual}: ${_missing_hint}")
   endif()
 endforeach()
+
+# --- sanitizers -------------------------------------------------------------------------------------------------------
+
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+  add_library(creto_sanitizer_defaults OBJECT "${CMAKE_CURRENT_LIST_DIR}/sanitizer_defaults.cc")
+  link_libraries($<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:creto_sanitizer_defaults>)
+endif()
