@@ -1,0 +1,106 @@
+# One library target per module, and the one place that says which layer may depend on which.
+#
+#   creto_module(audit LAYER platform
+#     PUBLIC creto::common            # what the module's public headers need
+#     PRIVATE creto::io               # what only its sources need
+#     SOURCES audit_log.cc ...)
+#
+# makes the target creto_audit with the alias creto::audit. Public headers live in include/creto/<module>/.
+# Configuration stops on an upward edge, a product-to-product edge, and a cycle.
+#
+#   creto_test(audit_test SOURCES tests/audit_test.cc DEPS creto::audit [LABELS concurrent])
+#   creto_bench(audit SOURCES bench/audit_bench.cc DEPS creto::audit)     -> bin/bench_audit
+#   creto_fuzz(audit_tile SOURCES tests/tile_fuzz.cc DEPS creto::audit)   -> only where CRETO_FUZZ is on
+
+set(CRETO_LAYERS common crypto io platform security contracts products app)
+
+# platform modules and security modules may use earlier ones of their own layer, in this order.
+set(CRETO_ORDER common crypto proto io consensus audit nhi vault inference authz memory storage contracts
+    metering oversight runtime messaging app)
+
+add_library(creto_warnings INTERFACE)
+target_compile_options(creto_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion -Wnon-virtual-dtor -Woverloaded-virtual -Werror
+  # GCC 12 reports these inside std::vector and std::optional code that is correct.
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-stringop-overread -Wno-restrict -Wno-dangling-pointer -Wno-use-after-free -Wno-nonnull>>)
+
+function(creto_module name)
+  cmake_parse_arguments(arg "" "LAYER" "PUBLIC;PRIVATE;SOURCES" ${ARGN})
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "creto_module(${name}): unknown arguments ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  list(FIND CRETO_LAYERS "${arg_LAYER}" layer_rank)
+  list(FIND CRETO_ORDER "${name}" order)
+  if(layer_rank LESS 0 OR order LESS 0)
+    message(FATAL_ERROR "creto_module(${name}): layer '${arg_LAYER}' or module '${name}' is not in the house")
+  endif()
+  set_property(GLOBAL PROPERTY creto_layer_of_${name} ${arg_LAYER})
+
+  foreach(dep IN LISTS arg_PUBLIC arg_PRIVATE)
+    if(NOT dep MATCHES "^creto::([a-z0-9_]+)$")
+      continue()
+    endif()
+    set(dep_name ${CMAKE_MATCH_1})
+    get_property(dep_layer GLOBAL PROPERTY creto_layer_of_${dep_name})
+    if(NOT dep_layer)
+      list(FIND CRETO_ORDER "${dep_name}" known)
+      if(known GREATER_EQUAL 0)
+        message(FATAL_ERROR "creto_module(${name}): depends on ${dep_name}, which comes later in the house")
+      endif()
+      continue()  # a third-party target from CretoDeps
+    endif()
+    list(FIND CRETO_LAYERS "${dep_layer}" dep_rank)
+    list(FIND CRETO_ORDER "${dep_name}" dep_order)
+    if(dep_rank GREATER layer_rank OR dep_order GREATER_EQUAL order)
+      message(FATAL_ERROR "creto_module(${name}): ${arg_LAYER}/${name} must not depend on ${dep_layer}/${dep_name}")
+    endif()
+    if(arg_LAYER STREQUAL "products" AND dep_layer STREQUAL "products")
+      message(FATAL_ERROR "creto_module(${name}): a product must not depend on another product (${dep_name})")
+    endif()
+  endforeach()
+
+  if(arg_SOURCES)
+    add_library(creto_${name} STATIC ${arg_SOURCES})
+    target_include_directories(creto_${name} PUBLIC include PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+    target_link_libraries(creto_${name} PUBLIC ${arg_PUBLIC} PRIVATE ${arg_PRIVATE} creto_warnings)
+  else()
+    add_library(creto_${name} INTERFACE)
+    target_include_directories(creto_${name} INTERFACE include)
+    target_link_libraries(creto_${name} INTERFACE ${arg_PUBLIC})
+  endif()
+  add_library(creto::${name} ALIAS creto_${name})
+endfunction()
+
+function(creto_test name)
+  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS} creto::gtest creto::gmock creto_warnings)
+  if(NOT TARGET creto_gtest_main)
+    message(FATAL_ERROR "creto_test(${name}): creto_gtest_main is made by common/CMakeLists.txt")
+  endif()
+  target_link_libraries(${name} PRIVATE creto_gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT})
+endfunction()
+
+function(creto_bench name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(bench_${name} ${arg_SOURCES})
+  target_include_directories(bench_${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_SOURCE_DIR})
+  target_link_libraries(bench_${name} PRIVATE ${arg_DEPS} creto_warnings)
+endfunction()
+
+function(creto_fuzz name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  if(NOT CRETO_FUZZ)
+    return()
+  endif()
+  add_executable(fuzz_${name} ${arg_SOURCES})
+  target_include_directories(fuzz_${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_SOURCE_DIR})
+  target_link_libraries(fuzz_${name} PRIVATE ${arg_DEPS} creto_warnings)
+  target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+endfunction()
