@@ -70,7 +70,7 @@ if(_root)
   # RPATH does; so all of them get ours, whether or not the executable names it. Mixing two would break ML-DSA certificates.
   add_link_options("LINKER:--disable-new-dtags" "LINKER:-rpath,${_root}/lib")
   # Also for targets that see OpenSSL only through somebody else's header.
-  include_directories(SYSTEM BEFORE "${_root}/include")
+  include_directories(BEFORE SYSTEM "${_root}/include")
   set(CRETO_OPENSSL_ROOT "${_root}")
 else()
   find_library(CRETO_SYSTEM_CRYPTO crypto)

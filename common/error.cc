@@ -123,6 +123,8 @@ Error& Error::operator=(const Error& other) {
   if (this != &other) rep_ = std::make_unique<Rep>(*other.rep_);
   return *this;
 }
+Error::Error(Error&&) noexcept = default;
+Error& Error::operator=(Error&&) noexcept = default;
 Error::~Error() = default;
 
 ErrorKind Error::kind() const { return rep_->kind; }

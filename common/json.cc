@@ -135,8 +135,8 @@ Result<> write_canonical(const Json& value, std::string& out) {
     case Json::value_t::number_integer:
     case Json::value_t::number_unsigned: {
       constexpr std::int64_t exact = 1LL << 53;
-      if ((value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(exact)) ||
-          (!value.is_number_unsigned() && value.get<std::int64_t>() < -exact))
+      const bool beyond = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
+      if (beyond || value.get<std::int64_t>() > exact || value.get<std::int64_t>() < -exact)
         return invalid("canonical json: integers beyond 2^53 must be strings");
       out += fmt::format("{}", value.get<std::int64_t>());
       return {};
@@ -213,10 +213,10 @@ struct JsonReader::Rep {
   std::optional<Error> problem;
   Json empty_array = Json::array();
   Json empty_object = Json::object();
-  Json null;
+  Json null = nullptr;
 };
 
-JsonReader::JsonReader(const Json& object, std::string path) : rep_(new Rep{object, std::move(path), {}, {}}) {
+JsonReader::JsonReader(const Json& object, std::string path) : rep_(new Rep{.object = object, .path = std::move(path), .read = {}, .problem = std::nullopt}) {
   if (!object.is_object()) rep_->problem = invalid(fmt::format("{}: must be an object", rep_->path));
 }
 JsonReader::~JsonReader() = default;

@@ -35,9 +35,9 @@ TEST(Duration, ReadsWhatItWrites) {
 }
 
 TEST(Timestamp, OrdersByPhysicalThenLogicalThenNode) {
-  EXPECT_LT(compare({9, 1, "b", false}, {0, 2, "a", false}), 0);
-  EXPECT_LT(compare({1, 2, "b", false}, {2, 2, "a", false}), 0);
-  EXPECT_LT(compare({1, 2, "a", false}, {1, 2, "b", false}), 0);
+  EXPECT_TRUE(compare({9, 1, "b", false}, {0, 2, "a", false}) < 0);
+  EXPECT_TRUE(compare({1, 2, "b", false}, {2, 2, "a", false}) < 0);
+  EXPECT_TRUE(compare({1, 2, "a", false}, {1, 2, "b", false}) < 0);
 }
 
 }  // namespace

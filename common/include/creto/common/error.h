@@ -75,8 +75,8 @@ class Error {
   Error(Product product, ErrorKind kind, std::string message);
   Error(const Error& other);
   Error& operator=(const Error& other);
-  Error(Error&&) noexcept = default;
-  Error& operator=(Error&&) noexcept = default;
+  Error(Error&&) noexcept;
+  Error& operator=(Error&&) noexcept;
   ~Error();
 
   ErrorKind kind() const;
