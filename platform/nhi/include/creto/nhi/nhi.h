@@ -1,0 +1,272 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "creto/common/bytes.h"
+#include "creto/common/clock.h"
+#include "creto/common/context.h"
+#include "creto/common/health.h"
+#include "creto/common/id.h"
+#include "creto/common/identity.h"
+#include "creto/common/secret.h"
+#include "creto/common/signature.h"
+#include "creto/common/telemetry.h"
+#include "creto/crypto/kem.h"
+#include "creto/crypto/key_sealer.h"
+#include "creto/crypto/signing.h"
+
+namespace creto::sql {
+class Database;
+}
+
+/// Who agents are: identities, keys, delegations, tokens (003 §6).
+namespace creto::nhi {
+
+enum class AgentType : std::uint8_t { autonomous, supervised, workflow, tool, human, service };
+std::string_view to_string(AgentType type);
+std::optional<AgentType> agent_type_from_string(std::string_view text);
+
+enum class AgentStatus : std::uint8_t { active, suspended, revoked };
+std::string_view to_string(AgentStatus status);
+std::optional<AgentStatus> agent_status_from_string(std::string_view text);
+
+/// The record behind an identity; of humans and services too.
+struct Agent {
+  Identity identity;
+  std::string name;                ///< 1 to 128 characters; unique among the organization's active identities
+  AgentType type;
+  Identity owner;                  ///< the human or service that answers for it; itself for a human or service
+  Instant created_at{};
+  Instant expires_at = Instant::max();
+  AgentStatus status = AgentStatus::active;
+  std::map<std::string, std::string> attributes;   ///< at most 64, keys 1 to 64, values up to 1 024 characters
+
+  friend bool operator==(const Agent&, const Agent&) = default;
+};
+
+/// Algorithms are named in the keys. The X-Wing key is ML-KEM-768's, then X25519's.
+struct PublicKeys {
+  std::string key_id;                            ///< names this set; rotation makes a new one
+  crypto::VerifyingKey signing;                  ///< hybrid-ed25519-ml-dsa-65
+  std::optional<crypto::KemPublicKey> kem;       ///< x-wing; none for a human who registered none
+  Instant valid_from{};
+  Instant valid_until = Instant::max();
+
+  BytesView ed25519() const { return signing.ed25519_half(); }
+  BytesView ml_dsa_65() const { return signing.ml_dsa_half(); }
+  BytesView ml_kem_768() const { return kem ? BytesView(kem->bytes()).first(1184) : BytesView(); }
+  BytesView x25519() const { return kem ? BytesView(kem->bytes()).last(32) : BytesView(); }
+};
+
+struct NewAgent {
+  std::string name;
+  AgentType type = AgentType::autonomous;          ///< not human
+  std::optional<Identity> owner;                   ///< default: the root of the caller's chain
+  std::optional<Nanos> valid_for;                  ///< of record and keys; default one year, at most ten
+  std::map<std::string, std::string> attributes;
+};
+
+struct AgentChange {
+  std::optional<std::string> name;
+  std::optional<AgentStatus> status;               ///< active or suspended; revoking has its own call
+  std::optional<Instant> expires_at;               ///< only earlier than it is
+  std::optional<std::map<std::string, std::string>> attributes;   ///< replaces all
+};
+
+/// What a delegator grants a delegatee. Signed over `signed_bytes()`, whose format is "Delegation" in docs/formats.md.
+struct Delegation {
+  DelegationId id;
+  std::string org;
+  Identity delegator;
+  Identity delegatee;
+  std::optional<DelegationId> parent;      ///< the delegation by which the delegator itself acts; none for a root
+  std::vector<std::string> permissions;    ///< 1 to 64 of "payments.pay", "sandbox.*", "*"; sorted, no repetition
+  Instant created_at{};
+  Instant expires_at{};
+  std::string key_id;                      ///< the delegator's key that signed
+  Signature signature;
+  bool revoked = false;
+
+  Result<std::string> signed_bytes() const;
+};
+
+/// Fields of a delegation that its maker chooses. A human signs on his own side: then `id`, `created_at`, `key_id` and `signature`
+/// are given; for agents and services nhi fills and signs them.
+struct NewDelegation {
+  Identity delegator;
+  Identity delegatee;
+  std::optional<DelegationId> parent;      ///< default for an agent: the last of its own chain
+  std::vector<std::string> permissions;
+  Instant expires_at{};
+
+  std::optional<DelegationId> id;
+  std::optional<Instant> created_at;       ///< within five minutes of the server's clock
+  std::string key_id;
+  std::optional<Signature> signature;
+};
+
+/// A root and the signed delegations from it to one agent.
+struct Chain {
+  Agent root;
+  std::vector<Delegation> delegations;     ///< root's first; empty for a human or service
+  Instant valid_until{};                   ///< the earliest end of any link or identity in it
+
+  /// Root first, the acting identity last.
+  DelegationChain identities() const;
+  /// Whether the last delegation covers `action`; a root by itself may ask for anything.
+  bool permits(std::string_view action) const;
+};
+
+/// "sandbox.*" covers "sandbox.spawn" and "sandbox.*"; "*" covers everything.
+bool covers(std::string_view permission, std::string_view action);
+
+struct ResolvedToken {
+  Agent agent;
+  std::string id;          ///< the token's own
+  Instant expires_at{};
+};
+
+/// Public halves with which others begin sessions (PQXDH). Made and signed at the endpoint; `signature`s are the identity's hybrid
+/// ones and are checked on publication.
+struct SignedPrekey {
+  std::uint32_t id = 0;
+  Bytes key;                ///< X25519 or ML-KEM-768
+  Signature signature;      ///< over `prekey_signed_bytes`
+};
+struct OneTimePrekey {
+  std::uint32_t id = 0;
+  Bytes key;                ///< X25519
+};
+struct KeyBundleUpload {
+  Bytes identity_dh;                             ///< X25519, the endpoint's long-term one
+  Signature identity_dh_signature;
+  SignedPrekey signed_prekey;
+  SignedPrekey last_resort_kem;                  ///< given out where no one-time one is left
+  std::vector<OneTimePrekey> one_time;           ///< added to those there; at most 1 000 kept
+  std::vector<SignedPrekey> one_time_kem;
+};
+struct KeyBundle {
+  Identity identity;
+  PublicKeys keys;
+  Bytes identity_dh;
+  Signature identity_dh_signature;
+  SignedPrekey signed_prekey;
+  SignedPrekey kem;
+  bool kem_is_last_resort = false;
+  std::optional<OneTimePrekey> one_time;
+};
+struct PrekeyCount {
+  std::int64_t one_time = 0;
+  std::int64_t one_time_kem = 0;
+};
+enum class PrekeyUse : std::uint8_t { identity_dh, signed_prekey, kem };
+/// What the signature of a published key is over (docs/formats.md, "Prekey"): binds identity, use, id and key.
+std::string prekey_signed_bytes(const Identity& identity, PrekeyUse use, std::uint32_t id, BytesView key);
+
+struct AgentFilter {
+  std::optional<Identity> owner;
+  std::optional<AgentType> type;
+  std::optional<AgentStatus> status;
+  std::string name;                ///< exact; empty: any
+  std::size_t limit = 100;         ///< 1 to 1 000
+  std::string after;               ///< identity text after which the page begins
+};
+
+/// Registers, vouches for and speaks for identities. Private keys are sealed at rest and never leave. Every change is audited in
+/// its transaction. Thread-safe.
+///
+/// Invariant 1: an agent's identity is the Ed25519 key of its first key set. Invariant 2: every stored delegation verifies under
+/// its delegator's key, and covers no more and no longer than its parent. Invariant 3: what is revoked stays revoked.
+///
+/// Errors of every call: invalid_input naming the field; not_found; unavailable.
+class Nhi {
+ public:
+  virtual ~Nhi() = default;
+
+  // --- identities
+  /// Makes the keys too. Repeating with the same idempotency key returns the first agent.
+  /// Errors: already_exists (the name); conflict (idempotency key with other content); permission_denied (another's `owner`).
+  virtual Result<Agent> register_agent(const Context& ctx, const NewAgent& agent) = 0;
+  /// A human, whose keys are made and kept on his side. Errors: already_exists unless it is there with the same keys.
+  virtual Result<Agent> register_human(const Context& ctx, const Identity& human, const std::string& name,
+                                       const crypto::VerifyingKey& signing,
+                                       const std::optional<crypto::KemPublicKey>& kem) = 0;
+  /// A service, whose keys nhi holds as an agent's. Returns it unchanged where it is there.
+  virtual Result<Agent> ensure_service(const Context& ctx, const Identity& service) = 0;
+  /// Errors: conflict where it is revoked.
+  virtual Result<Agent> update_agent(const Context& ctx, const Identity& identity, const AgentChange& change) = 0;
+  /// Also ends every chain through it. Idempotent.
+  virtual Result<Agent> revoke_agent(const Context& ctx, const Identity& identity, const std::string& reason) = 0;
+  virtual Result<Agent> get_agent(const Context& ctx, const Identity& identity) = 0;
+  virtual Result<std::vector<Agent>> list_agents(const Context& ctx, const AgentFilter& filter) = 0;
+  /// By identity text or by name. Errors: not_found.
+  virtual Result<Agent> find_agent(const Context& ctx, const std::string& identity_or_name) = 0;
+  virtual Result<bool> is_registered(const Context& ctx, const Identity& identity) = 0;
+  /// True also for one that is suspended, past its time or unknown: whether it may not act.
+  virtual Result<bool> is_revoked(const Context& ctx, const Identity& identity) = 0;
+
+  // --- tokens (docs/formats.md, "Token")
+  /// Errors: unauthenticated for one that does not verify or whose identity may not act; expired.
+  virtual Result<ResolvedToken> resolve_token(const Context& ctx, const std::string& token) = 0;
+  /// For an identity whose keys are held here. `valid_for` up to 24 hours.
+  virtual Result<std::string> issue_token(const Context& ctx, const Identity& identity, Nanos valid_for) = 0;
+
+  // --- delegation
+  /// Errors: permission_denied where it would widen its parent, or the caller is not the delegator; signature_invalid; expired;
+  /// conflict where `id` exists with other content.
+  virtual Result<Delegation> create_delegation(const Context& ctx, const NewDelegation& delegation) = 0;
+  /// How `identity` comes to act: by its newest valid delegation that leads back to its owner, or by `leaf`.
+  /// Errors: permission_denied where no valid chain exists.
+  virtual Result<Chain> get_delegation_chain(const Context& ctx, const Identity& identity,
+                                             const std::optional<DelegationId>& leaf = std::nullopt) = 0;
+  /// That every signature, bound, depth, expiry and status holds now. Errors: signature_invalid, expired, permission_denied.
+  virtual Result<> verify_delegation(const Context& ctx, const Chain& chain) = 0;
+  /// By the delegator or somebody above him. Idempotent.
+  virtual Result<> revoke_delegation(const Context& ctx, const DelegationId& id) = 0;
+
+  // --- keys
+  virtual Result<PublicKeys> get_public_keys(const Context& ctx, const Identity& identity) = 0;
+  /// In the name of an agent or service: hybrid, over `data` under `context` (at most 255 bytes; it names the use). The caller
+  /// is the identity itself or a service. Errors: permission_denied; too_large over 4 MiB.
+  virtual Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
+                                 std::string_view context = {}) = 0;
+  /// Under any key set of the identity that is valid now. Errors: signature_invalid, unsupported_algorithm.
+  virtual Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
+                          std::string_view context = {}) = 0;
+  /// The secret that `ciphertext` (x-wing) holds for the key set `key_id`. In process only. The caller is the identity or a service.
+  virtual Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
+                                     BytesView ciphertext) = 0;
+
+  // --- key bundles for messaging
+  /// Errors: signature_invalid; permission_denied unless the caller is the identity or a service.
+  virtual Result<PrekeyCount> publish_key_bundle(const Context& ctx, const Identity& identity,
+                                                 const KeyBundleUpload& bundle) = 0;
+  /// Uses up one one-time prekey of each kind: no two callers get the same. Errors: not_found where none was published.
+  virtual Result<KeyBundle> take_key_bundle(const Context& ctx, const Identity& identity) = 0;
+  virtual Result<PrekeyCount> prekey_count(const Context& ctx, const Identity& identity) = 0;
+
+  virtual HealthStatus health() = 0;
+};
+
+struct NhiOptions {
+  Nanos agent_valid_for = std::chrono::days(365);
+  Nanos cache_ttl = std::chrono::seconds(60);       ///< how long another process' change may go unseen
+  std::size_t cache_entries = 10'000;
+  Nanos clock_skew = std::chrono::minutes(5);       ///< tolerated in what others sign
+};
+
+/// The service over its tables in `database`; migrates them. All references must outlive it.
+Result<std::unique_ptr<Nhi>> create_nhi(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock,
+                                        Telemetry& telemetry, NhiOptions options = {});
+
+/// A token signed on the holder's own side, for humans.
+Result<std::string> make_token(const crypto::SigningKey& key, const Identity& identity, std::string_view org, Instant now,
+                               Nanos valid_for);
+
+}  // namespace creto::nhi
