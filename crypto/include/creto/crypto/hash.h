@@ -21,7 +21,7 @@ Hash256 hash(HashAlgorithm algorithm, BytesView data);
 
 /// A hash of data that comes in pieces. Not thread-safe.
 class Hasher {
- public:
+public:
   explicit Hasher(HashAlgorithm algorithm);
   Hasher(Hasher &&) noexcept;
   Hasher &operator=(Hasher &&) noexcept;
@@ -31,7 +31,7 @@ class Hasher {
   /// Ends the hash; the hasher starts anew.
   Hash256 finish();
 
- private:
+private:
   struct State;
   std::unique_ptr<State> state_;
 };
@@ -47,6 +47,7 @@ Hash256 blake3_keyed(const ByteArray<32> &key, BytesView data);
 
 /// BLAKE3 derive_key. `context` is a constant of the program, "creto 2026-11
 /// override token" say, never input. Requires: 0 < length <= 65536.
-Secret blake3_derive(std::string_view context, BytesView material, std::size_t length = 32);
+Secret blake3_derive(std::string_view context, BytesView material,
+                     std::size_t length = 32);
 
-}  // namespace creto::crypto
+} // namespace creto::crypto

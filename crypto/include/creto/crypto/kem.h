@@ -10,9 +10,9 @@
 namespace creto::crypto {
 
 struct KemSizes {
-  std::size_t public_key;  ///< x25519 32, ml-kem-768 1184, x-wing 1216
-  std::size_t seed;        ///< 32, 64, 32
-  std::size_t ciphertext;  ///< 32, 1088, 1120
+  std::size_t public_key; ///< x25519 32, ml-kem-768 1184, x-wing 1216
+  std::size_t seed;       ///< 32, 64, 32
+  std::size_t ciphertext; ///< 32, 1088, 1120
 };
 KemSizes sizes_of(KemAlgorithm algorithm);
 
@@ -25,7 +25,7 @@ struct Encapsulation {
 
 /// A value that is cheap to copy; parsed once, used often. Thread-safe.
 class KemPublicKey {
- public:
+public:
   /// Errors: invalid_input for a wrong length, or coefficients that are not
   /// reduced (FIPS 203 §7.2).
   static Result<KemPublicKey> parse(KemAlgorithm algorithm, BytesView bytes);
@@ -43,20 +43,22 @@ class KemPublicKey {
     return a.algorithm() == b.algorithm() && a.bytes() == b.bytes();
   }
 
- private:
+private:
   friend class KemPrivateKey;
   friend struct KemTesting;
   struct Rep;
-  explicit KemPublicKey(std::shared_ptr<const Rep> rep) : rep_(std::move(rep)) {}
+  explicit KemPublicKey(std::shared_ptr<const Rep> rep)
+      : rep_(std::move(rep)) {}
   std::shared_ptr<const Rep> rep_;
 };
 
 /// Moves, does not copy. Thread-safe.
 class KemPrivateKey {
- public:
+public:
   static KemPrivateKey generate(KemAlgorithm algorithm);
   /// The seed is the private key. Errors: invalid_input for a wrong length.
-  static Result<KemPrivateKey> from_seed(KemAlgorithm algorithm, BytesView seed);
+  static Result<KemPrivateKey> from_seed(KemAlgorithm algorithm,
+                                         BytesView seed);
 
   KemPrivateKey(KemPrivateKey &&) noexcept;
   KemPrivateKey &operator=(KemPrivateKey &&) noexcept;
@@ -78,10 +80,10 @@ class KemPrivateKey {
   /// invalid_input for a point of small order.
   Result<Secret> agree(const KemPublicKey &peer) const;
 
- private:
+private:
   struct Rep;
   explicit KemPrivateKey(std::unique_ptr<Rep> rep);
   std::unique_ptr<Rep> rep_;
 };
 
-}  // namespace creto::crypto
+} // namespace creto::crypto

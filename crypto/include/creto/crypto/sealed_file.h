@@ -18,12 +18,14 @@ namespace creto::crypto {
 
 /// Errors: invalid_input for an empty passphrase, a purpose outside 1 to 255
 /// characters, a cost outside its ranges; too_large over 1 MiB.
-Result<Bytes> seal_file(std::string_view purpose, const Secret &plaintext, const Secret &passphrase,
+Result<Bytes> seal_file(std::string_view purpose, const Secret &plaintext,
+                        const Secret &passphrase,
                         const PassphraseCost &cost = {});
 
 /// Errors: invalid_input where it is not a sealed file of this version and
 /// purpose; decryption_failed for a wrong passphrase or a changed byte, without
 /// saying which.
-Result<Secret> open_sealed_file(std::string_view purpose, BytesView file, const Secret &passphrase);
+Result<Secret> open_sealed_file(std::string_view purpose, BytesView file,
+                                const Secret &passphrase);
 
-}  // namespace creto::crypto
+} // namespace creto::crypto
