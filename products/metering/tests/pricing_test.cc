@@ -1,0 +1,216 @@
+#include "pricing.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace creto::metering {
+namespace {
+
+Decimal d(std::string_view text) { return Decimal::literal(text); }
+
+Usage units(std::string_view text) {
+  Usage usage;
+  usage.units = d(text);
+  return usage;
+}
+
+Usage values(std::initializer_list<std::string_view> texts) {
+  Usage usage;
+  for (const auto text : texts) {
+    usage.values.push_back(d(text));
+    usage.units = Decimal::add(usage.units, usage.values.back()).value();
+    ++usage.events;
+  }
+  return usage;
+}
+
+std::string amount(const Price &price, const Usage &usage) {
+  return exact_amount(price, usage).value().to_string();
+}
+
+const std::vector<Tier> tiers{{d("10"), d("10"), d("2")},
+                              {d("20"), d("5"), d("3")},
+                              {std::nullopt, d("1"), d("4")}};
+
+TEST(Graduated, PricesEveryUnitInTheTierItLiesIn) {
+  const Price price = GraduatedPrice{tiers};
+  EXPECT_EQ(amount(price, units("0")), "2");
+  EXPECT_EQ(amount(price, units("10")), "102");
+  EXPECT_EQ(amount(price, units("10.5")), "107.5");
+  EXPECT_EQ(amount(price, units("20")), "155");
+  EXPECT_EQ(amount(price, units("21")), "160");
+}
+
+TEST(Volume, PricesAllUnitsByTheTierOfTheTotal) {
+  const Price price = VolumePrice{tiers};
+  EXPECT_EQ(amount(price, units("10")), "102");
+  EXPECT_EQ(amount(price, units("11")), "58");
+  EXPECT_EQ(amount(price, units("100")), "104");
+}
+
+TEST(Package, ChargesBegunPackagesOnly) {
+  const Price price = PackagePrice{d("15"), d("10"), d("5")};
+  EXPECT_EQ(amount(price, units("5")), "0");
+  EXPECT_EQ(amount(price, units("5.0001")), "15");
+  EXPECT_EQ(amount(price, units("15")), "15");
+  EXPECT_EQ(amount(price, units("15.0000000000000000000001")), "30");
+}
+
+TEST(Package, DecidesExactlyWhereTheQuotientHasNoEnd) {
+  const Price price = PackagePrice{d("1"), d("3"), d("0")};
+  EXPECT_EQ(amount(price, units("9")), "3");
+  EXPECT_EQ(amount(price, units("10")), "4");
+}
+
+TEST(Percentage, BoundsWhatOneEventPays) {
+  PercentagePrice price{.rate = d("2.99"),
+                        .fixed = d("2"),
+                        .event_min = d("1.75"),
+                        .event_max = d("12")};
+  EXPECT_EQ(amount(price, values({"10", "80", "10000"})), "18.691");
+}
+
+TEST(Percentage, LeavesFreeWhatBothAllowancesLeaveFree) {
+  PercentagePrice price{.rate = d("1.3"),
+                        .fixed = d("2"),
+                        .free_events = 3,
+                        .free_value = d("250")};
+  EXPECT_EQ(amount(price, values({"50", "100", "250", "400"})), "11.15");
+}
+
+TEST(Fee, RoundsOnceHalfUpToTheCurrency) {
+  Charge charge{.id = "c",
+                .description = "c",
+                .metric = {},
+                .price = StandardPrice{d("0.005")},
+                .minimum = {}};
+  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd())
+                .value()
+                .amount.to_string(),
+            "0.01 USD");
+  EXPECT_EQ(price_usage(charge, units("3"), Currency::usd())
+                .value()
+                .amount.to_string(),
+            "0.02 USD");
+  EXPECT_EQ(price_usage(charge, units("3"), Currency::parse("JPY").value())
+                .value()
+                .amount.to_string(),
+            "0 JPY");
+}
+
+TEST(Fee, IsAtLeastTheMinimum) {
+  Charge charge{.id = "c",
+                .description = "c",
+                .metric = {},
+                .price = StandardPrice{d("1")},
+                .minimum = d("5")};
+  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd())
+                .value()
+                .amount.to_string(),
+            "5.00 USD");
+  EXPECT_EQ(price_usage(charge, units("7"), Currency::usd())
+                .value()
+                .amount.to_string(),
+            "7.00 USD");
+}
+
+TEST(Fee, FailsRatherThanApproximate) {
+  Charge charge{.id = "c",
+                .description = "c",
+                .metric = {},
+                .price = StandardPrice{d("0.1234567890123456789")},
+                .minimum = {}};
+  EXPECT_FALSE(
+      price_usage(charge, units("98765432109876543210987"), Currency::usd()));
+}
+
+TEST(Pricing, NeverFallsWithMoreUseUnlessByVolume) {
+  std::mt19937_64 random(7);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<Tier> some;
+    std::int64_t bound = 0;
+    const auto count = random() % 4;
+    for (std::uint64_t i = 0; i < count; ++i) {
+      bound += 1 + static_cast<std::int64_t>(random() % 50);
+      some.push_back({Decimal(bound),
+                      Decimal(static_cast<std::int64_t>(random() % 9)),
+                      Decimal(static_cast<std::int64_t>(random() % 9))});
+    }
+    some.push_back({std::nullopt,
+                    Decimal(static_cast<std::int64_t>(random() % 9)),
+                    Decimal(static_cast<std::int64_t>(random() % 9))});
+    for (const Price &price :
+         {Price(GraduatedPrice{some}), Price(GraduatedPercentagePrice{some}),
+          Price(PackagePrice{d("3"), d("7"), Decimal(bound)})}) {
+      Decimal before;
+      for (std::int64_t used = 0; used < 220;
+           used += 1 + static_cast<std::int64_t>(random() % 7)) {
+        Usage usage;
+        usage.units = Decimal(used);
+        const Decimal now = exact_amount(price, usage).value();
+        EXPECT_GE(now, before);
+        before = now;
+      }
+    }
+  }
+}
+
+TEST(Plan, SurvivesItsOwnJson) {
+  Plan plan;
+  plan.id = "agent-standard";
+  plan.name = "Agent standard";
+  plan.base_fee = d("10");
+  plan.charges.push_back({.id = "tokens",
+                          .description = "Tokens",
+                          .metric = {.event_type = "inference_tokens",
+                                     .aggregation = Aggregation::sum,
+                                     .property = "total_tokens",
+                                     .match = {{"model_id", {"a", "b"}}},
+                                     .ignore = {{{"provider", {"test"}}}},
+                                     .group_by = "model_id",
+                                     .divide_by = d("1000"),
+                                     .rounding = UnitRounding::ceil,
+                                     .places = 0},
+                          .price = GraduatedPrice{tiers},
+                          .minimum = d("1")});
+  plan.charges.push_back({.id = "pay",
+                          .description = "Payments",
+                          .metric = {.event_type = "action",
+                                     .aggregation = Aggregation::sum,
+                                     .property = "amount"},
+                          .price = PercentagePrice{.rate = d("0.5"),
+                                                   .fixed = d("0.1"),
+                                                   .free_events = 2,
+                                                   .event_max = d("9")},
+                          .minimum = {}});
+  const std::string json = to_json(plan).value();
+  EXPECT_EQ(to_json(plan_from_json(json).value()).value(), json);
+}
+
+TEST(Plan, NamesWhatIsWrongByItsPath) {
+  const auto refused = [](std::string_view text) {
+    const auto plan = plan_from_json(text);
+    return plan ? std::string("accepted") : plan.error().message();
+  };
+  EXPECT_NE(
+      refused(
+          R"({"id":"p","charges":[{"id":"c","model":"standard","metric":{"event_type":"x"},"price":{"per_unit":"-1"}}]})")
+          .find("plan.charges[0].price.per_unit"),
+      std::string::npos);
+  EXPECT_NE(
+      refused(
+          R"({"id":"p","charges":[{"id":"c","model":"graduated","metric":{"event_type":"x"},"price":{"tiers":[{"up_to":"1"}]}}]})")
+          .find("tiers[0].up_to"),
+      std::string::npos);
+  EXPECT_NE(refused(R"({"id":"p","surprise":1})").find("surprise"),
+            std::string::npos);
+  EXPECT_NE(
+      refused(
+          R"({"id":"p","charges":[{"id":"c","model":"percentage","metric":{"event_type":"x"},"price":{"rate":"1"}}]})")
+          .find("metric.property"),
+      std::string::npos);
+}
+
+} // namespace
+} // namespace creto::metering
