@@ -28,7 +28,7 @@ struct BusMessage {
 inline constexpr std::size_t body_bytes_max = 1 << 20;
 
 /// Writes a message to the outbox as part of `tx`. It leaves if and only if `tx` commits. A `message_id` that was published
-/// before (same organization, within the bus' retention) is dropped silently, so repeating is safe.
+/// before (same organization, within the bus' retention) is dropped silently by the relay, so repeating is safe.
 /// `subject`: 1 to 8 tokens of [a-zA-Z0-9_-], joined by '.', 255 characters at most.
 /// Errors: invalid_input, too_large; else those of sql::Tx.
 Result<> publish(sql::Tx& tx, const Context& ctx, std::string_view subject, std::string_view message_id,

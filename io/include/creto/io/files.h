@@ -75,6 +75,7 @@ class Journal {
  private:
   explicit Journal(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
   std::unique_ptr<WritableFile> file_;
+  std::uint64_t durable_ = 0;
   bool broken_ = false;
 };
 

@@ -20,6 +20,7 @@
 #include "creto/common/clock.h"
 #include "creto/common/context.h"
 #include "creto/common/result.h"
+#include "creto/common/telemetry.h"
 
 /// State in SQL, the same text for SQLite (embedded) and PostgreSQL (scaled out).
 ///
@@ -154,6 +155,8 @@ class Tx {
   ///   conflict            a FOREIGN KEY, CHECK or NOT NULL constraint
   ///   resource_exhausted  the disk is full
   ///   timeout             the context's deadline passed
+  ///   invalid_input       a text that is not UTF-8 or contains NUL, a number that is not finite
+  ///   too_large           a value over the database's limit
   ///   unavailable         busy, serialization failure, lost connection; `transaction` repeats before it gives up
   ///   internal            anything else; the SQL text and the database's message are only logged
   Result<Rows> query(std::string_view sql, std::initializer_list<Value> parameters) {
@@ -262,6 +265,7 @@ struct SqliteOptions {
   std::uint32_t readers_max = 4;                        ///< connections for `read`; opened when needed
   Nanos busy_timeout = std::chrono::seconds(10);        ///< for another process' lock, and for our own writers' queue
   const Clock* clock = &system_clock();
+  Telemetry* telemetry = &no_telemetry();               ///< gets the database's own messages; callers never do
 };
 
 /// A file of its own (mode 0600, with `-wal` and `-shm` beside it); created where absent. Journal in WAL mode,
@@ -275,6 +279,7 @@ struct PostgresOptions {
   std::uint32_t attempts_max = 10;                      ///< runs of one transaction's function, the first included
   Nanos acquire_timeout = std::chrono::seconds(10);     ///< to wait for a free connection
   const Clock* clock = &system_clock();
+  Telemetry* telemetry = &no_telemetry();
 };
 
 /// `conninfo` is libpq's ("host=… dbname=…"). Connects once at open to fail early. Lost connections are replaced.
