@@ -60,7 +60,11 @@ class EmbeddedBus;
 class Consumer {
  public:
   Consumer(EmbeddedBus& bus, std::string name, std::string pattern, Handler handler, ConsumerOptions options)
-      : bus_(bus), name_(std::move(name)), pattern_(std::move(pattern)), handler_(std::move(handler)), options_(options) {}
+      : bus_(bus),
+        name_(std::move(name)),
+        pattern_(std::move(pattern)),
+        handler_(std::move(handler)),
+        options_(options) {}
   ~Consumer() { stop(); }
 
   Result<> start();
@@ -122,8 +126,10 @@ class EmbeddedBus final : public Bus {
   }
 
   Result<> subscribe(std::string name, std::string pattern, Handler handler, ConsumerOptions options) override {
-    if (name.empty() || name.size() > id_length_max) return refusal(ErrorKind::invalid_input, "consumer name is empty or too long");
-    if (!is_valid_pattern(pattern)) return refusal(ErrorKind::invalid_input, fmt::format("`{}` is not a subject pattern", pattern));
+    if (name.empty() || name.size() > id_length_max)
+      return refusal(ErrorKind::invalid_input, "consumer name is empty or too long");
+    if (!is_valid_pattern(pattern))
+      return refusal(ErrorKind::invalid_input, fmt::format("`{}` is not a subject pattern", pattern));
     std::lock_guard lock(mutex_);
     if (consumers_.contains(name)) {
       return refusal(ErrorKind::already_exists, fmt::format("there is a consumer `{}` already", name));
@@ -248,9 +254,10 @@ class EmbeddedBus final : public Bus {
 
   void prune() {
     auto result = db_.transaction(Context(), [&](sql::Tx& tx) -> Result<> {
-      CRETO_TRY(tx.exec("DELETE FROM bus_messages WHERE published_at < $1 AND sequence <= "
-                        "(SELECT COALESCE(MIN(position), 0) FROM bus_consumers)",
-                        {tx.now() - options_.retention}));
+      CRETO_TRY(
+          tx.exec("DELETE FROM bus_messages WHERE published_at < $1 AND sequence <= "
+                  "(SELECT COALESCE(MIN(position), 0) FROM bus_consumers)",
+                  {tx.now() - options_.retention}));
       return {};
     });
     if (!result) telemetry_.warn("io", "bus_prune_failed", {{"error", result.error().to_string()}});
@@ -339,7 +346,7 @@ Result<bool> Consumer::step() {
     return tx.query(
         "SELECT sequence, org, subject, message_id, body, trace, published_at FROM bus_messages "
         "WHERE sequence > $1 ORDER BY sequence LIMIT $2",
-        {position_, delivery_batch}));
+        {position_, delivery_batch});
   }));
   for (const auto row : rows) {
     if (stopping()) return false;
@@ -373,8 +380,9 @@ Result<> Consumer::acknowledge() {
   if (acknowledged_ == position_) return {};
   CRETO_TRY(sql::write(bus_.db(), Context(), [&](sql::Tx& tx) -> Result<> {
     // Never back: another process may run the same consumer and be ahead.
-    CRETO_TRY(tx.exec("UPDATE bus_consumers SET position = $2, failures = 0, retry_at = 0 WHERE name = $1 AND position < $2",
-                      {name_, position_}));
+    CRETO_TRY(
+        tx.exec("UPDATE bus_consumers SET position = $2, failures = 0, retry_at = 0 WHERE name = $1 AND position < $2",
+                {name_, position_}));
     return {};
   }));
   last_acknowledge_ = system_clock().monotonic();
@@ -404,14 +412,16 @@ Result<> Consumer::retry_later(const BusMessage& message, const Error& error) {
 
 Result<> Consumer::give_up(const BusMessage& message, const Error& error) {
   CRETO_TRY(sql::write(bus_.db(), Context(), [&](sql::Tx& tx) -> Result<> {
-    CRETO_TRY(tx.exec(
-        "INSERT INTO bus_dead_letters (org, consumer, sequence, subject, message_id, body, trace, published_at, attempts, "
-        "error, failed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) "
-        "ON CONFLICT (org, consumer, sequence) DO NOTHING",
-        {message.org, name_, message.sequence, message.subject, message.message_id, message.body, to_text(message.trace),
-         message.published, message.attempt, error.to_string(), tx.now()}));
-    CRETO_TRY(tx.exec("UPDATE bus_consumers SET position = $2, failures = 0, retry_at = 0 WHERE name = $1 AND position < $2",
-                      {name_, message.sequence}));
+    CRETO_TRY(
+        tx.exec("INSERT INTO bus_dead_letters (org, consumer, sequence, subject, message_id, body, trace, "
+                "published_at, attempts, "
+                "error, failed_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) "
+                "ON CONFLICT (org, consumer, sequence) DO NOTHING",
+                {message.org, name_, message.sequence, message.subject, message.message_id, message.body,
+                 to_text(message.trace), message.published, message.attempt, error.to_string(), tx.now()}));
+    CRETO_TRY(
+        tx.exec("UPDATE bus_consumers SET position = $2, failures = 0, retry_at = 0 WHERE name = $1 AND position < $2",
+                {name_, message.sequence}));
     return {};
   }));
   failures_ = 0;
@@ -428,7 +438,8 @@ Result<> Consumer::give_up(const BusMessage& message, const Error& error) {
 
 Result<> publish(sql::Tx& tx, const Context& ctx, std::string_view subject, std::string_view message_id,
                  std::string_view body) {
-  if (!is_valid_subject(subject)) return refusal(ErrorKind::invalid_input, "subject is not dotted tokens of [a-zA-Z0-9_-]");
+  if (!is_valid_subject(subject))
+    return refusal(ErrorKind::invalid_input, "subject is not dotted tokens of [a-zA-Z0-9_-]");
   if (message_id.empty() || message_id.size() > id_length_max) {
     return refusal(ErrorKind::invalid_input, "message_id must have 1 to 255 characters");
   }

@@ -6,15 +6,15 @@
 #include "creto/io/files.h"
 
 // File: the magic, then records. Record, little endian: u32 marker, u32 length, u64 durable, u32 CRC-32C over
-// length, durable and content; the content. `durable` is how much of the file was known to be synced when the record was
-// appended: damage below it is not what a crash leaves.
+// length, durable and content; the content. `durable` is how much of the file was known to be synced when the record
+// was appended: damage below it is not what a crash leaves.
 namespace creto::io {
 namespace {
 
 namespace fs = std::filesystem;
 
 constexpr std::string_view magic = "CRETOJ1\n";
-constexpr std::uint32_t marker = 0x314a5243;   // "CRJ1"
+constexpr std::uint32_t marker = 0x314a5243;  // "CRJ1"
 constexpr std::size_t header_size = 20;
 
 constexpr auto crc_table = [] {
@@ -118,7 +118,8 @@ Result<> Journal::append(BytesView record) {
   if (record.size() > record_bytes_max) {
     return Error(Product::platform, ErrorKind::too_large, fmt::format("record is over {} bytes", record_bytes_max));
   }
-  if (broken_) return Error(Product::platform, ErrorKind::unavailable, "the journal failed before; it must be reopened");
+  if (broken_)
+    return Error(Product::platform, ErrorKind::unavailable, "the journal failed before; it must be reopened");
   Bytes bytes;
   bytes.reserve(header_size + record.size());
   put(bytes, marker);
@@ -132,7 +133,8 @@ Result<> Journal::append(BytesView record) {
 }
 
 Result<> Journal::sync() {
-  if (broken_) return Error(Product::platform, ErrorKind::unavailable, "the journal failed before; it must be reopened");
+  if (broken_)
+    return Error(Product::platform, ErrorKind::unavailable, "the journal failed before; it must be reopened");
   // The kernel may have dropped what a failed sync could not write, so a second try proves nothing.
   auto result = file_->sync();
   broken_ = !result;

@@ -5,9 +5,7 @@
 
 namespace creto::sql::detail {
 
-Error failure(ErrorKind kind, std::string_view message) {
-  return Error(Product::platform, kind, std::string(message));
-}
+Error failure(ErrorKind kind, std::string_view message) { return Error(Product::platform, kind, std::string(message)); }
 
 void ConditionSignal::raise() {
   {

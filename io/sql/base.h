@@ -23,8 +23,8 @@ class ConditionSignal final : public Signal {
   std::uint64_t count_ = 0;
 };
 
-/// What both databases' transactions share: refusing bad parameters, the doom after a failed statement, savepoints and the
-/// actions after the commit.
+/// What both databases' transactions share: refusing bad parameters, the doom after a failed statement, savepoints and
+/// the actions after the commit.
 class BaseTx : public Tx {
  public:
   BaseTx(Database& database, Instant now) : database_(database), now_(now) {}

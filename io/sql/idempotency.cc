@@ -16,10 +16,10 @@ Result<std::optional<std::string>> recall(sql::Tx& tx, const Context& ctx, std::
     return Error(Product::platform, ErrorKind::invalid_input,
                  fmt::format("idempotency key must have at most {} characters", key_length_max));
   }
-  const auto rows = CRETO_TRY(tx.query(
-      "SELECT request_hash, result, expires_at FROM idempotency "
-      "WHERE org = $1 AND caller = $2 AND operation = $3 AND key = $4",
-      {ctx.org, ctx.caller_text(), operation, ctx.idempotency_key}));
+  const auto rows =
+      CRETO_TRY(tx.query("SELECT request_hash, result, expires_at FROM idempotency "
+                         "WHERE org = $1 AND caller = $2 AND operation = $3 AND key = $4",
+                         {ctx.org, ctx.caller_text(), operation, ctx.idempotency_key}));
   if (rows.empty() || rows.front().instant(2) <= tx.now()) return std::optional<std::string>();
   const Bytes& hash = rows.front().bytes(0);
   if (!std::equal(hash.begin(), hash.end(), ctx.request_hash.begin(), ctx.request_hash.end())) {
@@ -30,14 +30,14 @@ Result<std::optional<std::string>> recall(sql::Tx& tx, const Context& ctx, std::
 }
 
 Result<> remember(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window, std::string_view result) {
-  const auto kept = CRETO_TRY(tx.exec(
-      "INSERT INTO idempotency (org, caller, operation, key, request_hash, result, expires_at) "
-      "VALUES ($1, $2, $3, $4, $5, $6, $7) "
-      "ON CONFLICT (org, caller, operation, key) DO UPDATE SET "
-      "request_hash = excluded.request_hash, result = excluded.result, expires_at = excluded.expires_at "
-      "WHERE idempotency.expires_at <= $8",
-      {ctx.org, ctx.caller_text(), operation, ctx.idempotency_key, ctx.request_hash, result, tx.now() + window,
-       tx.now()}));
+  const auto kept = CRETO_TRY(
+      tx.exec("INSERT INTO idempotency (org, caller, operation, key, request_hash, result, expires_at) "
+              "VALUES ($1, $2, $3, $4, $5, $6, $7) "
+              "ON CONFLICT (org, caller, operation, key) DO UPDATE SET "
+              "request_hash = excluded.request_hash, result = excluded.result, expires_at = excluded.expires_at "
+              "WHERE idempotency.expires_at <= $8",
+              {ctx.org, ctx.caller_text(), operation, ctx.idempotency_key, ctx.request_hash, result, tx.now() + window,
+               tx.now()}));
   if (kept == 0) {
     // Another call with this key committed while ours ran (only where isolation is below serializable).
     return Error(Product::platform, ErrorKind::unavailable, "the same request is being processed; repeat it")

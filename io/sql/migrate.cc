@@ -56,7 +56,7 @@ constexpr const char* create_table =
     "  module TEXT NOT NULL, number BIGINT NOT NULL, name TEXT NOT NULL, checksum TEXT NOT NULL,"
     "  applied_at BIGINT NOT NULL, PRIMARY KEY (module, number))";
 
-constexpr std::int64_t advisory_lock = 0x6372'6574'6f01;   // "creto", 1
+constexpr std::int64_t advisory_lock = 0x6372'6574'6f01;  // "creto", 1
 
 }  // namespace
 
@@ -69,14 +69,16 @@ Result<> migrate(Database& db, std::string_view module, std::span<const Migratio
     auto result = db.transaction(
         ctx,
         [&](Tx& tx) -> Result<> {
-          if (db.dialect() == Dialect::postgres) CRETO_TRY(tx.query("SELECT pg_advisory_xact_lock($1)", {advisory_lock}));
+          if (db.dialect() == Dialect::postgres)
+            CRETO_TRY(tx.query("SELECT pg_advisory_xact_lock($1)", {advisory_lock}));
           CRETO_TRY(tx.exec(create_table));
           const Rows applied = CRETO_TRY(tx.query(
               "SELECT number, name, checksum FROM schema_migrations WHERE module = $1 ORDER BY number", {module}));
           if (applied.size() > steps.size()) {
-            return detail::failure(ErrorKind::conflict,
-                                   fmt::format("the database is newer than this program: `{}` is at step {}, we know {}",
-                                               module, applied.size(), steps.size()));
+            return detail::failure(
+                ErrorKind::conflict,
+                fmt::format("the database is newer than this program: `{}` is at step {}, we know {}", module,
+                            applied.size(), steps.size()));
           }
           for (std::size_t i = 0; i < applied.size(); ++i) {
             if (applied[i].integer(0) != steps[i].number || applied[i].text(2) != checksum(steps[i].sql)) {
@@ -91,9 +93,10 @@ Result<> migrate(Database& db, std::string_view module, std::span<const Migratio
           for (const std::string& statement : statements_of(in_dialect(step.sql, db.dialect()))) {
             CRETO_TRY(tx.exec(statement));
           }
-          CRETO_TRY(tx.exec("INSERT INTO schema_migrations (module, number, name, checksum, applied_at) "
-                            "VALUES ($1, $2, $3, $4, $5)",
-                            {module, step.number, step.name, checksum(step.sql), tx.now()}));
+          CRETO_TRY(
+              tx.exec("INSERT INTO schema_migrations (module, number, name, checksum, applied_at) "
+                      "VALUES ($1, $2, $3, $4, $5)",
+                      {module, step.number, step.name, checksum(step.sql), tx.now()}));
           return {};
         },
         Isolation::read_committed);

@@ -17,8 +17,8 @@ using detail::failure;
 constexpr std::size_t statements_max = 512;
 
 // From pg_type.dat; they never change.
-constexpr Oid oid_bool = 16, oid_bytea = 17, oid_int8 = 20, oid_int2 = 21, oid_int4 = 23, oid_text = 25, oid_float4 = 700,
-              oid_float8 = 701, oid_numeric = 1700;
+constexpr Oid oid_bool = 16, oid_bytea = 17, oid_int8 = 20, oid_int2 = 21, oid_int4 = 23, oid_text = 25,
+              oid_float4 = 700, oid_float8 = 701, oid_numeric = 1700;
 
 struct ResultCloser {
   void operator()(PGresult* result) const { PQclear(result); }
@@ -27,7 +27,7 @@ using PgResult = std::unique_ptr<PGresult, ResultCloser>;
 
 struct Failure {
   Error error;
-  bool repeat = false;   ///< the transaction is certainly not committed and may succeed when run again
+  bool repeat = false;  ///< the transaction is certainly not committed and may succeed when run again
 };
 
 class Connection {
@@ -60,7 +60,8 @@ class Connection {
     return failed(result.get(), sql);
   }
 
-  std::optional<Failure> run(std::string_view sql, std::span<const Value> parameters, Rows& rows, std::int64_t& changed) {
+  std::optional<Failure> run(std::string_view sql, std::span<const Value> parameters, Rows& rows,
+                             std::int64_t& changed) {
     // PostgreSQL fixes the types of a prepared statement, so NULL and a value are different statements.
     std::string key(sql);
     key.push_back('\0');
@@ -284,7 +285,8 @@ class PostgresDatabase final : public detail::BaseDatabase {
     auto lease = CRETO_TRY(acquire(ctx.deadline));
     std::string start(begin);
     if (ctx.deadline != Monotonic::max()) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(ctx.deadline - options_.clock->monotonic());
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(ctx.deadline - options_.clock->monotonic());
       start += fmt::format("; SET LOCAL statement_timeout = {}", std::max<std::int64_t>(1, left.count()));
     }
     if (auto problem = lease->command(start)) {
@@ -353,7 +355,8 @@ class PostgresDatabase final : public detail::BaseDatabase {
   static void pause(std::uint32_t attempt) {
     thread_local std::minstd_rand random{std::random_device{}()};
     const auto most = std::min<std::int64_t>(1000LL << std::min(attempt, 8U), 200'000);
-    std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<std::int64_t>(most / 2, most)(random)));
+    std::this_thread::sleep_for(
+        std::chrono::microseconds(std::uniform_int_distribution<std::int64_t>(most / 2, most)(random)));
   }
 
   const std::string conninfo_;

@@ -23,7 +23,7 @@ constexpr int deadline_check_operations = 20'000;
 
 struct Statement {
   sqlite3_stmt* handle = nullptr;
-  std::vector<int> positions;   ///< of $1, $2, …; 0 where the text does not use it
+  std::vector<int> positions;  ///< of $1, $2, …; 0 where the text does not use it
 };
 
 struct TextHash {
@@ -50,8 +50,9 @@ class Connection {
     sqlite3_extended_result_codes(handle_, 1);
     sqlite3_busy_timeout(
         handle_, static_cast<int>(std::chrono::duration_cast<std::chrono::milliseconds>(options.busy_timeout).count()));
-    CRETO_TRY(script("PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;"
-                     "PRAGMA synchronous = FULL;"));
+    CRETO_TRY(
+        script("PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;"
+               "PRAGMA synchronous = FULL;"));
     if (!writer) return script("PRAGMA query_only = ON");
     return {};
   }
@@ -118,7 +119,8 @@ class Connection {
                     {{"code", code}, {"detail", detail}, {"sql", sql.substr(0, 200)}});
     switch (code & 0xff) {
       case SQLITE_CONSTRAINT:
-        if (code == SQLITE_CONSTRAINT_UNIQUE || code == SQLITE_CONSTRAINT_PRIMARYKEY || code == SQLITE_CONSTRAINT_ROWID) {
+        if (code == SQLITE_CONSTRAINT_UNIQUE || code == SQLITE_CONSTRAINT_PRIMARYKEY ||
+            code == SQLITE_CONSTRAINT_ROWID) {
           return failure(ErrorKind::already_exists, "it already exists");
         }
         return failure(ErrorKind::conflict, "the state does not permit it");
@@ -253,8 +255,7 @@ class Turnstile {
     std::unique_lock lock(mutex_);
     const std::uint64_t ticket = next_++;
     waiting_.push_back(ticket);
-    const bool mine =
-        changed_.wait_for(lock, timeout, [&] { return !taken_ && waiting_.front() == ticket; });
+    const bool mine = changed_.wait_for(lock, timeout, [&] { return !taken_ && waiting_.front() == ticket; });
     std::erase(waiting_, ticket);
     if (mine) {
       taken_ = true;
@@ -396,9 +397,9 @@ class SqliteDatabase final : public detail::BaseDatabase {
   const std::filesystem::path file_;
   const SqliteOptions options_;
   Turnstile turnstile_;
-  Connection writer_;   // guarded by turnstile_
+  Connection writer_;  // guarded by turnstile_
   std::mutex readers_mutex_;
-  std::vector<std::unique_ptr<Connection>> readers_;   // idle ones
+  std::vector<std::unique_ptr<Connection>> readers_;  // idle ones
 };
 
 }  // namespace

@@ -16,10 +16,10 @@ Result<> remember(sql::Tx& tx, const Context& ctx, std::string_view operation, N
 
 /// Makes an operation safe to repeat (C7): key, change and result commit together.
 ///
-/// The key is (ctx.org, ctx.caller, `operation`, ctx.idempotency_key). The first call runs `fn() -> Result<T>` and keeps
-/// `encode(T) -> std::string` for `window`; a repeat with the same ctx.request_hash gets `decode(std::string_view) ->
-/// Result<T>` of it and changes nothing. A failed `fn` is not remembered. Without a key `fn` simply runs. Two at once: one
-/// runs, the other gets its result.
+/// The key is (ctx.org, ctx.caller, `operation`, ctx.idempotency_key). The first call runs `fn() -> Result<T>` and
+/// keeps `encode(T) -> std::string` for `window`; a repeat with the same ctx.request_hash gets
+/// `decode(std::string_view) -> Result<T>` of it and changes nothing. A failed `fn` is not remembered. Without a key
+/// `fn` simply runs. Two at once: one runs, the other gets its result.
 ///
 /// Errors: conflict where the key was used with other content; else what `fn` or `decode` returns.
 template <class F, class Encode, class Decode>

@@ -206,13 +206,16 @@ class Database {
  public:
   virtual ~Database() = default;
 
-  /// Runs `fn` in a read-write transaction and commits if it succeeds; when this returns success, the change is durable.
-  /// `fn` runs again after a serialization failure or a busy database, so it has no side effects but through `after_commit`.
+  /// Runs `fn` in a read-write transaction and commits if it succeeds; when this returns success, the change is
+  /// durable. `fn` runs again after a serialization failure or a busy database, so it has no side effects but through
+  /// `after_commit`.
   ///
-  /// Errors: what `fn` or `Tx::query` returns; nothing was changed. `unavailable` after the repeats are used up; where the
-  /// connection broke during the commit itself it may have happened, so repeat only what is idempotent.
+  /// Errors: what `fn` or `Tx::query` returns; nothing was changed. `unavailable` after the repeats are used up; where
+  /// the connection broke during the commit itself it may have happened, so repeat only what is idempotent.
   virtual Result<> transaction(const Context& ctx, const TxFunction& fn, Isolation isolation) = 0;
-  Result<> transaction(const Context& ctx, const TxFunction& fn) { return transaction(ctx, fn, Isolation::serializable); }
+  Result<> transaction(const Context& ctx, const TxFunction& fn) {
+    return transaction(ctx, fn, Isolation::serializable);
+  }
 
   /// Runs `fn` on one consistent snapshot. Writing in it is an error. Never waits for writers.
   virtual Result<> read(const Context& ctx, const TxFunction& fn) = 0;
@@ -262,10 +265,10 @@ auto read(Database& db, const Context& ctx, F&& fn) -> std::invoke_result_t<F&, 
 }
 
 struct SqliteOptions {
-  std::uint32_t readers_max = 4;                        ///< connections for `read`; opened when needed
-  Nanos busy_timeout = std::chrono::seconds(10);        ///< for another process' lock, and for our own writers' queue
+  std::uint32_t readers_max = 4;                  ///< connections for `read`; opened when needed
+  Nanos busy_timeout = std::chrono::seconds(10);  ///< for another process' lock, and for our own writers' queue
   const Clock* clock = &system_clock();
-  Telemetry* telemetry = &no_telemetry();               ///< gets the database's own messages; callers never do
+  Telemetry* telemetry = &no_telemetry();  ///< gets the database's own messages; callers never do
 };
 
 /// A file of its own (mode 0600, with `-wal` and `-shm` beside it); created where absent. Journal in WAL mode,
@@ -276,8 +279,8 @@ Result<std::unique_ptr<Database>> open_sqlite(const std::filesystem::path& file,
 
 struct PostgresOptions {
   std::uint32_t connections_max = 8;
-  std::uint32_t attempts_max = 10;                      ///< runs of one transaction's function, the first included
-  Nanos acquire_timeout = std::chrono::seconds(10);     ///< to wait for a free connection
+  std::uint32_t attempts_max = 10;                   ///< runs of one transaction's function, the first included
+  Nanos acquire_timeout = std::chrono::seconds(10);  ///< to wait for a free connection
   const Clock* clock = &system_clock();
   Telemetry* telemetry = &no_telemetry();
 };
@@ -290,8 +293,8 @@ Result<std::unique_ptr<Database>> open_postgres(std::string conninfo, PostgresOp
 /// One forward step of a module's schema. Both databases run the same text; `{{serial}}` stands for an automatically
 /// growing BIGINT primary key. Several statements are separated by `;`.
 struct Migration {
-  int number;               ///< 1, 2, 3, … without gaps
-  std::string_view name;    ///< "usage"
+  int number;             ///< 1, 2, 3, … without gaps
+  std::string_view name;  ///< "usage"
   std::string_view sql;
 };
 

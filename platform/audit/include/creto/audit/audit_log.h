@@ -29,17 +29,17 @@ std::optional<Outcome> outcome_from_string(std::string_view text);
 
 /// One entry. In the log it is the canonical JSON described in docs/formats.md, "Audit record", at most 65 535 bytes.
 struct AuditRecord {
-  std::optional<AuditId> id;             ///< given by the log where absent
-  std::string who;                       ///< identity text; empty only for a caller that could not be authenticated
+  std::optional<AuditId> id;  ///< given by the log where absent
+  std::string who;            ///< identity text; empty only for a caller that could not be authenticated
   std::vector<std::string> delegation_chain;
-  std::string what;                      ///< "sandbox_spawned", "egress_denied", "nhi.register_agent"; 1..256 characters
-  std::string resource;                  ///< "runtime:sandbox:sb-…"; up to 2 048 characters
-  std::string why;                       ///< reasoning, policy or request that led to it; may be empty
+  std::string what;      ///< "sandbox_spawned", "egress_denied", "nhi.register_agent"; 1..256 characters
+  std::string resource;  ///< "runtime:sandbox:sb-…"; up to 2 048 characters
+  std::string why;       ///< reasoning, policy or request that led to it; may be empty
   Outcome outcome = Outcome::success;
-  std::string outcome_detail;            ///< of failure and denied: error code and message
-  Timestamp timestamp;                   ///< taken from the transaction's clock where `physical_ns` is 0
-  std::optional<Signature> signature;    ///< the caller's, over its own document; kept as it came
-  std::string metadata = "{}";           ///< a JSON object of the event's own
+  std::string outcome_detail;          ///< of failure and denied: error code and message
+  Timestamp timestamp;                 ///< taken from the transaction's clock where `physical_ns` is 0
+  std::optional<Signature> signature;  ///< the caller's, over its own document; kept as it came
+  std::string metadata = "{}";         ///< a JSON object of the event's own
   std::string trace_id;
 
   /// An entry about `ctx.caller` acting: fills who, chain and trace.
@@ -56,21 +56,21 @@ Result<AuditId> record(sql::Tx& tx, const Context& ctx, AuditRecord record);
 Result<> prepare(sql::Database& db);
 
 struct AuditFilter {
-  std::optional<std::string> who;               ///< anywhere in the chain: `who` itself or one it acted for
-  std::optional<std::string> what;              ///< exact, or a prefix where it ends with '*'
-  std::optional<std::string> resource;          ///< exact, or a prefix where it ends with '*'
+  std::optional<std::string> who;       ///< anywhere in the chain: `who` itself or one it acted for
+  std::optional<std::string> what;      ///< exact, or a prefix where it ends with '*'
+  std::optional<std::string> resource;  ///< exact, or a prefix where it ends with '*'
   std::optional<Outcome> outcome;
-  std::optional<Instant> from;                  ///< inclusive
-  std::optional<Instant> until;                 ///< exclusive
-  std::string cursor;                           ///< `next_cursor` of the page before; empty for the first
-  std::uint32_t limit = 100;                    ///< 1..1 000
+  std::optional<Instant> from;   ///< inclusive
+  std::optional<Instant> until;  ///< exclusive
+  std::string cursor;            ///< `next_cursor` of the page before; empty for the first
+  std::uint32_t limit = 100;     ///< 1..1 000
   bool newest_first = true;
 };
 
 struct AuditEntry {
-  std::uint64_t index;      ///< place in the log
+  std::uint64_t index;  ///< place in the log
   AuditRecord record;
-  std::string bytes;        ///< the entry as it stands in the log
+  std::string bytes;  ///< the entry as it stands in the log
 };
 
 struct AuditPage {
@@ -85,16 +85,16 @@ struct InclusionProof {
   std::uint64_t tree_size;
   Hash256 leaf_hash;
   Hash256 root;
-  std::vector<Hash256> path;   ///< leaf to root, RFC 6962
-  std::string checkpoint;      ///< the signed note
+  std::vector<Hash256> path;  ///< leaf to root, RFC 6962
+  std::string checkpoint;     ///< the signed note
 };
 
 struct AuditStatus {
-  std::uint64_t size = 0;         ///< entries in the signed log
-  std::uint64_t pending = 0;      ///< recorded, not yet sequenced
+  std::uint64_t size = 0;     ///< entries in the signed log
+  std::uint64_t pending = 0;  ///< recorded, not yet sequenced
   std::string origin;
-  std::string verifier_keys;      ///< vkey lines, as in the file `creto audit verify --key` takes
-  std::string problem;            ///< why the sequencer cannot go on; empty when it can
+  std::string verifier_keys;  ///< vkey lines, as in the file `creto audit verify --key` takes
+  std::string problem;        ///< why the sequencer cannot go on; empty when it can
 };
 
 /// The audit service. Thread-safe.
@@ -118,7 +118,8 @@ class AuditLog {
   /// Errors: invalid_input where `old_size` is larger than the log.
   virtual Result<std::vector<Hash256>> consistency(const Context& ctx, std::uint64_t old_size) = 0;
   /// Whether the entry is in the tree with that root. False rather than an error where the proof does not hold.
-  virtual Result<bool> verify(const Context& ctx, const AuditId& id, const InclusionProof& proof, const Hash256& root) = 0;
+  virtual Result<bool> verify(const Context& ctx, const AuditId& id, const InclusionProof& proof,
+                              const Hash256& root) = 0;
 
   /// The newest signed checkpoint.
   virtual Result<std::string> checkpoint(const Context& ctx) = 0;
@@ -130,29 +131,29 @@ class AuditLog {
 };
 
 struct AuditOptions {
-  std::filesystem::path directory;               ///< of the log: `checkpoint`, `tile/…`; created where absent
-  std::string origin;                            ///< "creto.local/audit/<org>": the log's name, for ever
-  std::uint32_t batch_max = 100;                 ///< entries at once (AU3); more wait for the next batch
-  Nanos interval = std::chrono::milliseconds(100);   ///< how long an entry waits for others at most
-  bool sequence_in_background = true;            ///< false: only `flush` sequences (tests)
+  std::filesystem::path directory;                  ///< of the log: `checkpoint`, `tile/…`; created where absent
+  std::string origin;                               ///< "creto.local/audit/<org>": the log's name, for ever
+  std::uint32_t batch_max = 100;                    ///< entries at once (AU3); more wait for the next batch
+  Nanos interval = std::chrono::milliseconds(100);  ///< how long an entry waits for others at most
+  bool sequence_in_background = true;               ///< false: only `flush` sequences (tests)
 };
 
-/// Signs checkpoints. The Ed25519 signature is what any tool for transparency logs verifies; ML-DSA-65 stands beside it.
+/// Signs checkpoints. The Ed25519 signature is what any tool for transparency logs verifies; ML-DSA-65 stands beside
+/// it.
 struct AuditKeys {
   crypto::SigningKey ed25519;
   crypto::SigningKey ml_dsa_65;
 };
 
-/// Opens the log: finishes what a crash interrupted, checks that the files and the database belong together, rebuilds the
-/// index where it is behind, and starts the sequencer. One process at a time may own a directory. `db`, `files`, `clock` and
-/// `telemetry` must outlive it.
-/// Errors: conflict (the directory is another log's, or in use, or holds less than the database says was signed);
-/// hash_mismatch; those of db and files.
+/// Opens the log: finishes what a crash interrupted, checks that the files and the database belong together, rebuilds
+/// the index where it is behind, and starts the sequencer. One process at a time may own a directory. `db`, `files`,
+/// `clock` and `telemetry` must outlive it. Errors: conflict (the directory is another log's, or in use, or holds less
+/// than the database says was signed); hash_mismatch; those of db and files.
 Result<std::unique_ptr<AuditLog>> create_audit_log(sql::Database& db, io::FileSystem& files, const Clock& clock,
                                                    Telemetry& telemetry, AuditKeys keys, AuditOptions options);
 
-/// What `creto audit verify` runs: the log below `directory`, by the keys of `key_file` alone. Checks every entry to be an audit
-/// record too. Errors: as tlog::verify_log.
+/// What `creto audit verify` runs: the log below `directory`, by the keys of `key_file` alone. Checks every entry to be
+/// an audit record too. Errors: as tlog::verify_log.
 Result<tlog::VerifiedLog> verify_directory(const std::filesystem::path& directory, std::string_view key_file);
 
 }  // namespace creto::audit

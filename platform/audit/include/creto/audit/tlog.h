@@ -14,21 +14,23 @@
 #include "creto/crypto/signing.h"
 #include "creto/io/files.h"
 
-/// A transparency log in the formats of C2SP: tlog-tiles, tlog-checkpoint and signed-note, over the Merkle tree of RFC 6962.
-/// Pure: knows nothing of audit records or of SQL, so that a verifier needs only this, the tiles and the public key.
+/// A transparency log in the formats of C2SP: tlog-tiles, tlog-checkpoint and signed-note, over the Merkle tree of RFC
+/// 6962. Pure: knows nothing of audit records or of SQL, so that a verifier needs only this, the tiles and the public
+/// key.
 namespace creto::tlog {
 
-// --- the tree ---------------------------------------------------------------------------------------------------------
+// --- the tree
+// ---------------------------------------------------------------------------------------------------------
 
 Hash256 leaf_hash(BytesView entry);
 Hash256 node_hash(const Hash256& left, const Hash256& right);
 /// The root of a tree without entries: SHA-256 of nothing.
 Hash256 empty_root();
 
-/// Errors: signature_invalid is for signatures; a proof that does not hold is hash_mismatch, one that cannot be (wrong length,
-/// index outside the tree) invalid_input.
-Result<> verify_inclusion(std::uint64_t index, std::uint64_t size, const Hash256& leaf, const std::vector<Hash256>& path,
-                          const Hash256& root);
+/// Errors: signature_invalid is for signatures; a proof that does not hold is hash_mismatch, one that cannot be (wrong
+/// length, index outside the tree) invalid_input.
+Result<> verify_inclusion(std::uint64_t index, std::uint64_t size, const Hash256& leaf,
+                          const std::vector<Hash256>& path, const Hash256& root);
 Result<> verify_consistency(std::uint64_t old_size, std::uint64_t new_size, const std::vector<Hash256>& path,
                             const Hash256& old_root, const Hash256& new_root);
 
@@ -41,14 +43,15 @@ Result<std::vector<Hash256>> inclusion_path(std::uint64_t index, std::uint64_t s
 /// Requires: old_size <= new_size.
 Result<std::vector<Hash256>> consistency_path(std::uint64_t old_size, std::uint64_t new_size, const NodeReader& nodes);
 
-// --- tiles ------------------------------------------------------------------------------------------------------------
+// --- tiles
+// ------------------------------------------------------------------------------------------------------------
 
 inline constexpr std::uint32_t tile_width = 256;
 inline constexpr std::size_t entry_bytes_max = 65'535;
 
 /// `width` hashes of height 8 * level from index * 256 on; 256 for a full tile.
 struct Tile {
-  int level = 0;               ///< 0..7
+  int level = 0;  ///< 0..7
   std::uint64_t index = 0;
   std::uint32_t width = tile_width;
   friend bool operator==(const Tile&, const Tile&) = default;
@@ -86,8 +89,8 @@ class TileNodes {
   std::unique_ptr<Cache> cache_;
 };
 
-/// The files that turn the log of `old_size` into one with `entries` more: tiles and bundles, full or partial, in the order in
-/// which they must be written. Content depends on nothing but the old log and the entries.
+/// The files that turn the log of `old_size` into one with `entries` more: tiles and bundles, full or partial, in the
+/// order in which they must be written. Content depends on nothing but the old log and the entries.
 struct LogFile {
   std::string path;
   Bytes content;
@@ -99,7 +102,8 @@ struct Growth {
 };
 Result<Growth> grow(std::uint64_t old_size, const FileReader& old_files, const std::vector<Bytes>& entries);
 
-// --- signed notes -----------------------------------------------------------------------------------------------------
+// --- signed notes
+// -----------------------------------------------------------------------------------------------------
 
 /// Whose signature counts: `name+keyid+base64(type, key)`. Types: 0x01 Ed25519 as everywhere; 0xff with the identifier
 /// "creto.ml-dsa-65" and a zero byte for ML-DSA-65 (docs/formats.md, "Checkpoint").
@@ -133,14 +137,15 @@ struct NoteSignature {
   Bytes signature;
 };
 struct Note {
-  std::string text;   ///< ends with a newline; what is signed
+  std::string text;  ///< ends with a newline; what is signed
   std::vector<NoteSignature> signatures;
 };
 
 /// Errors: invalid_input, too_large.
 Result<Note> parse_note(std::string_view note);
 /// `keys` sign in order, each under `name`.
-Result<std::string> sign_note(std::string_view text, std::string_view name, const std::vector<const crypto::SigningKey*>& keys);
+Result<std::string> sign_note(std::string_view text, std::string_view name,
+                              const std::vector<const crypto::SigningKey*>& keys);
 /// The text, if every one of `keys` has signed it. Signatures of others are ignored.
 /// Errors: as parse_note; signature_invalid, naming the key.
 Result<std::string> verify_note(std::string_view note, const std::vector<VerifierKey>& keys);
@@ -156,7 +161,8 @@ struct Checkpoint {
   static Result<Checkpoint> parse(std::string_view text);
 };
 
-// --- the whole log ----------------------------------------------------------------------------------------------------
+// --- the whole log
+// ----------------------------------------------------------------------------------------------------
 
 struct VerifiedLog {
   std::string origin;
@@ -164,10 +170,10 @@ struct VerifiedLog {
   Hash256 root{};
 };
 
-/// Proves that the entries are exactly those that the checkpoint's signers signed: checks the signatures of all `keys`, that
-/// the keys' name is the origin, recomputes every tile and the root from the entries, and compares each stored tile.
-/// `on_entry`, if any, sees each entry in order; its error ends the check.
-/// Errors: signature_invalid; hash_mismatch, not_found, invalid_input, each naming the first bad entry or tile; those of on_entry.
+/// Proves that the entries are exactly those that the checkpoint's signers signed: checks the signatures of all `keys`,
+/// that the keys' name is the origin, recomputes every tile and the root from the entries, and compares each stored
+/// tile. `on_entry`, if any, sees each entry in order; its error ends the check. Errors: signature_invalid;
+/// hash_mismatch, not_found, invalid_input, each naming the first bad entry or tile; those of on_entry.
 Result<VerifiedLog> verify_log(const FileReader& files, const std::vector<VerifierKey>& keys,
                                const std::function<Result<>(std::uint64_t index, BytesView entry)>& on_entry = {});
 

@@ -17,10 +17,10 @@ namespace creto::consensus {
 
 struct ClusterStatus {
   std::string node;
-  std::string mode;              ///< "embedded"
+  std::string mode;  ///< "embedded"
   bool healthy = true;
-  std::string reason;            ///< empty when healthy
-  std::int64_t ceiling_ns = 0;   ///< saved; no timestamp at or above it has been handed out
+  std::string reason;           ///< empty when healthy
+  std::int64_t ceiling_ns = 0;  ///< saved; no timestamp at or above it has been handed out
 };
 
 /// Hands out timestamps. Thread-safe.
@@ -57,8 +57,8 @@ class CeilingStore {
 
 struct TimestampOptions {
   std::string node = "local";
-  Nanos ahead = std::chrono::seconds(5);   ///< how far the ceiling is saved ahead; renewed when half of it is used
-  bool renew_in_background = true;         ///< false: `renew()` is called by the owner (tests, simulation)
+  Nanos ahead = std::chrono::seconds(5);  ///< how far the ceiling is saved ahead; renewed when half of it is used
+  bool renew_in_background = true;        ///< false: `renew()` is called by the owner (tests, simulation)
 };
 
 /// The source of a single process, its ceiling in `store`, which like `clock` and `telemetry` must outlive it.

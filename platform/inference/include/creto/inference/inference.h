@@ -31,21 +31,21 @@ struct Message {
 };
 
 struct CompletionRequest {
-  std::string model;   ///< empty: the provider's default
+  std::string model;  ///< empty: the provider's default
   std::vector<Message> messages;
   std::uint32_t max_tokens = 1024;
-  std::optional<double> temperature;   ///< 0 to 2
-  std::vector<std::string> stop;       ///< up to 4
-  bool json = false;                   ///< asks for a JSON object as answer
-  std::optional<SandboxId> sandbox;    ///< for audit; not sent to the provider
-  std::string classification;          ///< of the data in it; for routing and audit
+  std::optional<double> temperature;  ///< 0 to 2
+  std::vector<std::string> stop;      ///< up to 4
+  bool json = false;                  ///< asks for a JSON object as answer
+  std::optional<SandboxId> sandbox;   ///< for audit; not sent to the provider
+  std::string classification;         ///< of the data in it; for routing and audit
 };
 
 struct TokenUsage {
   std::int64_t prompt_tokens = 0;
-  std::int64_t cached_prompt_tokens = 0;   ///< part of prompt_tokens
+  std::int64_t cached_prompt_tokens = 0;  ///< part of prompt_tokens
   std::int64_t completion_tokens = 0;
-  std::int64_t reasoning_tokens = 0;       ///< part of completion_tokens
+  std::int64_t reasoning_tokens = 0;  ///< part of completion_tokens
   std::int64_t total() const { return prompt_tokens + completion_tokens; }
   friend bool operator==(const TokenUsage&, const TokenUsage&) = default;
 };
@@ -55,19 +55,19 @@ std::string_view to_string(FinishReason reason);
 
 /// What the injection check found in what a model was to read or wrote. Rules and weights: the README of inference.
 struct InjectionFinding {
-  double score = 0;                  ///< 0 to 1; 1 - product of (1 - weight) over the rules that matched
-  std::vector<std::string> rules;    ///< names, most telling first
-  std::string excerpt;               ///< up to 120 characters around the first match
+  double score = 0;                ///< 0 to 1; 1 - product of (1 - weight) over the rules that matched
+  std::vector<std::string> rules;  ///< names, most telling first
+  std::string excerpt;             ///< up to 120 characters around the first match
 };
 
 struct CompletionResponse {
-  std::string id;         ///< the provider's
-  std::string provider;   ///< our name of the provider
-  std::string model;      ///< what actually answered
+  std::string id;        ///< the provider's
+  std::string provider;  ///< our name of the provider
+  std::string model;     ///< what actually answered
   std::string content;
   FinishReason finish_reason = FinishReason::stop;
   TokenUsage usage;
-  std::optional<InjectionFinding> flagged;   ///< set where the check found something and let it pass
+  std::optional<InjectionFinding> flagged;  ///< set where the check found something and let it pass
 };
 
 /// Gets each piece of text as it comes; false stops the stream (the result is then `cancelled`).
@@ -75,7 +75,7 @@ using ChunkSink = std::function<bool(std::string_view text)>;
 
 struct Embeddings {
   std::string model;
-  std::vector<std::vector<float>> vectors;   ///< one per text, in order, all of one dimension
+  std::vector<std::vector<float>> vectors;  ///< one per text, in order, all of one dimension
   TokenUsage usage;
 };
 
@@ -83,8 +83,8 @@ struct Capabilities {
   bool streaming = true;
   bool embeddings = true;
   bool json = true;
-  std::uint32_t context_tokens = 0;   ///< 0: not known
-  bool local = false;                 ///< data does not leave this installation
+  std::uint32_t context_tokens = 0;  ///< 0: not known
+  bool local = false;                ///< data does not leave this installation
 };
 
 /// One source of model answers. Thread-safe. Calls return by `ctx.deadline`.
@@ -116,8 +116,8 @@ class Provider {
 
 struct OpenAiOptions {
   std::string id = "openai";
-  std::string base_url;                ///< "http://127.0.0.1:11434/v1": what "/chat/completions" is appended to
-  Secret api_key;                      ///< empty: none is sent
+  std::string base_url;  ///< "http://127.0.0.1:11434/v1": what "/chat/completions" is appended to
+  Secret api_key;        ///< empty: none is sent
   std::string default_model;
   std::string default_embedding_model;
   std::uint32_t context_tokens = 0;

@@ -39,22 +39,22 @@ std::optional<AgentStatus> agent_status_from_string(std::string_view text);
 /// The record behind an identity; of humans and services too.
 struct Agent {
   Identity identity;
-  std::string name;                ///< 1 to 128 characters; unique among the organization's active identities
+  std::string name;  ///< 1 to 128 characters; unique among the organization's active identities
   AgentType type;
-  Identity owner;                  ///< the human or service that answers for it; itself for a human or service
+  Identity owner;  ///< the human or service that answers for it; itself for a human or service
   Instant created_at{};
   Instant expires_at = Instant::max();
   AgentStatus status = AgentStatus::active;
-  std::map<std::string, std::string> attributes;   ///< at most 64, keys 1 to 64, values up to 1 024 characters
+  std::map<std::string, std::string> attributes;  ///< at most 64, keys 1 to 64, values up to 1 024 characters
 
   friend bool operator==(const Agent&, const Agent&) = default;
 };
 
 /// Algorithms are named in the keys. The X-Wing key is ML-KEM-768's, then X25519's.
 struct PublicKeys {
-  std::string key_id;                            ///< names this set; rotation makes a new one
-  crypto::VerifyingKey signing;                  ///< hybrid-ed25519-ml-dsa-65
-  std::optional<crypto::KemPublicKey> kem;       ///< x-wing; none for a human who registered none
+  std::string key_id;                       ///< names this set; rotation makes a new one
+  crypto::VerifyingKey signing;             ///< hybrid-ed25519-ml-dsa-65
+  std::optional<crypto::KemPublicKey> kem;  ///< x-wing; none for a human who registered none
   Instant valid_from{};
   Instant valid_until = Instant::max();
 
@@ -66,17 +66,17 @@ struct PublicKeys {
 
 struct NewAgent {
   std::string name;
-  AgentType type = AgentType::autonomous;          ///< not human
-  std::optional<Identity> owner;                   ///< default: the root of the caller's chain
-  std::optional<Nanos> valid_for;                  ///< of record and keys; default one year, at most ten
+  AgentType type = AgentType::autonomous;  ///< not human
+  std::optional<Identity> owner;           ///< default: the root of the caller's chain
+  std::optional<Nanos> valid_for;          ///< of record and keys; default one year, at most ten
   std::map<std::string, std::string> attributes;
 };
 
 struct AgentChange {
   std::optional<std::string> name;
-  std::optional<AgentStatus> status;               ///< active or suspended; revoking has its own call
-  std::optional<Instant> expires_at;               ///< only earlier than it is
-  std::optional<std::map<std::string, std::string>> attributes;   ///< replaces all
+  std::optional<AgentStatus> status;                             ///< active or suspended; revoking has its own call
+  std::optional<Instant> expires_at;                             ///< only earlier than it is
+  std::optional<std::map<std::string, std::string>> attributes;  ///< replaces all
 };
 
 /// What a delegator grants a delegatee. Signed over `signed_bytes()`, whose format is "Delegation" in docs/formats.md.
@@ -85,28 +85,28 @@ struct Delegation {
   std::string org;
   Identity delegator;
   Identity delegatee;
-  std::optional<DelegationId> parent;      ///< the delegation by which the delegator itself acts; none for a root
-  std::vector<std::string> permissions;    ///< 1 to 64 of "payments.pay", "sandbox.*", "*"; sorted, no repetition
+  std::optional<DelegationId> parent;    ///< the delegation by which the delegator itself acts; none for a root
+  std::vector<std::string> permissions;  ///< 1 to 64 of "payments.pay", "sandbox.*", "*"; sorted, no repetition
   Instant created_at{};
   Instant expires_at{};
-  std::string key_id;                      ///< the delegator's key that signed
+  std::string key_id;  ///< the delegator's key that signed
   Signature signature;
   bool revoked = false;
 
   Result<std::string> signed_bytes() const;
 };
 
-/// Fields of a delegation that its maker chooses. A human signs on his own side: then `id`, `created_at`, `key_id` and `signature`
-/// are given; for agents and services nhi fills and signs them.
+/// Fields of a delegation that its maker chooses. A human signs on his own side: then `id`, `created_at`, `key_id` and
+/// `signature` are given; for agents and services nhi fills and signs them.
 struct NewDelegation {
   Identity delegator;
   Identity delegatee;
-  std::optional<DelegationId> parent;      ///< default for an agent: the last of its own chain
+  std::optional<DelegationId> parent;  ///< default for an agent: the last of its own chain
   std::vector<std::string> permissions;
   Instant expires_at{};
 
   std::optional<DelegationId> id;
-  std::optional<Instant> created_at;       ///< within five minutes of the server's clock
+  std::optional<Instant> created_at;  ///< within five minutes of the server's clock
   std::string key_id;
   std::optional<Signature> signature;
 };
@@ -114,8 +114,8 @@ struct NewDelegation {
 /// A root and the signed delegations from it to one agent.
 struct Chain {
   Agent root;
-  std::vector<Delegation> delegations;     ///< root's first; empty for a human or service
-  Instant valid_until{};                   ///< the earliest end of any link or identity in it
+  std::vector<Delegation> delegations;  ///< root's first; empty for a human or service
+  Instant valid_until{};                ///< the earliest end of any link or identity in it
 
   /// Root first, the acting identity last.
   DelegationChain identities() const;
@@ -128,27 +128,27 @@ bool covers(std::string_view permission, std::string_view action);
 
 struct ResolvedToken {
   Agent agent;
-  std::string id;          ///< the token's own
+  std::string id;  ///< the token's own
   Instant expires_at{};
 };
 
-/// Public halves with which others begin sessions (PQXDH). Made and signed at the endpoint; `signature`s are the identity's hybrid
-/// ones and are checked on publication.
+/// Public halves with which others begin sessions (PQXDH). Made and signed at the endpoint; `signature`s are the
+/// identity's hybrid ones and are checked on publication.
 struct SignedPrekey {
   std::uint32_t id = 0;
-  Bytes key;                ///< X25519 or ML-KEM-768
-  Signature signature;      ///< over `prekey_signed_bytes`
+  Bytes key;            ///< X25519 or ML-KEM-768
+  Signature signature;  ///< over `prekey_signed_bytes`
 };
 struct OneTimePrekey {
   std::uint32_t id = 0;
-  Bytes key;                ///< X25519
+  Bytes key;  ///< X25519
 };
 struct KeyBundleUpload {
-  Bytes identity_dh;                             ///< X25519, the endpoint's long-term one
+  Bytes identity_dh;  ///< X25519, the endpoint's long-term one
   Signature identity_dh_signature;
   SignedPrekey signed_prekey;
-  SignedPrekey last_resort_kem;                  ///< given out where no one-time one is left
-  std::vector<OneTimePrekey> one_time;           ///< added to those there; at most 1 000 kept
+  SignedPrekey last_resort_kem;         ///< given out where no one-time one is left
+  std::vector<OneTimePrekey> one_time;  ///< added to those there; at most 1 000 kept
   std::vector<SignedPrekey> one_time_kem;
 };
 struct KeyBundle {
@@ -173,16 +173,17 @@ struct AgentFilter {
   std::optional<Identity> owner;
   std::optional<AgentType> type;
   std::optional<AgentStatus> status;
-  std::string name;                ///< exact; empty: any
-  std::size_t limit = 100;         ///< 1 to 1 000
-  std::string after;               ///< identity text after which the page begins
+  std::string name;         ///< exact; empty: any
+  std::size_t limit = 100;  ///< 1 to 1 000
+  std::string after;        ///< identity text after which the page begins
 };
 
-/// Registers, vouches for and speaks for identities. Private keys are sealed at rest and never leave. Every change is audited in
-/// its transaction. Thread-safe.
+/// Registers, vouches for and speaks for identities. Private keys are sealed at rest and never leave. Every change is
+/// audited in its transaction. Thread-safe.
 ///
-/// Invariant 1: an agent's identity is the Ed25519 key of its first key set. Invariant 2: every stored delegation verifies under
-/// its delegator's key, and covers no more and no longer than its parent. Invariant 3: what is revoked stays revoked.
+/// Invariant 1: an agent's identity is the Ed25519 key of its first key set. Invariant 2: every stored delegation
+/// verifies under its delegator's key, and covers no more and no longer than its parent. Invariant 3: what is revoked
+/// stays revoked.
 ///
 /// Errors of every call: invalid_input naming the field; not_found; unavailable.
 class Nhi {
@@ -191,7 +192,8 @@ class Nhi {
 
   // --- identities
   /// Makes the keys too. Repeating with the same idempotency key returns the first agent.
-  /// Errors: already_exists (the name); conflict (idempotency key with other content); permission_denied (another's `owner`).
+  /// Errors: already_exists (the name); conflict (idempotency key with other content); permission_denied (another's
+  /// `owner`).
   virtual Result<Agent> register_agent(const Context& ctx, const NewAgent& agent) = 0;
   /// A human, whose keys are made and kept on his side. Errors: already_exists unless it is there with the same keys.
   virtual Result<Agent> register_human(const Context& ctx, const Identity& human, const std::string& name,
@@ -218,28 +220,30 @@ class Nhi {
   virtual Result<std::string> issue_token(const Context& ctx, const Identity& identity, Nanos valid_for) = 0;
 
   // --- delegation
-  /// Errors: permission_denied where it would widen its parent, or the caller is not the delegator; signature_invalid; expired;
-  /// conflict where `id` exists with other content.
+  /// Errors: permission_denied where it would widen its parent, or the caller is not the delegator; signature_invalid;
+  /// expired; conflict where `id` exists with other content.
   virtual Result<Delegation> create_delegation(const Context& ctx, const NewDelegation& delegation) = 0;
   /// How `identity` comes to act: by its newest valid delegation that leads back to its owner, or by `leaf`.
   /// Errors: permission_denied where no valid chain exists.
   virtual Result<Chain> get_delegation_chain(const Context& ctx, const Identity& identity,
                                              const std::optional<DelegationId>& leaf = std::nullopt) = 0;
-  /// That every signature, bound, depth, expiry and status holds now. Errors: signature_invalid, expired, permission_denied.
+  /// That every signature, bound, depth, expiry and status holds now. Errors: signature_invalid, expired,
+  /// permission_denied.
   virtual Result<> verify_delegation(const Context& ctx, const Chain& chain) = 0;
   /// By the delegator or somebody above him. Idempotent.
   virtual Result<> revoke_delegation(const Context& ctx, const DelegationId& id) = 0;
 
   // --- keys
   virtual Result<PublicKeys> get_public_keys(const Context& ctx, const Identity& identity) = 0;
-  /// In the name of an agent or service: hybrid, over `data` under `context` (at most 255 bytes; it names the use). The caller
-  /// is the identity itself or a service. Errors: permission_denied; too_large over 4 MiB.
+  /// In the name of an agent or service: hybrid, over `data` under `context` (at most 255 bytes; it names the use). The
+  /// caller is the identity itself or a service. Errors: permission_denied; too_large over 4 MiB.
   virtual Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
                                  std::string_view context = {}) = 0;
   /// Under any key set of the identity that is valid now. Errors: signature_invalid, unsupported_algorithm.
   virtual Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                           std::string_view context = {}) = 0;
-  /// The secret that `ciphertext` (x-wing) holds for the key set `key_id`. In process only. The caller is the identity or a service.
+  /// The secret that `ciphertext` (x-wing) holds for the key set `key_id`. In process only. The caller is the identity
+  /// or a service.
   virtual Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
                                      BytesView ciphertext) = 0;
 
@@ -256,9 +260,9 @@ class Nhi {
 
 struct NhiOptions {
   Nanos agent_valid_for = std::chrono::days(365);
-  Nanos cache_ttl = std::chrono::seconds(60);       ///< how long another process' change may go unseen
+  Nanos cache_ttl = std::chrono::seconds(60);  ///< how long another process' change may go unseen
   std::size_t cache_entries = 10'000;
-  Nanos clock_skew = std::chrono::minutes(5);       ///< tolerated in what others sign
+  Nanos clock_skew = std::chrono::minutes(5);  ///< tolerated in what others sign
 };
 
 /// The service over its tables in `database`; migrates them. All references must outlive it.
@@ -266,7 +270,7 @@ Result<std::unique_ptr<Nhi>> create_nhi(sql::Database& database, crypto::KeySeal
                                         Telemetry& telemetry, NhiOptions options = {});
 
 /// A token signed on the holder's own side, for humans.
-Result<std::string> make_token(const crypto::SigningKey& key, const Identity& identity, std::string_view org, Instant now,
-                               Nanos valid_for);
+Result<std::string> make_token(const crypto::SigningKey& key, const Identity& identity, std::string_view org,
+                               Instant now, Nanos valid_for);
 
 }  // namespace creto::nhi

@@ -44,8 +44,8 @@ Result<SecretType> secret_type_from_string(std::string_view text);
 
 struct SecretMetadata {
   SecretType type = SecretType::generic;
-  std::string description;                     ///< up to 1 KiB
-  std::map<std::string, std::string> labels;   ///< up to 64, key and value up to 256 bytes
+  std::string description;                    ///< up to 1 KiB
+  std::map<std::string, std::string> labels;  ///< up to 64, key and value up to 256 bytes
   friend bool operator==(const SecretMetadata&, const SecretMetadata&) = default;
 };
 
@@ -53,9 +53,9 @@ struct SecretMetadata {
 struct SecretInfo {
   SecretRef ref;
   Identity owner;
-  std::uint64_t version = 1;   ///< counts from 1
+  std::uint64_t version = 1;  ///< counts from 1
   SecretMetadata metadata;
-  Instant created_at{};        ///< of this version
+  Instant created_at{};  ///< of this version
   std::optional<Instant> expires_at;
 };
 
@@ -66,7 +66,7 @@ struct SecretVersion {
 
 struct NewSecret {
   SecretRef ref;
-  Secret value;   ///< 1 byte to 64 KiB
+  Secret value;  ///< 1 byte to 64 KiB
   SecretMetadata metadata;
   std::optional<Instant> expires_at;
 };
@@ -77,15 +77,15 @@ struct SecretUpdate {
   Secret value;
   std::optional<SecretMetadata> metadata;
   std::optional<Instant> expires_at;
-  std::uint64_t expected_version = 0;   ///< 0: whatever the latest is; else conflict where it is not this one
+  std::uint64_t expected_version = 0;  ///< 0: whatever the latest is; else conflict where it is not this one
 };
 
 /// Where and how often a delegated secret may be used (003 §5.2).
 struct DelegationRestrictions {
-  std::optional<SandboxId> bound_sandbox;   ///< only for this sandbox
-  bool single_use = false;                  ///< the same as max_uses = 1
-  bool memory_only = true;                  ///< the receiver must not write it to disk
-  std::uint32_t max_uses = 0;               ///< 0: as often as wanted while active
+  std::optional<SandboxId> bound_sandbox;  ///< only for this sandbox
+  bool single_use = false;                 ///< the same as max_uses = 1
+  bool memory_only = true;                 ///< the receiver must not write it to disk
+  std::uint32_t max_uses = 0;              ///< 0: as often as wanted while active
 };
 
 enum class DelegationStatus : std::uint8_t { active, expired, revoked, exhausted };
@@ -93,7 +93,7 @@ std::string_view to_string(DelegationStatus status);
 
 struct DelegationRequest {
   Identity delegatee;
-  std::vector<SecretRef> secrets;   ///< 1 to 64, no repeats
+  std::vector<SecretRef> secrets;  ///< 1 to 64, no repeats
   Nanos ttl = std::chrono::hours(1);
   DelegationRestrictions restrictions;
 };
@@ -107,7 +107,7 @@ struct SecretDelegation {
   Instant expires_at{};
   DelegationRestrictions restrictions;
   std::uint32_t uses = 0;
-  DelegationStatus status = DelegationStatus::active;   ///< as of now
+  DelegationStatus status = DelegationStatus::active;  ///< as of now
 };
 
 struct DelegatedSecret {
@@ -123,13 +123,13 @@ struct DelegatedSecrets {
 
 /// One use of a secret, or one that was refused. Never holds a value.
 struct SecretAccess {
-  std::int64_t sequence = 0;   ///< rises with time; the cursor of `access_log`
+  std::int64_t sequence = 0;  ///< rises with time; the cursor of `access_log`
   Instant at{};
   Identity who;
-  std::string operation;       ///< "secret.read", "secret.create", "secret.delegate", ...
+  std::string operation;  ///< "secret.read", "secret.create", "secret.delegate", ...
   SecretRef ref;
-  std::uint64_t version = 0;   ///< 0 where none was touched
-  std::string delegation_id;   ///< empty where none
+  std::uint64_t version = 0;  ///< 0 where none was touched
+  std::string delegation_id;  ///< empty where none
   bool allowed = true;
 };
 
@@ -173,7 +173,8 @@ class Vault {
   /// For the delegatee, inside `sandbox` where it has one. Counts one use, whatever the number of secrets; the count
   /// and the audit record commit before a value is handed out.
   ///
-  /// Errors: not_found; expired; permission_denied (revoked, other delegatee, other sandbox); resource_exhausted (used up)
+  /// Errors: not_found; expired; permission_denied (revoked, other delegatee, other sandbox); resource_exhausted (used
+  /// up)
   virtual Result<DelegatedSecrets> use_delegation(const Context& ctx, const SecretDelegationId& id,
                                                   const std::optional<SandboxId>& sandbox) = 0;
   /// For whoever fills a sandbox with secrets, in the name of its agent (`ctx.caller`): makes a delegation bound to
