@@ -18,7 +18,7 @@ public:
   /// Authenticated encryption. `aad` says what the plaintext is and whose
   /// ("nhi/key:<org>/<agent>/<key>"); it is not stored, and `unseal` needs the
   /// same. The result names its format, algorithm and root key
-  /// (docs/formats.md) and is 110 bytes longer than `plaintext`. Two seals of
+  /// (docs/formats.md) and is 102 bytes longer than `plaintext`. Two seals of
   /// one plaintext differ.
   ///
   /// Errors: encryption_failed, too_large (over 1 MiB)

@@ -28,12 +28,12 @@ std::string_view to_string(MemoryType type);
 Result<MemoryType> memory_type_from_string(std::string_view text);
 
 struct NewEntry {
-  Identity agent;        ///< whose memory
-  std::string content;   ///< 1 byte to 64 KiB of UTF-8; this is embedded
+  Identity agent;       ///< whose memory
+  std::string content;  ///< 1 byte to 64 KiB of UTF-8; this is embedded
   MemoryType type = MemoryType::observation;
-  std::map<std::string, std::string> metadata;   ///< up to 64; "action_id" ties a reasoning to its action
-  std::vector<float> embedding;                  ///< empty: made here. Else of the current model's dimension
-  std::optional<Nanos> ttl;                      ///< none: no expiry
+  std::map<std::string, std::string> metadata;  ///< up to 64; "action_id" ties a reasoning to its action
+  std::vector<float> embedding;                 ///< empty: made here. Else of the current model's dimension
+  std::optional<Nanos> ttl;                     ///< none: no expiry
 };
 
 struct Entry {
@@ -42,7 +42,7 @@ struct Entry {
   std::string content;
   MemoryType type = MemoryType::observation;
   std::map<std::string, std::string> metadata;
-  std::string embedding_model;   ///< which model made its vector; vectors of different models are never compared
+  std::string embedding_model;  ///< which model made its vector; vectors of different models are never compared
   Instant created_at{};
   std::optional<Instant> expires_at;
 };
@@ -50,22 +50,22 @@ struct Entry {
 struct Query {
   Identity agent;
   std::string text;
-  std::size_t limit = 10;                          ///< 1 to 100
-  std::optional<float> relevance_threshold;        ///< 0 to 1; none: the embedder's own default
-  std::vector<MemoryType> types;                   ///< empty: all
-  std::optional<Instant> from;                     ///< created_at in [from, to)
+  std::size_t limit = 10;                    ///< 1 to 100
+  std::optional<float> relevance_threshold;  ///< 0 to 1; none: the embedder's own default
+  std::vector<MemoryType> types;             ///< empty: all
+  std::optional<Instant> from;               ///< created_at in [from, to)
   std::optional<Instant> to;
 };
 
 struct ScoredEntry {
   Entry entry;
-  float relevance = 0;   ///< cosine, clamped to [0, 1]
+  float relevance = 0;  ///< cosine, clamped to [0, 1]
 };
 
 struct Reasoning {
-  std::string text;               ///< of the latest reasoning with this action_id
-  std::vector<Entry> related;     ///< up to 5 other entries of the agent, most relevant first
-  float confidence = 0;           ///< 0 to 1; how it is made: the README of memory
+  std::string text;            ///< of the latest reasoning with this action_id
+  std::vector<Entry> related;  ///< up to 5 other entries of the agent, most relevant first
+  float confidence = 0;        ///< 0 to 1; how it is made: the README of memory
 };
 
 /// Turns text into vectors. `model()` names vectors that may be compared. Thread-safe.
@@ -80,8 +80,8 @@ class Embedder {
   virtual Result<std::vector<std::vector<float>>> embed(const Context& ctx, const std::vector<std::string>& texts) = 0;
 };
 
-/// "creto-hash-384": hashed words and letter trigrams, weighted by log frequency. Knows no meaning, only shared words; needs
-/// nothing and never fails.
+/// "creto-hash-384": hashed words and letter trigrams, weighted by log frequency. Knows no meaning, only shared words;
+/// needs nothing and never fails.
 std::unique_ptr<Embedder> create_hash_embedder();
 /// Through an inference provider. `dimension` must be what `model` gives; another one is an error when it shows.
 std::unique_ptr<Embedder> create_provider_embedder(inference::Provider& provider, std::string model,
@@ -94,8 +94,8 @@ struct MemoryOptions {
 /// What agents remember. Each agent has its own; `ctx.caller` is that agent, or needs policy's permission (memory.read,
 /// memory.write on Agent::"…"). Reads by others are audited, as are changes, in their transaction. Thread-safe.
 ///
-/// Errors of every call: permission_denied; invalid_input; unavailable (also where the embedder does not answer: nothing
-/// is stored then); resource_exhausted (entries_per_agent_max)
+/// Errors of every call: permission_denied; invalid_input; unavailable (also where the embedder does not answer:
+/// nothing is stored then); resource_exhausted (entries_per_agent_max)
 class Memory {
  public:
   virtual ~Memory() = default;

@@ -22,6 +22,9 @@
 namespace creto::sql {
 class Database;
 }
+namespace creto::io {
+class FileSystem;
+}
 
 namespace creto::storage {
 
@@ -29,7 +32,14 @@ namespace creto::storage {
 ///
 ///   agent_data 50 MB · sandbox_state 1 GB · message_payload 100 MB · artifact 1 GB · sensitive 50 MB ·
 ///   compliance 10 MB, kept 7 years: deleting or shortening it is refused
-enum class Classification : std::uint8_t { agent_data, sandbox_state, message_payload, artifact, sensitive, compliance };
+enum class Classification : std::uint8_t {
+  agent_data,
+  sandbox_state,
+  message_payload,
+  artifact,
+  sensitive,
+  compliance
+};
 std::string_view to_string(Classification classification);
 Result<Classification> classification_from_string(std::string_view text);
 /// In bytes.
@@ -46,13 +56,13 @@ struct StorageRef {
 
 struct NewObject {
   std::string bucket = "default";
-  std::string key;   ///< empty: one is made. An existing key gets a new version
+  std::string key;  ///< empty: one is made. An existing key gets a new version
   Identity owner;
   Classification classification = Classification::agent_data;
   std::string content_type = "application/octet-stream";
-  std::map<std::string, std::string> metadata;   ///< up to 64 entries, 8 KiB together
-  std::optional<Nanos> ttl;                      ///< none: 90 days, but 7 years for compliance; zero: for ever
-  std::optional<Hash256> expected_hash;          ///< BLAKE3; another content is refused with hash_mismatch
+  std::map<std::string, std::string> metadata;  ///< up to 64 entries, 8 KiB together
+  std::optional<Nanos> ttl;                     ///< none: 90 days, but 7 years for compliance; zero: for ever
+  std::optional<Hash256> expected_hash;         ///< BLAKE3; another content is refused with hash_mismatch
 };
 
 struct ObjectMetadata {
@@ -62,10 +72,10 @@ struct ObjectMetadata {
   std::string content_type;
   std::map<std::string, std::string> metadata;
   std::uint64_t size_bytes = 0;
-  Hash256 content_hash{};   ///< BLAKE3 of the plaintext
+  Hash256 content_hash{};  ///< BLAKE3 of the plaintext
   Instant created_at{};
   std::optional<Instant> expires_at;
-  std::optional<Instant> retained_until;   ///< compliance only
+  std::optional<Instant> retained_until;  ///< compliance only
 };
 
 struct Object {
@@ -78,6 +88,16 @@ using ChunkSource = std::function<Result<std::size_t>(std::span<std::uint8_t>)>;
 /// Takes the plaintext in order, in pieces of up to `chunk_bytes`.
 using ChunkSink = std::function<Result<>(BytesView)>;
 
+/// An object that is being written. Not thread-safe. Dropped before `finish`: nothing is kept.
+class Upload {
+ public:
+  virtual ~Upload() = default;
+  /// Errors: too_large; quota_exceeded; resource_exhausted. After an error only dropping it makes sense.
+  virtual Result<> append(BytesView data) = 0;
+  /// The object exists when this returns. Call it once.
+  virtual Result<ObjectMetadata> finish() = 0;
+};
+
 struct PresignedGet {};
 struct PresignedPut {
   std::string content_type;
@@ -89,14 +109,14 @@ using PresignedOperation = std::variant<PresignedGet, PresignedPut>;
 struct ListQuery {
   Identity owner;
   std::optional<Classification> classification;
-  std::string bucket;       ///< empty: all
+  std::string bucket;  ///< empty: all
   std::string key_prefix;
   std::string cursor;       ///< from the page before; empty: from the start
   std::size_t limit = 100;  ///< 1 to 1000
 };
 struct ListPage {
-  std::vector<ObjectMetadata> objects;   ///< the latest version of each, by bucket and key
-  std::string next_cursor;               ///< empty on the last page
+  std::vector<ObjectMetadata> objects;  ///< the latest version of each, by bucket and key
+  std::string next_cursor;              ///< empty on the last page
 };
 
 struct QuotaUse {
@@ -109,8 +129,8 @@ class OwnerKeys {
  public:
   virtual ~OwnerKeys() = default;
   struct WrappingKey {
-    std::string key_id;       ///< names this very key, so that objects survive a rotation
-    std::string algorithm;    ///< "x-wing"; "ml-kem-768" is understood too
+    std::string key_id;     ///< names this very key, so that objects survive a rotation
+    std::string algorithm;  ///< "x-wing"; "ml-kem-768" is understood too
     Bytes public_key;
   };
   /// Errors: not_found where `owner` has no encryption key
@@ -121,13 +141,14 @@ class OwnerKeys {
 };
 
 struct StorageOptions {
-  std::filesystem::path root;                               ///< objects live in files below it; made where missing
-  std::uint64_t quota_bytes = 10ull << 30;                  ///< per owner
+  std::filesystem::path root;               ///< objects live in files below it; made where missing
+  std::uint64_t quota_bytes = 10ull << 30;  ///< per owner
   Nanos default_ttl = std::chrono::days(90);
   Nanos compliance_retention = std::chrono::days(2555);
-  std::string public_url = "http://127.0.0.1:8081";         ///< what presigned URLs begin with
+  std::string public_url = "http://127.0.0.1:8081";  ///< what presigned URLs begin with
   Nanos presign_ttl_max = std::chrono::days(7);
-  std::size_t chunk_bytes = 1u << 20;
+  std::size_t chunk_bytes = 1u << 20;         ///< 4 KiB to 16 MiB; each object keeps its own
+  Nanos sweep_grace = std::chrono::hours(1);  ///< files younger than this may belong to a running upload
 };
 
 /// Keeps objects encrypted for their owner.
@@ -144,12 +165,16 @@ class Storage {
   /// Errors: too_large (class limit); quota_exceeded (owner's quota); hash_mismatch; encryption_failed
   virtual Result<ObjectMetadata> store(const Context& ctx, const NewObject& object, BytesView data) = 0;
   /// Holds one chunk in memory at a time. Nothing is kept where `source` fails.
-  virtual Result<ObjectMetadata> store_stream(const Context& ctx, const NewObject& object, const ChunkSource& source) = 0;
+  virtual Result<ObjectMetadata> store_stream(const Context& ctx, const NewObject& object,
+                                              const ChunkSource& source) = 0;
+  /// The same, pushed instead of pulled. The upload must not outlive the storage.
+  virtual Result<std::unique_ptr<Upload>> begin_upload(const Context& ctx, const NewObject& object) = 0;
 
-  /// Errors: hash_mismatch where the file was changed, cut or exchanged; decryption_failed; too_large (over 64 MiB: stream)
+  /// Errors: hash_mismatch where the file was changed, cut or exchanged; decryption_failed; too_large (over 64 MiB:
+  /// stream)
   virtual Result<Object> retrieve(const Context& ctx, const StorageRef& ref) = 0;
-  /// Each piece is authenticated before `sink` sees it; the end is: an error after pieces were handed over means that the
-  /// rest is missing or changed.
+  /// Each piece is authenticated before `sink` sees it; the end is: an error after pieces were handed over means that
+  /// the rest is missing or changed.
   virtual Result<ObjectMetadata> retrieve_stream(const Context& ctx, const StorageRef& ref, const ChunkSink& sink) = 0;
 
   virtual Result<ObjectMetadata> get_metadata(const Context& ctx, const StorageRef& ref) = 0;
@@ -164,9 +189,10 @@ class Storage {
   virtual Result<QuotaUse> quota(const Context& ctx, const Identity& owner) = 0;
 
   /// A URL that lets its bearer do one thing to one object until it expires, in the name of the caller.
-  virtual Result<std::string> presigned_url(const Context& ctx, const StorageRef& ref, const PresignedOperation& operation,
-                                            Nanos ttl) = 0;
-  /// `target` is path and query of such a URL. Errors: permission_denied (changed), expired
+  virtual Result<std::string> presigned_url(const Context& ctx, const StorageRef& ref,
+                                            const PresignedOperation& operation, Nanos ttl) = 0;
+  /// `target` is path and query of such a URL. What it permits is checked against policy once more, for who asked for
+  /// the URL. Errors: permission_denied (changed, or no longer permitted), expired
   virtual Result<ObjectMetadata> presigned_get(std::string_view target, const ChunkSink& sink) = 0;
   virtual Result<ObjectMetadata> presigned_put(std::string_view target, std::string_view content_type,
                                                const ChunkSource& source) = 0;
@@ -178,9 +204,10 @@ class Storage {
   virtual HealthStatus health() = 0;
 };
 
-/// Everything passed in must outlive the result. `url_key` (32 bytes) authenticates presigned URLs. Runs its migrations.
-Result<std::unique_ptr<Storage>> create_storage(sql::Database& database, OwnerKeys& keys, AccessControl& access,
-                                                const Clock& clock, Telemetry& telemetry, Secret url_key,
-                                                StorageOptions options);
+/// Everything passed in must outlive the result. `url_key` (32 bytes) authenticates presigned URLs. Runs its
+/// migrations.
+Result<std::unique_ptr<Storage>> create_storage(sql::Database& database, io::FileSystem& files, OwnerKeys& keys,
+                                                AccessControl& access, const Clock& clock, Telemetry& telemetry,
+                                                Secret url_key, StorageOptions options);
 
 }  // namespace creto::storage

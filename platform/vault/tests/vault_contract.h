@@ -1,0 +1,67 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "creto/common/access.h"
+#include "creto/io/sql.h"
+#include "creto/testing/fake_clock.h"
+#include "creto/vault/vault.h"
+
+namespace creto::vault {
+
+/// Permits what a test lists: "<caller> <action> <resource id>".
+class ListedAccess final : public AccessControl {
+ public:
+  Result<> require(const Context& ctx, std::string_view action, std::string_view type, std::string_view id) override {
+    if (down) return Error(Product::platform, ErrorKind::unavailable, "authz does not answer");
+    if (permits.contains(ctx.caller_text() + " " + std::string(action) + " " + std::string(id)) && type == "Secret") {
+      return {};
+    }
+    return Error(Product::platform, ErrorKind::permission_denied, "denied by policy");
+  }
+  std::set<std::string> permits;
+  bool down = false;
+};
+
+/// One vault to test, however it is reached.
+struct VaultUnderTest {
+  std::shared_ptr<void> keeps_alive;
+  Vault* vault = nullptr;
+  ListedAccess* access = nullptr;
+  testing::FakeClock* clock = nullptr;
+  sql::Database* database = nullptr;
+};
+
+struct VaultFactory {
+  std::string name;
+  std::function<VaultUnderTest(VaultOptions)> make;
+};
+inline std::ostream& operator<<(std::ostream& out, const VaultFactory& factory) { return out << factory.name; }
+
+class VaultContract : public ::testing::TestWithParam<VaultFactory> {
+ protected:
+  void SetUp() override { under_test_ = GetParam().make({}); }
+
+  Vault& vault() { return *under_test_.vault; }
+  ListedAccess& access() { return *under_test_.access; }
+  testing::FakeClock& clock() { return *under_test_.clock; }
+
+  static Context as(const Identity& who) { return Context::of(who, {who}); }
+  Result<SecretInfo> create(const std::string& ref, const std::string& value, const Identity& owner);
+  /// How many audit records hold `text`.
+  std::size_t audited(const std::string& text);
+
+  const Identity ada_ = *Identity::human("ada@example.org");
+  const Identity bob_ = *Identity::human("bob@example.org");
+  const Identity agent_ = Identity::agent(ByteArray<32>{1});
+  const SandboxId sandbox_ = SandboxId::fresh(from_unix_ns(1));
+  const SandboxId other_sandbox_ = SandboxId::fresh(from_unix_ns(2));
+  VaultUnderTest under_test_;
+};
+
+}  // namespace creto::vault

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "creto/memory/memory.h"
+
+namespace creto::memory {
+
+/// What callers may hand in; refuses with invalid_input naming the field.
+Result<> check(const NewEntry& entry, const Embedder& embedder);
+Result<> check(const Query& query);
+
+Result<std::string> to_json(const std::map<std::string, std::string>& metadata);
+Result<std::map<std::string, std::string>> map_from_json(std::string_view text);
+
+}  // namespace creto::memory
