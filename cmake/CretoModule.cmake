@@ -22,7 +22,9 @@ add_library(creto_warnings INTERFACE)
 target_compile_options(creto_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion -Wnon-virtual-dtor -Woverloaded-virtual -Werror
   # GCC 12 reports these inside std::vector and std::optional code that is correct.
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-stringop-overread -Wno-restrict -Wno-dangling-pointer -Wno-use-after-free -Wno-nonnull>>)
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-stringop-overread -Wno-restrict -Wno-dangling-pointer -Wno-use-after-free -Wno-nonnull>
+  # CRETO_ASSERT(!"why this cannot be")
+  $<$<CXX_COMPILER_ID:Clang>:-Wno-string-conversion>>)
 
 function(creto_module name)
   cmake_parse_arguments(arg "" "LAYER" "PUBLIC;PRIVATE;SOURCES" ${ARGN})

@@ -14,8 +14,8 @@ const char* __lsan_default_options() { return "print_suppressions=0"; }
 // Debian's libraries are not built with ThreadSanitizer, which then does not see the synchronisation inside them.
 const char* __tsan_default_options() { return "ignore_noninstrumented_modules=1:second_deadlock_stack=1"; }
 
-// Their inline parts are compiled with ours, and race with what happens inside. Only the innermost frame counts here: a race
-// in a handler that gRPC calls is still found.
+// Their inline parts are compiled with ours, and race with what happens inside. Only the innermost frame counts here: a
+// race in a handler that gRPC calls is still found.
 const char* __tsan_default_suppressions() {
   return "race_top:absl::\n"
          "race_top:grpc::\n"
