@@ -26,7 +26,10 @@ struct GatedAction {
 
 /// Why a human is asked; from the authorization decision, narrowed by annotations (architecture, "Decisions").
 struct ApprovalNeed {
-  std::vector<PolicyId> policies;       ///< every one must be met
+  std::vector<PolicyId> policies;       ///< oversight policies; every one must be met
+  /// Beside each of `policies`, the Cedar forbid that its approval lifts; empty text where no Cedar policy asked (a cost
+  /// threshold). The override token of the approval lifts exactly these.
+  std::vector<PolicyId> forbids;
   std::optional<Nanos> timeout;         ///< may shorten the oversight policies' own, never lengthen
   std::vector<std::string> approvers;   ///< may narrow, never widen
 };
