@@ -16,111 +16,81 @@ constexpr std::size_t subject_bytes_max = 300;
 constexpr std::size_t approver_bytes_max = 256;
 constexpr int schema_version = 1;
 
-constexpr std::array window_kinds{
-    std::pair{WindowKind::rolling, std::string_view("rolling")},
-    std::pair{WindowKind::hour, std::string_view("hour")},
-    std::pair{WindowKind::day, std::string_view("day")},
-    std::pair{WindowKind::week, std::string_view("week")},
-    std::pair{WindowKind::month, std::string_view("month")},
-    std::pair{WindowKind::lifetime, std::string_view("lifetime")}};
+constexpr std::array window_kinds{std::pair{WindowKind::rolling, std::string_view("rolling")},
+                                  std::pair{WindowKind::hour, std::string_view("hour")},
+                                  std::pair{WindowKind::day, std::string_view("day")},
+                                  std::pair{WindowKind::week, std::string_view("week")},
+                                  std::pair{WindowKind::month, std::string_view("month")},
+                                  std::pair{WindowKind::lifetime, std::string_view("lifetime")}};
 constexpr std::array overflows{
     std::pair{Overflow::block, std::string_view("block")},
-    std::pair{Overflow::allow_with_notification,
-              std::string_view("allow_with_notification")},
+    std::pair{Overflow::allow_with_notification, std::string_view("allow_with_notification")},
     std::pair{Overflow::oversight, std::string_view("oversight")}};
 
 Error invalid(std::string_view path, std::string_view rule) {
-  return Error(Product::metering, ErrorKind::invalid_input,
-               fmt::format("{}: {}", path, rule));
+  return Error(Product::metering, ErrorKind::invalid_input, fmt::format("{}: {}", path, rule));
 }
 
-Result<> check_subject(std::string_view path, const std::string &subject) {
+Result<> check_subject(std::string_view path, const std::string& subject) {
   if (subject.size() > subject_bytes_max)
-    return invalid(path,
-                   fmt::format("must be at most {} bytes", subject_bytes_max));
-  if (SubscriptionId::parse(subject) || Identity::parse(subject))
-    return {};
+    return invalid(path, fmt::format("must be at most {} bytes", subject_bytes_max));
+  if (SubscriptionId::parse(subject) || Identity::parse(subject)) return {};
   return invalid(path, "must be an identity or a subscription id");
 }
 
-Result<> check_approvers(std::string_view path,
-                         const std::vector<std::string> &approvers) {
-  if (approvers.size() > approvers_max)
-    return invalid(path, fmt::format("must be at most {}", approvers_max));
-  for (const std::string &approver : approvers) {
-    if (approver.empty() || approver.size() > approver_bytes_max ||
-        !is_valid_utf8(approver)) {
-      return invalid(path, fmt::format("each must be 1 to {} bytes of text",
-                                       approver_bytes_max));
+Result<> check_approvers(std::string_view path, const std::vector<std::string>& approvers) {
+  if (approvers.size() > approvers_max) return invalid(path, fmt::format("must be at most {}", approvers_max));
+  for (const std::string& approver : approvers) {
+    if (approver.empty() || approver.size() > approver_bytes_max || !is_valid_utf8(approver)) {
+      return invalid(path, fmt::format("each must be 1 to {} bytes of text", approver_bytes_max));
     }
   }
   return {};
 }
 
-Result<std::vector<std::string>> texts_from(const Json &json,
-                                            std::string_view path) {
+Result<std::vector<std::string>> texts_from(const Json& json, std::string_view path) {
   std::vector<std::string> texts;
-  for (const Json &one : json) {
-    if (!one.is_string())
-      return invalid(path, "must be an array of strings");
+  for (const Json& one : json) {
+    if (!one.is_string()) return invalid(path, "must be an array of strings");
     texts.push_back(one.get<std::string>());
   }
   return texts;
 }
 
-} // namespace
+}  // namespace
 
-std::string_view to_string(WindowKind kind) {
-  return name_of(window_kinds, kind);
-}
-Result<WindowKind> window_kind_from_string(std::string_view text) {
-  return value_of(window_kinds, text, "window");
-}
-std::string_view to_string(Overflow overflow) {
-  return name_of(overflows, overflow);
-}
-Result<Overflow> overflow_from_string(std::string_view text) {
-  return value_of(overflows, text, "overflow");
-}
+std::string_view to_string(WindowKind kind) { return name_of(window_kinds, kind); }
+Result<WindowKind> window_kind_from_string(std::string_view text) { return value_of(window_kinds, text, "window"); }
+std::string_view to_string(Overflow overflow) { return name_of(overflows, overflow); }
+Result<Overflow> overflow_from_string(std::string_view text) { return value_of(overflows, text, "overflow"); }
 
-Result<> validate(const Quota &quota) {
-  if (!is_name(quota.id))
-    return invalid("quota.id", name_rule);
+Result<> validate(const Quota& quota) {
+  if (!is_name(quota.id)) return invalid("quota.id", name_rule);
   CRETO_TRY(check_subject("quota.subject", quota.subject));
-  if (!is_name(quota.event_type))
-    return invalid("quota.event_type", name_rule);
+  if (!is_name(quota.event_type)) return invalid("quota.event_type", name_rule);
   const bool rolling = quota.window == WindowKind::rolling;
-  if (rolling && (quota.rolling_length < std::chrono::minutes(1) ||
-                  quota.rolling_length > std::chrono::days(366))) {
+  if (rolling && (quota.rolling_length < std::chrono::minutes(1) || quota.rolling_length > std::chrono::days(366))) {
     return invalid("quota.rolling_length", "must be 1m to 366d");
   }
   if (!rolling && quota.rolling_length != Nanos(0))
     return invalid("quota.rolling_length", "belongs to a rolling window only");
-  if (quota.limit < 0 || quota.limit > limit_max)
-    return invalid("quota.limit", "must be 0 to 10^18");
-  if (quota.soft_percent < 1 || quota.soft_percent > 100)
-    return invalid("quota.soft_percent", "must be 1 to 100");
+  if (quota.limit < 0 || quota.limit > limit_max) return invalid("quota.limit", "must be 0 to 10^18");
+  if (quota.soft_percent < 1 || quota.soft_percent > 100) return invalid("quota.soft_percent", "must be 1 to 100");
   return check_approvers("quota.approvers", quota.approvers);
 }
 
-Result<std::string> to_json(const Quota &quota) {
-  Json json = {{"schema_version", schema_version},
-               {"id", quota.id},
-               {"subject", quota.subject},
-               {"event_type", quota.event_type},
-               {"window", to_string(quota.window)},
-               {"limit", std::to_string(quota.limit)},
-               {"soft_percent", quota.soft_percent},
-               {"overflow", to_string(quota.overflow)},
+Result<std::string> to_json(const Quota& quota) {
+  Json json = {{"schema_version", schema_version},   {"id", quota.id},
+               {"subject", quota.subject},           {"event_type", quota.event_type},
+               {"window", to_string(quota.window)},  {"limit", std::to_string(quota.limit)},
+               {"soft_percent", quota.soft_percent}, {"overflow", to_string(quota.overflow)},
                {"approvers", quota.approvers}};
-  if (quota.window == WindowKind::rolling)
-    json["rolling_length"] = to_string(quota.rolling_length);
+  if (quota.window == WindowKind::rolling) json["rolling_length"] = creto::to_string(quota.rolling_length);
   return canonical_json(json);
 }
 
 Result<Quota> quota_from_json(std::string_view text) {
-  const Json json =
-      CRETO_TRY(parse_json(text, {.bytes_max = 16 << 10, .depth_max = 8}));
+  const Json json = CRETO_TRY(parse_json(text, {.bytes_max = 16 << 10, .depth_max = 8}));
   JsonReader reader(json, "quota");
   Quota quota;
   if (reader.integer_or("schema_version", schema_version) != schema_version)
@@ -132,32 +102,28 @@ Result<Quota> quota_from_json(std::string_view text) {
   const std::string length = reader.text_or("rolling_length", "");
   quota.limit = reader.integer("limit");
   const std::int64_t soft = reader.integer_or("soft_percent", 95);
-  if (soft < 1 || soft > 100)
-    reader.refuse("soft_percent", "must be 1 to 100");
+  if (soft < 1 || soft > 100) reader.refuse("soft_percent", "must be 1 to 100");
   const std::string overflow = reader.text_or("overflow", "block");
-  const Json &approvers = reader.array("approvers");
+  const Json& approvers = reader.array("approvers");
   CRETO_TRY(reader.finish());
   quota.soft_percent = static_cast<int>(soft);
   quota.window = CRETO_TRY(window_kind_from_string(window));
   quota.overflow = CRETO_TRY(overflow_from_string(overflow));
-  if (!length.empty())
-    quota.rolling_length = CRETO_TRY(parse_duration(length));
+  if (!length.empty()) quota.rolling_length = CRETO_TRY(parse_duration(length));
   quota.approvers = CRETO_TRY(texts_from(approvers, "quota.approvers"));
   CRETO_TRY(validate(quota));
   return quota;
 }
 
-Result<> validate(const SubjectThreshold &threshold) {
-  if (!is_name(threshold.threshold.threshold_id))
-    return invalid("threshold.id", name_rule);
+Result<> validate(const SubjectThreshold& threshold) {
+  if (!is_name(threshold.threshold.threshold_id)) return invalid("threshold.id", name_rule);
   CRETO_TRY(check_subject("threshold.subject", threshold.subject));
-  if (threshold.threshold.limit.amount.is_negative())
-    return invalid("threshold.limit", "must not be negative");
+  if (threshold.threshold.limit.amount.is_negative()) return invalid("threshold.limit", "must not be negative");
   return check_approvers("threshold.approvers", threshold.threshold.approvers);
 }
 
-Result<std::string> to_json(const SubjectThreshold &threshold) {
-  const contracts::CostThreshold &inner = threshold.threshold;
+Result<std::string> to_json(const SubjectThreshold& threshold) {
+  const contracts::CostThreshold& inner = threshold.threshold;
   return canonical_json({{"schema_version", schema_version},
                          {"id", inner.threshold_id},
                          {"subject", threshold.subject},
@@ -169,8 +135,7 @@ Result<std::string> to_json(const SubjectThreshold &threshold) {
 }
 
 Result<SubjectThreshold> threshold_from_json(std::string_view text) {
-  const Json json =
-      CRETO_TRY(parse_json(text, {.bytes_max = 16 << 10, .depth_max = 8}));
+  const Json json = CRETO_TRY(parse_json(text, {.bytes_max = 16 << 10, .depth_max = 8}));
   JsonReader reader(json, "threshold");
   SubjectThreshold threshold;
   if (reader.integer_or("schema_version", schema_version) != schema_version)
@@ -181,18 +146,15 @@ Result<SubjectThreshold> threshold_from_json(std::string_view text) {
   const std::string limit = reader.text("limit");
   const std::string currency = reader.text_or("currency", "USD");
   const std::string action = reader.text_or("action", "require_approval");
-  const Json &approvers = reader.array("approvers");
+  const Json& approvers = reader.array("approvers");
   CRETO_TRY(reader.finish());
-  threshold.threshold.period =
-      CRETO_TRY(contracts::billing_period_from_string(period));
+  threshold.threshold.period = CRETO_TRY(contracts::billing_period_from_string(period));
   threshold.threshold.limit.amount = CRETO_TRY(Decimal::parse(limit));
   threshold.threshold.limit.currency = CRETO_TRY(Currency::parse(currency));
-  threshold.threshold.action =
-      CRETO_TRY(contracts::threshold_action_from_string(action));
-  threshold.threshold.approvers =
-      CRETO_TRY(texts_from(approvers, "threshold.approvers"));
+  threshold.threshold.action = CRETO_TRY(contracts::threshold_action_from_string(action));
+  threshold.threshold.approvers = CRETO_TRY(texts_from(approvers, "threshold.approvers"));
   CRETO_TRY(validate(threshold));
   return threshold;
 }
 
-} // namespace creto::metering
+}  // namespace creto::metering

@@ -11,4 +11,4 @@ namespace creto::metering {
 /// Lifetime is everything nanoseconds hold. Requires: `kind` is not rolling.
 Period calendar_window(WindowKind kind, Instant when);
 
-} // namespace creto::metering
+}  // namespace creto::metering

@@ -25,13 +25,9 @@ Usage values(std::initializer_list<std::string_view> texts) {
   return usage;
 }
 
-std::string amount(const Price &price, const Usage &usage) {
-  return exact_amount(price, usage).value().to_string();
-}
+std::string amount(const Price& price, const Usage& usage) { return exact_amount(price, usage).value().to_string(); }
 
-const std::vector<Tier> tiers{{d("10"), d("10"), d("2")},
-                              {d("20"), d("5"), d("3")},
-                              {std::nullopt, d("1"), d("4")}};
+const std::vector<Tier> tiers{{d("10"), d("10"), d("2")}, {d("20"), d("5"), d("3")}, {std::nullopt, d("1"), d("4")}};
 
 TEST(Graduated, PricesEveryUnitInTheTierItLiesIn) {
   const Price price = GraduatedPrice{tiers};
@@ -64,65 +60,32 @@ TEST(Package, DecidesExactlyWhereTheQuotientHasNoEnd) {
 }
 
 TEST(Percentage, BoundsWhatOneEventPays) {
-  PercentagePrice price{.rate = d("2.99"),
-                        .fixed = d("2"),
-                        .event_min = d("1.75"),
-                        .event_max = d("12")};
+  PercentagePrice price{.rate = d("2.99"), .fixed = d("2"), .event_min = d("1.75"), .event_max = d("12")};
   EXPECT_EQ(amount(price, values({"10", "80", "10000"})), "18.691");
 }
 
 TEST(Percentage, LeavesFreeWhatBothAllowancesLeaveFree) {
-  PercentagePrice price{.rate = d("1.3"),
-                        .fixed = d("2"),
-                        .free_events = 3,
-                        .free_value = d("250")};
+  PercentagePrice price{.rate = d("1.3"), .fixed = d("2"), .free_events = 3, .free_value = d("250")};
   EXPECT_EQ(amount(price, values({"50", "100", "250", "400"})), "11.15");
 }
 
 TEST(Fee, RoundsOnceHalfUpToTheCurrency) {
-  Charge charge{.id = "c",
-                .description = "c",
-                .metric = {},
-                .price = StandardPrice{d("0.005")},
-                .minimum = {}};
-  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd())
-                .value()
-                .amount.to_string(),
-            "0.01 USD");
-  EXPECT_EQ(price_usage(charge, units("3"), Currency::usd())
-                .value()
-                .amount.to_string(),
-            "0.02 USD");
-  EXPECT_EQ(price_usage(charge, units("3"), Currency::parse("JPY").value())
-                .value()
-                .amount.to_string(),
-            "0 JPY");
+  Charge charge{.id = "c", .description = "c", .metric = {}, .price = StandardPrice{d("0.005")}, .minimum = {}};
+  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd()).value().amount.to_string(), "0.01 USD");
+  EXPECT_EQ(price_usage(charge, units("3"), Currency::usd()).value().amount.to_string(), "0.02 USD");
+  EXPECT_EQ(price_usage(charge, units("3"), Currency::parse("JPY").value()).value().amount.to_string(), "0 JPY");
 }
 
 TEST(Fee, IsAtLeastTheMinimum) {
-  Charge charge{.id = "c",
-                .description = "c",
-                .metric = {},
-                .price = StandardPrice{d("1")},
-                .minimum = d("5")};
-  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd())
-                .value()
-                .amount.to_string(),
-            "5.00 USD");
-  EXPECT_EQ(price_usage(charge, units("7"), Currency::usd())
-                .value()
-                .amount.to_string(),
-            "7.00 USD");
+  Charge charge{.id = "c", .description = "c", .metric = {}, .price = StandardPrice{d("1")}, .minimum = d("5")};
+  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd()).value().amount.to_string(), "5.00 USD");
+  EXPECT_EQ(price_usage(charge, units("7"), Currency::usd()).value().amount.to_string(), "7.00 USD");
 }
 
 TEST(Fee, FailsRatherThanApproximate) {
-  Charge charge{.id = "c",
-                .description = "c",
-                .metric = {},
-                .price = StandardPrice{d("0.1234567890123456789")},
-                .minimum = {}};
-  EXPECT_FALSE(
-      price_usage(charge, units("98765432109876543210987"), Currency::usd()));
+  Charge charge{
+      .id = "c", .description = "c", .metric = {}, .price = StandardPrice{d("0.1234567890123456789")}, .minimum = {}};
+  EXPECT_FALSE(price_usage(charge, units("98765432109876543210987"), Currency::usd()));
 }
 
 TEST(Pricing, NeverFallsWithMoreUseUnlessByVolume) {
@@ -133,19 +96,15 @@ TEST(Pricing, NeverFallsWithMoreUseUnlessByVolume) {
     const auto count = random() % 4;
     for (std::uint64_t i = 0; i < count; ++i) {
       bound += 1 + static_cast<std::int64_t>(random() % 50);
-      some.push_back({Decimal(bound),
-                      Decimal(static_cast<std::int64_t>(random() % 9)),
+      some.push_back({Decimal(bound), Decimal(static_cast<std::int64_t>(random() % 9)),
                       Decimal(static_cast<std::int64_t>(random() % 9))});
     }
-    some.push_back({std::nullopt,
-                    Decimal(static_cast<std::int64_t>(random() % 9)),
+    some.push_back({std::nullopt, Decimal(static_cast<std::int64_t>(random() % 9)),
                     Decimal(static_cast<std::int64_t>(random() % 9))});
-    for (const Price &price :
-         {Price(GraduatedPrice{some}), Price(GraduatedPercentagePrice{some}),
-          Price(PackagePrice{d("3"), d("7"), Decimal(bound)})}) {
+    for (const Price& price : {Price(GraduatedPrice{some}), Price(GraduatedPercentagePrice{some}),
+                               Price(PackagePrice{d("3"), d("7"), Decimal(bound)})}) {
       Decimal before;
-      for (std::int64_t used = 0; used < 220;
-           used += 1 + static_cast<std::int64_t>(random() % 7)) {
+      for (std::int64_t used = 0; used < 220; used += 1 + static_cast<std::int64_t>(random() % 7)) {
         Usage usage;
         usage.units = Decimal(used);
         const Decimal now = exact_amount(price, usage).value();
@@ -174,16 +133,12 @@ TEST(Plan, SurvivesItsOwnJson) {
                                      .places = 0},
                           .price = GraduatedPrice{tiers},
                           .minimum = d("1")});
-  plan.charges.push_back({.id = "pay",
-                          .description = "Payments",
-                          .metric = {.event_type = "action",
-                                     .aggregation = Aggregation::sum,
-                                     .property = "amount"},
-                          .price = PercentagePrice{.rate = d("0.5"),
-                                                   .fixed = d("0.1"),
-                                                   .free_events = 2,
-                                                   .event_max = d("9")},
-                          .minimum = {}});
+  plan.charges.push_back(
+      {.id = "pay",
+       .description = "Payments",
+       .metric = {.event_type = "action", .aggregation = Aggregation::sum, .property = "amount"},
+       .price = PercentagePrice{.rate = d("0.5"), .fixed = d("0.1"), .free_events = 2, .event_max = d("9")},
+       .minimum = {}});
   const std::string json = to_json(plan).value();
   EXPECT_EQ(to_json(plan_from_json(json).value()).value(), json);
 }
@@ -203,8 +158,7 @@ TEST(Plan, NamesWhatIsWrongByItsPath) {
           R"({"id":"p","charges":[{"id":"c","model":"graduated","metric":{"event_type":"x"},"price":{"tiers":[{"up_to":"1"}]}}]})")
           .find("tiers[0].up_to"),
       std::string::npos);
-  EXPECT_NE(refused(R"({"id":"p","surprise":1})").find("surprise"),
-            std::string::npos);
+  EXPECT_NE(refused(R"({"id":"p","surprise":1})").find("surprise"), std::string::npos);
   EXPECT_NE(
       refused(
           R"({"id":"p","charges":[{"id":"c","model":"percentage","metric":{"event_type":"x"},"price":{"rate":"1"}}]})")
@@ -212,5 +166,5 @@ TEST(Plan, NamesWhatIsWrongByItsPath) {
       std::string::npos);
 }
 
-} // namespace
-} // namespace creto::metering
+}  // namespace
+}  // namespace creto::metering
