@@ -11,17 +11,17 @@ namespace creto::http {
 
 struct ClientRequest {
   std::string method = "GET";
-  std::string url;  ///< http:// or https://; other schemes are refused
-  Headers headers;
-  std::string body;
-  std::string unix_path;                     ///< connect here instead of to the url's host
+  std::string url = {};  ///< http:// or https://; other schemes are refused
+  Headers headers = {};
+  std::string body = {};
+  std::string unix_path = {};                ///< connect here instead of to the url's host
   Nanos timeout = std::chrono::seconds(30);  ///< whole call; the context's deadline also holds
   Nanos connect_timeout = std::chrono::seconds(5);
   std::size_t body_bytes_max = 16 << 20;  ///< of the answer; above: too_large
   int redirects_max = 0;
-  std::string authority_pem;    ///< whom to believe instead of the system's store
-  std::string certificate_pem;  ///< our own, for mTLS
-  std::string key_pem;
+  std::string authority_pem = {};    ///< whom to believe instead of the system's store
+  std::string certificate_pem = {};  ///< our own, for mTLS
+  std::string key_pem = {};
   bool refuse_private_addresses = false;  ///< for urls that came from outside: no loopback, private or link-local peer
 };
 

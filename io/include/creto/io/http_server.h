@@ -19,12 +19,12 @@ namespace creto::http {
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
 struct Request {
-  std::string method;  ///< "GET", ...
-  std::string target;  ///< as received: "/v1/agents?limit=3"
-  Headers headers;     ///< names in lower case, in the order received
-  std::string body;
-  std::string peer;                    ///< "127.0.0.1:40312", or "unix"
-  std::vector<std::string> peer_uris;  ///< URI SANs of a client certificate that was verified
+  std::string method = {};  ///< "GET", ...
+  std::string target = {};  ///< as received: "/v1/agents?limit=3"
+  Headers headers = {};     ///< names in lower case, in the order received
+  std::string body = {};
+  std::string peer = {};                    ///< "127.0.0.1:40312", or "unix"
+  std::vector<std::string> peer_uris = {};  ///< URI SANs of a client certificate that was verified
 
   /// Without the query, not decoded.
   std::string_view path() const { return std::string_view(target).substr(0, target.find('?')); }
@@ -38,8 +38,8 @@ struct Request {
 
 struct Response {
   int status = 200;
-  Headers headers;  ///< without Content-Length
-  std::string body;
+  Headers headers = {};  ///< without Content-Length
+  std::string body = {};
 
   static Response json(int status, std::string body) {
     return Response{status, {{"Content-Type", "application/json"}}, std::move(body)};
@@ -73,11 +73,11 @@ using Respond = std::function<void(Response)>;
 using AsyncHandler = std::function<void(Request, Respond)>;
 
 struct ServerOptions {
-  std::string address = "127.0.0.1";  ///< where `port` is set
-  std::optional<std::uint16_t> port;  ///< 0: any free one, see `Server::port()`
-  std::string unix_path;              ///< alone or beside the port; replaced if stale, removed at the end
+  std::string address = "127.0.0.1";       ///< where `port` is set
+  std::optional<std::uint16_t> port = {};  ///< 0: any free one, see `Server::port()`
+  std::string unix_path = {};              ///< alone or beside the port; replaced if stale, removed at the end
   std::uint32_t unix_mode = 0600;
-  std::optional<tls::Identity> tls;         ///< for the port; none: plain text
+  std::optional<tls::Identity> tls = {};    ///< for the port; none: plain text
   bool require_client_certificate = false;  ///< with `tls.authority`; otherwise one is asked for and optional
 
   std::size_t io_threads = 1;

@@ -45,16 +45,16 @@ namespace creto::rpc {
 
 /// What a call is about, in Cedar's words. Empty: the organization.
 struct Resource {
-  std::string type;
-  std::string id;
+  std::string type = {};
+  std::string id = {};
 };
 
 /// What a caller showed.
 struct Credentials {
-  std::string bearer;                         ///< from `authorization: Bearer …`
-  std::vector<std::string> certificate_uris;  ///< URI SANs of a client certificate whose chain was verified
-  std::string on_behalf_of;                   ///< from `creto-on-behalf-of`: whom a service acts for
-  std::string peer;                           ///< transport address, for the record
+  std::string bearer = {};                         ///< from `authorization: Bearer …`
+  std::vector<std::string> certificate_uris = {};  ///< URI SANs of a client certificate whose chain was verified
+  std::string on_behalf_of = {};                   ///< from `creto-on-behalf-of`: whom a service acts for
+  std::string peer = {};                           ///< transport address, for the record
 };
 
 struct Caller {
@@ -288,10 +288,10 @@ class Service {
 
 struct GrpcServerOptions {
   std::string address = "127.0.0.1";
-  std::optional<std::uint16_t> port;     ///< 0: any free one
-  std::string unix_path;                 ///< alone or beside the port
-  std::optional<tls::Identity> tls;      ///< for the port; none: plain text
-  std::function<HealthStatus()> health;  ///< behind grpc.health.v1.Health
+  std::optional<std::uint16_t> port = {};     ///< 0: any free one
+  std::string unix_path = {};                 ///< alone or beside the port
+  std::optional<tls::Identity> tls = {};      ///< for the port; none: plain text
+  std::function<HealthStatus()> health = {};  ///< behind grpc.health.v1.Health
 };
 
 /// Serves what is registered in `dispatcher`, with reflection and health beside it.

@@ -19,10 +19,10 @@ class Message;
 namespace creto::rpc {
 
 struct ChannelOptions {
-  std::string endpoint;                      ///< "host:port" or "unix:/path"
-  std::optional<tls::Identity> tls;          ///< none: plain text
-  std::string server_name;                   ///< checked in the server's certificate instead of the endpoint's host
-  std::function<std::string()> bearer;       ///< asked before each call; empty result: none sent
+  std::string endpoint = {};                 ///< "host:port" or "unix:/path"
+  std::optional<tls::Identity> tls = {};     ///< none: plain text
+  std::string server_name = {};              ///< checked in the server's certificate instead of the endpoint's host
+  std::function<std::string()> bearer = {};  ///< asked before each call; empty result: none sent
   bool forward_caller = false;               ///< a service's channel: sends `ctx.caller` as the one it acts for
   Nanos timeout = std::chrono::seconds(10);  ///< of one attempt; the context's deadline also holds
   std::uint32_t attempts_max = 3;            ///< for calls that are safe to repeat and fail as transient

@@ -25,10 +25,10 @@ struct Identity {
 };
 
 struct Subject {
-  std::string common_name;
-  std::string uri;  ///< the Creto identity as URI SAN: "creto:human:ada@example.com"
-  std::vector<std::string> dns_names;
-  std::vector<std::string> ip_addresses;
+  std::string common_name = {};
+  std::string uri = {};  ///< the Creto identity as URI SAN: "creto:human:ada@example.com"
+  std::vector<std::string> dns_names = {};
+  std::vector<std::string> ip_addresses = {};
   bool server = false;
   bool client = true;
 };

@@ -65,18 +65,18 @@ struct PublicKeys {
 };
 
 struct NewAgent {
-  std::string name;
+  std::string name = {};
   AgentType type = AgentType::autonomous;  ///< not human
-  std::optional<Identity> owner;           ///< default: the root of the caller's chain
-  std::optional<Nanos> valid_for;          ///< of record and keys; default one year, at most ten
-  std::map<std::string, std::string> attributes;
+  std::optional<Identity> owner = {};      ///< default: the root of the caller's chain
+  std::optional<Nanos> valid_for = {};     ///< of record and keys; default one year, at most ten
+  std::map<std::string, std::string> attributes = {};
 };
 
 struct AgentChange {
-  std::optional<std::string> name;
-  std::optional<AgentStatus> status;                             ///< active or suspended; revoking has its own call
-  std::optional<Instant> expires_at;                             ///< only earlier than it is
-  std::optional<std::map<std::string, std::string>> attributes;  ///< replaces all
+  std::optional<std::string> name = {};
+  std::optional<AgentStatus> status = {};  ///< active or suspended; revoking has its own call
+  std::optional<Instant> expires_at = {};  ///< only earlier than it is
+  std::optional<std::map<std::string, std::string>> attributes = {};  ///< replaces all
 };
 
 /// What a delegator grants a delegatee. Signed over `signed_bytes()`, whose format is "Delegation" in docs/formats.md.
@@ -127,6 +127,7 @@ struct Chain {
 bool covers(std::string_view permission, std::string_view action);
 
 struct ResolvedToken {
+  std::string org;
   Agent agent;
   std::string id;  ///< the token's own
   Instant expires_at{};
@@ -170,12 +171,12 @@ enum class PrekeyUse : std::uint8_t { identity_dh, signed_prekey, kem };
 std::string prekey_signed_bytes(const Identity& identity, PrekeyUse use, std::uint32_t id, BytesView key);
 
 struct AgentFilter {
-  std::optional<Identity> owner;
-  std::optional<AgentType> type;
-  std::optional<AgentStatus> status;
-  std::string name;         ///< exact; empty: any
+  std::optional<Identity> owner = {};
+  std::optional<AgentType> type = {};
+  std::optional<AgentStatus> status = {};
+  std::string name = {};    ///< exact; empty: any
   std::size_t limit = 100;  ///< 1 to 1 000
-  std::string after;        ///< identity text after which the page begins
+  std::string after = {};   ///< identity text after which the page begins
 };
 
 /// Registers, vouches for and speaks for identities. Private keys are sealed at rest and never leave. Every change is
@@ -237,6 +238,7 @@ class Nhi {
   virtual Result<PublicKeys> get_public_keys(const Context& ctx, const Identity& identity) = 0;
   /// In the name of an agent or service: hybrid, over `data` under `context` (at most 255 bytes; it names the use). The
   /// caller is the identity itself or a service. Errors: permission_denied; too_large over 4 MiB.
+  /// Tokens and delegations are not signed by it: they have calls of their own.
   virtual Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
                                  std::string_view context = {}) = 0;
   /// Under any key set of the identity that is valid now. Errors: signature_invalid, unsupported_algorithm.

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "creto/io/rpc.h"
+#include "rpc/worker_pool.h"
+
+namespace google::protobuf {
+class MethodDescriptor;
+}
+
+namespace creto::rpc {
+
+/// One running call as its transport sees it. Each is used for one call and shared until that call is answered.
+class Call {
+ public:
+  virtual ~Call() = default;
+
+  /// Of a header or metadata entry whose name is in lower case; empty where absent.
+  virtual std::string_view metadata(std::string_view name) const = 0;
+  virtual std::vector<std::string> certificate_uris() const = 0;
+  virtual std::string peer() const = 0;
+  /// What the caller is ready to wait.
+  virtual std::optional<Nanos> timeout() const = 0;
+  virtual Result<> parse(google::protobuf::Message& request) = 0;
+
+  /// Once; either a message or an error.
+  virtual void answer(const google::protobuf::Message& message) = 0;
+  virtual void fail(const Error& error) = 0;
+  /// For a stream instead of `answer`. Null where the transport cannot.
+  virtual std::shared_ptr<detail::Outlet> open_stream(std::size_t queue_max) = 0;
+};
+
+/// A registered method with all that is looked up once.
+struct Entry {
+  detail::Method method;
+  std::string full_name;  ///< "/creto.nhi.v1.NhiService/GetAgent"
+  const google::protobuf::MethodDescriptor* descriptor;
+  Counter* succeeded;
+  Histogram* seconds;
+};
+
+class Router;
+
+class DispatcherImpl final : public Dispatcher {
+ public:
+  DispatcherImpl(Ports ports, DispatcherOptions options);
+  ~DispatcherImpl() override;
+
+  http::AsyncHandler rest() override;
+  std::string openapi() const override;
+  void stop() override;
+
+  /// Runs `call` here or on a worker, and answers it.
+  void dispatch(const Entry& entry, std::shared_ptr<Call> call);
+
+  const std::vector<std::unique_ptr<Entry>>& entries() const { return entries_; }
+  const DispatcherOptions& options() const { return options_; }
+  const Ports& ports() const { return ports_; }
+
+ private:
+  struct Running;
+  void add(detail::Method method) override;
+  void run(const Entry& entry, const std::shared_ptr<Call>& call);
+  void finish(const Entry& entry, Running& running, const Error* error, const google::protobuf::Message* message);
+  Result<Context> context_of(const Call& call, Credentials& credentials) const;
+
+  const Ports ports_;
+  const DispatcherOptions options_;
+  std::vector<std::unique_ptr<Entry>> entries_;
+  std::unique_ptr<Router> router_;
+  std::atomic<bool> stopped_ = false;
+  io::WorkerPool workers_;
+};
+
+/// Fields of an OpenAPI 3.0 document; see openapi.cc.
+std::string make_openapi(const std::vector<std::unique_ptr<Entry>>& entries);
+
+}  // namespace creto::rpc

@@ -1,0 +1,340 @@
+#include <fmt/format.h>
+#include <google/protobuf/message.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/impl/codegen/server_callback_handlers.h>
+#include <grpcpp/impl/service_type.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <deque>
+#include <map>
+#include <thread>
+
+#include "creto/common/assert.h"
+#include "rpc/call.h"
+#include "rpc/errors.h"
+
+namespace creto::rpc {
+namespace {
+
+using google::protobuf::Message;
+using grpc::ByteBuffer;
+
+grpc::Status to_status(const Error& error) {
+  int code = to_grpc_status(error.kind());
+  return {static_cast<grpc::StatusCode>(code), error.message(), to_status_details(error, code)};
+}
+
+/// What gRPC knows of a call, for both kinds of reactor.
+class GrpcCall : public Call {
+ public:
+  GrpcCall(grpc::CallbackServerContext* context, const ByteBuffer* request) : context_(context), request_(request) {}
+
+  std::string_view metadata(std::string_view name) const override {
+    const auto& all = context_->client_metadata();
+    auto found = all.find(grpc::string_ref(name.data(), name.size()));
+    if (found == all.end()) return {};
+    return {found->second.data(), found->second.size()};
+  }
+  std::vector<std::string> certificate_uris() const override {
+    std::vector<std::string> uris;
+    auto auth = context_->auth_context();
+    if (auth == nullptr || !auth->IsPeerAuthenticated()) return uris;
+    for (const grpc::string_ref& uri : auth->FindPropertyValues("peer_uri")) uris.emplace_back(uri.data(), uri.size());
+    return uris;
+  }
+  std::string peer() const override { return context_->peer(); }
+  std::optional<Nanos> timeout() const override {
+    gpr_timespec deadline = context_->raw_deadline();
+    if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return std::nullopt;
+    gpr_timespec left =
+        gpr_time_sub(gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC), gpr_now(GPR_CLOCK_MONOTONIC));
+    return std::max(Nanos(0), Nanos(std::chrono::seconds(left.tv_sec)) + Nanos(left.tv_nsec));
+  }
+  Result<> parse(Message& request) override {
+    // Deserialize empties the buffer it is given; a copy shares the slices.
+    ByteBuffer buffer = *request_;
+    auto status = grpc::GenericDeserialize<grpc::ProtoBufferReader, Message>(&buffer, &request);
+    if (!status.ok())
+      return Error(Product::platform, ErrorKind::invalid_input,
+                   fmt::format("the request is not a valid `{}`", request.GetDescriptor()->full_name()));
+    return {};
+  }
+
+ protected:
+  grpc::CallbackServerContext* context_;
+  const ByteBuffer* request_;
+};
+
+/// Answers once. gRPC's objects may go as soon as `Finish` was called or, where nobody answered yet, never before that:
+/// OnDone comes after Finish alone. So the reactor keeps itself alive until OnDone, and a late second answer finds
+/// `done_` set.
+class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
+ public:
+  UnaryCall(grpc::CallbackServerContext* context, const ByteBuffer* request, ByteBuffer* response)
+      : GrpcCall(context, request), response_(response) {}
+  void keep(std::shared_ptr<UnaryCall> self) { self_ = std::move(self); }
+
+  void answer(const Message& message) override {
+    bool own = false;
+    grpc::Status status = grpc::GenericSerialize<grpc::ProtoBufferWriter, Message>(message, response_, &own);
+    Finish(status);
+  }
+  void fail(const Error& error) override { Finish(to_status(error)); }
+  std::shared_ptr<detail::Outlet> open_stream(std::size_t) override { return nullptr; }
+  void OnDone() override { self_.reset(); }
+
+ private:
+  ByteBuffer* response_;
+  std::shared_ptr<UnaryCall> self_;
+};
+
+class StreamCall final : public GrpcCall, public grpc::ServerWriteReactor<ByteBuffer> {
+ public:
+  StreamCall(grpc::CallbackServerContext* context, const ByteBuffer* request) : GrpcCall(context, request) {}
+  void keep(std::shared_ptr<StreamCall> self) { self_ = self; }
+
+  void answer(const Message&) override { CRETO_ASSERT(false); }
+  void fail(const Error& error) override { finish(error); }
+  std::shared_ptr<detail::Outlet> open_stream(std::size_t queue_max) override;
+
+  bool send(const Message& message) {
+    bool own = false;
+    ByteBuffer bytes;
+    if (!grpc::GenericSerialize<grpc::ProtoBufferWriter, Message>(message, &bytes, &own).ok()) return false;
+    std::lock_guard lock(mutex_);
+    if (finishing_ || cancelled_) return false;
+    if (queue_.size() >= queue_max_) {
+      finishing_ = true;
+      status_ = to_status(Error(Product::platform, ErrorKind::resource_exhausted, "the reader is too far behind"));
+    } else {
+      queue_.push_back(std::move(bytes));
+    }
+    pump();
+    return !finishing_;
+  }
+  void finish(Result<> result) {
+    std::lock_guard lock(mutex_);
+    if (finishing_) return;
+    finishing_ = true;
+    status_ = result ? grpc::Status::OK : to_status(result.error());
+    pump();
+  }
+  void on_closed(std::function<void()> callback) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!cancelled_ && !done_) {
+        closed_ = std::move(callback);
+        return;
+      }
+    }
+    callback();
+  }
+  bool closed() {
+    std::lock_guard lock(mutex_);
+    return cancelled_ || done_ || finishing_;
+  }
+
+  void OnWriteDone(bool ok) override {
+    std::lock_guard lock(mutex_);
+    writing_ = false;
+    queue_.pop_front();
+    if (!ok) cancelled_ = true;
+    pump();
+  }
+  void OnCancel() override {
+    std::function<void()> closed;
+    {
+      std::lock_guard lock(mutex_);
+      cancelled_ = true;
+      finishing_ = true;
+      status_ = grpc::Status::CANCELLED;
+      closed = std::exchange(closed_, nullptr);
+      pump();
+    }
+    if (closed) closed();
+  }
+  void OnDone() override {
+    std::function<void()> closed;
+    {
+      std::lock_guard lock(mutex_);
+      done_ = true;
+      closed = std::exchange(closed_, nullptr);
+    }
+    if (closed) closed();
+    self_.reset();
+  }
+
+ private:
+  void pump() {
+    if (writing_ || finished_) return;
+    if (!queue_.empty() && !cancelled_) {
+      writing_ = true;
+      StartWrite(&queue_.front());
+    } else if (finishing_ || cancelled_) {
+      finished_ = true;
+      Finish(status_);
+    }
+  }
+
+  std::mutex mutex_;
+  std::deque<ByteBuffer> queue_;
+  std::size_t queue_max_ = 0;
+  bool writing_ = false, finishing_ = false, finished_ = false, cancelled_ = false, done_ = false;
+  grpc::Status status_;
+  std::function<void()> closed_;
+  std::shared_ptr<StreamCall> self_;
+
+  friend class StreamOutlet;
+};
+
+class StreamOutlet final : public detail::Outlet {
+ public:
+  explicit StreamOutlet(std::shared_ptr<StreamCall> call) : call_(std::move(call)) {}
+  ~StreamOutlet() override { call_->finish({}); }
+  bool send(const Message& message) override { return call_->send(message); }
+  void finish(Result<> result) override { call_->finish(std::move(result)); }
+  void on_closed(std::function<void()> callback) override { call_->on_closed(std::move(callback)); }
+  bool closed() const override { return call_->closed(); }
+
+ private:
+  std::shared_ptr<StreamCall> call_;
+};
+
+std::shared_ptr<detail::Outlet> StreamCall::open_stream(std::size_t queue_max) {
+  std::lock_guard lock(mutex_);
+  queue_max_ = queue_max;
+  return std::make_shared<StreamOutlet>(self_);
+}
+
+/// The methods of one proto service, registered by name with bytes in and out.
+class RawService final : public grpc::Service {
+ public:
+  void add(DispatcherImpl& dispatcher, const Entry& entry) {
+    using grpc::internal::RpcMethod;
+    if (entry.method.stream) {
+      AddMethod(new grpc::internal::RpcServiceMethod(entry.full_name.c_str(), RpcMethod::SERVER_STREAMING, nullptr));
+      MarkMethodRawCallback(count_++,
+                            new grpc::internal::CallbackServerStreamingHandler<ByteBuffer, ByteBuffer>(
+                                [&dispatcher, &entry](grpc::CallbackServerContext* context, const ByteBuffer* request) {
+                                  auto call = std::make_shared<StreamCall>(context, request);
+                                  call->keep(call);
+                                  StreamCall* reactor = call.get();
+                                  dispatcher.dispatch(entry, std::move(call));
+                                  return reactor;
+                                }));
+      return;
+    }
+    AddMethod(new grpc::internal::RpcServiceMethod(entry.full_name.c_str(), RpcMethod::NORMAL_RPC, nullptr));
+    MarkMethodRawCallback(count_++, new grpc::internal::CallbackUnaryHandler<ByteBuffer, ByteBuffer>(
+                                        [&dispatcher, &entry](grpc::CallbackServerContext* context,
+                                                              const ByteBuffer* request, ByteBuffer* response) {
+                                          auto call = std::make_shared<UnaryCall>(context, request, response);
+                                          call->keep(call);
+                                          UnaryCall* reactor = call.get();
+                                          dispatcher.dispatch(entry, std::move(call));
+                                          return reactor;
+                                        }));
+  }
+
+ private:
+  int count_ = 0;
+};
+
+class GrpcServerImpl final : public GrpcServer {
+ public:
+  ~GrpcServerImpl() override { stop(std::chrono::seconds(5)); }
+
+  Result<> start(DispatcherImpl& dispatcher, const GrpcServerOptions& options) {
+    // A peer that goes away while we write must be an error, not the end of the process.
+    std::signal(SIGPIPE, SIG_IGN);
+    static std::once_flag plugins;
+    std::call_once(plugins, [] {
+      grpc::EnableDefaultHealthCheckService(true);
+      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    });
+
+    grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(static_cast<int>(dispatcher.options().request_bytes_max));
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 64 << 10);
+    if (options.port) {
+      std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+      if (options.tls) {
+        CRETO_TRY(tls::expiry_of(options.tls->certificate));
+        grpc::SslServerCredentialsOptions ssl(options.tls->authority.empty()
+                                                  ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                                  : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);
+        ssl.pem_root_certs = options.tls->authority;
+        ssl.pem_key_cert_pairs.push_back({options.tls->key, options.tls->certificate});
+        credentials = grpc::SslServerCredentials(ssl);
+      }
+      builder.AddListeningPort(fmt::format("{}:{}", options.address, *options.port), credentials, &port_);
+    }
+    int unix_port = 1;
+    if (!options.unix_path.empty()) {
+      ::unlink(options.unix_path.c_str());
+      builder.AddListeningPort("unix:" + options.unix_path, grpc::InsecureServerCredentials(), &unix_port);
+    }
+    for (const auto& entry : dispatcher.entries()) {
+      auto& service = services_[entry->method.service];
+      if (service == nullptr) service = std::make_unique<RawService>();
+      service->add(dispatcher, *entry);
+    }
+    for (auto& [name, service] : services_) builder.RegisterService(service.get());
+
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || (options.port && port_ == 0) || unix_port == 0)
+      return Error(
+          Product::platform, ErrorKind::unavailable,
+          fmt::format("cannot listen on `{}`",
+                      options.port ? fmt::format("{}:{}", options.address, *options.port) : options.unix_path));
+    if (!options.unix_path.empty()) ::chmod(options.unix_path.c_str(), 0600);
+    if (options.health) {
+      health_ = options.health;
+      watcher_ = std::jthread([this](std::stop_token stop) { watch(stop); });
+    }
+    return {};
+  }
+
+  std::uint16_t port() const override { return static_cast<std::uint16_t>(port_); }
+
+  void stop(Nanos grace) override {
+    if (server_ == nullptr) return;
+    watcher_ = {};
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::microseconds>(grace));
+    server_->Wait();
+    server_.reset();
+  }
+
+ private:
+  /// grpc.health.v1 is told rather than asked.
+  void watch(std::stop_token stop) {
+    std::mutex mutex;
+    std::condition_variable_any wake;
+    std::unique_lock lock(mutex);
+    do {
+      server_->GetHealthCheckService()->SetServingStatus(health_().health != Health::unhealthy);
+    } while (!wake.wait_for(lock, stop, std::chrono::seconds(2), [&] { return stop.stop_requested(); }));
+  }
+
+  int port_ = 0;
+  std::map<std::string, std::unique_ptr<RawService>> services_;
+  std::unique_ptr<grpc::Server> server_;
+  std::function<HealthStatus()> health_;
+  std::jthread watcher_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<GrpcServer>> GrpcServer::start(Dispatcher& dispatcher, GrpcServerOptions options) {
+  auto server = std::make_unique<GrpcServerImpl>();
+  CRETO_TRY(server->start(static_cast<DispatcherImpl&>(dispatcher), options));
+  return server;
+}
+
+}  // namespace creto::rpc

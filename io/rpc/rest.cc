@@ -1,0 +1,240 @@
+#include "rpc/rest.h"
+
+#include <fmt/format.h>
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+#include <algorithm>
+
+#include "creto/common/assert.h"
+#include "creto/common/bytes.h"
+#include "google/api/annotations.pb.h"
+#include "rpc/errors.h"
+
+namespace creto::rpc {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+
+using proto::message_from_json;
+using proto::message_to_json;
+using proto::set_field;
+
+Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
+
+std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    std::size_t end = text.find(separator);
+    parts.push_back(text.substr(0, end));
+    if (end == text.npos) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
+class RestCall final : public Call {
+ public:
+  RestCall(http::Request request, http::Respond respond, const Route& route, std::vector<std::string> variables,
+           std::size_t depth_max)
+      : request_(std::move(request)),
+        respond_(std::move(respond)),
+        route_(route),
+        variables_(std::move(variables)),
+        depth_max_(depth_max) {}
+
+  std::string_view metadata(std::string_view name) const override { return request_.header(name); }
+  std::vector<std::string> certificate_uris() const override { return request_.peer_uris; }
+  std::string peer() const override { return request_.peer; }
+  std::optional<Nanos> timeout() const override {
+    auto wanted = parse_duration(request_.header("creto-timeout"));
+    if (!wanted || *wanted <= Nanos(0)) return std::nullopt;
+    return *wanted;
+  }
+
+  Result<> parse(Message& message) override {
+    if (route_.body.empty()) {
+      if (!request_.body.empty() && request_.body != "{}") return invalid("this method takes no body");
+    } else if (!request_.body.empty()) {
+      std::string_view type = request_.header("content-type");
+      if (!type.empty() && !type.starts_with("application/json"))
+        return invalid(fmt::format("`Content-Type` must be application/json, not `{}`", type));
+      Message* target = &message;
+      if (route_.body != "*") {
+        const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(route_.body);
+        target = message.GetReflection()->MutableMessage(&message, field);
+      }
+      CRETO_TRY(message_from_json(request_.body, *target, depth_max_));
+    }
+    std::size_t next = 0;
+    for (const Route::Segment& segment : route_.segments) {
+      if (segment.field.empty()) continue;
+      const std::string& value = variables_[next++];
+      CRETO_TRY(set_field(message, segment.field, value));
+    }
+    for (const auto& [name, value] : request_.query_parameters()) {
+      if (route_.body == "*") return invalid(fmt::format("unknown query parameter `{}`", name));
+      CRETO_TRY(set_field(message, name, value));
+    }
+    return {};
+  }
+
+  void answer(const Message& message) override {
+    auto json = message_to_json(message);
+    respond_(json ? http::Response::json(200, *std::move(json)) : http::error_response(json.error()));
+  }
+  void fail(const Error& error) override { respond_(http::error_response(error)); }
+  std::shared_ptr<detail::Outlet> open_stream(std::size_t) override { return nullptr; }
+
+ private:
+  const http::Request request_;
+  const http::Respond respond_;
+  const Route& route_;
+  const std::vector<std::string> variables_;
+  const std::size_t depth_max_;
+};
+
+Route parse_route(const Entry& entry, std::string verb, std::string path, std::string body) {
+  Route route;
+  route.verb = std::move(verb);
+  route.path = path;
+  route.body = std::move(body);
+  route.entry = &entry;
+  CRETO_ASSERT(path.starts_with('/'));
+  std::string_view rest = std::string_view(path).substr(1);
+  if (std::size_t colon = rest.rfind(':');
+      colon != rest.npos && colon > rest.rfind('/') && rest.find('}', colon) == rest.npos) {
+    route.suffix = rest.substr(colon + 1);
+    rest = rest.substr(0, colon);
+  }
+  for (std::string_view part : split(rest, '/')) {
+    Route::Segment segment;
+    if (part.starts_with('{')) {
+      CRETO_ASSERT(part.ends_with('}'));
+      part = part.substr(1, part.size() - 2);
+      if (std::size_t equals = part.find('='); equals != part.npos) {
+        segment.rest = part.substr(equals + 1) == "**";
+        part = part.substr(0, equals);
+      }
+      segment.field = part;
+    } else {
+      segment.literal = part;
+    }
+    route.segments.push_back(std::move(segment));
+  }
+  return route;
+}
+
+void add_rule(const Entry& entry, const google::api::HttpRule& rule, std::vector<Route>& routes) {
+  switch (rule.pattern_case()) {
+    case google::api::HttpRule::kGet:
+      routes.push_back(parse_route(entry, "GET", rule.get(), rule.body()));
+      break;
+    case google::api::HttpRule::kPut:
+      routes.push_back(parse_route(entry, "PUT", rule.put(), rule.body()));
+      break;
+    case google::api::HttpRule::kPost:
+      routes.push_back(parse_route(entry, "POST", rule.post(), rule.body()));
+      break;
+    case google::api::HttpRule::kDelete:
+      routes.push_back(parse_route(entry, "DELETE", rule.delete_(), rule.body()));
+      break;
+    case google::api::HttpRule::kPatch:
+      routes.push_back(parse_route(entry, "PATCH", rule.patch(), rule.body()));
+      break;
+    case google::api::HttpRule::PATTERN_NOT_SET:
+      break;
+  }
+  for (const google::api::HttpRule& other : rule.additional_bindings()) add_rule(entry, other, routes);
+}
+
+/// Literals before variables, from the left; a suffix before none.
+bool more_specific(const Route& a, const Route& b) {
+  for (std::size_t i = 0; i < std::min(a.segments.size(), b.segments.size()); ++i) {
+    bool a_literal = a.segments[i].field.empty(), b_literal = b.segments[i].field.empty();
+    if (a_literal != b_literal) return a_literal;
+    if (a.segments[i].rest != b.segments[i].rest) return !a.segments[i].rest;
+  }
+  if (a.segments.size() != b.segments.size()) return a.segments.size() > b.segments.size();
+  return !a.suffix.empty() && b.suffix.empty();
+}
+
+/// The variables' decoded values where `route` matches the raw segments of a path.
+std::optional<std::vector<std::string>> match(const Route& route, std::vector<std::string_view> parts) {
+  if (!route.suffix.empty()) {
+    std::string_view& last = parts.back();
+    if (last.size() <= route.suffix.size() + 1 || !last.ends_with(route.suffix) ||
+        last[last.size() - route.suffix.size() - 1] != ':')
+      return std::nullopt;
+    last.remove_suffix(route.suffix.size() + 1);
+  }
+  std::vector<std::string> variables;
+  for (std::size_t i = 0; i < route.segments.size(); ++i) {
+    const Route::Segment& segment = route.segments[i];
+    if (i >= parts.size()) return std::nullopt;
+    if (segment.rest) {
+      std::string_view all(parts[i].data(),
+                           static_cast<std::size_t>(parts.back().data() + parts.back().size() - parts[i].data()));
+      auto decoded = http::percent_decode(all, false);
+      if (!decoded || decoded->empty()) return std::nullopt;
+      variables.push_back(*std::move(decoded));
+      return variables;
+    }
+    auto decoded = http::percent_decode(parts[i], false);
+    if (!decoded) return std::nullopt;
+    if (segment.field.empty()) {
+      if (*decoded != segment.literal) return std::nullopt;
+    } else {
+      if (decoded->empty()) return std::nullopt;
+      variables.push_back(*std::move(decoded));
+    }
+  }
+  if (parts.size() != route.segments.size()) return std::nullopt;
+  return variables;
+}
+
+}  // namespace
+
+std::vector<Route> routes_of(const Entry& entry) {
+  std::vector<Route> routes;
+  if (entry.descriptor->options().HasExtension(google::api::http))
+    add_rule(entry, entry.descriptor->options().GetExtension(google::api::http), routes);
+  if (routes.empty()) routes.push_back(parse_route(entry, "POST", entry.full_name, "*"));
+  return routes;
+}
+
+void Router::add(const Entry& entry) {
+  for (Route& route : routes_of(entry)) {
+    for (const Route& other : routes_) CRETO_ASSERT(other.verb != route.verb || other.path != route.path);
+    if (!route.body.empty() && route.body != "*")
+      CRETO_ASSERT(entry.descriptor->input_type()->FindFieldByName(route.body) != nullptr);
+    auto place = std::ranges::find_if(routes_, [&](const Route& other) { return more_specific(route, other); });
+    routes_.insert(place, std::move(route));
+  }
+}
+
+void Router::serve(DispatcherImpl& dispatcher, http::Request request, http::Respond respond) const {
+  std::string_view path = request.path();
+  if (!path.starts_with('/')) return respond(http::error_response(invalid("the path must begin with `/`")));
+  auto parts = split(path.substr(1), '/');
+  bool other_verb = false;
+  for (const Route& route : routes_) {
+    if (route.segments.size() > parts.size()) continue;
+    auto variables = match(route, parts);
+    if (!variables) continue;
+    if (route.verb != request.method) {
+      other_verb = true;
+      continue;
+    }
+    auto call = std::make_shared<RestCall>(std::move(request), std::move(respond), route, *std::move(variables),
+                                           dispatcher.options().json_depth_max);
+    return dispatcher.dispatch(*route.entry, std::move(call));
+  }
+  http::Response response = http::error_response(
+      Error(Product::platform, ErrorKind::not_found,
+            other_verb ? fmt::format("`{}` is not for this path", request.method) : "there is no such path"));
+  if (other_verb) response.status = 405;
+  respond(std::move(response));
+}
+
+}  // namespace creto::rpc

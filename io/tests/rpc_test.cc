@@ -1,0 +1,474 @@
+#include "creto/io/rpc.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <openssl/bio.h>
+#include <openssl/ssl.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "creto/io/rpc_channel.h"
+#include "creto/nhi/v1/nhi.pb.h"
+
+namespace creto::rpc {
+namespace {
+
+namespace v1 = nhi::v1;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+/// Tokens are names: "human:ada@example.com" is that human's. Any certificate of ours is believed.
+class PlainAuthenticator final : public Authenticator {
+ public:
+  Result<Caller> authenticate(const Context&, const Credentials& credentials) override {
+    std::string name = credentials.bearer;
+    if (name.empty()) name = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front()));
+    if (name == "expired") return Error(Product::platform, ErrorKind::expired, "the token has expired");
+    auto identity = Identity::parse(name);
+    if (!identity) return Error(Product::platform, ErrorKind::unauthenticated, "the token is not one of ours");
+    if (!credentials.on_behalf_of.empty()) identity = Identity::parse(credentials.on_behalf_of);
+    Caller caller{*identity, {*identity}, "default"};
+    return caller;
+  }
+};
+
+class ListAuthorizer final : public Authorizer {
+ public:
+  Result<> authorize(const Context& ctx, std::string_view action, const Resource& resource) override {
+    if (ctx.caller_text() == "human:eve@example.com")
+      return Error(Product::platform, ErrorKind::permission_denied,
+                   std::string(action) + " on " + resource.type + "::" + resource.id);
+    return {};
+  }
+};
+
+class MemoryAuditor final : public Auditor {
+ public:
+  Result<> record(const Context& ctx, const CallRecord& record) override {
+    std::lock_guard lock(mutex);
+    if (fail) return Error(Product::platform, ErrorKind::unavailable, "the log is down");
+    records.push_back(ctx.caller_text() + " " + std::string(record.action) + " " +
+                      (record.error ? record.error->code() : "ok"));
+    return {};
+  }
+  std::mutex mutex;
+  std::vector<std::string> records;
+  bool fail = false;
+};
+
+class Rpc : public testing::Test {
+ protected:
+  Rpc() {
+    auto service = dispatcher->service("creto.nhi.v1.NhiService");
+    service.unary<v1::GetAgentRequest, v1::Agent>(
+        "GetAgent", {.idempotent = true, .resource = [](const auto& r) { return Resource{"Agent", r.identity()}; }},
+        [this](const Context& ctx, const v1::GetAgentRequest& request) -> Result<v1::Agent> {
+          {
+            std::lock_guard lock(mutex);
+            seen = ctx;
+          }
+          ++calls;
+          if (request.identity() == "flaky" && calls < 3)
+            return Error(Product::platform, ErrorKind::unavailable, "not now");
+          if (request.identity() == "throws") throw std::runtime_error("secret detail");
+          if (request.identity() == "quota")
+            return Error(Product::runtime, ErrorKind::quota_exceeded, "cannot spawn sandbox: quota exceeded")
+                .with_retry_after(std::chrono::hours(24))
+                .with_context("spawning")
+                .with_cause(Error(Product::metering, ErrorKind::quota_exceeded, "monthly quota exceeded (100/100)"));
+          v1::Agent agent;
+          agent.set_identity(request.identity());
+          agent.set_name("clerk");
+          agent.set_type(v1::AGENT_TYPE_AUTONOMOUS);
+          (*agent.mutable_attributes())["team"] = "accounts";
+          agent.mutable_created_at()->set_seconds(1'700'000'000);
+          return agent;
+        });
+    service.unary<v1::IsRevokedRequest, v1::IsRevokedResponse>(
+        "IsRevoked", {.access = Access::anonymous, .inline_call = true},
+        [](const Context&, const v1::IsRevokedRequest& request) -> Result<v1::IsRevokedResponse> {
+          v1::IsRevokedResponse response;
+          response.set_revoked(request.identity() == "mallory");
+          return response;
+        });
+    service.unary<v1::RegisterAgentRequest, v1::Agent>(
+        "RegisterAgent", {.audited = true},
+        [this](const Context& ctx, const v1::RegisterAgentRequest& request) -> Result<v1::Agent> {
+          std::lock_guard lock(mutex);
+          seen = ctx;
+          v1::Agent agent;
+          agent.set_name(request.name());
+          *agent.mutable_attributes() = request.attributes();
+          return agent;
+        });
+    service.unary<v1::ListAgentsRequest, v1::ListAgentsResponse>(
+        "ListAgents", {}, [](const Context&, const v1::ListAgentsRequest& request) -> Result<v1::ListAgentsResponse> {
+          v1::ListAgentsResponse response;
+          response.set_next_token(std::to_string(request.page().size()) + v1::AgentType_Name(request.type()));
+          return response;
+        });
+    service.unary<v1::RevokeAgentRequest, v1::Agent>(
+        "RevokeAgent", {}, [](const Context&, const v1::RevokeAgentRequest& request) -> Result<v1::Agent> {
+          v1::Agent agent;
+          agent.set_identity(request.identity() + "|" + request.reason());
+          return agent;
+        });
+    service.deferred<v1::GetPublicKeysRequest, v1::AgentPublicKeys>(
+        "GetPublicKeys", {},
+        [this](const Context&, const v1::GetPublicKeysRequest& request, Reply<v1::AgentPublicKeys> reply) {
+          if (request.identity() == "dropped") return;
+          std::lock_guard lock(mutex);
+          waiting.push_back(std::move(reply));
+          arrived.notify_all();
+        });
+    server = GrpcServer::start(*dispatcher, {.port = 0}).value();
+    channel = connect("human:ada@example.com");
+  }
+  ~Rpc() override {
+    server->stop(seconds(1));
+    dispatcher->stop();
+  }
+
+  std::shared_ptr<Channel> connect(std::string token, std::uint32_t attempts = 3) {
+    ChannelOptions options;
+    options.endpoint = "127.0.0.1:" + std::to_string(server->port());
+    options.bearer = [token] { return token; };
+    options.attempts_max = attempts;
+    return Channel::connect(options, system_clock()).value();
+  }
+
+  Result<v1::Agent> get(Channel& over, const std::string& identity, const Context& ctx = {}) {
+    v1::GetAgentRequest request;
+    request.set_identity(identity);
+    return over.call<v1::GetAgentRequest, v1::Agent>(ctx, "/creto.nhi.v1.NhiService/GetAgent", request,
+                                                     {.idempotent = true});
+  }
+
+  http::Response rest(std::string method, std::string target, std::string body = "",
+                      http::Headers headers = {{"authorization", "Bearer human:ada@example.com"}}) {
+    std::mutex m;
+    std::condition_variable done;
+    std::optional<http::Response> response;
+    http::Request request{std::move(method), std::move(target), std::move(headers), std::move(body), "test", {}};
+    dispatcher->rest()(std::move(request), [&](http::Response r) {
+      std::lock_guard lock(m);
+      response = std::move(r);
+      done.notify_all();
+    });
+    std::unique_lock lock(m);
+    done.wait(lock, [&] { return response.has_value(); });
+    return *response;
+  }
+
+  PlainAuthenticator authenticator;
+  ListAuthorizer authorizer;
+  MemoryAuditor auditor;
+  std::unique_ptr<Dispatcher> dispatcher =
+      Dispatcher::create({authenticator, authorizer, auditor, no_telemetry(), system_clock()},
+                         {.workers = 2, .request_bytes_max = 1 << 20, .json_depth_max = 16});
+  std::mutex mutex;
+  std::condition_variable arrived;
+  Context seen;
+  std::atomic<int> calls = 0;
+  std::vector<Reply<v1::AgentPublicKeys>> waiting;
+  std::unique_ptr<GrpcServer> server;
+  std::shared_ptr<Channel> channel;
+};
+
+TEST_F(Rpc, CarriesCallerTraceAndIdempotencyKeyToTheHandler) {
+  Context ctx;
+  ctx.trace = {"0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", true};
+  ctx.idempotency_key = "key-1";
+  ASSERT_TRUE(get(*channel, "clerk", ctx).has_value());
+  EXPECT_EQ(seen.caller_text(), "human:ada@example.com");
+  EXPECT_EQ(seen.chain.size(), 1u);
+  EXPECT_EQ(seen.trace.trace_id, ctx.trace.trace_id);
+  EXPECT_TRUE(seen.trace.sampled);
+  EXPECT_EQ(seen.idempotency_key, "key-1");
+  EXPECT_LT(seen.deadline, Monotonic::max());
+}
+
+TEST_F(Rpc, HashesTheSameRequestAlikeOverGrpcAndRest) {
+  Context ctx;
+  ctx.idempotency_key = "key-1";
+  ASSERT_TRUE(get(*channel, "clerk", ctx).has_value());
+  Hash256 over_grpc = seen.request_hash;
+  auto response = rest("GET", "/v1/agents/clerk", "",
+                       {{"authorization", "Bearer human:ada@example.com"}, {"creto-idempotency-key", "key-1"}});
+  ASSERT_EQ(response.status, 200) << response.body;
+  EXPECT_EQ(seen.request_hash, over_grpc);
+  ASSERT_TRUE(get(*channel, "clerk2", ctx).has_value());
+  EXPECT_NE(seen.request_hash, over_grpc);
+}
+
+TEST_F(Rpc, BringsTheWholeErrorChainBack) {
+  auto result = get(*channel, "quota");
+  ASSERT_FALSE(result.has_value());
+  const Error& error = result.error();
+  EXPECT_EQ(error.code(), "RT-429");
+  EXPECT_EQ(error.kind(), ErrorKind::quota_exceeded);
+  EXPECT_EQ(error.context(), std::vector<std::string>{"spawning"});
+  EXPECT_EQ(error.retry_after(), std::chrono::hours(24));
+  ASSERT_NE(error.caused_by(), nullptr);
+  EXPECT_EQ(error.caused_by()->code(), "MT-429");
+  EXPECT_EQ(error.trace_id().size(), 32u);
+
+  auto response = rest("GET", "/v1/agents/quota");
+  EXPECT_EQ(response.status, 429);
+  auto again = http::error_from_json(response.body);
+  ASSERT_TRUE(again.has_value());
+  EXPECT_EQ(again->code(), "RT-429");
+  EXPECT_EQ(again->caused_by()->code(), "MT-429");
+  EXPECT_EQ(again->retry_after(), std::chrono::hours(24));
+}
+
+TEST_F(Rpc, RepeatsWhatIsSafeToRepeat) {
+  EXPECT_TRUE(get(*channel, "flaky").has_value());
+  EXPECT_EQ(calls, 3);
+}
+
+TEST_F(Rpc, TellsNothingOfWhatWentWrongInside) {
+  auto result = get(*channel, "throws");
+  ASSERT_FALSE(result.has_value());
+  EXPECT_EQ(result.error().kind(), ErrorKind::internal);
+  EXPECT_EQ(result.error().message().find("secret"), std::string::npos);
+}
+
+TEST_F(Rpc, RefusesWhoShowsNothingAndWhatIsForgedOrExpired) {
+  auto nobody = connect("");
+  EXPECT_EQ(get(*nobody, "clerk").error().kind(), ErrorKind::unauthenticated);
+  auto forged = connect("forged");
+  EXPECT_EQ(get(*forged, "clerk").error().kind(), ErrorKind::unauthenticated);
+  auto expired = connect("expired");
+  EXPECT_EQ(get(*expired, "clerk").error().kind(), ErrorKind::expired);
+  EXPECT_EQ(calls, 0);
+  EXPECT_EQ(rest("GET", "/v1/agents/clerk", "", {}).status, 401);
+  EXPECT_EQ(rest("GET", "/v1/agents/clerk", "", {{"authorization", "Basic YWRhOg=="}}).status, 401);
+  EXPECT_TRUE(auditor.records.empty());
+}
+
+TEST_F(Rpc, AsksWhetherTheCallerMayAndAuditsTheRefusal) {
+  auto eve = connect("human:eve@example.com");
+  auto result = get(*eve, "clerk");
+  ASSERT_FALSE(result.has_value());
+  EXPECT_EQ(result.error().kind(), ErrorKind::permission_denied);
+  EXPECT_EQ(result.error().message(), "nhi.get_agent on Agent::clerk");
+  EXPECT_EQ(calls, 0);
+  EXPECT_EQ(auditor.records, std::vector<std::string>{"human:eve@example.com nhi.get_agent PL-403"});
+}
+
+TEST_F(Rpc, FailsAnAuditedCallThatCannotBeAudited) {
+  auditor.fail = true;
+  EXPECT_EQ(rest("POST", "/v1/agents", R"({"name":"x"})").status, 503);
+  auditor.fail = false;
+  EXPECT_EQ(rest("POST", "/v1/agents", R"({"name":"x"})").status, 200);
+  EXPECT_EQ(auditor.records.back(), "human:ada@example.com nhi.register_agent ok");
+}
+
+TEST_F(Rpc, AnswersADeferredCallFromAnotherThreadWithoutHoldingOne) {
+  constexpr int callers = 8;  // more than there are workers
+  std::vector<std::jthread> threads;
+  std::atomic<int> answered = 0;
+  for (int i = 0; i < callers; ++i)
+    threads.emplace_back([&] {
+      auto result = channel->call<v1::GetPublicKeysRequest, v1::AgentPublicKeys>(
+          {}, "/creto.nhi.v1.NhiService/GetPublicKeys", v1::GetPublicKeysRequest());
+      if (result && result->key_id() == "k") ++answered;
+    });
+  {
+    std::unique_lock lock(mutex);
+    ASSERT_TRUE(arrived.wait_for(lock, seconds(20), [&] { return waiting.size() == callers; }));
+  }
+  for (auto& reply : waiting) {
+    v1::AgentPublicKeys keys;
+    keys.set_key_id("k");
+    reply(keys);
+    reply(keys);
+  }
+  waiting.clear();
+  threads.clear();
+  EXPECT_EQ(answered, callers);
+}
+
+TEST_F(Rpc, AnswersWhatItsHandlerDropped) {
+  v1::GetPublicKeysRequest request;
+  request.set_identity("dropped");
+  auto result = channel->call<v1::GetPublicKeysRequest, v1::AgentPublicKeys>(
+      {}, "/creto.nhi.v1.NhiService/GetPublicKeys", request);
+  ASSERT_FALSE(result.has_value());
+  EXPECT_EQ(result.error().kind(), ErrorKind::internal);
+}
+
+TEST_F(Rpc, GivesUpAtTheCallersDeadline) {
+  Context ctx;
+  ctx.deadline = system_clock().monotonic() + milliseconds(100);
+  auto result = channel->call<v1::GetPublicKeysRequest, v1::AgentPublicKeys>(
+      ctx, "/creto.nhi.v1.NhiService/GetPublicKeys", v1::GetPublicKeysRequest());
+  ASSERT_FALSE(result.has_value());
+  EXPECT_EQ(result.error().kind(), ErrorKind::timeout);
+}
+
+TEST_F(Rpc, RefusesMalformedAndOversizedMessages) {
+  v1::GetAgentRequest request;
+  request.set_identity(std::string(10 << 20, 'x'));
+  auto big = channel->call<v1::GetAgentRequest, v1::Agent>({}, "/creto.nhi.v1.NhiService/GetAgent", request);
+  ASSERT_FALSE(big.has_value());
+  EXPECT_EQ(big.error().kind(), ErrorKind::too_large);
+
+  // Field 1 of SignedPrekey is a number; of GetAgentRequest it must be valid UTF-8.
+  v1::OneTimePrekey other;
+  other.set_id(7);
+  other.set_key("\xff\xfe");
+  v1::IssueTokenResponse bad;
+  v1::ResolveTokenRequest broken;
+  bad.GetReflection()->MutableUnknownFields(&bad)->AddLengthDelimited(1, "\xff\xfe");
+  auto malformed = channel->call<v1::IssueTokenResponse, v1::Agent>({}, "/creto.nhi.v1.NhiService/GetAgent", bad);
+  ASSERT_FALSE(malformed.has_value());
+  EXPECT_EQ(malformed.error().kind(), ErrorKind::invalid_input);
+  EXPECT_EQ(calls, 0);
+
+  auto missing = channel->call<v1::IssueTokenResponse, v1::Agent>({}, "/creto.nhi.v1.NhiService/Nothing", bad);
+  EXPECT_EQ(missing.error().kind(), ErrorKind::not_found);
+}
+
+TEST_F(Rpc, ServesRestFromTheAnnotations) {
+  auto response = rest("GET", "/v1/agents/agent:nhi:ed25519:abc");
+  ASSERT_EQ(response.status, 200) << response.body;
+  auto json = nlohmann::json::parse(response.body);
+  EXPECT_EQ(json["identity"], "agent:nhi:ed25519:abc");
+  EXPECT_EQ(json["type"], "AGENT_TYPE_AUTONOMOUS");
+  EXPECT_EQ(json["created_at"], "2023-11-14T22:13:20Z");
+  EXPECT_EQ(json["attributes"]["team"], "accounts");
+
+  response = rest("GET", "/v1/agents/mallory:isRevoked", "", {});
+  EXPECT_EQ(nlohmann::json::parse(response.body)["revoked"], true) << response.body;
+  response = rest("POST", "/v1/agents/human%3Aada%40example.com:revoke", R"({"reason":"left"})");
+  EXPECT_EQ(nlohmann::json::parse(response.body)["identity"], "human:ada@example.com|left") << response.body;
+  response = rest("GET", "/v1/agents?page.size=7&type=AGENT_TYPE_TOOL");
+  EXPECT_EQ(nlohmann::json::parse(response.body)["next_token"], "7AGENT_TYPE_TOOL") << response.body;
+}
+
+TEST_F(Rpc, RefusesBadRestWithAClearErrorAndItsCode) {
+  auto expect = [&](int status, std::string_view part, const http::Response& response) {
+    EXPECT_EQ(response.status, status) << response.body;
+    auto error = http::error_from_json(response.body);
+    ASSERT_TRUE(error.has_value()) << response.body;
+    EXPECT_THAT(error->message(), testing::HasSubstr(std::string(part)));
+  };
+  expect(404, "no such path", rest("GET", "/v1/nothing"));
+  expect(404, "no such path", rest("GET", "/"));
+  expect(405, "not for this path", rest("DELETE", "/v1/agents/clerk"));
+  expect(400, "colour", rest("POST", "/v1/agents", R"({"name":"x","colour":"red"})"));
+  expect(400, "name", rest("POST", "/v1/agents", R"({"name":["x"]})"));
+  expect(400, "not a valid", rest("POST", "/v1/agents", R"({"name":)"));
+  expect(400, "UTF-8", rest("POST", "/v1/agents", "{\"name\":\"\xff\"}"));
+  expect(400, "nested deeper", rest("POST", "/v1/agents", std::string(10'000, '[')));
+  expect(400, "Content-Type",
+         rest("POST", "/v1/agents", "<x/>",
+              {{"authorization", "Bearer human:ada@example.com"}, {"content-type", "text/xml"}}));
+  expect(400, "page.size", rest("GET", "/v1/agents?page.size=many"));
+  expect(400, "`nonsense`", rest("GET", "/v1/agents?nonsense=1"));
+  expect(400, "`identity.x`", rest("GET", "/v1/agents/clerk?identity.x=1"));
+  expect(400, "takes no body", rest("GET", "/v1/agents/clerk", R"({"identity":"other"})"));
+  expect(400, "Idempotency",
+         rest("POST", "/v1/agents", R"({"name":"x"})",
+              {{"authorization", "Bearer human:ada@example.com"}, {"creto-idempotency-key", std::string(300, 'k')}}));
+  EXPECT_EQ(calls, 0);
+}
+
+TEST_F(Rpc, DescribesItselfAsOpenApi) {
+  auto document = nlohmann::json::parse(dispatcher->openapi());
+  EXPECT_EQ(document["openapi"], "3.0.3");
+  const auto& operation = document["paths"]["/v1/agents/{identity}"]["get"];
+  EXPECT_EQ(operation["operationId"], "NhiService_GetAgent");
+  EXPECT_EQ(operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"],
+            "#/components/schemas/creto.nhi.v1.Agent");
+  EXPECT_EQ(document["components"]["schemas"]["creto.nhi.v1.Agent"]["properties"]["created_at"]["format"], "date-time");
+  EXPECT_TRUE(document["paths"]["/v1/agents/{identity}:isRevoked"]["get"]["security"].empty());
+}
+
+TEST_F(Rpc, KeepsServingWhenOneMethodWaits) {
+  std::jthread waiter([&] {
+    Context ctx;
+    ctx.deadline = system_clock().monotonic() + milliseconds(300);
+    (void)channel->call<v1::GetPublicKeysRequest, v1::AgentPublicKeys>(ctx, "/creto.nhi.v1.NhiService/GetPublicKeys",
+                                                                       v1::GetPublicKeysRequest());
+  });
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(get(*channel, "clerk").has_value());
+}
+
+/// The group that the server on `port` agrees on with a client that offers `groups`; empty where they find none.
+std::string negotiated_group(std::uint16_t port, const char* groups) {
+  SSL_CTX* context = SSL_CTX_new(TLS_client_method());
+  SSL_CTX_set1_groups_list(context, groups);
+  const unsigned char h2[] = "\x02h2";
+  SSL_CTX_set_alpn_protos(context, h2, 3);
+  BIO* bio = BIO_new_ssl_connect(context);
+  BIO_set_conn_hostname(bio, ("127.0.0.1:" + std::to_string(port)).c_str());
+  std::string group;
+  SSL* ssl = nullptr;
+  BIO_get_ssl(bio, &ssl);
+  if (BIO_do_handshake(bio) == 1) group = SSL_group_to_name(ssl, static_cast<int>(SSL_get_negotiated_group(ssl)));
+  BIO_free_all(bio);
+  SSL_CTX_free(context);
+  return group;
+}
+
+TEST(RpcTls, KnowsItsCallerByHisCertificateAndNegotiatesThePostQuantumGroup) {
+  ASSERT_TRUE(tls::use_post_quantum_groups());
+  const Clock& clock = system_clock();
+  auto authority = tls::create_authority("Example", std::chrono::hours(24), clock).value();
+  auto server_pair =
+      tls::issue(authority,
+                 {.common_name = "creto", .dns_names = {"localhost"}, .ip_addresses = {"127.0.0.1"}, .server = true},
+                 std::chrono::hours(1), clock)
+          .value();
+  auto ada_pair = tls::issue(authority, {.common_name = "ada", .uri = tls::identity_uri("human:ada+x@example.com")},
+                             std::chrono::hours(1), clock)
+                      .value();
+  auto pem = [](const tls::KeyPair& pair, const std::string& ca) {
+    return tls::Identity{pair.certificate, std::string(pair.key.reveal_text()), ca};
+  };
+
+  PlainAuthenticator authenticator;
+  ListAuthorizer authorizer;
+  MemoryAuditor auditor;
+  auto dispatcher = Dispatcher::create({authenticator, authorizer, auditor, no_telemetry(), clock});
+  std::string caller;
+  dispatcher->service("creto.nhi.v1.NhiService")
+      .unary<v1::GetAgentRequest, v1::Agent>("GetAgent", {},
+                                             [&](const Context& ctx, const v1::GetAgentRequest&) -> Result<v1::Agent> {
+                                               caller = ctx.caller_text();
+                                               return v1::Agent();
+                                             });
+  auto server = GrpcServer::start(*dispatcher, {.port = 0, .tls = pem(server_pair, authority.certificate)}).value();
+  ChannelOptions options;
+  options.endpoint = "localhost:" + std::to_string(server->port());
+  options.tls = pem(ada_pair, authority.certificate);
+  auto channel = Channel::connect(options, clock).value();
+  auto result = channel->call<v1::GetAgentRequest, v1::Agent>({}, "/creto.nhi.v1.NhiService/GetAgent", {});
+  ASSERT_TRUE(result.has_value()) << result.error().to_string();
+  EXPECT_EQ(caller, "human:ada+x@example.com");
+
+  EXPECT_EQ(negotiated_group(server->port(), "X25519MLKEM768"), "X25519MLKEM768");
+  EXPECT_EQ(negotiated_group(server->port(), "X25519"), "x25519");  // for who does not have it yet
+
+  // A certificate of another authority does not even get a connection.
+  auto strangers = tls::create_authority("Strangers", std::chrono::hours(24), clock).value();
+  auto eve = tls::issue(strangers, {.common_name = "eve", .uri = tls::identity_uri("human:ada@example.com")},
+                        std::chrono::hours(1), clock)
+                 .value();
+  options.tls = pem(eve, authority.certificate);
+  options.attempts_max = 1;
+  options.timeout = seconds(2);
+  auto refused = Channel::connect(options, clock)
+                     .value()
+                     ->call<v1::GetAgentRequest, v1::Agent>({}, "/creto.nhi.v1.NhiService/GetAgent", {});
+  EXPECT_FALSE(refused.has_value());
+}
+
+}  // namespace
+}  // namespace creto::rpc

@@ -1,0 +1,303 @@
+#include "store.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "creto/common/assert.h"
+#include "creto/common/json.h"
+
+namespace creto::nhi::store {
+namespace {
+
+constexpr sql::Migration migrations[] = {{1, "identities", R"sql(
+CREATE TABLE nhi_agents (
+  org TEXT NOT NULL, identity TEXT NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL, owner TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('active', 'suspended', 'revoked')),
+  created_at BIGINT NOT NULL, expires_at BIGINT NOT NULL, attributes TEXT NOT NULL,
+  PRIMARY KEY (org, identity));
+CREATE UNIQUE INDEX nhi_agents_name ON nhi_agents (org, name) WHERE status <> 'revoked';
+CREATE TABLE nhi_keys (
+  org TEXT NOT NULL, identity TEXT NOT NULL, key_id TEXT NOT NULL, signing BYTEA NOT NULL, kem BYTEA, sealed BYTEA,
+  valid_from BIGINT NOT NULL, valid_until BIGINT NOT NULL CHECK (valid_until > valid_from),
+  PRIMARY KEY (org, identity, key_id));
+CREATE TABLE nhi_delegations (
+  org TEXT NOT NULL, id TEXT NOT NULL, delegator TEXT NOT NULL, delegatee TEXT NOT NULL, parent TEXT,
+  permissions TEXT NOT NULL, created_at BIGINT NOT NULL, expires_at BIGINT NOT NULL, key_id TEXT NOT NULL,
+  algorithm TEXT NOT NULL, signature BYTEA NOT NULL, revoked BIGINT NOT NULL CHECK (revoked IN (0, 1)),
+  PRIMARY KEY (org, id));
+CREATE INDEX nhi_delegations_to ON nhi_delegations (org, delegatee, created_at);
+CREATE TABLE nhi_bundles (
+  org TEXT NOT NULL, identity TEXT NOT NULL,
+  dh_key BYTEA NOT NULL, dh_algorithm TEXT NOT NULL, dh_signature BYTEA NOT NULL,
+  signed_id BIGINT NOT NULL, signed_key BYTEA NOT NULL, signed_algorithm TEXT NOT NULL, signed_signature BYTEA NOT NULL,
+  kem_id BIGINT NOT NULL, kem_key BYTEA NOT NULL, kem_algorithm TEXT NOT NULL, kem_signature BYTEA NOT NULL,
+  PRIMARY KEY (org, identity));
+CREATE TABLE nhi_prekeys (
+  org TEXT NOT NULL, identity TEXT NOT NULL, kind TEXT NOT NULL CHECK (kind IN ('dh', 'kem')), id BIGINT NOT NULL,
+  key BYTEA NOT NULL, algorithm TEXT NOT NULL, signature BYTEA NOT NULL,
+  PRIMARY KEY (org, identity, kind, id))
+)sql"}};
+
+constexpr std::string_view agent_columns = "identity, name, type, owner, status, created_at, expires_at, attributes";
+constexpr std::string_view delegation_columns =
+    "org, id, delegator, delegatee, parent, permissions, created_at, expires_at, key_id, algorithm, signature, revoked";
+
+Error damaged(std::string_view what) {
+  return Error(Product::platform, ErrorKind::internal, fmt::format("the stored {} is damaged", what));
+}
+
+Result<Agent> agent_of(const sql::Row& row) {
+  auto identity = Identity::parse(row.text(0));
+  auto type = agent_type_from_string(row.text(2));
+  auto owner = Identity::parse(row.text(3));
+  auto status = agent_status_from_string(row.text(4));
+  auto attributes = parse_json(row.text(7));
+  if (!identity || !type || !owner || !status || !attributes) return damaged("agent");
+  Agent agent{*identity, row.text(1), *type, *owner, row.instant(5), row.instant(6), *status, {}};
+  for (const auto& [key, value] : attributes->items()) agent.attributes[key] = value.get<std::string>();
+  return agent;
+}
+
+std::string attributes_json(const Agent& agent) { return Json(agent.attributes).dump(); }
+
+Result<Delegation> delegation_of(const sql::Row& row) {
+  auto id = DelegationId::parse(row.text(1));
+  auto delegator = Identity::parse(row.text(2));
+  auto delegatee = Identity::parse(row.text(3));
+  auto permissions = parse_json(row.text(5));
+  if (!id || !delegator || !delegatee || !permissions) return damaged("delegation");
+  std::optional<DelegationId> parent;
+  if (auto text = row.optional_text(4)) {
+    auto parsed = DelegationId::parse(*text);
+    if (!parsed) return damaged("delegation");
+    parent = *parsed;
+  }
+  return Delegation{*id,
+                    row.text(0),
+                    *delegator,
+                    *delegatee,
+                    parent,
+                    permissions->get<std::vector<std::string>>(),
+                    row.instant(6),
+                    row.instant(7),
+                    row.text(8),
+                    Signature{row.text(9), row.bytes(10)},
+                    row.boolean(11)};
+}
+
+}  // namespace
+
+Result<> migrate(sql::Database& database) { return sql::migrate(database, "nhi", migrations); }
+
+Result<> insert_agent(sql::Tx& tx, const std::string& org, const Agent& agent) {
+  auto changed = CRETO_TRY(
+      tx.exec("INSERT INTO nhi_agents (org, identity, name, type, owner, status, created_at, expires_at, attributes) "
+              "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
+              {org, agent.identity.text(), agent.name, to_string(agent.type), agent.owner.text(),
+               to_string(agent.status), agent.created_at, agent.expires_at, attributes_json(agent)}));
+  if (changed == 0)
+    return Error(Product::platform, ErrorKind::already_exists, fmt::format("the name `{}` is taken", agent.name));
+  return {};
+}
+
+Result<> update_agent(sql::Tx& tx, const std::string& org, const Agent& agent) {
+  CRETO_TRY(tx.exec(
+      "UPDATE nhi_agents SET name = $3, status = $4, expires_at = $5, attributes = $6 "
+      "WHERE org = $1 AND identity = $2",
+      {org, agent.identity.text(), agent.name, to_string(agent.status), agent.expires_at, attributes_json(agent)}));
+  return {};
+}
+
+Result<std::optional<Agent>> find_agent(sql::Tx& tx, const std::string& org, const Identity& identity) {
+  auto rows =
+      CRETO_TRY(tx.query(fmt::format("SELECT {} FROM nhi_agents WHERE org = $1 AND identity = $2", agent_columns),
+                         {org, identity.text()}));
+  if (rows.empty()) return std::optional<Agent>();
+  Agent agent = CRETO_TRY(agent_of(rows.front()));
+  return std::optional(std::move(agent));
+}
+
+Result<std::optional<Agent>> find_agent_by_name(sql::Tx& tx, const std::string& org, const std::string& name) {
+  auto rows = CRETO_TRY(tx.query(
+      fmt::format("SELECT {} FROM nhi_agents WHERE org = $1 AND name = $2 AND status <> 'revoked'", agent_columns),
+      {org, name}));
+  if (rows.empty()) return std::optional<Agent>();
+  Agent agent = CRETO_TRY(agent_of(rows.front()));
+  return std::optional(std::move(agent));
+}
+
+Result<std::vector<Agent>> list_agents(sql::Tx& tx, const std::string& org, const AgentFilter& filter) {
+  std::string sql = fmt::format("SELECT {} FROM nhi_agents WHERE org = $1 AND identity > $2", agent_columns);
+  std::vector<sql::Value> parameters = {org, filter.after};
+  auto also = [&](std::string_view column, sql::Value value) {
+    parameters.push_back(std::move(value));
+    sql += fmt::format(" AND {} = ${}", column, parameters.size());
+  };
+  if (filter.owner) also("owner", filter.owner->text());
+  if (filter.type) also("type", to_string(*filter.type));
+  if (filter.status) also("status", to_string(*filter.status));
+  if (!filter.name.empty()) also("name", filter.name);
+  parameters.push_back(static_cast<std::int64_t>(filter.limit));
+  sql += fmt::format(" ORDER BY identity LIMIT ${}", parameters.size());
+  auto rows = CRETO_TRY(tx.query(sql, parameters));
+  std::vector<Agent> agents;
+  for (const sql::Row row : rows) {
+    Agent agent = CRETO_TRY(agent_of(row));
+    agents.push_back(std::move(agent));
+  }
+  return agents;
+}
+
+Result<> insert_keys(sql::Tx& tx, const std::string& org, const Identity& identity, const PublicKeys& keys,
+                     const std::optional<Bytes>& sealed) {
+  std::optional<Bytes> kem;
+  if (keys.kem) kem = keys.kem->bytes();
+  CRETO_TRY(tx.exec(
+      "INSERT INTO nhi_keys (org, identity, key_id, signing, kem, sealed, valid_from, valid_until) "
+      "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+      {org, identity.text(), keys.key_id, keys.signing.bytes(), kem, sealed, keys.valid_from, keys.valid_until}));
+  return {};
+}
+
+Result<std::vector<PublicKeys>> list_keys(sql::Tx& tx, const std::string& org, const Identity& identity) {
+  auto rows =
+      CRETO_TRY(tx.query("SELECT key_id, signing, kem, valid_from, valid_until FROM nhi_keys "
+                         "WHERE org = $1 AND identity = $2 ORDER BY valid_from DESC, key_id",
+                         {org, identity.text()}));
+  std::vector<PublicKeys> all;
+  for (const sql::Row row : rows) {
+    auto signing = crypto::VerifyingKey::parse(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, row.bytes(1));
+    if (!signing) return damaged("key");
+    std::optional<crypto::KemPublicKey> kem;
+    if (!row.is_null(2)) {
+      auto parsed = crypto::KemPublicKey::parse(crypto::KemAlgorithm::x_wing, row.bytes(2));
+      if (!parsed) return damaged("key");
+      kem = *std::move(parsed);
+    }
+    all.push_back(PublicKeys{row.text(0), *std::move(signing), std::move(kem), row.instant(3), row.instant(4)});
+  }
+  return all;
+}
+
+Result<std::optional<Bytes>> sealed_key(sql::Tx& tx, const std::string& org, const Identity& identity,
+                                        const std::string& key_id) {
+  auto rows = CRETO_TRY(tx.query("SELECT sealed FROM nhi_keys WHERE org = $1 AND identity = $2 AND key_id = $3",
+                                 {org, identity.text(), key_id}));
+  if (rows.empty()) return std::optional<Bytes>();
+  return rows.front().optional_bytes(0);
+}
+
+Result<bool> insert_delegation(sql::Tx& tx, const Delegation& d) {
+  std::optional<std::string> parent;
+  if (d.parent) parent = d.parent->to_string();
+  auto changed = CRETO_TRY(
+      tx.exec(fmt::format("INSERT INTO nhi_delegations ({}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0) "
+                          "ON CONFLICT DO NOTHING",
+                          delegation_columns),
+              {d.org, d.id.to_string(), d.delegator.text(), d.delegatee.text(), parent, Json(d.permissions).dump(),
+               d.created_at, d.expires_at, d.key_id, d.signature.algorithm, d.signature.value}));
+  return changed == 1;
+}
+
+Result<std::optional<Delegation>> find_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id) {
+  auto rows =
+      CRETO_TRY(tx.query(fmt::format("SELECT {} FROM nhi_delegations WHERE org = $1 AND id = $2", delegation_columns),
+                         {org, id.to_string()}));
+  if (rows.empty()) return std::optional<Delegation>();
+  Delegation delegation = CRETO_TRY(delegation_of(rows.front()));
+  return std::optional(std::move(delegation));
+}
+
+Result<std::vector<Delegation>> delegations_to(sql::Tx& tx, const std::string& org, const Identity& delegatee,
+                                               Instant now) {
+  auto rows =
+      CRETO_TRY(tx.query(fmt::format("SELECT {} FROM nhi_delegations WHERE org = $1 AND delegatee = $2 "
+                                     "AND revoked = 0 AND expires_at > $3 ORDER BY created_at DESC, id DESC LIMIT 64",
+                                     delegation_columns),
+                         {org, delegatee.text(), now}));
+  std::vector<Delegation> all;
+  for (const sql::Row row : rows) {
+    Delegation delegation = CRETO_TRY(delegation_of(row));
+    all.push_back(std::move(delegation));
+  }
+  return all;
+}
+
+Result<> revoke_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id) {
+  CRETO_TRY(tx.exec("UPDATE nhi_delegations SET revoked = 1 WHERE org = $1 AND id = $2", {org, id.to_string()}));
+  return {};
+}
+
+Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& b) {
+  CRETO_TRY(tx.exec(
+      "INSERT INTO nhi_bundles (org, identity, dh_key, dh_algorithm, dh_signature, signed_id, signed_key, "
+      "signed_algorithm, signed_signature, kem_id, kem_key, kem_algorithm, kem_signature) "
+      "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) "
+      "ON CONFLICT (org, identity) DO UPDATE SET dh_key = excluded.dh_key, dh_algorithm = excluded.dh_algorithm, "
+      "dh_signature = excluded.dh_signature, signed_id = excluded.signed_id, signed_key = excluded.signed_key, "
+      "signed_algorithm = excluded.signed_algorithm, signed_signature = excluded.signed_signature, "
+      "kem_id = excluded.kem_id, kem_key = excluded.kem_key, kem_algorithm = excluded.kem_algorithm, "
+      "kem_signature = excluded.kem_signature",
+      {org, identity.text(), b.identity_dh, b.identity_dh_signature.algorithm, b.identity_dh_signature.value,
+       b.signed_prekey.id, b.signed_prekey.key, b.signed_prekey.signature.algorithm, b.signed_prekey.signature.value,
+       b.last_resort_kem.id, b.last_resort_kem.key, b.last_resort_kem.signature.algorithm,
+       b.last_resort_kem.signature.value}));
+  constexpr std::string_view insert =
+      "INSERT INTO nhi_prekeys (org, identity, kind, id, key, algorithm, signature) VALUES ($1, $2, $3, $4, $5, $6, "
+      "$7) "
+      "ON CONFLICT DO NOTHING";
+  for (const OneTimePrekey& prekey : b.one_time)
+    CRETO_TRY(tx.exec(insert, {org, identity.text(), "dh", prekey.id, prekey.key, "", Bytes()}));
+  for (const SignedPrekey& prekey : b.one_time_kem)
+    CRETO_TRY(tx.exec(insert, {org, identity.text(), "kem", prekey.id, prekey.key, prekey.signature.algorithm,
+                               prekey.signature.value}));
+  return {};
+}
+
+Result<std::optional<KeyBundle>> find_bundle(sql::Tx& tx, const std::string& org, const Identity& identity) {
+  auto rows = CRETO_TRY(
+      tx.query("SELECT dh_key, dh_algorithm, dh_signature, signed_id, signed_key, signed_algorithm, signed_signature, "
+               "kem_id, kem_key, kem_algorithm, kem_signature FROM nhi_bundles WHERE org = $1 AND identity = $2",
+               {org, identity.text()}));
+  if (rows.empty()) return std::optional<KeyBundle>();
+  auto keys = CRETO_TRY(list_keys(tx, org, identity));
+  if (keys.empty()) return damaged("key bundle");
+  auto row = rows.front();
+  auto prekey = [&](std::size_t first) {
+    return SignedPrekey{static_cast<std::uint32_t>(row.integer(first)), row.bytes(first + 1),
+                        Signature{row.text(first + 2), row.bytes(first + 3)}};
+  };
+  return std::optional(KeyBundle{identity, keys.front(), row.bytes(0), Signature{row.text(1), row.bytes(2)}, prekey(3),
+                                 prekey(7), true, std::nullopt});
+}
+
+Result<> take_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity, KeyBundle& bundle) {
+  // One statement finds and removes, so that two takers get different ones.
+  constexpr std::string_view take =
+      "DELETE FROM nhi_prekeys WHERE org = $1 AND identity = $2 AND kind = $3 AND id = (SELECT min(id) FROM "
+      "nhi_prekeys "
+      "WHERE org = $1 AND identity = $2 AND kind = $3) RETURNING id, key, algorithm, signature";
+  auto dh = CRETO_TRY(tx.query(take, {org, identity.text(), "dh"}));
+  if (!dh.empty())
+    bundle.one_time = OneTimePrekey{static_cast<std::uint32_t>(dh.front().integer(0)), dh.front().bytes(1)};
+  auto kem = CRETO_TRY(tx.query(take, {org, identity.text(), "kem"}));
+  if (!kem.empty()) {
+    auto row = kem.front();
+    bundle.kem =
+        SignedPrekey{static_cast<std::uint32_t>(row.integer(0)), row.bytes(1), Signature{row.text(2), row.bytes(3)}};
+    bundle.kem_is_last_resort = false;
+  }
+  return {};
+}
+
+Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity) {
+  PrekeyCount count;
+  auto rows = CRETO_TRY(tx.query(
+      "SELECT kind, count(*) FROM nhi_prekeys WHERE org = $1 AND identity = $2 GROUP BY kind", {org, identity.text()}));
+  for (const sql::Row row : rows) (row.text(0) == "dh" ? count.one_time : count.one_time_kem) = row.integer(1);
+  return count;
+}
+
+}  // namespace creto::nhi::store

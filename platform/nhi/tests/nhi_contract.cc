@@ -1,0 +1,552 @@
+// What every Nhi keeps, whether it runs here or at the other end of a connection.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <thread>
+
+#include "creto/crypto/aead.h"
+#include "creto/crypto/random.h"
+#include "creto/io/rpc.h"
+#include "creto/io/rpc_channel.h"
+#include "creto/nhi/nhi_rpc.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+
+namespace creto::nhi {
+namespace {
+
+using std::chrono::hours;
+using std::chrono::minutes;
+constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
+
+enum class Where { sqlite, postgres, grpc };
+std::ostream& operator<<(std::ostream& out, Where where) {
+  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
+}
+
+/// The key that seals keys in these tests; the vault's own is tested there.
+class TestSealer final : public crypto::KeySealer {
+ public:
+  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
+    return key_.seal(plaintext, as_bytes(aad)).encode();
+  }
+  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
+    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
+    return key_.open(ciphertext, as_bytes(aad));
+  }
+  std::string key_id() const override { return "0000000000000000"; }
+
+ private:
+  crypto::AeadKey key_ = crypto::AeadKey::generate();
+};
+
+/// Believes whom the test says it is, in the words of the header; the chain is nhi's.
+class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
+ public:
+  explicit TestPorts(Nhi& nhi) : nhi_(nhi) {}
+  Result<rpc::Caller> authenticate(const Context& ctx, const rpc::Credentials& credentials) override {
+    auto identity =
+        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
+    DelegationChain chain = {identity};
+    if (auto found = nhi_.get_delegation_chain(ctx, identity)) chain = found->identities();
+    return rpc::Caller{identity, chain, "default"};
+  }
+  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
+  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
+
+ private:
+  Nhi& nhi_;
+};
+
+struct Human {
+  Identity identity;
+  crypto::SigningKey key = crypto::SigningKey::generate(hybrid);
+  std::string key_id;
+};
+
+class NhiContract : public testing::TestWithParam<Where> {
+ protected:
+  NhiContract()
+      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
+                                                : creto::testing::DatabaseKind::sqlite,
+                  clock) {
+    start();
+    ada = human("ada@example.com");
+  }
+  ~NhiContract() override { stop(); }
+
+  void start() {
+    db = database_.open();
+    service_ = create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    if (GetParam() != Where::grpc) {
+      nhi = service_.get();
+      return;
+    }
+    ports_ = std::make_unique<TestPorts>(*service_);
+    dispatcher_ = rpc::Dispatcher::create({*ports_, *ports_, *ports_, no_telemetry(), clock});
+    register_nhi(*dispatcher_, *service_);
+    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
+    rpc::ChannelOptions options;
+    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
+    options.bearer = [] { return "service:test"; };
+    options.forward_caller = true;
+    client_ = create_nhi_client(rpc::Channel::connect(options, clock).value());
+    nhi = client_.get();
+  }
+  void stop() {
+    client_.reset();
+    if (server_) server_->stop(std::chrono::seconds(1));
+    server_.reset();
+    if (dispatcher_) dispatcher_->stop();
+    dispatcher_.reset();
+    service_.reset();
+    db.reset();
+  }
+
+  std::unique_ptr<Human> human(std::string email) {
+    auto made = std::unique_ptr<Human>(new Human{Identity::human(email).value()});
+    auto done = nhi->register_human(as_service(), made->identity, email, made->key.verifying_key(), std::nullopt);
+    EXPECT_TRUE(done.has_value()) << done.error().to_string();
+    made->key_id = nhi->get_public_keys(as_service(), made->identity).value().key_id;
+    return made;
+  }
+  static Context as_service() { return Context::of_service(Identity::service("test").value()); }
+  Context as(const Identity& identity) {
+    DelegationChain chain = {identity};
+    if (auto found = nhi->get_delegation_chain(as_service(), identity)) chain = found->identities();
+    return Context::of(identity, chain);
+  }
+  Agent agent(std::string name) {
+    auto made = nhi->register_agent(as(ada->identity), {.name = std::move(name)});
+    EXPECT_TRUE(made.has_value()) << made.error().to_string();
+    return *made;
+  }
+  NewDelegation signed_by(const Human& by, const Identity& to, std::vector<std::string> permissions,
+                          Nanos valid_for = hours(24)) {
+    NewDelegation wanted{by.identity, to, {}, permissions, clock.now() + valid_for, {}, {}, {}, {}};
+    Delegation link{DelegationId::fresh(clock.now()),
+                    "default",
+                    by.identity,
+                    to,
+                    {},
+                    permissions,
+                    clock.now(),
+                    wanted.expires_at,
+                    by.key_id,
+                    {},
+                    false};
+    wanted.id = link.id;
+    wanted.created_at = link.created_at;
+    wanted.key_id = link.key_id;
+    wanted.signature = by.key.sign(as_bytes(link.signed_bytes().value()), as_bytes("creto.delegation")).value();
+    return wanted;
+  }
+  Delegation delegate(const Human& by, const Identity& to, std::vector<std::string> permissions,
+                      Nanos valid_for = hours(24)) {
+    auto made = nhi->create_delegation(as(by.identity), signed_by(by, to, std::move(permissions), valid_for));
+    EXPECT_TRUE(made.has_value()) << made.error().to_string();
+    return *made;
+  }
+  template <class T>
+  static std::string kind(const Result<T>& result) {
+    return result ? "ok" : std::string(to_string(result.error().kind()));
+  }
+
+  std::set<std::string> audited() {
+    std::set<std::string> all;
+    auto read = db->read({}, [&](sql::Tx& tx) -> Result<> {
+      auto rows = CRETO_TRY(tx.query("SELECT count(*) FROM audit_pending"));
+      all.insert(std::to_string(rows.front().integer(0)));
+      return {};
+    });
+    EXPECT_TRUE(read.has_value());
+    return all;
+  }
+
+  creto::testing::FakeClock clock{system_clock().now()};
+  creto::testing::TestDatabase database_;
+  TestSealer sealer_;
+  std::unique_ptr<sql::Database> db;
+  std::unique_ptr<Nhi> service_, client_;
+  std::unique_ptr<TestPorts> ports_;
+  std::unique_ptr<rpc::Dispatcher> dispatcher_;
+  std::unique_ptr<rpc::GrpcServer> server_;
+  Nhi* nhi = nullptr;
+  std::unique_ptr<Human> ada;
+};
+
+TEST_P(NhiContract, RegistersAnAgentWhoseIdentityIsItsKey) {
+  auto made = nhi->register_agent(as(ada->identity), {.name = "clerk", .attributes = {{"team", "accounts"}}}).value();
+  EXPECT_EQ(made.owner, ada->identity);
+  EXPECT_EQ(made.status, AgentStatus::active);
+  auto keys = nhi->get_public_keys(as_service(), made.identity).value();
+  EXPECT_TRUE(std::ranges::equal(keys.ed25519(), made.identity.pinned_key()));
+  EXPECT_EQ(keys.ml_dsa_65().size(), 1952u);
+  EXPECT_EQ(keys.x25519().size(), 32u);
+  EXPECT_EQ(keys.ml_kem_768().size(), 1184u);
+  EXPECT_EQ(nhi->get_agent(as_service(), made.identity).value(), made);
+  EXPECT_EQ(nhi->find_agent(as_service(), "clerk").value(), made);
+  EXPECT_TRUE(nhi->is_registered(as_service(), made.identity).value());
+  EXPECT_FALSE(nhi->is_revoked(as_service(), made.identity).value());
+}
+
+TEST_P(NhiContract, SurvivesARestart) {
+  auto made = agent("clerk");
+  auto before = nhi->sign(as(made.identity), made.identity, as_bytes("x")).value();
+  stop();
+  start();
+  EXPECT_EQ(nhi->get_agent(as_service(), made.identity).value(), made);
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("x"), before)), "ok");
+  auto after = nhi->sign(as(made.identity), made.identity, as_bytes("y")).value();
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("y"), after)), "ok");
+}
+
+TEST_P(NhiContract, RepeatsARegistrationByItsKeyAndRefusesOtherContent) {
+  Context ctx = as(ada->identity);
+  ctx.idempotency_key = "once";
+  ctx.request_hash[0] = 1;
+  auto first = nhi->register_agent(ctx, {.name = "clerk"}).value();
+  auto again = nhi->register_agent(ctx, {.name = "clerk"});
+  ASSERT_TRUE(again.has_value()) << again.error().to_string();
+  EXPECT_EQ(again->identity, first.identity);
+  ctx.request_hash[0] = 2;
+  EXPECT_EQ(kind(nhi->register_agent(ctx, {.name = "other"})), "conflict");
+}
+
+TEST_P(NhiContract, KeepsNamesUniqueUntilTheirHolderIsRevoked) {
+  auto first = agent("clerk");
+  EXPECT_EQ(kind(nhi->register_agent(as(ada->identity), {.name = "clerk"})), "already_exists");
+  ASSERT_TRUE(nhi->revoke_agent(as(ada->identity), first.identity, "replaced").has_value());
+  EXPECT_EQ(kind(nhi->register_agent(as(ada->identity), {.name = "clerk"})), "ok");
+}
+
+TEST_P(NhiContract, RefusesBadInput) {
+  auto tried = [&](NewAgent wanted) { return kind(nhi->register_agent(as(ada->identity), wanted)); };
+  EXPECT_EQ(tried({.name = ""}), "invalid_input");
+  EXPECT_EQ(tried({.name = std::string(129, 'x')}), "invalid_input");
+  EXPECT_EQ(tried({.name = "a\nb"}), "invalid_input");
+  EXPECT_EQ(tried({.name = "human:eve@example.com"}), "invalid_input");
+  EXPECT_EQ(tried({.name = "x", .type = AgentType::human}), "invalid_input");
+  EXPECT_EQ(tried({.name = "x", .valid_for = Nanos(-1)}), "invalid_input");
+  EXPECT_EQ(tried({.name = "x", .valid_for = hours(24 * 4000)}), "invalid_input");
+  EXPECT_EQ(tried({.name = "x", .attributes = {{"", "v"}}}), "invalid_input");
+  EXPECT_EQ(tried({.name = "x", .attributes = {{"k", std::string(1025, 'v')}}}), "invalid_input");
+  auto eve = human("eve@example.com");
+  EXPECT_EQ(tried({.name = "x", .owner = eve->identity}), "permission_denied");
+  EXPECT_TRUE(nhi->list_agents(as_service(), {.type = AgentType::autonomous}).value().empty());
+  EXPECT_EQ(kind(nhi->get_agent(as_service(), Identity::human("nobody@example.com").value())), "not_found");
+  EXPECT_EQ(kind(nhi->find_agent(as_service(), "nobody")), "not_found");
+  EXPECT_EQ(kind(nhi->list_agents(as_service(), {.limit = 1001})), "invalid_input");
+}
+
+TEST_P(NhiContract, ListsInPages) {
+  std::set<std::string> made, seen;
+  for (int i = 0; i < 5; ++i) made.insert(agent(fmt::format("a{}", i)).identity.text());
+  AgentFilter filter{.type = AgentType::autonomous, .limit = 2};
+  for (;;) {
+    auto page = nhi->list_agents(as_service(), filter).value();
+    for (const Agent& one : page) seen.insert(one.identity.text());
+    if (page.size() < 2) break;
+    filter.after = page.back().identity.text();
+  }
+  EXPECT_EQ(seen, made);
+  EXPECT_EQ(nhi->list_agents(as_service(), {.owner = ada->identity, .name = "a3"}).value().size(), 1u);
+}
+
+TEST_P(NhiContract, ChangesWhatMayChange) {
+  auto made = agent("clerk");
+  auto changed =
+      nhi->update_agent(as(ada->identity), made.identity,
+                        {.name = "chief", .expires_at = clock.now() + hours(1), .attributes = {{{"a", "b"}}}})
+          .value();
+  EXPECT_EQ(changed.name, "chief");
+  EXPECT_EQ(nhi->get_agent(as_service(), made.identity).value(), changed);
+  EXPECT_EQ(kind(nhi->update_agent(as(ada->identity), made.identity, {.expires_at = clock.now() + hours(2)})),
+            "invalid_input");
+  ASSERT_TRUE(nhi->update_agent(as(ada->identity), made.identity, {.status = AgentStatus::suspended}).has_value());
+  EXPECT_TRUE(nhi->is_revoked(as_service(), made.identity).value());
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"))), "permission_denied");
+  ASSERT_TRUE(nhi->update_agent(as(ada->identity), made.identity, {.status = AgentStatus::active}).has_value());
+  EXPECT_FALSE(nhi->is_revoked(as_service(), made.identity).value());
+  clock.advance(hours(1));
+  EXPECT_TRUE(nhi->is_revoked(as_service(), made.identity).value());
+}
+
+TEST_P(NhiContract, RevokesForGood) {
+  auto made = agent("clerk");
+  delegate(*ada, made.identity, {"*"});
+  ASSERT_TRUE(nhi->get_delegation_chain(as_service(), made.identity).has_value());
+  EXPECT_EQ(nhi->revoke_agent(as(ada->identity), made.identity, "gone").value().status, AgentStatus::revoked);
+  EXPECT_EQ(kind(nhi->revoke_agent(as(ada->identity), made.identity, "again")), "ok");
+  EXPECT_TRUE(nhi->is_revoked(as_service(), made.identity).value());
+  EXPECT_EQ(kind(nhi->get_delegation_chain(as_service(), made.identity)), "permission_denied");
+  EXPECT_EQ(kind(nhi->update_agent(as(ada->identity), made.identity, {.status = AgentStatus::active})), "conflict");
+}
+
+TEST_P(NhiContract, SignsForAnAgentAndVerifies) {
+  auto made = agent("clerk");
+  auto signature = nhi->sign(as(made.identity), made.identity, as_bytes("hello"), "runtime.attestation").value();
+  EXPECT_EQ(signature.algorithm, "hybrid-ed25519-ml-dsa-65");
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("hello"), signature, "runtime.attestation")), "ok");
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("hello"), signature)), "signature_invalid");
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("hellO"), signature, "runtime.attestation")),
+            "signature_invalid");
+  for (std::size_t at : {std::size_t(0), signature.value.size() - 1}) {
+    auto broken = signature;  // ML-DSA's half, then Ed25519's
+    broken.value[at] ^= 1;
+    EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("hello"), broken, "runtime.attestation")),
+              "signature_invalid");
+  }
+  auto unknown = signature;
+  unknown.algorithm = "rot13";
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("hello"), unknown)), "unsupported_algorithm");
+  auto other = agent("other");
+  EXPECT_EQ(kind(nhi->verify(as_service(), other.identity, as_bytes("hello"), signature, "runtime.attestation")),
+            "signature_invalid");
+}
+
+TEST_P(NhiContract, SignsOnlyForWhomTheCallerSpeaks) {
+  auto made = agent("clerk"), other = agent("other");
+  EXPECT_EQ(kind(nhi->sign(as(other.identity), made.identity, as_bytes("x"))), "permission_denied");
+  EXPECT_EQ(kind(nhi->sign(as(ada->identity), made.identity, as_bytes("x"))), "permission_denied");
+  EXPECT_EQ(kind(nhi->sign(as_service(), ada->identity, as_bytes("x"))), "permission_denied");  // her key is not here
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"), "creto.token")), "permission_denied");
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"), "creto.delegation")), "permission_denied");
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, Bytes((4 << 20) + 1))), "too_large");
+}
+
+TEST_P(NhiContract, ResolvesTokens) {
+  auto made = agent("clerk");
+  auto token = nhi->issue_token(as(ada->identity), made.identity, hours(1)).value();
+  auto resolved = nhi->resolve_token(as_service(), token).value();
+  EXPECT_EQ(resolved.agent.identity, made.identity);
+  EXPECT_EQ(resolved.org, "default");
+  EXPECT_EQ(nhi->resolve_token(as_service(), token).value().id, resolved.id);
+  auto hers = make_token(ada->key, ada->identity, "default", clock.now(), hours(1)).value();
+  EXPECT_EQ(nhi->resolve_token(as_service(), hers).value().agent.identity, ada->identity);
+
+  // Somebody else's signature, another organization, a changed byte.
+  auto eve = crypto::SigningKey::generate(hybrid);
+  EXPECT_EQ(
+      kind(nhi->resolve_token(as_service(), make_token(eve, ada->identity, "default", clock.now(), hours(1)).value())),
+      "unauthenticated");
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(),
+                                    make_token(ada->key, ada->identity, "other", clock.now(), hours(1)).value())),
+            "unauthenticated");
+  std::string broken = token;
+  broken[broken.size() - 30] = broken[broken.size() - 30] == 'A' ? 'B' : 'A';
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(), broken)), "unauthenticated");
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(), "nonsense")), "unauthenticated");
+
+  clock.advance(hours(1));
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(), token)), "expired");
+  auto fresh = nhi->issue_token(as(ada->identity), made.identity, hours(1)).value();
+  ASSERT_TRUE(nhi->resolve_token(as_service(), fresh).has_value());
+  ASSERT_TRUE(nhi->revoke_agent(as(ada->identity), made.identity, "").has_value());
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(), fresh)), "unauthenticated");
+}
+
+TEST_P(NhiContract, DelegatesFromAHumanToAnAgentToItsChild) {
+  auto parent = agent("parent");
+  delegate(*ada, parent.identity, {"payments.*", "sandbox.spawn"});
+  auto child = nhi->register_agent(as(parent.identity), {.name = "child"}).value();
+  EXPECT_EQ(child.owner, ada->identity);
+  auto made = nhi->create_delegation(
+      as(parent.identity),
+      {parent.identity, child.identity, {}, {"payments.pay"}, clock.now() + hours(1), {}, {}, {}, {}});
+  ASSERT_TRUE(made.has_value()) << made.error().to_string();
+  auto chain = nhi->get_delegation_chain(as_service(), child.identity).value();
+  EXPECT_EQ(chain.identities(), (DelegationChain{ada->identity, parent.identity, child.identity}));
+  EXPECT_EQ(chain.valid_until, clock.now() + hours(1));
+  EXPECT_TRUE(chain.permits("payments.pay"));
+  EXPECT_FALSE(chain.permits("sandbox.spawn"));
+  EXPECT_EQ(kind(nhi->verify_delegation(as_service(), chain)), "ok");
+  EXPECT_EQ(nhi->get_delegation_chain(as_service(), ada->identity).value().identities(),
+            DelegationChain{ada->identity});
+
+  auto forged = chain;
+  forged.delegations[1].permissions = {"payments.*"};
+  EXPECT_EQ(kind(nhi->verify_delegation(as_service(), forged)), "signature_invalid");
+  forged = chain;
+  forged.delegations.erase(forged.delegations.begin());
+  EXPECT_EQ(kind(nhi->verify_delegation(as_service(), forged)), "permission_denied");
+
+  clock.advance(hours(1));
+  EXPECT_EQ(kind(nhi->get_delegation_chain(as_service(), child.identity)), "permission_denied");
+  EXPECT_EQ(kind(nhi->verify_delegation(as_service(), chain)), "expired");
+}
+
+TEST_P(NhiContract, RefusesDelegationsThatWidenOrAreNotTheirMakers) {
+  auto parent = agent("parent"), child = agent("child");
+  delegate(*ada, parent.identity, {"payments.pay"});
+  auto tried = [&](const Identity& by, std::vector<std::string> permissions, Nanos valid_for = hours(1)) {
+    return kind(nhi->create_delegation(
+        as(by),
+        {parent.identity, child.identity, {}, std::move(permissions), clock.now() + valid_for, {}, {}, {}, {}}));
+  };
+  EXPECT_EQ(tried(parent.identity, {"payments.*"}), "permission_denied");
+  EXPECT_EQ(tried(parent.identity, {"payments.pay"}, hours(48)), "permission_denied");
+  EXPECT_EQ(tried(child.identity, {"payments.pay"}), "permission_denied");
+  EXPECT_EQ(tried(parent.identity, {}), "invalid_input");
+  EXPECT_EQ(tried(parent.identity, {"Payments"}), "invalid_input");
+  EXPECT_EQ(tried(parent.identity, {"payments.pay"}, -hours(1)), "invalid_input");
+  EXPECT_EQ(kind(nhi->get_delegation_chain(as_service(), child.identity)), "permission_denied");
+
+  // Ada's has to be signed by her own key, over exactly what is asked.
+  auto unsigned_one = signed_by(*ada, child.identity, {"a.b"});
+  unsigned_one.signature.reset();
+  EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), unsigned_one)), "invalid_input");
+  auto widened = signed_by(*ada, child.identity, {"a.b"});
+  widened.permissions = {"a.*"};
+  EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), widened)), "signature_invalid");
+  auto eve = human("eve@example.com");
+  auto hers = signed_by(*ada, child.identity, {"a.b"});
+  EXPECT_EQ(kind(nhi->create_delegation(as(eve->identity), hers)), "permission_denied");
+  auto old = signed_by(*ada, child.identity, {"a.b"});
+  clock.advance(minutes(6));
+  EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), old)), "invalid_input");
+}
+
+TEST_P(NhiContract, TakesADelegationTwiceAsOne) {
+  auto made = agent("clerk");
+  auto wanted = signed_by(*ada, made.identity, {"a.b"});
+  ASSERT_TRUE(nhi->create_delegation(as(ada->identity), wanted).has_value());
+  EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), wanted)), "ok");
+}
+
+TEST_P(NhiContract, LetsNobodyElseChangeForWhomAnAgentActs) {
+  auto made = agent("clerk");
+  delegate(*ada, made.identity, {"a.b"});
+  auto eve = human("eve@example.com");
+  auto hers = delegate(*eve, made.identity, {"*"});
+  EXPECT_EQ(nhi->get_delegation_chain(as_service(), made.identity).value().root.identity, ada->identity);
+  EXPECT_EQ(nhi->get_delegation_chain(as_service(), made.identity, hers.id).value().root.identity, eve->identity);
+}
+
+TEST_P(NhiContract, EndsEveryChainThroughARevokedDelegation) {
+  auto parent = agent("parent"), child = agent("child");
+  auto first = delegate(*ada, parent.identity, {"*"});
+  auto second =
+      nhi->create_delegation(as(parent.identity),
+                             {parent.identity, child.identity, {}, {"a.b"}, clock.now() + hours(1), {}, {}, {}, {}})
+          .value();
+  auto eve = human("eve@example.com");
+  EXPECT_EQ(kind(nhi->revoke_delegation(as(eve->identity), second.id)), "permission_denied");
+  EXPECT_EQ(kind(nhi->revoke_delegation(as(child.identity), second.id)), "permission_denied");
+  auto chain = nhi->get_delegation_chain(as_service(), child.identity).value();
+  EXPECT_EQ(kind(nhi->revoke_delegation(as(ada->identity), first.id)), "ok");
+  EXPECT_EQ(kind(nhi->revoke_delegation(as(ada->identity), first.id)), "ok");
+  EXPECT_EQ(kind(nhi->get_delegation_chain(as_service(), child.identity)), "permission_denied");
+  EXPECT_EQ(kind(nhi->verify_delegation(as_service(), chain)), "permission_denied");
+  EXPECT_EQ(kind(nhi->revoke_delegation(as(ada->identity), DelegationId::fresh(clock.now()))), "not_found");
+}
+
+TEST_P(NhiContract, RegistersAHumanOnceWithHisKeys) {
+  EXPECT_EQ(kind(nhi->register_human(as_service(), ada->identity, "ada", ada->key.verifying_key(), std::nullopt)),
+            "ok");
+  auto other = crypto::SigningKey::generate(hybrid);
+  EXPECT_EQ(kind(nhi->register_human(as_service(), ada->identity, "ada", other.verifying_key(), std::nullopt)),
+            "already_exists");
+  auto classical = crypto::SigningKey::generate(crypto::SignatureAlgorithm::ed25519);
+  EXPECT_EQ(kind(nhi->register_human(as_service(), Identity::human("bob@example.com").value(), "bob",
+                                     classical.verifying_key(), std::nullopt)),
+            "unsupported_algorithm");
+}
+
+TEST_P(NhiContract, HoldsAServicesKeys) {
+  auto service = Identity::service("metering").value();
+  auto made = nhi->ensure_service(as_service(), service).value();
+  EXPECT_EQ(nhi->ensure_service(as_service(), service).value(), made);
+  auto signature = nhi->sign(as_service(), service, as_bytes("invoice")).value();
+  EXPECT_EQ(kind(nhi->verify(as_service(), service, as_bytes("invoice"), signature)), "ok");
+}
+
+TEST_P(NhiContract, OpensWhatWasWrappedForAnAgent) {
+  auto made = agent("clerk");
+  auto keys = nhi->get_public_keys(as_service(), made.identity).value();
+  auto wrapped = keys.kem->encapsulate().value();
+  auto opened = nhi->decapsulate(as_service(), made.identity, keys.key_id, wrapped.ciphertext);
+  if (GetParam() == Where::grpc) {  // secrets do not travel
+    EXPECT_EQ(kind(opened), "unavailable");
+    return;
+  }
+  ASSERT_TRUE(opened.has_value()) << opened.error().to_string();
+  EXPECT_TRUE(equal_constant_time(opened->reveal(), wrapped.shared_secret.reveal()));
+  EXPECT_EQ(kind(nhi->decapsulate(as_service(), made.identity, "other", wrapped.ciphertext)), "not_found");
+  EXPECT_EQ(kind(nhi->decapsulate(as(ada->identity), made.identity, keys.key_id, wrapped.ciphertext)),
+            "permission_denied");
+}
+
+TEST_P(NhiContract, GivesEachOneTimePrekeyOnce) {
+  auto made = agent("clerk");
+  Context ctx = as(made.identity);
+  auto sign = [&](PrekeyUse use, std::uint32_t id, const Bytes& key) {
+    return nhi->sign(ctx, made.identity, as_bytes(prekey_signed_bytes(made.identity, use, id, key)), "creto.prekey")
+        .value();
+  };
+  auto prekey = [&](PrekeyUse use, std::uint32_t id, std::size_t size) {
+    Bytes key = crypto::random_bytes(size);
+    return SignedPrekey{id, key, sign(use, id, key)};
+  };
+  EXPECT_EQ(kind(nhi->take_key_bundle(as_service(), made.identity)), "not_found");
+  KeyBundleUpload upload;
+  upload.identity_dh = crypto::random_bytes(32);
+  upload.identity_dh_signature = sign(PrekeyUse::identity_dh, 0, upload.identity_dh);
+  upload.signed_prekey = prekey(PrekeyUse::signed_prekey, 7, 32);
+  upload.last_resort_kem = prekey(PrekeyUse::kem, 8, 1184);
+  for (std::uint32_t i = 1; i <= 6; ++i) upload.one_time.push_back({i, crypto::random_bytes(32)});
+  for (std::uint32_t i = 1; i <= 2; ++i) upload.one_time_kem.push_back(prekey(PrekeyUse::kem, 100 + i, 1184));
+
+  auto forged = upload;
+  forged.signed_prekey.key[0] ^= 1;
+  EXPECT_EQ(kind(nhi->publish_key_bundle(ctx, made.identity, forged)), "signature_invalid");
+  EXPECT_EQ(kind(nhi->publish_key_bundle(as(ada->identity), made.identity, upload)), "permission_denied");
+  EXPECT_EQ(nhi->publish_key_bundle(ctx, made.identity, upload).value().one_time, 6);
+
+  std::mutex mutex;
+  std::set<std::uint32_t> ids;
+  int last_resort = 0, taken = 0;
+  {
+    std::vector<std::jthread> takers;
+    for (int t = 0; t < 3; ++t)
+      takers.emplace_back([&] {
+        for (int i = 0; i < 2; ++i) {
+          auto bundle = nhi->take_key_bundle(as_service(), made.identity);
+          std::lock_guard lock(mutex);
+          ASSERT_TRUE(bundle.has_value()) << bundle.error().to_string();
+          ++taken;
+          if (bundle->one_time) ids.insert(bundle->one_time->id);
+          last_resort += bundle->kem_is_last_resort;
+          EXPECT_EQ(bundle->identity_dh, upload.identity_dh);
+          EXPECT_EQ(bundle->signed_prekey.id, 7u);
+        }
+      });
+  }
+  EXPECT_EQ(taken, 6);
+  EXPECT_EQ(ids.size(), 6u);
+  EXPECT_EQ(last_resort, 4);
+  auto count = nhi->prekey_count(as_service(), made.identity).value();
+  EXPECT_EQ(count.one_time, 0);
+  EXPECT_EQ(count.one_time_kem, 0);
+  EXPECT_FALSE(nhi->take_key_bundle(as_service(), made.identity).value().one_time.has_value());
+}
+
+TEST_P(NhiContract, AuditsEveryChangeInItsTransaction) {
+  auto before = audited();
+  auto made = agent("clerk");
+  auto after = audited();
+  EXPECT_NE(before, after);
+  EXPECT_EQ(kind(nhi->register_agent(as(ada->identity), {.name = "clerk"})), "already_exists");
+  EXPECT_EQ(audited(), after);
+}
+
+TEST_P(NhiContract, IsHealthyWhileItAnswers) { EXPECT_EQ(nhi->health().health, Health::healthy); }
+
+INSTANTIATE_TEST_SUITE_P(, NhiContract, testing::Values(Where::sqlite, Where::postgres, Where::grpc),
+                         [](const auto& info) { return testing::PrintToString(info.param); });
+
+}  // namespace
+}  // namespace creto::nhi

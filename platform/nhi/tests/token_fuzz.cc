@@ -1,0 +1,16 @@
+#include <cstddef>
+#include <cstdint>
+
+#include "delegation.h"
+#include "token.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace creto;
+  std::string_view text(reinterpret_cast<const char*>(data), size);
+  if (auto token = nhi::parse_token(text))
+    (void)nhi::check_token_time(*token, from_unix_ns(1'767'268'800'000'000'000), Nanos(1));
+  // The payload alone, as if its base64 had been right.
+  (void)nhi::parse_token("creto1." + base64url(as_bytes(text)) + ".AAAA");
+  (void)nhi::check_permissions({std::string(text)});
+  return 0;
+}
