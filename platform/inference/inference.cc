@@ -183,6 +183,12 @@ Result<Role> role_from_string(std::string_view text) {
 
 std::string_view to_string(FinishReason reason) { return finish_names[static_cast<std::size_t>(reason)]; }
 
+Result<FinishReason> finish_reason_from_string(std::string_view text) {
+  const auto found = std::ranges::find(finish_names, text);
+  if (found == finish_names.end()) return invalid("`finish_reason` is not known");
+  return static_cast<FinishReason>(found - finish_names.begin());
+}
+
 Result<InjectionMode> injection_mode_from_string(std::string_view text) {
   const auto found = std::ranges::find(mode_names, text);
   if (found == mode_names.end()) return invalid("the injection mode must be off, flag or block");

@@ -1,6 +1,5 @@
 #include "vault_contract.h"
 
-#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -34,10 +33,11 @@ Result<SecretInfo> VaultContract::create(const std::string& text, const std::str
 
 std::size_t VaultContract::audited(const std::string& text) {
   const auto rows = sql::read(*under_test_.database, Context(),
-                              [&](sql::Tx& tx) { return tx.query("SELECT document FROM audit_pending"); });
+                              [&](sql::Tx& tx) { return tx.query("SELECT entry FROM audit_pending"); });
   EXPECT_TRUE(rows);
-  return static_cast<std::size_t>(
-      std::ranges::count_if(*rows, [&](const sql::Row& row) { return row.text(0).find(text) != std::string::npos; }));
+  std::size_t count = 0;
+  for (const auto& row : *rows) count += row.text(0).find(text) != std::string::npos ? 1 : 0;
+  return count;
 }
 
 TEST_P(VaultContract, HandsTheOwnerItsSecretBack) {

@@ -52,6 +52,7 @@ struct TokenUsage {
 
 enum class FinishReason : std::uint8_t { stop, length, content_filter, tool_calls };
 std::string_view to_string(FinishReason reason);
+Result<FinishReason> finish_reason_from_string(std::string_view text);
 
 /// What the injection check found in what a model was to read or wrote. Rules and weights: the README of inference.
 struct InjectionFinding {
