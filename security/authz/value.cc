@@ -110,11 +110,11 @@ std::strong_ordering operator<=>(const Value& a, const Value& b) {
   }
   if (const auto* left = a.as_record()) {
     const auto* right = b.as_record();
-    return std::lexicographical_compare_three_way(
-        left->begin(), left->end(), right->begin(), right->end(), [](const auto& x, const auto& y) {
-          const auto by_name = x.first <=> y.first;
-          return by_name != 0 ? by_name : x.second <=> y.second;
-        });
+    return std::lexicographical_compare_three_way(left->begin(), left->end(), right->begin(), right->end(),
+                                                  [](const auto& x, const auto& y) {
+                                                    const auto by_name = x.first <=> y.first;
+                                                    return by_name != 0 ? by_name : x.second <=> y.second;
+                                                  });
   }
   return std::visit(
       [&b](const auto& left) -> std::strong_ordering {

@@ -21,24 +21,36 @@ struct Position {
 enum class Variable : std::uint8_t { principal, action, resource, context };
 
 enum class Op : std::uint8_t {
-  literal,        ///< `value`
-  variable,       ///< `variable`
-  all_of,         ///< two or more operands of &&
-  any_of,         ///< two or more operands of ||
+  literal,   ///< `value`
+  variable,  ///< `variable`
+  all_of,    ///< two or more operands of &&
+  any_of,    ///< two or more operands of ||
   logical_not,
   negate,
-  if_then_else,   ///< three operands
-  equal, not_equal, less, less_equal, greater, greater_equal,
-  add, subtract, multiply,
+  if_then_else,  ///< three operands
+  equal,
+  not_equal,
+  less,
+  less_equal,
+  greater,
+  greater_equal,
+  add,
+  subtract,
+  multiply,
   in,
-  is,             ///< `name` is the entity type; a second operand where `in` follows
-  like,           ///< `pattern`
-  has,            ///< `path`
-  attribute,      ///< `name`
-  contains, contains_all, contains_any, is_empty, has_tag, get_tag,
+  is,         ///< `name` is the entity type; a second operand where `in` follows
+  like,       ///< `pattern`
+  has,        ///< `path`
+  attribute,  ///< `name`
+  contains,
+  contains_all,
+  contains_any,
+  is_empty,
+  has_tag,
+  get_tag,
   set,
-  record,         ///< `path` names the operands
-  call,           ///< `function`
+  record,  ///< `path` names the operands
+  call,    ///< `function`
 };
 
 /// A pattern of `like`: pieces of literal bytes with a wildcard between each two.
@@ -48,14 +60,14 @@ using NodeId = std::uint32_t;
 
 /// One node of an expression. Nodes lie in their policy's pool, operands before the node that uses them.
 struct Node {
-  Op op;
+  Op op = Op::literal;
   Variable variable = Variable::principal;
-  Position where;
-  std::vector<NodeId> operands;
-  std::string name;
-  std::vector<std::string> path;
-  Pattern pattern;
-  std::optional<Value> value;
+  Position where = {};
+  std::vector<NodeId> operands = {};
+  std::string name = {};
+  std::vector<std::string> path = {};
+  Pattern pattern = {};
+  std::optional<Value> value = {};
   const ExtensionFunction* function = nullptr;
 };
 
@@ -63,8 +75,8 @@ struct Node {
 struct ScopeConstraint {
   enum class Kind : std::uint8_t { any, equal, in, in_any, is, is_in };
   Kind kind = Kind::any;
-  std::string type;                  ///< is, is_in
-  std::vector<EntityUid> entities;   ///< one, but for in_any
+  std::string type;                 ///< is, is_in
+  std::vector<EntityUid> entities;  ///< one, but for in_any
 };
 
 enum class Effect : std::uint8_t { permit, forbid };

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cstring>
+#include <functional>
 #include <limits>
 
 #include "cedar/text.h"
@@ -205,13 +205,12 @@ Result<Value> duration_in(std::span<const Value> arguments) {
   return Value(duration->ms / unit);
 }
 
-using I = std::int64_t;
 constexpr ExtensionFunction functions[] = {
     {"decimal", false, 1, construct<parse_decimal>},
-    {"lessThan", true, 2, compare_decimals<[](I a, I b) { return a < b; }>},
-    {"lessThanOrEqual", true, 2, compare_decimals<[](I a, I b) { return a <= b; }>},
-    {"greaterThan", true, 2, compare_decimals<[](I a, I b) { return a > b; }>},
-    {"greaterThanOrEqual", true, 2, compare_decimals<[](I a, I b) { return a >= b; }>},
+    {"lessThan", true, 2, compare_decimals<std::less<std::int64_t>{}>},
+    {"lessThanOrEqual", true, 2, compare_decimals<std::less_equal<std::int64_t>{}>},
+    {"greaterThan", true, 2, compare_decimals<std::greater<std::int64_t>{}>},
+    {"greaterThanOrEqual", true, 2, compare_decimals<std::greater_equal<std::int64_t>{}>},
     {"ip", false, 1, construct<parse_ip>},
     {"isIpv4", true, 1, test_ip<[](const IpValue& ip) { return !ip.v6; }>},
     {"isIpv6", true, 1, test_ip<[](const IpValue& ip) { return ip.v6; }>},
@@ -221,7 +220,7 @@ constexpr ExtensionFunction functions[] = {
               std::all_of(ip.address.begin(), ip.address.end() - 1, [](std::uint8_t b) { return b == 0; });
      }>},
     {"isMulticast", true, 1, test_ip<[](const IpValue& ip) {
-       return ip.v6 ? ip.prefix >= 8 && ip.address[0] == 0xff : ip.prefix >= 4 && ip.address[0] >> 4 == 0xe;
+       return ip.v6 ? ip.prefix >= 8 && ip.address[0] == 0xff : ip.prefix >= 4 && (ip.address[0] & 0xf0) == 0xe0;
      }>},
     {"isInRange", true, 2, is_in_range},
     {"datetime", false, 1, construct<parse_datetime>},
@@ -247,7 +246,8 @@ Result<DecimalValue> parse_decimal(std::string_view text) {
   const auto whole = digits.substr(0, point);
   const auto fraction = digits.substr(point + 1);
   if (!all_digits(whole) || !all_digits(fraction)) return malformed("decimal", text);
-  if (fraction.size() > 4) return bad(fmt::format("{}: a decimal has at most 4 digits after the point", quote(text.substr(0, 100))));
+  if (fraction.size() > 4)
+    return bad(fmt::format("{}: a decimal has at most 4 digits after the point", quote(text.substr(0, 100))));
   std::string scaled(whole);
   scaled += fraction;
   scaled.append(4 - fraction.size(), '0');

@@ -17,8 +17,8 @@ Result<IpValue> parse_ip(std::string_view text);
 Result<DatetimeValue> parse_datetime(std::string_view text);
 Result<DurationValue> parse_duration_value(std::string_view text);
 
-/// Text that the parser above reads back as the same value, except for a datetime outside the years 0 to 9999: no literal
-/// names one (it comes from `offset`), so its text is for people alone.
+/// Text that the parser above reads back as the same value, except for a datetime outside the years 0 to 9999: no
+/// literal names one (it comes from `offset`), so its text is for people alone.
 std::string format(const DecimalValue& value);
 std::string format(const IpValue& value);
 std::string format(const DatetimeValue& value);

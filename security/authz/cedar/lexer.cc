@@ -101,19 +101,36 @@ int hex_digit(char c) {
   return -1;
 }
 
-/// Reads the escape at the front of `rest` (after its backslash) and appends what it means. Rust's escapes, as in Cedar.
+/// Reads the escape at the front of `rest` (after its backslash) and appends what it means. Rust's escapes, as in
+/// Cedar.
 Result<> take_escape(const Token& token, std::string_view& rest, std::string& out) {
-  const auto bad = [&](std::string_view why) { return error_at(token.where, fmt::format("bad escape in string: {}", why)); };
+  const auto bad = [&](std::string_view why) {
+    return error_at(token.where, fmt::format("bad escape in string: {}", why));
+  };
   const char c = rest[0];
   rest.remove_prefix(1);
   switch (c) {
-    case 'n': out += '\n'; return {};
-    case 'r': out += '\r'; return {};
-    case 't': out += '\t'; return {};
-    case '0': out += '\0'; return {};
-    case '\\': out += '\\'; return {};
-    case '"': out += '"'; return {};
-    case '\'': out += '\''; return {};
+    case 'n':
+      out += '\n';
+      return {};
+    case 'r':
+      out += '\r';
+      return {};
+    case 't':
+      out += '\t';
+      return {};
+    case '0':
+      out += '\0';
+      return {};
+    case '\\':
+      out += '\\';
+      return {};
+    case '"':
+      out += '"';
+      return {};
+    case '\'':
+      out += '\'';
+      return {};
     case '\n':  // a backslash at the end of the line continues the string on the next
       while (!rest.empty() && (rest[0] == ' ' || rest[0] == '\t' || rest[0] == '\n' || rest[0] == '\r')) {
         rest.remove_prefix(1);
@@ -149,7 +166,8 @@ Result<> take_escape(const Token& token, std::string_view& rest, std::string& ou
       append_utf8(out, value);
       return {};
     }
-    default: return bad(fmt::format("`\\{}` is none", c >= 0x20 && c < 0x7f ? std::string(1, c) : "?"));
+    default:
+      return bad(fmt::format("`\\{}` is none", c >= 0x20 && c < 0x7f ? std::string(1, c) : "?"));
   }
 }
 

@@ -13,12 +13,12 @@ enum class TokenKind : std::uint8_t { identifier, integer, string, symbol, end }
 /// Borrows the text that was lexed.
 struct Token {
   TokenKind kind = TokenKind::end;
-  std::string_view text;   ///< a string's is what stands between the quotes, escapes untouched
+  std::string_view text;  ///< a string's is what stands between the quotes, escapes untouched
   Position where;
 };
 
-/// Always ends with an `end` token. Errors: invalid_input with the position: a character that begins nothing, an unclosed
-/// string, invalid UTF-8.
+/// Always ends with an `end` token. Errors: invalid_input with the position: a character that begins nothing, an
+/// unclosed string, invalid UTF-8.
 Result<std::vector<Token>> lex(std::string_view text);
 
 /// The error all stages of the parser give: "line 3, column 14: `what`".

@@ -31,7 +31,8 @@ class Parser {
   }
 
  private:
-  // --- tokens ---------------------------------------------------------------------------------------------------------
+  // --- tokens
+  // ---------------------------------------------------------------------------------------------------------
 
   const Token& peek(std::size_t ahead = 0) const { return tokens_[std::min(at_ + ahead, tokens_.size() - 1)]; }
   const Token& next() {
@@ -52,9 +53,14 @@ class Parser {
     const Token& token = peek();
     std::string found;
     switch (token.kind) {
-      case TokenKind::end: found = "the end of the text"; break;
-      case TokenKind::string: found = "a string"; break;
-      default: found = fmt::format("`{}`", token.text.substr(0, 60));
+      case TokenKind::end:
+        found = "the end of the text";
+        break;
+      case TokenKind::string:
+        found = "a string";
+        break;
+      default:
+        found = fmt::format("`{}`", token.text.substr(0, 60));
     }
     return error_at(token.where, fmt::format("found {}, expected {}", found, expected));
   }
@@ -83,7 +89,8 @@ class Parser {
     return {};
   }
 
-  // --- names and entities -----------------------------------------------------------------------------------------------
+  // --- names and entities
+  // -----------------------------------------------------------------------------------------------
 
   struct PathOrEntity {
     std::string path;
@@ -111,7 +118,8 @@ class Parser {
   Result<std::string> type_path() {
     auto parsed = CRETO_TRY(path_or_entity("an entity type"));
     if (parsed.entity) {
-      return error_at(parsed.where, fmt::format("found the entity {}, expected an entity type", parsed.entity->to_string()));
+      return error_at(parsed.where,
+                      fmt::format("found the entity {}, expected an entity type", parsed.entity->to_string()));
     }
     return std::move(parsed.path);
   }
@@ -122,12 +130,14 @@ class Parser {
     }
     auto parsed = CRETO_TRY(path_or_entity("an entity such as Type::\"id\""));
     if (!parsed.entity) {
-      return error_at(parsed.where, fmt::format("found `{}`, expected an entity such as {}::\"id\"", parsed.path, parsed.path));
+      return error_at(parsed.where,
+                      fmt::format("found `{}`, expected an entity such as {}::\"id\"", parsed.path, parsed.path));
     }
     return *std::move(parsed.entity);
   }
 
-  // --- policies ---------------------------------------------------------------------------------------------------------
+  // --- policies
+  // ---------------------------------------------------------------------------------------------------------
 
   Result<> policy() {
     policy_ = PolicyAst{};
@@ -160,7 +170,20 @@ class Parser {
       CRETO_TRY(expect("}", "`}` or an operator"));
       policy_.conditions.push_back(condition);
     }
-    return expect(";", "`when`, `unless` or `;`");
+    CRETO_TRY(expect(";", "`when`, `unless` or `;`"));
+    return check_depth();
+  }
+
+  /// Long chains of operators nest without recursion here, but with recursion in whoever walks them.
+  Result<> check_depth() const {
+    std::vector<std::size_t> depth(policy_.nodes.size(), 1);
+    for (std::size_t i = 0; i < depth.size(); ++i) {
+      for (const NodeId operand : policy_.nodes[i].operands) depth[i] = std::max(depth[i], depth[operand] + 1);
+      if (depth[i] <= limits_.depth_max * 5) continue;
+      return error_at(policy_.nodes[i].where,
+                      fmt::format("operators are nested more than {} deep", limits_.depth_max * 5));
+    }
+    return {};
   }
 
   Result<> annotation() {
@@ -185,18 +208,18 @@ class Parser {
     if (take_symbol("==")) {
       constraint.kind = ScopeConstraint::Kind::equal;
       EntityUid uid = CRETO_TRY(entity());
-constraint.entities.push_back(std::move(uid));
+      constraint.entities.push_back(std::move(uid));
     } else if (take_word("in")) {
       constraint.kind = ScopeConstraint::Kind::in;
       EntityUid uid = CRETO_TRY(entity());
-constraint.entities.push_back(std::move(uid));
+      constraint.entities.push_back(std::move(uid));
     } else if (take_word("is")) {
       constraint.kind = ScopeConstraint::Kind::is;
       constraint.type = CRETO_TRY(type_path());
       if (take_word("in")) {
         constraint.kind = ScopeConstraint::Kind::is_in;
         EntityUid uid = CRETO_TRY(entity());
-constraint.entities.push_back(std::move(uid));
+        constraint.entities.push_back(std::move(uid));
       }
     }
     return constraint;
@@ -208,7 +231,7 @@ constraint.entities.push_back(std::move(uid));
     const auto action = [&]() -> Result<> {
       const Position where = peek().where;
       EntityUid uid = CRETO_TRY(entity());
-constraint.entities.push_back(std::move(uid));
+      constraint.entities.push_back(std::move(uid));
       const std::string& type = constraint.entities.back().type;
       if (type != "Action" && !type.ends_with("::Action")) {
         return error_at(where, fmt::format("found an entity of type `{}`, expected an Action", type));
@@ -230,7 +253,8 @@ constraint.entities.push_back(std::move(uid));
     return constraint;
   }
 
-  // --- expressions ------------------------------------------------------------------------------------------------------
+  // --- expressions
+  // ------------------------------------------------------------------------------------------------------
 
   NodeId add(Node node) {
     policy_.nodes.push_back(std::move(node));
@@ -271,31 +295,31 @@ constraint.entities.push_back(std::move(uid));
   Result<NodeId> any_of() {
     const Position where = peek().where;
     const NodeId first = CRETO_TRY(all_of());
-std::vector<NodeId> operands = {first};
+    std::vector<NodeId> operands = {first};
     while (take_symbol("||")) {
-const NodeId operand = CRETO_TRY(all_of());
-operands.push_back(operand);
-}
+      const NodeId operand = CRETO_TRY(all_of());
+      operands.push_back(operand);
+    }
     return operands.size() == 1 ? operands[0] : add(Op::any_of, where, std::move(operands));
   }
 
   Result<NodeId> all_of() {
     const Position where = peek().where;
     const NodeId first = CRETO_TRY(relation());
-std::vector<NodeId> operands = {first};
+    std::vector<NodeId> operands = {first};
     while (take_symbol("&&")) {
-const NodeId operand = CRETO_TRY(relation());
-operands.push_back(operand);
-}
+      const NodeId operand = CRETO_TRY(relation());
+      operands.push_back(operand);
+    }
     return operands.size() == 1 ? operands[0] : add(Op::all_of, where, std::move(operands));
   }
 
   Result<NodeId> relation() {
     const NodeId left = CRETO_TRY(sum());
     const Position where = peek().where;
-    static constexpr std::pair<std::string_view, Op> comparisons[] = {
-        {"==", Op::equal},      {"!=", Op::not_equal}, {"<=", Op::less_equal}, {">=", Op::greater_equal},
-        {"<", Op::less},        {">", Op::greater}};
+    static constexpr std::pair<std::string_view, Op> comparisons[] = {{"==", Op::equal},      {"!=", Op::not_equal},
+                                                                      {"<=", Op::less_equal}, {">=", Op::greater_equal},
+                                                                      {"<", Op::less},        {">", Op::greater}};
     for (const auto& [symbol, op] : comparisons) {
       if (!take_symbol(symbol)) continue;
       const NodeId right = CRETO_TRY(sum());
@@ -310,9 +334,9 @@ operands.push_back(operand);
       Node node{.op = Op::is, .where = where, .operands = {left}};
       node.name = CRETO_TRY(type_path());
       if (take_word("in")) {
-const NodeId parent = CRETO_TRY(sum());
-node.operands.push_back(parent);
-}
+        const NodeId parent = CRETO_TRY(sum());
+        node.operands.push_back(parent);
+      }
       return add(std::move(node));
     }
     if (take_word("like")) {
@@ -325,11 +349,11 @@ node.operands.push_back(parent);
       Node node{.op = Op::has, .where = where, .operands = {left}};
       if (peek().kind == TokenKind::string) {
         std::string name = CRETO_TRY(unescape_string(next()));
-node.path.push_back(std::move(name));
+        node.path.push_back(std::move(name));
       } else {
         do {
           std::string name = CRETO_TRY(identifier("the name of an attribute"));
-node.path.push_back(std::move(name));
+          node.path.push_back(std::move(name));
         } while (take_symbol("."));
       }
       return add(std::move(node));
@@ -339,11 +363,9 @@ node.path.push_back(std::move(name));
 
   Result<NodeId> sum() {
     NodeId left = CRETO_TRY(product());
-    std::size_t length = 0;
     while (is_symbol("+") || is_symbol("-")) {
       const Token& op = next();
       const NodeId right = CRETO_TRY(product());
-      CRETO_TRY(limit_chain(++length, op.where));
       left = add(op.text == "+" ? Op::add : Op::subtract, op.where, {left, right});
     }
     return left;
@@ -351,22 +373,13 @@ node.path.push_back(std::move(name));
 
   Result<NodeId> product() {
     NodeId left = CRETO_TRY(unary());
-    std::size_t length = 0;
     while (is_symbol("*")) {
       const Position where = next().where;
       const NodeId right = CRETO_TRY(unary());
-      CRETO_TRY(limit_chain(++length, where));
       left = add(Op::multiply, where, {left, right});
     }
     if (is_symbol("/") || is_symbol("%")) return error_at(peek().where, "Cedar has no division");
     return left;
-  }
-
-  /// A chain of left-associative operators or accesses nests without recursion here, but with recursion in whoever walks
-  /// it.
-  Result<> limit_chain(std::size_t length, Position where) const {
-    if (length <= limits_.depth_max * 4) return {};
-    return error_at(where, fmt::format("more than {} operators in one chain", limits_.depth_max * 4));
   }
 
   Result<NodeId> unary() {
@@ -415,10 +428,8 @@ node.path.push_back(std::move(name));
 
   Result<NodeId> member() {
     NodeId node = CRETO_TRY(primary());
-    std::size_t length = 0;
     while (is_symbol(".") || is_symbol("[")) {
       const Token& access = next();
-      CRETO_TRY(limit_chain(++length, access.where));
       if (access.text == "[") {
         if (peek().kind != TokenKind::string) return unexpected("the name of an attribute in quotes");
         std::string name = CRETO_TRY(unescape_string(next()));
@@ -429,10 +440,10 @@ node.path.push_back(std::move(name));
       const Position where = peek().where;
       std::string name = CRETO_TRY(identifier("the name of an attribute or method"));
       if (is_symbol("(")) {
-node = CRETO_TRY(method(node, name, where));
-} else {
-node = attribute(node, std::move(name), where);
-}
+        node = CRETO_TRY(method(node, name, where));
+      } else {
+        node = attribute(node, std::move(name), where);
+      }
     }
     return node;
   }
@@ -448,7 +459,7 @@ node = attribute(node, std::move(name), where);
     CRETO_TRY(expect("("));
     CRETO_TRY(list(")", "an argument", [&]() -> Result<> {
       const NodeId operand = CRETO_TRY(expression());
-operands.push_back(operand);
+      operands.push_back(operand);
       return {};
     }));
     return operands;
@@ -460,9 +471,9 @@ operands.push_back(operand);
       Op op;
       std::size_t arguments;
     };
-    static constexpr Builtin builtins[] = {
-        {"contains", Op::contains, 1}, {"containsAll", Op::contains_all, 1}, {"containsAny", Op::contains_any, 1},
-        {"isEmpty", Op::is_empty, 0},  {"hasTag", Op::has_tag, 1},           {"getTag", Op::get_tag, 1}};
+    static constexpr Builtin builtins[] = {{"contains", Op::contains, 1},        {"containsAll", Op::contains_all, 1},
+                                           {"containsAny", Op::contains_any, 1}, {"isEmpty", Op::is_empty, 0},
+                                           {"hasTag", Op::has_tag, 1},           {"getTag", Op::get_tag, 1}};
     std::vector<NodeId> operands = CRETO_TRY(arguments());
     for (const Builtin& builtin : builtins) {
       if (builtin.name != name) continue;
@@ -487,19 +498,22 @@ operands.push_back(operand);
   Result<NodeId> primary() {
     const Token& token = peek();
     switch (token.kind) {
-      case TokenKind::integer: return integer(false);
+      case TokenKind::integer:
+        return integer(false);
       case TokenKind::string: {
         std::string text = CRETO_TRY(unescape_string(next()));
         return literal(Value(std::move(text)), token.where);
       }
-      case TokenKind::identifier: return name();
+      case TokenKind::identifier:
+        return name();
       case TokenKind::symbol:
         if (token.text == "(") return parenthesised();
         if (token.text == "[") return set();
         if (token.text == "{") return record();
         if (token.text == "?") return error_at(token.where, "templates (`?principal`, `?resource`) are not supported");
         break;
-      case TokenKind::end: break;
+      case TokenKind::end:
+        break;
     }
     return unexpected("an expression");
   }
@@ -516,7 +530,7 @@ operands.push_back(operand);
     std::vector<NodeId> operands;
     CRETO_TRY(list("]", "an element", [&]() -> Result<> {
       const NodeId operand = CRETO_TRY(expression());
-operands.push_back(operand);
+      operands.push_back(operand);
       return {};
     }));
     return add(Op::set, where, std::move(operands));
@@ -536,7 +550,7 @@ operands.push_back(operand);
       if (!seen.insert(name).second) return error_at(key.where, fmt::format("attribute {} stands twice", quote(name)));
       CRETO_TRY(expect(":"));
       const NodeId value = CRETO_TRY(expression());
-node.operands.push_back(value);
+      node.operands.push_back(value);
       node.path.push_back(std::move(name));
       return {};
     }));
@@ -560,9 +574,10 @@ node.operands.push_back(value);
     auto parsed = CRETO_TRY(path_or_entity("an expression"));
     if (parsed.entity) return literal(Value(*std::move(parsed.entity)), parsed.where);
     if (!is_symbol("(")) {
-      return error_at(parsed.where, fmt::format("`{}` is neither a variable (principal, action, resource, context) nor an "
-                                                "entity ({}::\"id\") nor a call",
-                                                parsed.path, parsed.path));
+      return error_at(parsed.where,
+                      fmt::format("`{}` is neither a variable (principal, action, resource, context) nor an "
+                                  "entity ({}::\"id\") nor a call",
+                                  parsed.path, parsed.path));
     }
     const ExtensionFunction* function = find_extension_function(parsed.path);
     if (!function) return error_at(parsed.where, fmt::format("there is no function `{}`", parsed.path));
@@ -570,7 +585,7 @@ node.operands.push_back(value);
       return error_at(parsed.where, fmt::format("`{}` is a method: write `x.{}(…)`", parsed.path, parsed.path));
     }
     Node node{.op = Op::call, .where = parsed.where};
-node.operands = CRETO_TRY(arguments());
+    node.operands = CRETO_TRY(arguments());
     node.function = function;
     return add(std::move(node));
   }

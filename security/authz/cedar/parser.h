@@ -11,7 +11,7 @@ namespace creto::authz::cedar {
 struct ParseLimits {
   std::size_t bytes_max = 1 << 20;
   std::size_t policies_max = 10'000;
-  std::size_t depth_max = 120;        ///< of nested expressions; chains of && and || are not nesting
+  std::size_t depth_max = 120;  ///< of nested expressions; chains of && and || are not nesting
 };
 
 /// The policies of a text in Cedar's syntax, in order. All or none: what this engine does not know (templates) is an

@@ -31,13 +31,13 @@ namespace creto::authz {
 /// `{root: entity, depth: long, chain: set of entities}` that the service adds itself.
 struct CheckRequest {
   Identity principal;
-  DelegationChain chain;           ///< empty: the principal acts for itself
-  std::string action;              ///< "sandbox.spawn", "network.egress", "payments.pay", …
-  EntityUid resource;              ///< Image::"name", Host::"api.example:443", …; Org::"default" where there is none
-  Attributes context;              ///< `delegation` is reserved
+  DelegationChain chain;  ///< empty: the principal acts for itself
+  std::string action;     ///< "sandbox.spawn", "network.egress", "payments.pay", …
+  EntityUid resource;     ///< Image::"name", Host::"api.example:443", …; Org::"default" where there is none
+  Attributes context;     ///< `delegation` is reserved
   /// SHA3-256 of the canonical JSON of the exact arguments; what an approval is bound to. Zero where there are none.
   Hash256 arguments_hash{};
-  std::string override_token;      ///< from an approval; empty otherwise
+  std::string override_token;  ///< from an approval; empty otherwise
 };
 
 struct Allow {
@@ -45,19 +45,19 @@ struct Allow {
 };
 struct Deny {
   std::string reason;
-  PolicyId policy;                 ///< the forbid that decided; empty where a permit was missing
-  bool transient = false;          ///< not policy but trouble decided; asking again later may differ
+  PolicyId policy;         ///< the forbid that decided; empty where a permit was missing
+  bool transient = false;  ///< not policy but trouble decided; asking again later may differ
   friend bool operator==(const Deny&, const Deny&) = default;
 };
 struct RequiresOversight {
   struct Requirement {
-    PolicyId forbid;               ///< the Cedar policy that an approval would lift
-    PolicyId oversight_policy;     ///< the text of its @oversight: who approves and how
-    std::optional<Nanos> timeout;         ///< @timeout: narrows the oversight policy, never widens it
-    std::vector<std::string> approvers;   ///< @approvers, split at commas: narrows likewise
+    PolicyId forbid;                     ///< the Cedar policy that an approval would lift
+    PolicyId oversight_policy;           ///< the text of its @oversight: who approves and how
+    std::optional<Nanos> timeout;        ///< @timeout: narrows the oversight policy, never widens it
+    std::vector<std::string> approvers;  ///< @approvers, split at commas: narrows likewise
     friend bool operator==(const Requirement&, const Requirement&) = default;
   };
-  std::vector<Requirement> requirements;   ///< at least one; all must be met
+  std::vector<Requirement> requirements;  ///< at least one; all must be met
   friend bool operator==(const RequiresOversight&, const RequiresOversight&) = default;
 };
 struct QuotaExceeded {
@@ -65,7 +65,7 @@ struct QuotaExceeded {
   std::int64_t limit = 0;
   std::int64_t used = 0;
   std::optional<Instant> reset_at;
-  std::string message;             ///< "monthly quota of `sandbox_allocated` exceeded (3/3)"
+  std::string message;  ///< "monthly quota of `sandbox_allocated` exceeded (3/3)"
   friend bool operator==(const QuotaExceeded&, const QuotaExceeded&) = default;
 };
 struct RateLimited {
@@ -86,16 +86,16 @@ std::optional<Error> refusal(Product product, const Decision& decision);
 /// The decision with what led to it.
 struct Explanation {
   Decision decision;
-  std::vector<PolicyId> reasons;                            ///< policies that determined Cedar's own answer
-  std::vector<std::pair<PolicyId, std::string>> errors;     ///< policies that were skipped because they erred
-  std::vector<PolicyId> lifted;                             ///< forbids that the override token lifted
+  std::vector<PolicyId> reasons;                         ///< policies that determined Cedar's own answer
+  std::vector<std::pair<PolicyId, std::string>> errors;  ///< policies that were skipped because they erred
+  std::vector<PolicyId> lifted;                          ///< forbids that the override token lifted
   std::int64_t snapshot = 0;
 };
 
 struct Policy {
   PolicyId id;
-  std::string text;                ///< exactly one Cedar policy; its @id, if any, equals `id`
-  std::int64_t version = 0;        ///< 1 at creation, +1 with each update
+  std::string text;          ///< exactly one Cedar policy; its @id, if any, equals `id`
+  std::int64_t version = 0;  ///< 1 at creation, +1 with each update
   Instant updated_at{};
   std::string updated_by;
 };
@@ -105,8 +105,8 @@ struct Policy {
 class Extension {
  public:
   virtual ~Extension() = default;
-  virtual std::string_view name() const = 0;      ///< unique; "quota_enforcer"
-  virtual int priority() const = 0;               ///< lower runs first
+  virtual std::string_view name() const = 0;  ///< unique; "quota_enforcer"
+  virtual int priority() const = 0;           ///< lower runs first
   /// Whether a failure denies; otherwise it is logged, counted and passed over.
   virtual bool denies_on_failure() const { return false; }
   /// Memory only, thread-safe. None: no objection.
@@ -130,44 +130,45 @@ struct OverrideGrant {
     PolicyId oversight_policy;
     friend bool operator==(const Lift&, const Lift&) = default;
   };
-  RequestId request;               ///< the oversight request; one grant per request
+  RequestId request;  ///< the oversight request; one grant per request
   Identity agent;
   std::string action;
   EntityUid resource;
   Hash256 arguments_hash{};
-  std::vector<Lift> lifts;         ///< 1 to 16
-  Instant expires_at{};            ///< at most 30 days ahead
+  std::vector<Lift> lifts;  ///< 1 to 16
+  Instant expires_at{};     ///< at most 30 days ahead
 };
 
 /// Who may do what. Thread-safe.
 ///
-/// Invariant 1: no failure allows. Invariant 2: a check sees one snapshot of policies and stored entities. Invariant 3: a
-/// policy set that does not parse is never stored, and what is in force stays in force.
+/// Invariant 1: no failure allows. Invariant 2: a check sees one snapshot of policies and stored entities. Invariant 3:
+/// a policy set that does not parse is never stored, and what is in force stays in force.
 class Authz {
  public:
   virtual ~Authz() = default;
 
-  /// Precedence: Deny, QuotaExceeded, RateLimited, RequiresOversight, Allow. Consumes nothing. No lock and no I/O on a cache
-  /// hit; otherwise as much as the entity sources do. Trouble is a Deny that says so.
+  /// Precedence: Deny, QuotaExceeded, RateLimited, RequiresOversight, Allow. Consumes nothing. No lock and no I/O on a
+  /// cache hit; otherwise as much as the entity sources do. Trouble is a Deny that says so.
   virtual Decision check(const Context& ctx, const CheckRequest& request) = 0;
   /// One decision per request, in order. At most 1 000; more are all denied.
   virtual std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) = 0;
   /// As `check`, never from the cache.
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
 
-  /// Errors: invalid_input with line, column and what was expected; already_exists; resource_exhausted over 10 000 policies.
+  /// Errors: invalid_input with line, column and what was expected; already_exists; resource_exhausted over 10 000
+  /// policies.
   virtual Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) = 0;
   /// `expected_version` 0 replaces whatever is there. Errors: as above; not_found; conflict on another version.
   virtual Result<Policy> update_policy(const Context& ctx, const PolicyId& id, std::string text,
                                        std::int64_t expected_version) = 0;
   /// Errors: not_found.
   virtual Result<> delete_policy(const Context& ctx, const PolicyId& id) = 0;
-  virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;   ///< by id
+  virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;  ///< by id
 
   /// The stored entity set: groups, action groups, resources nobody else owns. All or none; at most 1 000 a call.
   /// Errors: invalid_input, also where parents would form a cycle.
   virtual Result<> put_entities(const Context& ctx, std::vector<Entity> entities) = 0;
-  virtual Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) = 0;   ///< absent ones are fine
+  virtual Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) = 0;  ///< absent ones are fine
   virtual Result<std::vector<Entity>> list_entities(const Context& ctx) = 0;
 
   /// The token of a grant; the same grant gives the same token. Errors: invalid_input.
@@ -175,26 +176,26 @@ class Authz {
   /// Withdraws the token of `request`, used or not yet issued. Errors: conflict where it was consumed already.
   virtual Result<> revoke_override(const Context& ctx, const RequestId& request) = 0;
 
-  /// Uses up `request.override_token` for `operation_id` in the operation's own transaction. The same operation may repeat.
-  /// Errors: permission_denied where the token is forged, for something else, revoked or used by another operation;
-  /// expired.
+  /// Uses up `request.override_token` for `operation_id` in the operation's own transaction. The same operation may
+  /// repeat. Errors: permission_denied where the token is forged, for something else, revoked or used by another
+  /// operation; expired.
   virtual Result<> consume_override(sql::Tx& tx, const Context& ctx, const CheckRequest& request,
                                     std::string_view operation_id) = 0;
 
   /// In process only. The extension must outlive this object. Errors: already_exists on a repeated name.
   virtual Result<> register_extension(Extension& extension) = 0;
 
-  /// Takes over what another process stored. Errors: unavailable; checks deny until it succeeds only where a change of our
-  /// own may have been lost.
+  /// Takes over what another process stored. Errors: unavailable; checks deny until it succeeds only where a change of
+  /// our own may have been lost.
   virtual Result<> refresh(const Context& ctx) = 0;
 };
 
 struct AuthzOptions {
   Nanos cache_ttl = std::chrono::seconds(60);
-  std::size_t cache_entries = 10'000;       ///< 0: no cache
-  std::size_t policies_max = 10'000;        ///< per organization
+  std::size_t cache_entries = 10'000;  ///< 0: no cache
+  std::size_t policies_max = 10'000;   ///< per organization
   std::size_t policy_bytes_max = 64 << 10;
-  std::size_t entities_max = 100'000;       ///< stored ones, per organization
+  std::size_t entities_max = 100'000;  ///< stored ones, per organization
 };
 
 /// The service over its tables in `database`; migrates them. `sources` are asked in order, after the stored set.

@@ -29,7 +29,7 @@ struct EntityUid {
 
 /// Cedar's extension values. Each is exact; how they are written and compared is Cedar's.
 struct DecimalValue {
-  std::int64_t ten_thousandths = 0;   ///< value * 10^4
+  std::int64_t ten_thousandths = 0;  ///< value * 10^4
   friend auto operator<=>(const DecimalValue&, const DecimalValue&) = default;
 };
 struct DatetimeValue {
@@ -43,15 +43,15 @@ struct DurationValue {
 struct IpValue {
   bool v6 = false;
   std::uint8_t prefix = 32;
-  std::array<std::uint8_t, 16> address{};   ///< the first 4 count for IPv4
+  std::array<std::uint8_t, 16> address{};  ///< the first 4 count for IPv4
   friend auto operator<=>(const IpValue&, const IpValue&) = default;
 };
 
 class Value;
 using Attributes = std::vector<std::pair<std::string, Value>>;
 
-/// One Cedar value. Immutable; copying a set or a record copies a pointer. `==` is Cedar's: total, sets without order or
-/// repetition, values of different types unequal. `<=>` is an arbitrary but total order (sets are kept in it).
+/// One Cedar value. Immutable; copying a set or a record copies a pointer. `==` is Cedar's: total, sets without order
+/// or repetition, values of different types unequal. `<=>` is an arbitrary but total order (sets are kept in it).
 class Value {
  public:
   struct SetBox;
@@ -59,17 +59,17 @@ class Value {
   using Rep = std::variant<bool, std::int64_t, std::string, EntityUid, std::shared_ptr<const SetBox>,
                            std::shared_ptr<const RecordBox>, DecimalValue, IpValue, DatetimeValue, DurationValue>;
 
-  Value(bool value) : rep_(value) {}                              // NOLINT: literals read well in a context
-  Value(std::int64_t value) : rep_(value) {}                      // NOLINT
-  Value(int value) : rep_(static_cast<std::int64_t>(value)) {}    // NOLINT
-  Value(std::string value) : rep_(std::move(value)) {}            // NOLINT
-  Value(std::string_view value) : rep_(std::string(value)) {}     // NOLINT
-  Value(const char* value) : rep_(std::string(value)) {}          // NOLINT
-  Value(EntityUid value) : rep_(std::move(value)) {}              // NOLINT
-  Value(DecimalValue value) : rep_(value) {}                      // NOLINT
-  Value(IpValue value) : rep_(value) {}                           // NOLINT
-  Value(DatetimeValue value) : rep_(value) {}                     // NOLINT
-  Value(DurationValue value) : rep_(value) {}                     // NOLINT
+  Value(bool value) : rep_(value) {}                            // NOLINT: literals read well in a context
+  Value(std::int64_t value) : rep_(value) {}                    // NOLINT
+  Value(int value) : rep_(static_cast<std::int64_t>(value)) {}  // NOLINT
+  Value(std::string value) : rep_(std::move(value)) {}          // NOLINT
+  Value(std::string_view value) : rep_(std::string(value)) {}   // NOLINT
+  Value(const char* value) : rep_(std::string(value)) {}        // NOLINT
+  Value(EntityUid value) : rep_(std::move(value)) {}            // NOLINT
+  Value(DecimalValue value) : rep_(value) {}                    // NOLINT
+  Value(IpValue value) : rep_(value) {}                         // NOLINT
+  Value(DatetimeValue value) : rep_(value) {}                   // NOLINT
+  Value(DurationValue value) : rep_(value) {}                   // NOLINT
 
   static Value set(std::vector<Value> elements);
   /// Of two attributes with one name the later counts.
@@ -86,7 +86,7 @@ class Value {
   const Attributes* as_record() const;
   /// The attribute of a record; null where it is absent or this is no record.
   const Value* attribute(std::string_view name) const;
-  bool contains(const Value& element) const;   ///< false where this is no set
+  bool contains(const Value& element) const;  ///< false where this is no set
 
   /// "bool", "long", "string", "entity", "set", "record", "decimal", "ipaddr", "datetime", "duration".
   std::string_view type_name() const;
@@ -109,8 +109,9 @@ struct Entity {
   std::vector<EntityUid> parents;
 };
 
-/// Cedar's JSON: objects are records, `{"__entity": {"type", "id"}}` an entity, `{"__extn": {"fn", "arg"}}` an extension
-/// value. Errors: invalid_input for null, fractions, integers outside 64 bits and malformed escapes; at most 64 deep.
+/// Cedar's JSON: objects are records, `{"__entity": {"type", "id"}}` an entity, `{"__extn": {"fn", "arg"}}` an
+/// extension value. Errors: invalid_input for null, fractions, integers outside 64 bits and malformed escapes; at most
+/// 64 deep.
 Result<Value> value_from_json(const Json& json);
 /// The members of a JSON object, as a context is given.
 Result<Attributes> attributes_from_json(const Json& json);
