@@ -472,7 +472,7 @@ class AuthzService final : public Authz {
 
   Result<Policy> store_policy(const Context& ctx, const PolicyId& id, std::string text,
                               const std::function<Result<>(sql::Tx&, const std::optional<Policy>&)>& admit) {
-    LoadedPolicy loaded = CRETO_TRY(load_policy(Policy{.id = id, .text = std::move(text)}, options_.policy_bytes_max));
+    LoadedPolicy loaded = CRETO_TRY(load_policy(Policy{.id = id, .text = std::move(text), .version = 0, .updated_at = {}, .updated_by = {}}, options_.policy_bytes_max));
     Policy result;
     auto done = change(ctx, [&](sql::Tx& tx) -> Result<> {
       bool fresh = false;

@@ -69,7 +69,8 @@ PolicySet policies_of(const fs::path& path) {
 
 /// Actions are entities of the schema, with its groups as parents.
 void add_actions(const fs::path& schema, std::vector<Entity>& entities) {
-  for (const auto& [name_space, part] : Json::parse(read_file(schema)).items()) {
+  const Json parts = Json::parse(read_file(schema));
+  for (const auto& [name_space, part] : parts.items()) {
     const std::string type = name_space.empty() ? "Action" : name_space + "::Action";
     for (const auto& [id, action] : part.at("actions").items()) {
       Entity entity{{type, id}, {}, {}, {}};
