@@ -28,9 +28,12 @@ Error error(ErrorKind kind, std::string message) { return Error(Product::platfor
 
 EntityUid entity_of(const Identity& identity) {
   switch (identity.kind()) {
-    case Identity::Kind::agent: return {"Agent", identity.text()};
-    case Identity::Kind::human: return {"Human", identity.text()};
-    case Identity::Kind::service: break;
+    case Identity::Kind::agent:
+      return {"Agent", identity.text()};
+    case Identity::Kind::human:
+      return {"Human", identity.text()};
+    case Identity::Kind::service:
+      break;
   }
   return {"Service", identity.text()};
 }
@@ -109,7 +112,8 @@ class Probe {
 /// None where the request is sound.
 std::optional<std::string> fault_in(const CheckRequest& request) {
   if (request.action.empty() || request.action.size() > 256) return "the action has 1 to 256 characters";
-  if (request.resource.type.size() > 256 || !cedar::is_path(request.resource.type)) return "the resource's type is no Cedar type";
+  if (request.resource.type.size() > 256 || !cedar::is_path(request.resource.type))
+    return "the resource's type is no Cedar type";
   if (request.resource.id.size() > 4'096) return "the resource's id is longer than 4096 bytes";
   if (request.context.size() > context_attributes_max) return "the context has more than 1000 attributes";
   if (request.chain.size() > delegation_chain_max_depth) return "the delegation chain is too deep";
@@ -129,7 +133,8 @@ cedar::Request cedar_request(const CheckRequest& request) {
   context.emplace_back("delegation", Value::record({{"root", Value(entity_of(root))},
                                                     {"depth", Value(depth)},
                                                     {"chain", Value::set(std::move(links))}}));
-  return {entity_of(request.principal), {"Action", request.action}, request.resource, Value::record(std::move(context))};
+  return {
+      entity_of(request.principal), {"Action", request.action}, request.resource, Value::record(std::move(context))};
 }
 
 std::string encode(const Policy& policy) {
@@ -152,8 +157,8 @@ Result<Policy> decode(std::string_view text) {
 
 class AuthzService final : public Authz {
  public:
-  AuthzService(sql::Database& database, const Clock& clock, Telemetry& telemetry, std::vector<const EntitySource*> sources,
-               const Secret& override_key, AuthzOptions options)
+  AuthzService(sql::Database& database, const Clock& clock, Telemetry& telemetry,
+               std::vector<const EntitySource*> sources, const Secret& override_key, AuthzOptions options)
       : database_(database),
         clock_(clock),
         probe_(telemetry),
@@ -169,7 +174,8 @@ class AuthzService final : public Authz {
     return reload(Context{});
   }
 
-  // --- checks -----------------------------------------------------------------------------------------------------------
+  // --- checks
+  // -----------------------------------------------------------------------------------------------------------
 
   Decision check(const Context& ctx, const CheckRequest& request) override {
     const auto snapshot = snapshots_.pin();
@@ -200,7 +206,8 @@ class AuthzService final : public Authz {
     return explanation;
   }
 
-  // --- policies ---------------------------------------------------------------------------------------------------------
+  // --- policies
+  // ---------------------------------------------------------------------------------------------------------
 
   Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) override {
     return store_policy(ctx, id, std::move(text), [&](sql::Tx& tx, const std::optional<Policy>& before) -> Result<> {
@@ -216,21 +223,24 @@ class AuthzService final : public Authz {
     return store_policy(ctx, id, std::move(text), [&](sql::Tx&, const std::optional<Policy>& before) -> Result<> {
       if (!before) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
       if (expected_version == 0 || expected_version == before->version) return {};
-      return error(ErrorKind::conflict, fmt::format("policy `{}` is at version {}, not {}", id, before->version,
-                                                    expected_version));
+      return error(ErrorKind::conflict,
+                   fmt::format("policy `{}` is at version {}, not {}", id, before->version, expected_version));
     });
   }
 
   Result<> delete_policy(const Context& ctx, const PolicyId& id) override {
-    return change(ctx, [&](sql::Tx& tx) -> Result<> {
-      const bool removed = CRETO_TRY(store::remove_policy(tx, ctx.org, id));
-      if (!removed) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
-      CRETO_TRY(audit::record(tx, ctx, audit::AuditRecord::of(ctx, "policy_deleted", "authz:policy:" + id)));
-      return {};
-    }, [&](OrgState& state) {
-      state.policies.erase(id);
-      state.plan();
-    });
+    return change(
+        ctx,
+        [&](sql::Tx& tx) -> Result<> {
+          const bool removed = CRETO_TRY(store::remove_policy(tx, ctx.org, id));
+          if (!removed) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
+          CRETO_TRY(audit::record(tx, ctx, audit::AuditRecord::of(ctx, "policy_deleted", "authz:policy:" + id)));
+          return {};
+        },
+        [&](OrgState& state) {
+          state.policies.erase(id);
+          state.plan();
+        });
   }
 
   Result<std::vector<Policy>> list_policies(const Context& ctx) override {
@@ -242,7 +252,8 @@ class AuthzService final : public Authz {
     return all;
   }
 
-  // --- entities ---------------------------------------------------------------------------------------------------------
+  // --- entities
+  // ---------------------------------------------------------------------------------------------------------
 
   Result<> put_entities(const Context& ctx, std::vector<Entity> entities) override {
     if (entities.size() > 1'000) return error(ErrorKind::too_large, "at most 1000 entities a call");
@@ -250,27 +261,33 @@ class AuthzService final : public Authz {
       CRETO_TRY(check_entity(entity));
       cedar::normalise(entity);
     }
-    return change(ctx, [&](sql::Tx& tx) -> Result<> {
-      CRETO_TRY(check_hierarchy(ctx.org, entities));
-      for (const Entity& entity : entities) {
-        CRETO_TRY(store::put_entity(tx, ctx.org, entity));
-      }
-      return record_entities(tx, ctx, "entities_stored", entities.size());
-    }, [&](OrgState& state) {
-      for (const Entity& entity : entities) state.entities[entity.uid] = std::make_shared<const Entity>(entity);
-    });
+    return change(
+        ctx,
+        [&](sql::Tx& tx) -> Result<> {
+          CRETO_TRY(check_hierarchy(ctx.org, entities));
+          for (const Entity& entity : entities) {
+            CRETO_TRY(store::put_entity(tx, ctx.org, entity));
+          }
+          return record_entities(tx, ctx, "entities_stored", entities.size());
+        },
+        [&](OrgState& state) {
+          for (const Entity& entity : entities) state.entities[entity.uid] = std::make_shared<const Entity>(entity);
+        });
   }
 
   Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) override {
     if (uids.size() > 1'000) return error(ErrorKind::too_large, "at most 1000 entities a call");
-    return change(ctx, [&](sql::Tx& tx) -> Result<> {
-      for (const EntityUid& uid : uids) {
-        CRETO_TRY(store::remove_entity(tx, ctx.org, uid));
-      }
-      return record_entities(tx, ctx, "entities_deleted", uids.size());
-    }, [&](OrgState& state) {
-      for (const EntityUid& uid : uids) state.entities.erase(uid);
-    });
+    return change(
+        ctx,
+        [&](sql::Tx& tx) -> Result<> {
+          for (const EntityUid& uid : uids) {
+            CRETO_TRY(store::remove_entity(tx, ctx.org, uid));
+          }
+          return record_entities(tx, ctx, "entities_deleted", uids.size());
+        },
+        [&](OrgState& state) {
+          for (const EntityUid& uid : uids) state.entities.erase(uid);
+        });
   }
 
   Result<std::vector<Entity>> list_entities(const Context& ctx) override {
@@ -283,24 +300,30 @@ class AuthzService final : public Authz {
     return all;
   }
 
-  // --- override tokens --------------------------------------------------------------------------------------------------
+  // --- override tokens
+  // --------------------------------------------------------------------------------------------------
 
   Result<std::string> issue_override(const Context& ctx, const OverrideGrant& grant) override {
-    if (grant.expires_at > clock_.now() + grant_max) return error(ErrorKind::invalid_input, "an override lasts at most 30 days");
+    if (grant.expires_at > clock_.now() + grant_max)
+      return error(ErrorKind::invalid_input, "an override lasts at most 30 days");
     return tokens_.issue(ctx.org, grant);
   }
 
   Result<> revoke_override(const Context& ctx, const RequestId& request) override {
-    return change(ctx, [&](sql::Tx& tx) -> Result<> {
-      const auto use = CRETO_TRY(store::override_use(tx, ctx.org, request));
-      if (use) {
-        return error(ErrorKind::conflict, fmt::format("the approval `{}` was used by `{}`", request.to_string(), *use));
-      }
-      CRETO_TRY(store::revoke_override(tx, ctx.org, request));
-      auto record = audit::AuditRecord::of(ctx, "override_revoked", "oversight:request:" + request.to_string());
-      CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-      return {};
-    }, [&](OrgState& state) { state.revoked.insert(request); });
+    return change(
+        ctx,
+        [&](sql::Tx& tx) -> Result<> {
+          const auto use = CRETO_TRY(store::override_use(tx, ctx.org, request));
+          if (use) {
+            return error(ErrorKind::conflict,
+                         fmt::format("the approval `{}` was used by `{}`", request.to_string(), *use));
+          }
+          CRETO_TRY(store::revoke_override(tx, ctx.org, request));
+          auto record = audit::AuditRecord::of(ctx, "override_revoked", "oversight:request:" + request.to_string());
+          CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+          return {};
+        },
+        [&](OrgState& state) { state.revoked.insert(request); });
   }
 
   Result<> consume_override(sql::Tx& tx, const Context& ctx, const CheckRequest& request,
@@ -327,7 +350,8 @@ class AuthzService final : public Authz {
     return {};
   }
 
-  // --- the rest ---------------------------------------------------------------------------------------------------------
+  // --- the rest
+  // ---------------------------------------------------------------------------------------------------------
 
   Result<> register_extension(Extension& extension) override {
     const std::lock_guard lock(writing_);
@@ -357,7 +381,8 @@ class AuthzService final : public Authz {
   }
 
  private:
-  // --- deciding ---------------------------------------------------------------------------------------------------------
+  // --- deciding
+  // ---------------------------------------------------------------------------------------------------------
 
   Decision policies_say(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot) {
     const OrgState* state = snapshot.org(ctx.org);
@@ -380,7 +405,8 @@ class AuthzService final : public Authz {
     return decision;
   }
 
-  Decision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, Explanation* explanation) {
+  Decision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
+                    Explanation* explanation) {
     const auto denied = [](std::string reason, bool transient) -> Decision {
       return Deny{.reason = std::move(reason), .policy = {}, .transient = transient};
     };
@@ -434,7 +460,8 @@ class AuthzService final : public Authz {
     }
   }
 
-  // --- changing ---------------------------------------------------------------------------------------------------------
+  // --- changing
+  // ---------------------------------------------------------------------------------------------------------
 
   /// Runs `write` in a transaction that bumps the organization's version, then applies the same change to the snapshot.
   /// Where it is not certain what is stored, takes everything from there.
@@ -472,33 +499,40 @@ class AuthzService final : public Authz {
 
   Result<Policy> store_policy(const Context& ctx, const PolicyId& id, std::string text,
                               const std::function<Result<>(sql::Tx&, const std::optional<Policy>&)>& admit) {
-    LoadedPolicy loaded = CRETO_TRY(load_policy(Policy{.id = id, .text = std::move(text), .version = 0, .updated_at = {}, .updated_by = {}}, options_.policy_bytes_max));
+    LoadedPolicy loaded = CRETO_TRY(
+        load_policy(Policy{.id = id, .text = std::move(text), .version = 0, .updated_at = {}, .updated_by = {}},
+                    options_.policy_bytes_max));
     Policy result;
-    auto done = change(ctx, [&](sql::Tx& tx) -> Result<> {
-      bool fresh = false;
-      const auto write = [&]() -> Result<Policy> {
-        fresh = true;
-        const auto before = CRETO_TRY(store::find_policy(tx, ctx.org, id));
-        CRETO_TRY(admit(tx, before));
-        Policy policy = loaded.stored;
-        policy.version = before ? before->version + 1 : 1;
-        policy.updated_at = tx.now();
-        policy.updated_by = ctx.caller_text();
-        CRETO_TRY(store::put_policy(tx, ctx.org, policy));
-        auto record = audit::AuditRecord::of(ctx, before ? "policy_updated" : "policy_created", "authz:policy:" + id);
-        record.metadata = Json{{"sha3_256", hex(crypto::sha3_256(as_bytes(policy.text)))}, {"version", policy.version}}.dump();
-        CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-        return policy;
-      };
-      result = CRETO_TRY(io::once(tx, ctx, "authz.policy", idempotency_window, write, encode, decode));
-      changed_nothing_ = !fresh;
-      return {};
-    }, [&](OrgState& state) {
-      auto policy = std::make_shared<LoadedPolicy>(loaded);
-      policy->stored = result;
-      state.policies[id] = std::move(policy);
-      state.plan();
-    });
+    auto done = change(
+        ctx,
+        [&](sql::Tx& tx) -> Result<> {
+          bool fresh = false;
+          const auto write = [&]() -> Result<Policy> {
+            fresh = true;
+            const auto before = CRETO_TRY(store::find_policy(tx, ctx.org, id));
+            CRETO_TRY(admit(tx, before));
+            Policy policy = loaded.stored;
+            policy.version = before ? before->version + 1 : 1;
+            policy.updated_at = tx.now();
+            policy.updated_by = ctx.caller_text();
+            CRETO_TRY(store::put_policy(tx, ctx.org, policy));
+            auto record =
+                audit::AuditRecord::of(ctx, before ? "policy_updated" : "policy_created", "authz:policy:" + id);
+            record.metadata =
+                Json{{"sha3_256", hex(crypto::sha3_256(as_bytes(policy.text)))}, {"version", policy.version}}.dump();
+            CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+            return policy;
+          };
+          result = CRETO_TRY(io::once(tx, ctx, "authz.policy", idempotency_window, write, encode, decode));
+          changed_nothing_ = !fresh;
+          return {};
+        },
+        [&](OrgState& state) {
+          auto policy = std::make_shared<LoadedPolicy>(loaded);
+          policy->stored = result;
+          state.policies[id] = std::move(policy);
+          state.plan();
+        });
     if (!done) return std::move(done).error();
     return result;
   }
@@ -513,7 +547,8 @@ class AuthzService final : public Authz {
   static Result<> check_entity(const Entity& entity) {
     const auto check_uid = [](const EntityUid& uid) -> Result<> {
       if (uid.type.size() > 256 || !cedar::is_path(uid.type)) {
-        return error(ErrorKind::invalid_input, fmt::format("{} is no entity type", cedar::quote(uid.type.substr(0, 100))));
+        return error(ErrorKind::invalid_input,
+                     fmt::format("{} is no entity type", cedar::quote(uid.type.substr(0, 100))));
       }
       if (uid.id.size() <= 4'096 && is_valid_utf8(uid.id)) return {};
       return error(ErrorKind::invalid_input, "the id of an entity is UTF-8 of up to 4096 bytes");
@@ -569,7 +604,8 @@ class AuthzService final : public Authz {
     return {};
   }
 
-  // --- loading ----------------------------------------------------------------------------------------------------------
+  // --- loading
+  // ----------------------------------------------------------------------------------------------------------
 
   /// Requires: `writing_` is held. Changes nothing where it fails.
   Result<> reload(const Context& ctx) {
@@ -582,7 +618,8 @@ class AuthzService final : public Authz {
       auto state = std::make_shared<OrgState>();
       state->version = rows.version;
       for (Policy& policy : rows.policies) {
-        const auto known = old ? old->policies.find(policy.id) : std::map<PolicyId, std::shared_ptr<const LoadedPolicy>>::const_iterator{};
+        const auto known = old ? old->policies.find(policy.id)
+                               : std::map<PolicyId, std::shared_ptr<const LoadedPolicy>>::const_iterator{};
         auto loaded = std::make_shared<LoadedPolicy>();
         if (old && known != old->policies.end() && known->second->stored.text == policy.text) {
           *loaded = *known->second;
@@ -626,8 +663,8 @@ class AuthzService final : public Authz {
   const AuthzOptions options_;
   SnapshotHolder snapshots_;
   DecisionCache cache_;
-  std::mutex writing_;             ///< one change at a time, so that snapshots follow the versions
-  bool changed_nothing_ = false;   ///< guarded by `writing_`: the transaction only repeated an earlier answer
+  std::mutex writing_;            ///< one change at a time, so that snapshots follow the versions
+  bool changed_nothing_ = false;  ///< guarded by `writing_`: the transaction only repeated an earlier answer
 };
 
 }  // namespace
@@ -637,8 +674,7 @@ Result<std::unique_ptr<Authz>> create_authz(sql::Database& database, const Clock
                                             AuthzOptions options) {
   if (override_key.size() != 32) return error(ErrorKind::invalid_input, "the override key has 32 bytes");
   if (sources.size() > 8) return error(ErrorKind::invalid_input, "at most 8 entity sources");
-  auto service =
-      std::make_unique<AuthzService>(database, clock, telemetry, std::move(sources), override_key, options);
+  auto service = std::make_unique<AuthzService>(database, clock, telemetry, std::move(sources), override_key, options);
   CRETO_TRY(service->start());
   return std::unique_ptr<Authz>(std::move(service));
 }

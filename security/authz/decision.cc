@@ -13,14 +13,16 @@ std::optional<Error> refusal(Product product, const Decision& decision) {
   if (std::holds_alternative<Allow>(decision)) return std::nullopt;
   if (const auto* deny = std::get_if<Deny>(&decision)) {
     if (deny->transient) {
-      return Error(product, ErrorKind::unavailable, fmt::format("not authorized: {}", deny->reason)).with_retryable(true);
+      return Error(product, ErrorKind::unavailable, fmt::format("not authorized: {}", deny->reason))
+          .with_retryable(true);
     }
     return Error(product, ErrorKind::permission_denied, fmt::format("not authorized: {}", deny->reason));
   }
   if (const auto* quota = std::get_if<QuotaExceeded>(&decision)) {
     Error cause(Product::metering, ErrorKind::quota_exceeded,
-                quota->message.empty() ? fmt::format("quota `{}` exceeded ({}/{})", quota->quota_id, quota->used, quota->limit)
-                                       : quota->message);
+                quota->message.empty()
+                    ? fmt::format("quota `{}` exceeded ({}/{})", quota->quota_id, quota->used, quota->limit)
+                    : quota->message);
     return Error(product, ErrorKind::quota_exceeded, "quota exceeded").with_cause(std::move(cause));
   }
   if (const auto* rate = std::get_if<RateLimited>(&decision)) {

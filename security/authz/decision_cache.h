@@ -34,10 +34,10 @@ class CacheKey {
   void value(const Value& value);
 
   std::array<std::uint64_t, words_max> words_;
-  std::size_t size_ = 0;   ///< bytes written
+  std::size_t size_ = 0;  ///< bytes written
   std::size_t count_ = 0;
   std::uint64_t hash_ = 0;
-  Bytes overflow_;         ///< the whole key, once it is too long for `words_`
+  Bytes overflow_;  ///< the whole key, once it is too long for `words_`
 };
 
 /// Remembers which requests policies allowed, nothing else. Sets of 8 slots; each slot holds its whole key and is read
@@ -56,10 +56,10 @@ class DecisionCache {
  private:
   static constexpr std::size_t ways = 8;
   struct alignas(64) Slot {
-    std::atomic<std::uint64_t> sequence{0};   ///< odd while it is written
+    std::atomic<std::uint64_t> sequence{0};  ///< odd while it is written
     std::atomic<std::uint64_t> hash{0};
-    std::atomic<std::int64_t> ends_at{0};     ///< 0: empty
-    std::atomic<std::int64_t> used_at{0};     ///< coarse
+    std::atomic<std::int64_t> ends_at{0};  ///< 0: empty
+    std::atomic<std::int64_t> used_at{0};  ///< coarse
     std::atomic<std::uint64_t> count{0};
     std::array<std::atomic<std::uint64_t>, CacheKey::words_max> words{};
   };

@@ -109,7 +109,7 @@ OverrideTokens::OverrideTokens(const Secret& key)
 
 Result<std::string> OverrideTokens::issue(std::string_view org, const OverrideGrant& grant) const {
   const auto bad = [](std::string what) { return Error(Product::platform, ErrorKind::invalid_input, std::move(what)); };
-  if (grant.lifts.empty() || grant.lifts.size() > 16) return bad("an override lifts 1 to 16 policies");
+  if (grant.lifts.size() > 16) return bad("an override lifts at most 16 policies");
   Buffer body;
   body.raw(grant.request.bytes());
   body.number(static_cast<std::uint64_t>(unix_ns(grant.expires_at)), 8);
@@ -130,8 +130,7 @@ Result<std::string> OverrideTokens::issue(std::string_view org, const OverrideGr
 Result<OverrideToken> OverrideTokens::verify(std::string_view org, const CheckRequest& request) const {
   const Bytes bytes = CRETO_TRY(decode(request.override_token));
   const BytesView body = BytesView(bytes).first(bytes.size() - mac_size);
-  const Hash256 expected =
-      mac(org, request.principal, request.action, request.resource, request.arguments_hash, body);
+  const Hash256 expected = mac(org, request.principal, request.action, request.resource, request.arguments_hash, body);
   if (!equal_constant_time(expected, BytesView(bytes).last(mac_size))) return refused();
   return parse_body(body);
 }

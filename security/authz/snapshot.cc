@@ -56,7 +56,8 @@ Result<std::optional<OversightTerms>> read_terms(const cedar::PolicyAst& ast) {
 
 bool printable(std::string_view text) {
   return !text.empty() && text.size() <= 256 && is_valid_utf8(text) &&
-         std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != 0x7f; });
+         std::all_of(text.begin(), text.end(),
+                     [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != 0x7f; });
 }
 
 std::uint64_t next_holder() {
@@ -149,8 +150,8 @@ PolicyDecision decide(const cedar::Evaluation& evaluation, const OrgState& state
   }
   for (const auto& [policy, error] : evaluation.errors) {
     if (policy->ast.effect != cedar::Effect::forbid) continue;
-    result.decision = Deny{.reason = fmt::format("the forbid `{}` failed: {}", policy->id, error.message()),
-                           .policy = policy->id};
+    result.decision =
+        Deny{.reason = fmt::format("the forbid `{}` failed: {}", policy->id, error.message()), .policy = policy->id};
     return result;
   }
   if (evaluation.permits.empty()) {

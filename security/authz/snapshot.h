@@ -37,7 +37,7 @@ struct OrgState {
   std::map<PolicyId, std::shared_ptr<const LoadedPolicy>> policies;
   cedar::PolicySet set;
   std::unordered_map<EntityUid, std::shared_ptr<const Entity>> entities;
-  std::set<RequestId> revoked;   ///< requests whose override token was withdrawn
+  std::set<RequestId> revoked;  ///< requests whose override token was withdrawn
 
   /// Requires: called whenever `policies` changed, before the state is published.
   void plan();
@@ -46,8 +46,8 @@ struct OrgState {
 /// What one check sees. Immutable.
 struct Snapshot {
   std::map<std::string, std::shared_ptr<const OrgState>, std::less<>> orgs;
-  std::vector<Extension*> extensions;   ///< by priority
-  bool stale = false;                   ///< a change may have been lost: nothing may be allowed
+  std::vector<Extension*> extensions;  ///< by priority
+  bool stale = false;                  ///< a change may have been lost: nothing may be allowed
 
   const OrgState* org(std::string_view name) const {
     const auto at = orgs.find(name);
@@ -73,7 +73,7 @@ class SnapshotHolder {
     friend class SnapshotHolder;
     Pin(const Snapshot* borrowed, std::shared_ptr<const Snapshot> own) : snapshot_(borrowed), own_(std::move(own)) {}
     const Snapshot* snapshot_;
-    std::shared_ptr<const Snapshot> own_;   ///< where the thread's own reference is in use by somebody else
+    std::shared_ptr<const Snapshot> own_;  ///< where the thread's own reference is in use by somebody else
   };
   /// Keeps the current snapshot alive on this thread.
   Pin pin() const;

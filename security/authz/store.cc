@@ -44,7 +44,8 @@ Result<std::map<std::string, OrgRows>> load_all(sql::Tx& tx) {
   std::map<std::string, OrgRows> orgs;
   const auto all_versions = CRETO_TRY(versions(tx));
   for (const auto& [org, version] : all_versions) orgs[org].version = version;
-  const auto policies = CRETO_TRY(tx.query("SELECT org, id, text, version, updated_at, updated_by FROM authz_policies"));
+  const auto policies =
+      CRETO_TRY(tx.query("SELECT org, id, text, version, updated_at, updated_by FROM authz_policies"));
   for (const sql::Row row : policies) orgs[row.text(0)].policies.push_back(policy_of(row, 1));
   const auto entities = CRETO_TRY(tx.query("SELECT org, doc FROM authz_entities"));
   for (const sql::Row row : entities) {
@@ -68,9 +69,10 @@ Result<std::map<std::string, std::int64_t>> versions(sql::Tx& tx) {
 }
 
 Result<std::int64_t> bump(sql::Tx& tx, const std::string& org) {
-  const auto rows = CRETO_TRY(tx.query("INSERT INTO authz_versions (org, version) VALUES ($1, 1) ON CONFLICT (org) "
-                                       "DO UPDATE SET version = authz_versions.version + 1 RETURNING version",
-                                       {org}));
+  const auto rows =
+      CRETO_TRY(tx.query("INSERT INTO authz_versions (org, version) VALUES ($1, 1) ON CONFLICT (org) "
+                         "DO UPDATE SET version = authz_versions.version + 1 RETURNING version",
+                         {org}));
   return rows.front().integer(0);
 }
 
@@ -110,14 +112,16 @@ Result<std::string> document_of(const Entity& entity) {
 
 Result<> put_entity(sql::Tx& tx, const std::string& org, const Entity& entity) {
   std::string document = CRETO_TRY(document_of(entity));
-  CRETO_TRY(tx.exec("INSERT INTO authz_entities (org, type, id, doc) VALUES ($1, $2, $3, $4) "
-                    "ON CONFLICT (org, type, id) DO UPDATE SET doc = excluded.doc",
-                    {org, entity.uid.type, key(entity.uid.id), std::move(document)}));
+  CRETO_TRY(
+      tx.exec("INSERT INTO authz_entities (org, type, id, doc) VALUES ($1, $2, $3, $4) "
+              "ON CONFLICT (org, type, id) DO UPDATE SET doc = excluded.doc",
+              {org, entity.uid.type, key(entity.uid.id), std::move(document)}));
   return {};
 }
 
 Result<> remove_entity(sql::Tx& tx, const std::string& org, const EntityUid& uid) {
-  CRETO_TRY(tx.exec("DELETE FROM authz_entities WHERE org = $1 AND type = $2 AND id = $3", {org, uid.type, key(uid.id)}));
+  CRETO_TRY(
+      tx.exec("DELETE FROM authz_entities WHERE org = $1 AND type = $2 AND id = $3", {org, uid.type, key(uid.id)}));
   return {};
 }
 
@@ -129,22 +133,24 @@ Result<std::optional<std::string>> override_use(sql::Tx& tx, const std::string& 
 }
 
 Result<bool> is_override_revoked(sql::Tx& tx, const std::string& org, const RequestId& request) {
-  const auto rows = CRETO_TRY(tx.query("SELECT 1 FROM authz_override_revocations WHERE org = $1 AND request = $2",
-                                       {org, request.to_string()}));
+  const auto rows = CRETO_TRY(
+      tx.query("SELECT 1 FROM authz_override_revocations WHERE org = $1 AND request = $2", {org, request.to_string()}));
   return !rows.empty();
 }
 
 Result<bool> use_override(sql::Tx& tx, const std::string& org, const RequestId& request, std::string_view operation) {
-  const auto changed = CRETO_TRY(tx.exec("INSERT INTO authz_override_uses (org, request, operation, used_at) "
-                                         "VALUES ($1, $2, $3, $4) ON CONFLICT (org, request) DO NOTHING",
-                                         {org, request.to_string(), operation, tx.now()}));
+  const auto changed =
+      CRETO_TRY(tx.exec("INSERT INTO authz_override_uses (org, request, operation, used_at) "
+                        "VALUES ($1, $2, $3, $4) ON CONFLICT (org, request) DO NOTHING",
+                        {org, request.to_string(), operation, tx.now()}));
   return changed == 1;
 }
 
 Result<> revoke_override(sql::Tx& tx, const std::string& org, const RequestId& request) {
-  CRETO_TRY(tx.exec("INSERT INTO authz_override_revocations (org, request, revoked_at) VALUES ($1, $2, $3) "
-                    "ON CONFLICT (org, request) DO NOTHING",
-                    {org, request.to_string(), tx.now()}));
+  CRETO_TRY(
+      tx.exec("INSERT INTO authz_override_revocations (org, request, revoked_at) VALUES ($1, $2, $3) "
+              "ON CONFLICT (org, request) DO NOTHING",
+              {org, request.to_string(), tx.now()}));
   return {};
 }
 

@@ -7,7 +7,8 @@
 #include "creto/authz/authz.h"
 #include "creto/io/sql.h"
 
-/// The tables of authorization. Functions on a transaction; whoever changes policies or entities also bumps the version.
+/// The tables of authorization. Functions on a transaction; whoever changes policies or entities also bumps the
+/// version.
 namespace creto::authz::store {
 
 Result<> migrate(sql::Database& database);
