@@ -209,7 +209,7 @@ def main():
     parser.add_argument("--label")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         re.compile(options.regex)
     except re.error as error:
