@@ -7,8 +7,7 @@
 namespace creto::crypto {
 
 void random_fill(std::span<std::uint8_t> out) {
-  CRETO_ASSERT(out.empty() ||
-               RAND_priv_bytes_ex(nullptr, out.data(), out.size(), 256) == 1);
+  CRETO_ASSERT(out.empty() || RAND_priv_bytes_ex(nullptr, out.data(), out.size(), 256) == 1);
 }
 
 Bytes random_bytes(std::size_t size) {
@@ -23,4 +22,4 @@ Secret random_secret(std::size_t size) {
   return secret;
 }
 
-} // namespace creto::crypto
+}  // namespace creto::crypto

@@ -21,17 +21,17 @@ Hash256 hash(HashAlgorithm algorithm, BytesView data);
 
 /// A hash of data that comes in pieces. Not thread-safe.
 class Hasher {
-public:
+ public:
   explicit Hasher(HashAlgorithm algorithm);
-  Hasher(Hasher &&) noexcept;
-  Hasher &operator=(Hasher &&) noexcept;
+  Hasher(Hasher&&) noexcept;
+  Hasher& operator=(Hasher&&) noexcept;
   ~Hasher();
 
   void update(BytesView data);
   /// Ends the hash; the hasher starts anew.
   Hash256 finish();
 
-private:
+ private:
   struct State;
   std::unique_ptr<State> state_;
 };
@@ -41,13 +41,11 @@ Hash256 hmac_sha256(BytesView key, BytesView data);
 /// Compares in constant time.
 bool verify_hmac_sha256(BytesView key, BytesView data, BytesView mac);
 
-/// BLAKE3 as a MAC: some 150 ns for short data, for checks on hot paths.
-/// Compare with equal_constant_time.
-Hash256 blake3_keyed(const ByteArray<32> &key, BytesView data);
+/// BLAKE3 as a MAC: some 150 ns for short data, for checks on hot paths. Compare with equal_constant_time.
+Hash256 blake3_keyed(const ByteArray<32>& key, BytesView data);
 
-/// BLAKE3 derive_key. `context` is a constant of the program, "creto 2026-11
-/// override token" say, never input. Requires: 0 < length <= 65536.
-Secret blake3_derive(std::string_view context, BytesView material,
-                     std::size_t length = 32);
+/// BLAKE3 derive_key. `context` is a constant of the program, "creto 2026-11 override token" say, never input.
+/// Requires: 0 < length <= 65536.
+Secret blake3_derive(std::string_view context, BytesView material, std::size_t length = 32);
 
-} // namespace creto::crypto
+}  // namespace creto::crypto

@@ -12,7 +12,7 @@ namespace creto::crypto {
 /// caller never sees. The vault makes one from a root key file; a PKCS#11 token
 /// can stand behind the same port. Thread-safe.
 class KeySealer {
-public:
+ public:
   virtual ~KeySealer() = default;
 
   /// Authenticated encryption. `aad` says what the plaintext is and whose
@@ -32,4 +32,4 @@ public:
   virtual std::string key_id() const = 0;
 };
 
-} // namespace creto::crypto
+}  // namespace creto::crypto
