@@ -44,8 +44,13 @@ inline Bytes unhex(const std::string& text) {
   return bytes ? *std::move(bytes) : Bytes();
 }
 
+inline bool has(const nlohmann::json& object, const char* key) {
+  return object.contains(key) && !object.at(key).is_null();
+}
+
+/// Empty where the member is absent or null.
 inline Bytes unhex(const nlohmann::json& object, const char* key) {
-  return object.contains(key) ? unhex(object.at(key).get<std::string>()) : Bytes();
+  return has(object, key) ? unhex(object.at(key).get<std::string>()) : Bytes();
 }
 
 }  // namespace creto::testing

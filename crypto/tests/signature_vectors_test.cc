@@ -11,6 +11,7 @@ namespace creto::crypto {
 namespace {
 
 using nlohmann::json;
+using testing::has;
 using testing::unhex;
 using testing::vector_json;
 
@@ -65,7 +66,7 @@ void check_ml_dsa_signing(const json& test, const PKey& key, BytesView public_ke
   form.context = context;
   form.deterministic = entropy.empty();
   form.test_entropy = entropy;
-  form.external_mu = !test.contains("msg");
+  form.external_mu = !has(test, "msg");
   const Bytes message = unhex(test, form.external_mu ? "mu" : "msg");
   if (test.at("result") == "valid") {
     ASSERT_TRUE(key);
@@ -86,7 +87,7 @@ TEST(MlDsaVectors, SigningFromASeedAgreesWithWycheproof) {
     for (const auto& test : group.at("tests")) {
       SCOPED_TRACE(test.dump().substr(0, 80));
       check_ml_dsa_signing(test, private_key_from_seed(ml_dsa_65_name, seed), unhex(group, "publicKey"));
-      if (!test.contains("msg") || test.contains("rnd")) continue;
+      if (!has(test, "msg") || has(test, "rnd")) continue;
       if (test.at("result") != "valid") {
         EXPECT_TRUE(!ours || !ours->sign_deterministic(unhex(test, "msg"), unhex(test, "ctx")));
         continue;
@@ -185,7 +186,7 @@ TEST(MlDsaVectors, AgreesWithTheKnownAnswersOfFips204) {
       const Bytes signature = to_bytes(BytesView(signed_message).first(3309));
       EXPECT_TRUE(key->verifying_key().verify(message, named(ml_dsa_65, signature), context));
       EXPECT_FALSE(key->verifying_key().verify(message, named(ml_dsa_65, signature)));
-      if (test.contains("rng")) {
+      if (has(test, "rng")) {
         const Bytes entropy = unhex(test, "rng");
         EXPECT_EQ(sign_message(private_key_from_seed(ml_dsa_65_name, unhex(test, "xi")), ml_dsa_65_name, message,
                                {.context = context, .test_entropy = entropy}),
