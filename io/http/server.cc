@@ -77,6 +77,12 @@ class ServerImpl final : public Server, public std::enable_shared_from_this<Serv
     std::lock_guard lock(mutex_);
     return stopping_;
   }
+  /// For answers from other threads. Once the server has stopped nobody would run it, and it would keep itself alive.
+  template <class Executor, class F>
+  void post(const Executor& executor, F function) {
+    std::lock_guard lock(post_mutex_);
+    if (!drained_) asio::post(executor, std::move(function));
+  }
 
  private:
   Result<> make_tls();
@@ -97,6 +103,8 @@ class ServerImpl final : public Server, public std::enable_shared_from_this<Serv
   std::condition_variable left_;
   std::set<std::shared_ptr<Connection>> connections_;
   bool stopping_ = false;
+  std::mutex post_mutex_;
+  bool drained_ = false;
 };
 
 using PlainTcp = beast::basic_stream<tcp, asio::any_io_executor>;
@@ -147,9 +155,11 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   }
 
   void close(bool at_once) override {
-    asio::dispatch(stream_.get_executor(), [self = this->shared_from_this(), at_once] {
+    asio::post(stream_.get_executor(), [self = this->shared_from_this(), at_once] {
       self->last_ = true;
-      if (at_once || self->idle_) self->lowest().close();
+      if (!at_once && !self->idle_) return;
+      if (self->waiting_) return self->end();
+      self->lowest().close();
     });
   }
 
@@ -157,6 +167,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   auto& lowest() { return beast::get_lowest_layer(stream_); }
 
   void end() {
+    waiting_ = false;
     timer_.cancel();
     error_code ignored;
     lowest().socket().shutdown(asio::socket_base::shutdown_both, ignored);
@@ -216,6 +227,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
 
     // Whoever answers first, handler or timer, wins; both come through the strand.
     std::uint64_t number = ++request_number_;
+    waiting_ = true;
     lowest().expires_never();
     timer_.expires_after(server_->options().handler_timeout);
     timer_.async_wait([self = this->shared_from_this(), number, version](error_code error) {
@@ -231,8 +243,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
       std::atomic<bool> used = false;
       void send(Response response) {
         if (used.exchange(true)) return;
-        asio::dispatch(session->stream_.get_executor(), [session = session, number = number, version = version,
-                                                         response = std::move(response)]() mutable {
+        session->server_->post(session->stream_.get_executor(), [session = session, number = number, version = version,
+                                                                 response = std::move(response)]() mutable {
           session->reply(number, version, std::move(response));
         });
       }
@@ -245,8 +257,9 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   }
 
   void reply(std::uint64_t number, unsigned version, Response response) {
-    if (number != request_number_ || answered_ == number) return;
+    if (number != request_number_ || answered_ == number || !waiting_) return;
     answered_ = number;
+    waiting_ = false;
     timer_.cancel();
     write(std::move(response), version);
   }
@@ -280,7 +293,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
   std::optional<beast::http::response<beast::http::string_body>> out_;
   std::uint64_t request_number_ = 0, answered_ = 0;
-  bool head_ = false, last_ = false, idle_ = false;
+  bool head_ = false, last_ = false, idle_ = false, waiting_ = false;
 };
 
 Error cannot_listen(const std::string& where, const error_code& error) {
@@ -406,12 +419,13 @@ void ServerImpl::stop(Nanos grace) {
     left_.wait_for(lock, grace, [&] { return connections_.empty(); });
   }
   close_all(true);
-  work_.reset();
   {
-    std::unique_lock lock(mutex_);
-    left_.wait_for(lock, std::chrono::seconds(1), [&] { return connections_.empty(); });
+    std::lock_guard lock(post_mutex_);
+    drained_ = true;
   }
-  io_.stop();
+  // With every socket and timer closed the threads run out of work: no handler is left behind that would own what owns
+  // it.
+  work_.reset();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   if (!options_.unix_path.empty()) ::unlink(options_.unix_path.c_str());

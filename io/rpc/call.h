@@ -34,6 +34,9 @@ class Call {
   /// Once; either a message or an error.
   virtual void answer(const google::protobuf::Message& message) = 0;
   virtual void fail(const Error& error) = 0;
+  /// The handler has returned without an answer and the request is no longer looked at: from now on the transport may
+  /// end the call by itself when its caller goes away.
+  virtual void park() {}
   /// For a stream instead of `answer`. Null where the transport cannot.
   virtual std::shared_ptr<detail::Outlet> open_stream(std::size_t queue_max) = 0;
 };

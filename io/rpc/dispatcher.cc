@@ -115,6 +115,8 @@ void DispatcherImpl::stop() {
 
 http::AsyncHandler DispatcherImpl::rest() {
   return [this](http::Request request, http::Respond respond) {
+    if (request.path() == "/openapi.json" && request.method == "GET")
+      return respond(http::Response::json(200, openapi()));
     router_->serve(*this, std::move(request), std::move(respond));
   };
 }
@@ -195,6 +197,8 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Call>& call) 
   if (!ctx) return fail(ctx.error());
   running->ctx = std::move(*ctx);
   running->peer = credentials.peer;
+  if (running->ctx.expired(ports_.clock))
+    return fail(refuse(ErrorKind::timeout, "the caller's deadline passed before the call began"));
 
   alignas(8) char first_block[4096];
   google::protobuf::ArenaOptions arena_options;
@@ -246,6 +250,7 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Call>& call) 
         if (guard->answered.exchange(true)) return;
         guard->dispatcher.finish(guard->entry, *guard->running, result ? nullptr : &result.error(), message);
       });
+      call->park();
     } else {
       auto outlet = call->open_stream(options_.stream_queue_max);
       if (outlet == nullptr) return fail(refuse(ErrorKind::invalid_input, "this method streams; call it over gRPC"));

@@ -66,7 +66,7 @@ Json to_json(const Error& error, std::size_t depth) {
   return json;
 }
 
-Result<Error> from_json(const Json& json, std::size_t depth) {
+std::optional<Error> from_json(const Json& json, std::size_t depth) {
   JsonReader reader(json, "error");
   Fields fields;
   fields.code = reader.text("code");
@@ -81,11 +81,12 @@ Result<Error> from_json(const Json& json, std::size_t depth) {
   const Json& delay = reader.any("retry_after_ms");
   if (delay.is_number_integer()) fields.retry_after = std::chrono::milliseconds(delay.get<std::int64_t>());
   const Json& cause = reader.any("caused_by");
-  CRETO_TRY(reader.finish());
+  if (!reader.finish()) return std::nullopt;
   Error error = make_error(std::move(fields));
   if (cause.is_object() && depth > 0) {
-    Error inner = CRETO_TRY(from_json(cause, depth - 1));
-    error = std::move(error).with_cause(std::move(inner));
+    auto inner = from_json(cause, depth - 1);
+    if (!inner) return std::nullopt;
+    error = std::move(error).with_cause(*std::move(inner));
   }
   return error;
 }
@@ -175,9 +176,10 @@ std::string error_to_json(const Error& error) {
   return to_json(error, causes_max).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-Result<Error> error_from_json(std::string_view json, std::size_t max_depth) {
-  auto value = CRETO_TRY(parse_json(json));
-  return from_json(value, max_depth);
+std::optional<Error> error_from_json(std::string_view json, std::size_t max_depth) {
+  auto value = parse_json(json);
+  if (!value) return std::nullopt;
+  return from_json(*value, max_depth);
 }
 
 Response error_response(const Error& error) {

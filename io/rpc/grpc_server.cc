@@ -70,9 +70,9 @@ class GrpcCall : public Call {
   const ByteBuffer* request_;
 };
 
-/// Answers once. gRPC's objects may go as soon as `Finish` was called or, where nobody answered yet, never before that:
-/// OnDone comes after Finish alone. So the reactor keeps itself alive until OnDone, and a late second answer finds
-/// `done_` set.
+/// Answers once. gRPC's objects go after `Finish`, and not before it: so the reactor keeps itself alive until OnDone, a
+/// late answer finds `finished_` set, and a cancelled call is finished only when no handler looks at the request any
+/// more.
 class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
  public:
   UnaryCall(grpc::CallbackServerContext* context, const ByteBuffer* request, ByteBuffer* response)
@@ -80,16 +80,49 @@ class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
   void keep(std::shared_ptr<UnaryCall> self) { self_ = std::move(self); }
 
   void answer(const Message& message) override {
-    bool own = false;
-    grpc::Status status = grpc::GenericSerialize<grpc::ProtoBufferWriter, Message>(message, response_, &own);
-    Finish(status);
+    end([&] {
+      bool own = false;
+      return grpc::GenericSerialize<grpc::ProtoBufferWriter, Message>(message, response_, &own);
+    });
   }
-  void fail(const Error& error) override { Finish(to_status(error)); }
+  void fail(const Error& error) override {
+    end([&] { return to_status(error); });
+  }
+  void park() override {
+    {
+      std::lock_guard lock(mutex_);
+      parked_ = true;
+      if (!cancelled_) return;
+    }
+    end([] { return grpc::Status::CANCELLED; });
+  }
   std::shared_ptr<detail::Outlet> open_stream(std::size_t) override { return nullptr; }
+
+  void OnCancel() override {
+    std::shared_ptr<UnaryCall> alive = self_;
+    {
+      std::lock_guard lock(mutex_);
+      cancelled_ = true;
+      if (!parked_) return;
+    }
+    end([] { return grpc::Status::CANCELLED; });
+  }
   void OnDone() override { self_.reset(); }
 
  private:
+  template <class F>
+  void end(F status) {
+    {
+      std::lock_guard lock(mutex_);
+      if (finished_) return;
+      finished_ = true;
+    }
+    Finish(status());
+  }
+
   ByteBuffer* response_;
+  std::mutex mutex_;
+  bool parked_ = false, cancelled_ = false, finished_ = false;
   std::shared_ptr<UnaryCall> self_;
 };
 

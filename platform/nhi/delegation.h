@@ -7,11 +7,6 @@
 /// The rules of delegation, without I/O, clock or lock.
 namespace creto::nhi {
 
-/// What separates our own uses of an identity's key from what it signs for others (FIPS 204 context).
-inline constexpr std::string_view delegation_context = "creto.delegation";
-inline constexpr std::string_view token_context = "creto.token";
-inline constexpr std::string_view prekey_context = "creto.prekey";
-
 inline Error refuse(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
 /// 1 to 64 well-formed permissions, sorted and without repetition.

@@ -207,7 +207,10 @@ class NhiService final : public Nhi {
   }
   /// After what `tx` changes has been committed nothing read before is used.
   void forget_after(sql::Tx& tx) {
-    tx.after_commit([this] { forget_all(); });
+    tx.after_commit([this] {
+      forget_all();
+      database_.signal("nhi.changed").raise();
+    });
   }
 
   /// Errors: not_found.

@@ -60,7 +60,7 @@ TEST(Delegation, AcceptsAChainThatNarrows) {
   auto first = link(ada, agent(1), {}, {"payments.*", "sandbox.spawn"});
   auto second = link(agent(1), agent(2), first.id, {"payments.pay"});
   EXPECT_TRUE(check_structure(ada, std::vector{first, second}, noon).has_value());
-  Chain chain{{ada, "ada", AgentType::human, ada}, {first, second}, noon};
+  Chain chain{{ada, "ada", AgentType::human, ada, noon, noon, AgentStatus::active, {}}, {first, second}, noon};
   EXPECT_EQ(chain.identities(), (DelegationChain{ada, agent(1), agent(2)}));
   EXPECT_TRUE(chain.permits("payments.pay"));
   EXPECT_FALSE(chain.permits("sandbox.spawn"));

@@ -67,7 +67,7 @@ struct Human {
   std::string key_id;
 };
 
-class NhiContract : public testing::TestWithParam<Where> {
+class NhiContract : public ::testing::TestWithParam<Where> {
  protected:
   NhiContract()
       : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
@@ -545,8 +545,8 @@ TEST_P(NhiContract, AuditsEveryChangeInItsTransaction) {
 
 TEST_P(NhiContract, IsHealthyWhileItAnswers) { EXPECT_EQ(nhi->health().health, Health::healthy); }
 
-INSTANTIATE_TEST_SUITE_P(, NhiContract, testing::Values(Where::sqlite, Where::postgres, Where::grpc),
-                         [](const auto& info) { return testing::PrintToString(info.param); });
+INSTANTIATE_TEST_SUITE_P(, NhiContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
+                         [](const auto& info) { return ::testing::PrintToString(info.param); });
 
 }  // namespace
 }  // namespace creto::nhi

@@ -58,7 +58,8 @@ int to_http(const Error& error);
 /// EnablementError (001 §8.2): {code, kind, message, product, category, context, caused_by, retryable, retry_after_ms,
 /// trace_id}. `max_depth` bounds the chain of causes that is read.
 std::string error_to_json(const Error& error);
-Result<Error> error_from_json(std::string_view json, std::size_t max_depth = 16);
+/// None where it is not one. (A Result<Error> could not tell the two apart.)
+std::optional<Error> error_from_json(std::string_view json, std::size_t max_depth = 16);
 
 /// Percent-decoding; `plus_is_space` as in a query. Errors: invalid_input for a stray '%'.
 Result<std::string> percent_decode(std::string_view text, bool plus_is_space);

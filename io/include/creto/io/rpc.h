@@ -53,7 +53,8 @@ struct Resource {
 struct Credentials {
   std::string bearer = {};                         ///< from `authorization: Bearer …`
   std::vector<std::string> certificate_uris = {};  ///< URI SANs of a client certificate whose chain was verified
-  std::string on_behalf_of = {};                   ///< from `creto-on-behalf-of`: whom a service acts for
+  std::string on_behalf_of = {};                   ///< from `creto-on-behalf-of`: whom a caller acts for; to be
+                                                   ///< believed of services alone
   std::string peer = {};                           ///< transport address, for the record
 };
 
@@ -206,7 +207,8 @@ class Dispatcher {
   /// `name` is the full name in the proto, whose generated code must be linked. Register everything before serving.
   Service service(std::string name);
 
-  /// REST: for http::Server::start_async. Answers 404 for a path that belongs to no method.
+  /// REST: for http::Server::start_async. Also serves /openapi.json; 404 for a path that belongs to no method. Streams
+  /// are for gRPC alone.
   virtual http::AsyncHandler rest() = 0;
   /// OpenAPI 3.0 of everything registered.
   virtual std::string openapi() const = 0;
@@ -247,7 +249,7 @@ class Service {
     dispatcher_.add(std::move(m));
   }
 
-  /// `handler`: void(const Context&, const Req&, Stream<Res>). Over REST: one JSON message per line.
+  /// `handler`: void(const Context&, const Req&, Stream<Res>). Not over REST.
   template <class Req, class Res, class F>
   void stream(std::string_view method, Rule<Req> rule, F handler) {
     auto m = describe<Req, Res>(method, std::move(rule));

@@ -28,6 +28,12 @@ class Database;
 /// Who agents are: identities, keys, delegations, tokens (003 §6).
 namespace creto::nhi {
 
+/// What separates the uses of an identity's key that have rules of their own from what it signs for others (the context
+/// of FIPS 204; `sign` refuses the first two).
+inline constexpr std::string_view delegation_context = "creto.delegation";
+inline constexpr std::string_view token_context = "creto.token";
+inline constexpr std::string_view prekey_context = "creto.prekey";
+
 enum class AgentType : std::uint8_t { autonomous, supervised, workflow, tool, human, service };
 std::string_view to_string(AgentType type);
 std::optional<AgentType> agent_type_from_string(std::string_view text);
@@ -267,7 +273,8 @@ struct NhiOptions {
   Nanos clock_skew = std::chrono::minutes(5);  ///< tolerated in what others sign
 };
 
-/// The service over its tables in `database`; migrates them. All references must outlive it.
+/// The service over its tables in `database`; migrates them. Raises the database's signal "nhi.changed" after each
+/// change of an identity, a delegation or a key. All references must outlive it.
 Result<std::unique_ptr<Nhi>> create_nhi(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock,
                                         Telemetry& telemetry, NhiOptions options = {});
 
