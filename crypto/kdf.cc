@@ -60,7 +60,7 @@ Result<Secret> hkdf_sha256(BytesView secret, BytesView salt, BytesView info, std
 
 Result<Secret> passphrase_key(const Secret& passphrase, BytesView salt, const PassphraseCost& cost) {
   if (passphrase.empty()) return refused("passphrase", "must not be empty");
-  if (salt.size() < 16 || salt.size() > 64) return refused("salt", "must be 16 to 64 bytes");
+  if (salt.size() < 8 || salt.size() > 64) return refused("salt", "must be 8 to 64 bytes");
   if (cost.memory_kib < 8192 || cost.memory_kib > 1048576) return refused("memory_kib", "must be 8192 to 1048576");
   if (cost.passes < 1 || cost.passes > 64) return refused("passes", "must be 1 to 64");
   if (cost.lanes < 1 || cost.lanes > 16) return refused("lanes", "must be 1 to 16");

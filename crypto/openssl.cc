@@ -48,6 +48,7 @@ struct FormParams {
             OSSL_SIGNATURE_PARAM_CONTEXT_STRING, const_cast<std::uint8_t*>(form.context.data()), form.context.size());
       }
       params[n++] = OSSL_PARAM_construct_int(OSSL_SIGNATURE_PARAM_DETERMINISTIC, &deterministic);
+      if (form.external_mu) params[n++] = OSSL_PARAM_construct_int(OSSL_SIGNATURE_PARAM_MU, &yes);
       if (!form.test_entropy.empty()) {
         params[n++] = OSSL_PARAM_construct_octet_string(OSSL_SIGNATURE_PARAM_TEST_ENTROPY,
                                                         const_cast<std::uint8_t*>(form.test_entropy.data()),
@@ -57,8 +58,9 @@ struct FormParams {
     params[n] = OSSL_PARAM_construct_end();
   }
   int raw_encoding = 0;
+  int yes = 1;
   int deterministic;
-  std::array<OSSL_PARAM, 5> params;
+  std::array<OSSL_PARAM, 6> params;
 };
 
 }  // namespace

@@ -26,8 +26,7 @@ using CipherCtx = std::unique_ptr<EVP_CIPHER_CTX, OpensslDeleter<EVP_CIPHER_CTX_
 using MacCtx = std::unique_ptr<EVP_MAC_CTX, OpensslDeleter<EVP_MAC_CTX_free>>;
 using KdfCtx = std::unique_ptr<EVP_KDF_CTX, OpensslDeleter<EVP_KDF_CTX_free>>;
 
-/// OpenSSL's names of the key types. Their private form is a seed or, for the X
-/// and Ed curves, the raw key.
+/// OpenSSL's names of the key types. Their private form is a seed or, for the X and Ed curves, the raw key.
 inline constexpr const char* ed25519_name = "ED25519";
 inline constexpr const char* x25519_name = "X25519";
 inline constexpr const char* ml_dsa_65_name = "ML-DSA-65";
@@ -35,18 +34,17 @@ inline constexpr const char* ml_kem_768_name = "ML-KEM-768";
 
 /// Null where OpenSSL refuses; its error queue is left empty.
 PKey private_key_from_seed(const char* type, BytesView seed);
-/// FIPS 203 and 204's expanded form; OpenSSL checks its consistency. For test
-/// vectors.
+/// FIPS 203 and 204's expanded form; OpenSSL checks its consistency. For test vectors.
 PKey private_key_from_expanded(const char* type, BytesView bytes);
 PKey public_key_from_bytes(const char* type, BytesView bytes);
 Bytes public_bytes_of(const PKey& key);
 
-/// How ML-DSA signs: FIPS 204's external interface with a context, or
-/// Sign_internal over a ready-made M'.
+/// How ML-DSA signs: FIPS 204's external interface with a context, or Sign_internal over a ready-made M'.
 struct MessageForm {
   BytesView context;
   bool deterministic = false;
   bool internal = false;        ///< for test vectors
+  bool external_mu = false;     ///< for test vectors: the message is mu, 64 bytes
   BytesView test_entropy = {};  ///< for test vectors
 };
 

@@ -4,6 +4,7 @@
 #include <openssl/x509.h>
 
 #include <algorithm>
+#include <array>
 
 #include "creto/common/assert.h"
 #include "creto/crypto/random.h"
@@ -20,6 +21,24 @@ constexpr SignatureSizes hybrid_sizes = {1984, 64, 3373};
 // draft-ietf-lamps-pq-composite-sigs §4.2 and §6.
 constexpr std::string_view composite_prefix = "CompositeAlgorithmSignatures2025";
 constexpr std::string_view composite_label = "COMPSIG-MLDSA65-Ed25519-SHA512";
+
+/// Under a key of small order one signature holds for many messages, so nobody may own such a key. The y coordinates of
+/// the eight points, and of the ones that a decoder reduces to them; the sign bit does not matter.
+bool is_small_order(BytesView key) {
+  static const std::array<Bytes, 7> ys = [] {
+    const auto y = [](std::string_view text) { return *from_hex(text); };
+    return std::array<Bytes, 7>{y("0000000000000000000000000000000000000000000000000000000000000000"),
+                                y("0100000000000000000000000000000000000000000000000000000000000000"),
+                                y("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+                                y("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+                                y("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+                                y("edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+                                y("eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f")};
+  }();
+  Bytes unsigned_key = to_bytes(key);
+  unsigned_key.back() &= 0x7f;
+  return std::ranges::find(ys, unsigned_key) != ys.end();
+}
 
 bool has_ml_dsa(SignatureAlgorithm algorithm) { return algorithm != SignatureAlgorithm::ed25519; }
 bool has_ed25519(SignatureAlgorithm algorithm) { return algorithm != SignatureAlgorithm::ml_dsa_65; }
@@ -82,7 +101,9 @@ Result<VerifyingKey> VerifyingKey::parse(SignatureAlgorithm algorithm, BytesView
     if (!rep->ml_dsa) return crypto_error(ErrorKind::invalid_input, "not a public key of ml-dsa-65");
   }
   if (has_ed25519(algorithm)) {
-    rep->ed25519 = public_key_from_bytes(ed25519_name, bytes.last(ed25519_sizes.public_key));
+    const BytesView half = bytes.last(ed25519_sizes.public_key);
+    if (is_small_order(half)) return crypto_error(ErrorKind::invalid_input, "an ed25519 key of small order");
+    rep->ed25519 = public_key_from_bytes(ed25519_name, half);
     if (!rep->ed25519) return crypto_error(ErrorKind::invalid_input, "not a public key of ed25519");
   }
   return VerifyingKey(std::move(rep));

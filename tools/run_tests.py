@@ -58,8 +58,9 @@ class Test:
 
 
 class Outcome:
-    def __init__(self, test):
+    def __init__(self, test, tag):
         self.test = test
+        self.title = test.name + tag
         self.passed = 0
         self.failed = []
         self.skipped = []  # (name, reason)
@@ -94,7 +95,7 @@ def select(tests, regex):
     return chosen
 
 
-def run(test):
+def run(test, tag):
     results = test.build / "test-results"
     results.mkdir(exist_ok=True)
     xml, log = results / f"{test.name}.xml", results / f"{test.name}.log"
@@ -105,7 +106,7 @@ def run(test):
         environment["GTEST_COLOR"] = "no"
         if test.cases:
             environment["GTEST_FILTER"] = test.cases
-    outcome = Outcome(test)
+    outcome = Outcome(test, tag)
     start = time.monotonic()
     with open(log, "wb") as sink:
         try:
@@ -173,10 +174,10 @@ def skip(outcome, name, reason):
         outcome.skipped.append((name, reason))
 
 
-def report(outcome, tag):
+def report(outcome):
     count = outcome.passed + len(outcome.failed) + len(outcome.skipped)
     word = "FAILED" if outcome.failed else "ok"
-    print(f"  {word:6} {outcome.test.name + tag:40} {count:5} cases {outcome.seconds:7.1f} s", flush=True)
+    print(f"  {word:6} {outcome.title:40} {count:5} cases {outcome.seconds:7.1f} s", flush=True)
     if outcome.failed:
         lines = outcome.output.splitlines()
         if len(lines) > SHOW_LINES:
@@ -191,13 +192,13 @@ def run_all(tests, jobs, tag):
     # Longest limit first: what may take long should not start last.
     together.sort(key=lambda t: -t.timeout)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(run, t) for t in together]):
+        for done in concurrent.futures.as_completed([pool.submit(run, t, tag) for t in together]):
             outcomes.append(done.result())
-            report(outcomes[-1], tag)
+            report(outcomes[-1])
     for test in tests:
         if test.alone:
-            outcomes.append(run(test))
-            report(outcomes[-1], tag)
+            outcomes.append(run(test, tag))
+            report(outcomes[-1])
     return outcomes
 
 
@@ -209,7 +210,7 @@ def main():
     parser.add_argument("--label")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         re.compile(options.regex)
     except re.error as error:
@@ -236,7 +237,7 @@ def main():
         print(f"skipped {len(names)} ({names[0]}{', ...' if len(names) > 1 else ''}): {reason}")
     for outcome in outcomes:
         for name in outcome.failed:
-            print(f"failed  {outcome.test.name}: {name}")
+            print(f"failed  {outcome.title}: {name}")
     failed = sum(len(o.failed) for o in outcomes)
     print(f"{sum(o.passed for o in outcomes)} passed, {failed} failed, {sum(len(o.skipped) for o in outcomes)} skipped")
     return 1 if failed else 0

@@ -16,11 +16,9 @@ struct Ciphertext {
   ByteArray<aead_nonce_size> nonce{};
   Bytes bytes;  ///< as long as the plaintext, then the tag of 16 bytes
 
-  /// One byte for the algorithm (1 AES-256-GCM, 2 ChaCha20-Poly1305), the
-  /// nonce, the bytes.
+  /// One byte for the algorithm (1 AES-256-GCM, 2 ChaCha20-Poly1305), the nonce, the bytes.
   Bytes encode() const;
-  /// Errors: unsupported_algorithm; invalid_input where it is shorter than
-  /// algorithm, nonce and tag.
+  /// Errors: unsupported_algorithm; invalid_input where it is shorter than algorithm, nonce and tag.
   static Result<Ciphertext> parse(BytesView encoded);
 
   friend bool operator==(const Ciphertext&, const Ciphertext&) = default;
@@ -28,8 +26,7 @@ struct Ciphertext {
 
 /// A key for one algorithm. Thread-safe.
 ///
-/// `seal` draws a random nonce of 96 bits: one key seals at most 2^32 messages.
-/// Whoever seals more takes a new key.
+/// `seal` draws a random nonce of 96 bits: one key seals at most 2^32 messages. Whoever seals more takes a new key.
 class AeadKey {
  public:
   static AeadKey generate(AeadAlgorithm algorithm = AeadAlgorithm::aes_256_gcm);
@@ -41,13 +38,11 @@ class AeadKey {
 
   /// `associated_data` is authenticated and not kept: `open` needs the same.
   Ciphertext seal(BytesView plaintext, BytesView associated_data = {}) const;
-  /// For protocols that derive key and nonce together and use them once. Never
-  /// the same nonce twice.
+  /// For protocols that derive key and nonce together and use them once. Never the same nonce twice.
   Ciphertext seal_with_nonce(BytesView plaintext, BytesView associated_data,
                              const ByteArray<aead_nonce_size>& nonce) const;
-  /// Errors: unsupported_algorithm where the ciphertext names another one;
-  /// decryption_failed where key, nonce, associated data or a byte differ,
-  /// without saying which.
+  /// Errors: unsupported_algorithm where the ciphertext names another one; decryption_failed where key, nonce,
+  /// associated data or a byte differ, without saying which.
   Result<Secret> open(const Ciphertext& ciphertext, BytesView associated_data = {}) const;
 
  private:

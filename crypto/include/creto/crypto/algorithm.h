@@ -7,10 +7,9 @@
 
 namespace creto::crypto {
 
-/// Every key, signature and ciphertext names its algorithm (CR2). A name that
-/// is not listed here is an error (unsupported_algorithm), never a reason to
-/// fall back on another one. One enum per purpose, so that a cipher cannot be
-/// passed where a signature scheme is meant.
+/// Every key, signature and ciphertext names its algorithm (CR2). A name that is not listed here is an error
+/// (unsupported_algorithm), never a reason to fall back on another one. One enum per purpose, so that a cipher cannot
+/// be passed where a signature scheme is meant.
 
 enum class AeadAlgorithm : std::uint8_t {
   aes_256_gcm,        ///< "aes-256-gcm"
@@ -20,14 +19,11 @@ enum class AeadAlgorithm : std::uint8_t {
 enum class SignatureAlgorithm : std::uint8_t {
   ed25519,                   ///< "ed25519", RFC 8032
   ml_dsa_65,                 ///< "ml-dsa-65", FIPS 204, pure, external interface
-  hybrid_ed25519_ml_dsa_65,  ///< "hybrid-ed25519-ml-dsa-65":
-                             ///< id-MLDSA65-Ed25519-SHA512 of
-                             ///< draft-ietf-lamps-pq-composite-sigs
+  hybrid_ed25519_ml_dsa_65,  ///< "hybrid-ed25519-ml-dsa-65": composite, draft-ietf-lamps-pq-composite-sigs
 };
 
 enum class KemAlgorithm : std::uint8_t {
-  x25519,      ///< "x25519": DHKEM(X25519, HKDF-SHA256) of RFC 9180; the keys also
-               ///< agree directly
+  x25519,      ///< "x25519": DHKEM(X25519, HKDF-SHA256) of RFC 9180; keys also agree directly
   ml_kem_768,  ///< "ml-kem-768", FIPS 203
   x_wing,      ///< "x-wing": ML-KEM-768 with X25519, draft-connolly-cfrg-xwing-kem
 };

@@ -41,12 +41,11 @@ Hash256 hmac_sha256(BytesView key, BytesView data);
 /// Compares in constant time.
 bool verify_hmac_sha256(BytesView key, BytesView data, BytesView mac);
 
-/// BLAKE3 as a MAC: some 150 ns for short data, for checks on hot paths.
-/// Compare with equal_constant_time.
+/// BLAKE3 as a MAC: some 150 ns for short data, for checks on hot paths. Compare with equal_constant_time.
 Hash256 blake3_keyed(const ByteArray<32>& key, BytesView data);
 
-/// BLAKE3 derive_key. `context` is a constant of the program, "creto 2026-11
-/// override token" say, never input. Requires: 0 < length <= 65536.
+/// BLAKE3 derive_key. `context` is a constant of the program, "creto 2026-11 override token" say, never input.
+/// Requires: 0 < length <= 65536.
 Secret blake3_derive(std::string_view context, BytesView material, std::size_t length = 32);
 
 }  // namespace creto::crypto

@@ -24,9 +24,8 @@ struct PassphraseCost {
   friend bool operator==(const PassphraseCost&, const PassphraseCost&) = default;
 };
 
-/// 32 bytes from a passphrase by Argon2id; takes the memory and about 0.2 s by
-/// default. Errors: invalid_input for a cost outside its ranges, a salt outside
-/// 16 to 64 bytes, an empty passphrase.
+/// 32 bytes from a passphrase by Argon2id; takes the memory and about 0.2 s by default.
+/// Errors: invalid_input for a cost outside its ranges, a salt outside 8 to 64 bytes, an empty passphrase.
 Result<Secret> passphrase_key(const Secret& passphrase, BytesView salt, const PassphraseCost& cost = {});
 
 }  // namespace creto::crypto

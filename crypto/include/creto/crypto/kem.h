@@ -16,8 +16,7 @@ struct KemSizes {
 };
 KemSizes sizes_of(KemAlgorithm algorithm);
 
-/// A ciphertext for the owner of the private key, and the secret of 32 bytes
-/// that it carries.
+/// A ciphertext for the owner of the private key, and the secret of 32 bytes that it carries.
 struct Encapsulation {
   Bytes ciphertext;
   Secret shared_secret;
@@ -26,10 +25,10 @@ struct Encapsulation {
 /// A value that is cheap to copy; parsed once, used often. Thread-safe.
 class KemPublicKey {
  public:
-  /// Errors: invalid_input for a wrong length, or coefficients that are not
-  /// reduced (FIPS 203 §7.2).
+  /// Errors: invalid_input for a wrong length, or coefficients that are not reduced (FIPS 203 §7.2).
   static Result<KemPublicKey> parse(KemAlgorithm algorithm, BytesView bytes);
-  /// "x-wing:<base64>". Errors: as `parse`, and unsupported_algorithm.
+  /// "x-wing:<base64>".
+  /// Errors: as `parse`, and unsupported_algorithm.
   static Result<KemPublicKey> from_text(std::string_view text);
 
   KemAlgorithm algorithm() const;
@@ -55,7 +54,8 @@ class KemPublicKey {
 class KemPrivateKey {
  public:
   static KemPrivateKey generate(KemAlgorithm algorithm);
-  /// The seed is the private key. Errors: invalid_input for a wrong length.
+  /// The seed is the private key.
+  /// Errors: invalid_input for a wrong length.
   static Result<KemPrivateKey> from_seed(KemAlgorithm algorithm, BytesView seed);
 
   KemPrivateKey(KemPrivateKey&&) noexcept;
@@ -67,15 +67,13 @@ class KemPrivateKey {
   /// To be kept sealed.
   const Secret& seed() const;
 
-  /// The secret of 32 bytes. A changed ciphertext of ML-KEM gives another
-  /// secret, not an error (implicit rejection): what is opened with it fails.
-  /// Errors: invalid_input for a wrong length or an X25519 point of small
-  /// order.
+  /// The secret of 32 bytes. A changed ciphertext of ML-KEM gives another secret, not an error (implicit rejection):
+  /// what is opened with it fails.
+  /// Errors: invalid_input for a wrong length or an X25519 point of small order.
   Result<Secret> decapsulate(BytesView ciphertext) const;
 
-  /// Plain X25519 (RFC 7748) between two x25519 keys, for protocols that mix
-  /// several agreements. Errors: unsupported_algorithm for other keys;
-  /// invalid_input for a point of small order.
+  /// Plain X25519 (RFC 7748) between two x25519 keys, for protocols that mix several agreements.
+  /// Errors: unsupported_algorithm for other keys; invalid_input for a point of small order.
   Result<Secret> agree(const KemPublicKey& peer) const;
 
  private:

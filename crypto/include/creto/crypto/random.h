@@ -7,8 +7,8 @@
 
 namespace creto::crypto {
 
-/// From OpenSSL's generator, seeded by the kernel. A machine that has no
-/// randomness ends the process: nothing that follows would be safe.
+/// From OpenSSL's generator, seeded by the kernel. A machine that has no randomness ends the process: nothing that
+/// follows would be safe.
 void random_fill(std::span<std::uint8_t> out);
 Bytes random_bytes(std::size_t size);
 Secret random_secret(std::size_t size);

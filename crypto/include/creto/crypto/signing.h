@@ -10,8 +10,7 @@
 
 namespace creto::crypto {
 
-/// Sizes in bytes. The hybrid's public key, seed and signature are ML-DSA-65's,
-/// then Ed25519's.
+/// Sizes in bytes. The hybrid's public key, seed and signature are ML-DSA-65's, then Ed25519's.
 struct SignatureSizes {
   std::size_t public_key;  ///< 32, 1952, 1984
   std::size_t seed;        ///< 32, 32, 64
@@ -19,25 +18,24 @@ struct SignatureSizes {
 };
 SignatureSizes sizes_of(SignatureAlgorithm algorithm);
 
-/// A public key of one algorithm. A value that is cheap to copy; parsed once,
-/// used often. Thread-safe.
+/// A public key of one algorithm. A value that is cheap to copy; parsed once, used often. Thread-safe.
 class VerifyingKey {
  public:
-  /// Errors: invalid_input for a wrong length or a key the algorithm refuses.
+  /// Errors: invalid_input for a wrong length a key the algorithm refuses, or an Ed25519 key of small order.
   static Result<VerifyingKey> parse(SignatureAlgorithm algorithm, BytesView bytes);
-  /// "ed25519:<base64>". Errors: as `parse`, and unsupported_algorithm.
+  /// "ed25519:<base64>".
+  /// Errors: as `parse`, and unsupported_algorithm.
   static Result<VerifyingKey> from_text(std::string_view text);
 
   SignatureAlgorithm algorithm() const;
   const Bytes& bytes() const;
   std::string text() const;
 
-  /// Holds if `signature` is this key's over `message` under `context`; of a
-  /// hybrid both halves must hold (CR3). `context` separates uses of one key
-  /// (FIPS 204): at most 255 bytes, and empty for plain Ed25519, which has
-  /// none. Errors: unsupported_algorithm where the signature names another
-  /// algorithm than the key; signature_invalid; invalid_input for a context
-  /// that cannot be.
+  /// Holds if `signature` is this key's over `message` under `context`; of a hybrid both halves must hold (CR3).
+  /// `context` separates uses of one key (FIPS 204): at most 255 bytes, and empty for plain Ed25519, which has none.
+  /// Ed25519 is checked without the cofactor, with S below the order and R compared as bytes (RFC 8032 §5.1.7, strict).
+  /// Errors: unsupported_algorithm where the signature names another algorithm than the key; signature_invalid;
+  /// invalid_input for a context that cannot be.
   Result<> verify(BytesView message, const Signature& signature, BytesView context = {}) const;
 
   /// The halves of a hybrid key. Requires: algorithm() is the hybrid.
@@ -59,8 +57,8 @@ class VerifyingKey {
 class SigningKey {
  public:
   static SigningKey generate(SignatureAlgorithm algorithm);
-  /// The seed is the private key: everything else follows from it. Errors:
-  /// invalid_input for a wrong length.
+  /// The seed is the private key: everything else follows from it.
+  /// Errors: invalid_input for a wrong length.
   static Result<SigningKey> from_seed(SignatureAlgorithm algorithm, BytesView seed);
 
   SigningKey(SigningKey&&) noexcept;
@@ -73,15 +71,13 @@ class SigningKey {
   const Secret& seed() const;
 
   /// ML-DSA is hedged: two signatures over one message differ.
-  /// Errors: invalid_input for a context over 255 bytes, or a non-empty one
-  /// with plain Ed25519.
+  /// Errors: invalid_input for a context over 255 bytes, or a non-empty one with plain Ed25519.
   Result<Signature> sign(BytesView message, BytesView context = {}) const;
-  /// The deterministic variant of FIPS 204; for test vectors and reproducible
-  /// documents.
+  /// The deterministic variant of FIPS 204; for test vectors and reproducible documents.
   Result<Signature> sign_deterministic(BytesView message, BytesView context = {}) const;
 
-  /// PKCS #8 DER, for certificates. Errors: unsupported_algorithm for the
-  /// hybrid.
+  /// PKCS #8 DER, for certificates.
+  /// Errors: unsupported_algorithm for the hybrid.
   Result<Secret> pkcs8() const;
 
  private:
