@@ -151,7 +151,7 @@ class Agent:
             say("awaiting_approval", file=file, request_id=document["request_id"], arguments=arguments)
             self.waiting.append((file, document["request_id"], arguments, reasoning, key))
         else:
-            self.done(file, "paid", payment=document.get("result"), arguments=arguments)
+            self.done(file, "paid", payment=document.get("result", document), arguments=arguments)
 
     def settle(self, deadline):
         """Waits for the human's answers and acts on each."""
@@ -169,7 +169,7 @@ class Agent:
             self.must_fail("override_other_amount", file, dearer, reasoning, key_of(key, "other amount"), token)
             try:
                 _, document = self.gateway.act("pay", arguments, reasoning, key, override=token)
-                self.done(file, "paid", request_id=request_id, payment=document.get("result"), arguments=arguments)
+                self.done(file, "paid", request_id=request_id, payment=document.get("result", document), arguments=arguments)
             except GatewayError as refused:
                 self.done(file, "refused", code=refused.code, error=str(refused), arguments=arguments)
                 continue
