@@ -1,16 +1,7 @@
 #include "rpc/convert.h"
 
-#include <fmt/format.h>
-
-#include <limits>
-
 namespace creto::vault {
 namespace {
-
-Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
-
-constexpr std::int64_t second = 1'000'000'000;
-constexpr std::int64_t seconds_max = std::numeric_limits<std::int64_t>::max() / second - 1;
 
 v1::SecretType type_to_proto(SecretType type) {
   switch (type) {
@@ -50,42 +41,11 @@ Result<SecretType> type_from_proto(v1::SecretType type) {
     case v1::SECRET_TYPE_CONNECTION_STRING:
       return SecretType::connection_string;
     default:
-      return invalid("`type` is not a type of secret");
+      return proto::bad_field("type", "is not a type of secret");
   }
 }
 
 }  // namespace
-
-void to_proto(Instant from, google::protobuf::Timestamp& to) {
-  const auto ns = unix_ns(from);
-  auto seconds = ns / second;
-  auto rest = ns % second;
-  if (rest < 0) {
-    rest += second;
-    --seconds;
-  }
-  to.set_seconds(seconds);
-  to.set_nanos(static_cast<std::int32_t>(rest));
-}
-
-Result<Instant> from_proto(const google::protobuf::Timestamp& from) {
-  if (from.nanos() < 0 || from.nanos() >= second || from.seconds() > seconds_max || from.seconds() < -seconds_max) {
-    return invalid("a time is outside of what can be kept");
-  }
-  return from_unix_ns(from.seconds() * second + from.nanos());
-}
-
-void to_proto(Nanos from, google::protobuf::Duration& to) {
-  to.set_seconds(from.count() / second);
-  to.set_nanos(static_cast<std::int32_t>(from.count() % second));
-}
-
-Result<Nanos> from_proto(const google::protobuf::Duration& from) {
-  if (from.nanos() <= -second || from.nanos() >= second || from.seconds() > seconds_max || from.seconds() < -seconds_max) {
-    return invalid("a duration is outside of what can be kept");
-  }
-  return Nanos(from.seconds() * second + from.nanos());
-}
 
 void to_proto(const SecretRef& from, v1::SecretRef& to) {
   to.set_path(from.path);
@@ -113,14 +73,14 @@ void to_proto(const SecretInfo& from, v1::SecretInfo& to) {
   to.set_owner(from.owner.text());
   to.set_version(from.version);
   to_proto(from.metadata, *to.mutable_metadata());
-  to_proto(from.created_at, *to.mutable_created_at());
-  if (from.expires_at) to_proto(*from.expires_at, *to.mutable_expires_at());
+  proto::set_time(to.mutable_created_at(), from.created_at);
+  if (from.expires_at) proto::set_time(to.mutable_expires_at(), *from.expires_at);
 }
 
 Result<SecretInfo> from_proto(const v1::SecretInfo& from) {
   auto owner = CRETO_TRY(Identity::parse(from.owner()));
   auto metadata = CRETO_TRY(from_proto(from.metadata()));
-  const auto created_at = CRETO_TRY(from_proto(from.created_at()));
+  const auto created_at = CRETO_TRY(proto::from_time(from.created_at(), "created_at"));
   const auto expires_at = CRETO_TRY(expiry_of(from));
   return SecretInfo{from_proto(from.reference()), std::move(owner), from.version(), std::move(metadata), created_at, expires_at};
 }
@@ -156,8 +116,8 @@ void to_proto(const SecretDelegation& from, v1::Delegation& to) {
   to.set_delegator(from.delegator.text());
   to.set_delegatee(from.delegatee.text());
   for (const auto& ref : from.secrets) to_proto(ref, *to.add_secrets());
-  to_proto(from.created_at, *to.mutable_created_at());
-  to_proto(from.expires_at, *to.mutable_expires_at());
+  proto::set_time(to.mutable_created_at(), from.created_at);
+  proto::set_time(to.mutable_expires_at(), from.expires_at);
   to_proto(from.restrictions, *to.mutable_restrictions());
   to.set_status(static_cast<v1::DelegationStatus>(static_cast<int>(from.status) + 1));
   to.set_uses(from.uses);
@@ -167,11 +127,11 @@ Result<SecretDelegation> from_proto(const v1::Delegation& from) {
   const auto id = CRETO_TRY(SecretDelegationId::parse(from.id()));
   auto delegator = CRETO_TRY(Identity::parse(from.delegator()));
   auto delegatee = CRETO_TRY(Identity::parse(from.delegatee()));
-  const auto created_at = CRETO_TRY(from_proto(from.created_at()));
-  const auto expires_at = CRETO_TRY(from_proto(from.expires_at()));
+  const auto created_at = CRETO_TRY(proto::from_time(from.created_at(), "created_at"));
+  const auto expires_at = CRETO_TRY(proto::from_time(from.expires_at(), "expires_at"));
   const auto restrictions = CRETO_TRY(from_proto(from.restrictions()));
   if (from.status() < v1::DELEGATION_STATUS_ACTIVE || from.status() > v1::DELEGATION_STATUS_EXHAUSTED) {
-    return invalid("`status` is not the status of a delegation");
+    return proto::bad_field("status", "is not the status of a delegation");
   }
   std::vector<SecretRef> secrets;
   for (const auto& ref : from.secrets()) secrets.push_back(from_proto(ref));
@@ -201,7 +161,7 @@ Result<DelegatedSecrets> from_proto(const v1::DelegatedSecrets& from) {
 
 void to_proto(const SecretAccess& from, v1::AccessLogEntry& to) {
   to.set_sequence(from.sequence);
-  to_proto(from.at, *to.mutable_at());
+  proto::set_time(to.mutable_at(), from.at);
   to.set_who(from.who.text());
   to.set_operation(from.operation);
   to_proto(from.ref, *to.mutable_reference());
@@ -212,7 +172,7 @@ void to_proto(const SecretAccess& from, v1::AccessLogEntry& to) {
 
 Result<SecretAccess> from_proto(const v1::AccessLogEntry& from) {
   auto who = CRETO_TRY(Identity::parse(from.who()));
-  const auto at = CRETO_TRY(from_proto(from.at()));
+  const auto at = CRETO_TRY(proto::from_time(from.at(), "at"));
   return SecretAccess{from.sequence(), at, std::move(who), from.operation(), from_proto(from.reference()), from.version(),
                       from.delegation_id(), from.allowed()};
 }

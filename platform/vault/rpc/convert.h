@@ -1,10 +1,8 @@
 #pragma once
 
-#include <google/protobuf/duration.pb.h>
-#include <google/protobuf/timestamp.pb.h>
-
 #include <optional>
 
+#include "creto/io/proto.h"
 #include "creto/vault/v1/vault.pb.h"
 #include "creto/vault/vault.h"
 
@@ -19,8 +17,6 @@ void to_proto(const DelegationRestrictions& from, v1::DelegationRestrictions& to
 void to_proto(const SecretDelegation& from, v1::Delegation& to);
 void to_proto(const DelegatedSecrets& from, v1::DelegatedSecrets& to);
 void to_proto(const SecretAccess& from, v1::AccessLogEntry& to);
-void to_proto(Instant from, google::protobuf::Timestamp& to);
-void to_proto(Nanos from, google::protobuf::Duration& to);
 
 SecretRef from_proto(const v1::SecretRef& from);
 Result<SecretMetadata> from_proto(const v1::SecretMetadata& from);
@@ -30,13 +26,11 @@ Result<DelegationRestrictions> from_proto(const v1::DelegationRestrictions& from
 Result<SecretDelegation> from_proto(const v1::Delegation& from);
 Result<DelegatedSecrets> from_proto(const v1::DelegatedSecrets& from);
 Result<SecretAccess> from_proto(const v1::AccessLogEntry& from);
-Result<Instant> from_proto(const google::protobuf::Timestamp& from);
-Result<Nanos> from_proto(const google::protobuf::Duration& from);
 
 template <class Message>
 Result<std::optional<Instant>> expiry_of(const Message& message) {
   if (!message.has_expires_at()) return std::optional<Instant>();
-  const auto at = CRETO_TRY(from_proto(message.expires_at()));
+  const auto at = CRETO_TRY(proto::from_time(message.expires_at(), "expires_at"));
   return std::optional<Instant>(at);
 }
 

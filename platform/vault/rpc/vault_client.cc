@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "creto/io/rpc_channel.h"
 #include "creto/vault/vault_rpc.h"
 #include "rpc/convert.h"
@@ -16,7 +18,7 @@ class VaultClient final : public Vault {
     to_proto(secret.ref, *request.mutable_reference());
     request.set_value(std::string(secret.value.reveal_text()));
     to_proto(secret.metadata, *request.mutable_metadata());
-    if (secret.expires_at) to_proto(*secret.expires_at, *request.mutable_expires_at());
+    if (secret.expires_at) proto::set_time(request.mutable_expires_at(), *secret.expires_at);
     const auto made = CRETO_TRY((call<v1::SecretInfo>(ctx, "CreateSecret", request)));
     return from_proto(made);
   }
@@ -52,7 +54,7 @@ class VaultClient final : public Vault {
     to_proto(update.ref, *request.mutable_reference());
     request.set_value(std::string(update.value.reveal_text()));
     if (update.metadata) to_proto(*update.metadata, *request.mutable_metadata());
-    if (update.expires_at) to_proto(*update.expires_at, *request.mutable_expires_at());
+    if (update.expires_at) proto::set_time(request.mutable_expires_at(), *update.expires_at);
     request.set_expected_version(update.expected_version);
     const auto made = CRETO_TRY((call<v1::SecretInfo>(ctx, "UpdateSecret", request)));
     return from_proto(made);
@@ -69,7 +71,7 @@ class VaultClient final : public Vault {
     v1::CreateDelegationRequest request;
     request.set_delegatee(r.delegatee.text());
     for (const auto& ref : r.secrets) to_proto(ref, *request.add_secrets());
-    to_proto(r.ttl, *request.mutable_ttl());
+    proto::set_duration(request.mutable_ttl(), r.ttl);
     to_proto(r.restrictions, *request.mutable_restrictions());
     const auto made = CRETO_TRY((call<v1::Delegation>(ctx, "CreateDelegation", request)));
     return from_proto(made);
@@ -89,7 +91,7 @@ class VaultClient final : public Vault {
     v1::GetDelegatedSecretsRequest request;
     request.set_sandbox_id(sandbox.to_string());
     for (const auto& ref : refs) to_proto(ref, *request.add_references());
-    to_proto(ttl, *request.mutable_ttl());
+    proto::set_duration(request.mutable_ttl(), ttl);
     const auto given = CRETO_TRY((call<v1::DelegatedSecrets>(ctx, "GetDelegatedSecrets", request)));
     return from_proto(given);
   }

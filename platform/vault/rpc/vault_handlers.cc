@@ -8,7 +8,7 @@ namespace {
 
 Result<Nanos> ttl_of(bool given, const google::protobuf::Duration& ttl) {
   if (!given) return Nanos(std::chrono::hours(1));
-  return from_proto(ttl);
+  return proto::from_duration(ttl, "ttl");
 }
 
 std::size_t limit_of(std::uint32_t limit) { return limit == 0 ? 100 : limit; }

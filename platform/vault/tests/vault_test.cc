@@ -4,7 +4,9 @@
 
 #include "creto/testing/databases.h"
 #include "creto/testing/temp_dir.h"
+#include "creto/testing/wire.h"
 #include "creto/vault/root_key.h"
+#include "creto/vault/vault_rpc.h"
 #include "vault_contract.h"
 
 namespace creto::vault {
@@ -34,9 +36,25 @@ VaultFactory local(std::string name, testing::DatabaseKind kind) {
           }};
 }
 
+VaultFactory over_the_wire() {
+  return {"client", [](VaultOptions) {
+            struct Remote {
+              Local local{testing::DatabaseKind::sqlite};
+              testing::Wire wire;
+              std::unique_ptr<Vault> client;
+            };
+            auto all = std::make_shared<Remote>();
+            register_vault(all->wire.dispatcher(), *all->local.vault);
+            all->client = create_vault_client(all->wire.serve());
+            auto& l = all->local;
+            return VaultUnderTest{all, all->client.get(), &l.access, &l.clock, l.database.get()};
+          }};
+}
+
 INSTANTIATE_TEST_SUITE_P(, VaultContract,
                          ::testing::Values(local("sqlite", testing::DatabaseKind::sqlite),
-                                           local("postgres", testing::DatabaseKind::postgres)),
+                                           local("postgres", testing::DatabaseKind::postgres),
+                                           over_the_wire()),
                          [](const auto& info) { return info.param.name; });
 
 class VaultAtRest : public ::testing::Test {

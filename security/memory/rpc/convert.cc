@@ -1,27 +1,11 @@
 #include "rpc/convert.h"
 
-#include <limits>
+#include <algorithm>
 
 namespace creto::memory {
 namespace {
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
-
-constexpr std::int64_t second = 1'000'000'000;
-constexpr std::int64_t seconds_max = std::numeric_limits<std::int64_t>::max() / second - 1;
-
-void put_time(Instant from, google::protobuf::Timestamp& to) {
-  const auto whole = std::chrono::floor<std::chrono::seconds>(from);
-  to.set_seconds(whole.time_since_epoch().count());
-  to.set_nanos(static_cast<std::int32_t>((from - whole).count()));
-}
-
-Result<Instant> time_of(const google::protobuf::Timestamp& from) {
-  if (from.nanos() < 0 || from.nanos() >= second || from.seconds() > seconds_max || from.seconds() < -seconds_max) {
-    return invalid("a time is outside of what can be kept");
-  }
-  return from_unix_ns(from.seconds() * second + from.nanos());
-}
 
 Result<MemoryType> type_of(v1::MemoryType type) {
   if (type < v1::MEMORY_TYPE_OBSERVATION || type > v1::MEMORY_TYPE_LONG_TERM) return invalid("`type` is not a type of memory");
@@ -44,8 +28,8 @@ void to_proto(const Entry& from, v1::Memory& to) {
   to.set_content(from.content);
   to.set_type(type_to_proto(from.type));
   to.mutable_metadata()->insert(from.metadata.begin(), from.metadata.end());
-  put_time(from.created_at, *to.mutable_created_at());
-  if (from.expires_at) put_time(*from.expires_at, *to.mutable_expires_at());
+  proto::set_time(to.mutable_created_at(), from.created_at);
+  if (from.expires_at) proto::set_time(to.mutable_expires_at(), *from.expires_at);
   to.set_embedding_model(from.embedding_model);
 }
 
@@ -53,9 +37,9 @@ Result<Entry> from_proto(const v1::Memory& from) {
   const auto id = CRETO_TRY(MemoryId::parse(from.id()));
   auto agent = CRETO_TRY(Identity::parse(from.agent()));
   const auto type = CRETO_TRY(type_of(from.type()));
-  const auto created_at = CRETO_TRY(time_of(from.created_at()));
+  const auto created_at = CRETO_TRY(proto::from_time(from.created_at(), "created_at"));
   std::optional<Instant> expires_at;
-  if (from.has_expires_at()) expires_at = CRETO_TRY(time_of(from.expires_at()));
+  if (from.has_expires_at()) expires_at = CRETO_TRY(proto::from_time(from.expires_at(), "expires_at"));
   return Entry{id, std::move(agent), from.content(), type, {from.metadata().begin(), from.metadata().end()},
                from.embedding_model(), created_at, expires_at};
 }
@@ -66,10 +50,7 @@ void to_proto(const NewEntry& from, v1::StoreMemoryRequest& to) {
   to.set_type(type_to_proto(from.type));
   to.mutable_metadata()->insert(from.metadata.begin(), from.metadata.end());
   to.mutable_embedding()->Add(from.embedding.begin(), from.embedding.end());
-  if (from.ttl) {
-    to.mutable_ttl()->set_seconds(from.ttl->count() / second);
-    to.mutable_ttl()->set_nanos(static_cast<std::int32_t>(from.ttl->count() % second));
-  }
+  if (from.ttl) proto::set_duration(to.mutable_ttl(), *from.ttl);
 }
 
 Result<NewEntry> from_proto(const Context& ctx, const v1::StoreMemoryRequest& from) {
@@ -78,11 +59,7 @@ Result<NewEntry> from_proto(const Context& ctx, const v1::StoreMemoryRequest& fr
                  {from.metadata().begin(), from.metadata().end()}, {from.embedding().begin(), from.embedding().end()}, {}};
   if (from.type() != v1::MEMORY_TYPE_UNSPECIFIED) entry.type = CRETO_TRY(type_of(from.type()));
   if (from.has_ttl() && (from.ttl().seconds() != 0 || from.ttl().nanos() != 0)) {
-    const auto& ttl = from.ttl();
-    if (ttl.seconds() > seconds_max || ttl.seconds() < -seconds_max || ttl.nanos() <= -second || ttl.nanos() >= second) {
-      return invalid("`ttl` is outside of what can be kept");
-    }
-    entry.ttl = Nanos(ttl.seconds() * second + ttl.nanos());
+    entry.ttl = CRETO_TRY(proto::from_duration(from.ttl(), "ttl"));
   }
   return entry;
 }
@@ -93,8 +70,8 @@ void to_proto(const Query& from, v1::QueryRequest& to) {
   to.set_limit(static_cast<std::uint32_t>(std::min<std::size_t>(from.limit, 1000)));
   if (from.relevance_threshold) to.set_relevance_threshold(*from.relevance_threshold);
   for (const auto type : from.types) to.add_type_filter(type_to_proto(type));
-  if (from.from) put_time(*from.from, *to.mutable_time_range()->mutable_from());
-  if (from.to) put_time(*from.to, *to.mutable_time_range()->mutable_to());
+  if (from.from) proto::set_time(to.mutable_time_range()->mutable_from(), *from.from);
+  if (from.to) proto::set_time(to.mutable_time_range()->mutable_to(), *from.to);
 }
 
 Result<Query> from_proto(const Context& ctx, const v1::QueryRequest& from) {
@@ -106,8 +83,8 @@ Result<Query> from_proto(const Context& ctx, const v1::QueryRequest& from) {
     const auto parsed = CRETO_TRY(type_of(static_cast<v1::MemoryType>(type)));
     query.types.push_back(parsed);
   }
-  if (from.time_range().has_from()) query.from = CRETO_TRY(time_of(from.time_range().from()));
-  if (from.time_range().has_to()) query.to = CRETO_TRY(time_of(from.time_range().to()));
+  if (from.time_range().has_from()) query.from = CRETO_TRY(proto::from_time(from.time_range().from(), "from"));
+  if (from.time_range().has_to()) query.to = CRETO_TRY(proto::from_time(from.time_range().to(), "to"));
   return query;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "creto/io/proto.h"
 #include "creto/memory/memory.h"
 #include "creto/memory/v1/memory.pb.h"
 

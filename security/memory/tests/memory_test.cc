@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "creto/memory/memory_rpc.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/wire.h"
 #include "memory_contract.h"
 
 namespace creto::memory {
@@ -30,9 +32,26 @@ MemoryFactory local(std::string name, testing::DatabaseKind kind) {
           }};
 }
 
+MemoryFactory over_the_wire() {
+  return {"client", [](MemoryOptions options) {
+            struct Remote {
+              explicit Remote(MemoryOptions o) : local(testing::DatabaseKind::sqlite, o) {}
+              Local local;
+              testing::Wire wire;
+              std::unique_ptr<Memory> client;
+            };
+            auto all = std::make_shared<Remote>(options);
+            register_memory(all->wire.dispatcher(), *all->local.memory);
+            all->client = create_memory_client(all->wire.serve());
+            auto& l = all->local;
+            return MemoryUnderTest{all, all->client.get(), &l.access, &l.clock, l.database.get()};
+          }};
+}
+
 INSTANTIATE_TEST_SUITE_P(, MemoryContract,
                          ::testing::Values(local("sqlite", testing::DatabaseKind::sqlite),
-                                           local("postgres", testing::DatabaseKind::postgres)),
+                                           local("postgres", testing::DatabaseKind::postgres),
+                                           over_the_wire()),
                          [](const auto& info) { return info.param.name; });
 
 /// A model that does not answer, or answers with another dimension than it said.

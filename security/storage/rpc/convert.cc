@@ -1,28 +1,11 @@
 #include "rpc/convert.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace creto::storage {
 namespace {
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
-
-constexpr std::int64_t second = 1'000'000'000;
-constexpr std::int64_t seconds_max = std::numeric_limits<std::int64_t>::max() / second - 1;
-
-void put_time(Instant from, google::protobuf::Timestamp& to) {
-  const auto whole = std::chrono::floor<std::chrono::seconds>(from);
-  to.set_seconds(whole.time_since_epoch().count());
-  to.set_nanos(static_cast<std::int32_t>((from - whole).count()));
-}
-
-Result<Instant> time_of(const google::protobuf::Timestamp& from) {
-  if (from.nanos() < 0 || from.nanos() >= second || from.seconds() > seconds_max || from.seconds() < -seconds_max) {
-    return invalid("a time is outside of what can be kept");
-  }
-  return from_unix_ns(from.seconds() * second + from.nanos());
-}
 
 Result<Hash256> hash_of(const std::string& bytes) {
   Hash256 hash{};
@@ -32,18 +15,6 @@ Result<Hash256> hash_of(const std::string& bytes) {
 }
 
 }  // namespace
-
-void to_proto(Nanos from, google::protobuf::Duration& to) {
-  to.set_seconds(from.count() / second);
-  to.set_nanos(static_cast<std::int32_t>(from.count() % second));
-}
-
-Result<Nanos> from_proto(const google::protobuf::Duration& from) {
-  if (from.nanos() <= -second || from.nanos() >= second || from.seconds() > seconds_max || from.seconds() < -seconds_max) {
-    return invalid("a duration is outside of what can be kept");
-  }
-  return Nanos(from.seconds() * second + from.nanos());
-}
 
 v1::Classification to_proto(Classification from) { return static_cast<v1::Classification>(static_cast<int>(from) + 1); }
 
@@ -70,9 +41,9 @@ void to_proto(const ObjectMetadata& from, v1::ObjectMetadata& to) {
   to.set_owner(from.owner.text());
   to.set_classification(to_proto(from.classification));
   to.set_size_bytes(from.size_bytes);
-  put_time(from.created_at, *to.mutable_created_at());
-  if (from.expires_at) put_time(*from.expires_at, *to.mutable_expires_at());
-  if (from.retained_until) put_time(*from.retained_until, *to.mutable_retained_until());
+  proto::set_time(to.mutable_created_at(), from.created_at);
+  if (from.expires_at) proto::set_time(to.mutable_expires_at(), *from.expires_at);
+  if (from.retained_until) proto::set_time(to.mutable_retained_until(), *from.retained_until);
   to.mutable_custom_metadata()->insert(from.metadata.begin(), from.metadata.end());
   to.set_content_type(from.content_type);
 }
@@ -81,11 +52,11 @@ Result<ObjectMetadata> from_proto(const v1::ObjectMetadata& from) {
   auto owner = CRETO_TRY(Identity::parse(from.owner()));
   const auto classification = CRETO_TRY(from_proto(from.classification()));
   const auto hash = CRETO_TRY(hash_of(from.content_hash()));
-  const auto created_at = CRETO_TRY(time_of(from.created_at()));
+  const auto created_at = CRETO_TRY(proto::from_time(from.created_at(), "created_at"));
   std::optional<Instant> expires_at;
-  if (from.has_expires_at()) expires_at = CRETO_TRY(time_of(from.expires_at()));
+  if (from.has_expires_at()) expires_at = CRETO_TRY(proto::from_time(from.expires_at(), "expires_at"));
   std::optional<Instant> retained_until;
-  if (from.has_retained_until()) retained_until = CRETO_TRY(time_of(from.retained_until()));
+  if (from.has_retained_until()) retained_until = CRETO_TRY(proto::from_time(from.retained_until(), "retained_until"));
   return ObjectMetadata{from_proto(from.reference()), std::move(owner), classification, from.content_type(),
                         {from.custom_metadata().begin(), from.custom_metadata().end()}, from.size_bytes(), hash,
                         created_at, expires_at, retained_until};
@@ -104,7 +75,7 @@ void to_proto(const NewObject& from, v1::ObjectSpec& to) {
   to.set_classification(to_proto(from.classification));
   to.set_content_type(from.content_type);
   to.mutable_metadata()->insert(from.metadata.begin(), from.metadata.end());
-  if (from.ttl) to_proto(*from.ttl, *to.mutable_ttl());
+  if (from.ttl) proto::set_duration(to.mutable_ttl(), *from.ttl);
   if (from.expected_hash) to.set_expected_hash(std::string(as_text(*from.expected_hash)));
 }
 
@@ -114,7 +85,7 @@ Result<NewObject> from_proto(const Context& ctx, const v1::ObjectSpec& from) {
                    from.content_type().empty() ? "application/octet-stream" : from.content_type(),
                    {from.metadata().begin(), from.metadata().end()}, {}, {}};
   if (from.classification() != v1::CLASSIFICATION_UNSPECIFIED) object.classification = CRETO_TRY(from_proto(from.classification()));
-  if (from.has_ttl()) object.ttl = CRETO_TRY(from_proto(from.ttl()));
+  if (from.has_ttl()) object.ttl = CRETO_TRY(proto::from_duration(from.ttl(), "ttl"));
   if (!from.expected_hash().empty()) object.expected_hash = CRETO_TRY(hash_of(from.expected_hash()));
   return object;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "creto/io/proto.h"
 #include "creto/storage/storage.h"
 #include "creto/storage/v1/storage.pb.h"
 
@@ -21,7 +22,5 @@ Result<NewObject> from_proto(const Context& ctx, const v1::ObjectSpec& from);
 Result<ListQuery> from_proto(const Context& ctx, const v1::ListRequest& from);
 Result<ListPage> from_proto(const v1::ListResponse& from);
 Result<Classification> from_proto(v1::Classification from);
-Result<Nanos> from_proto(const google::protobuf::Duration& from);
-void to_proto(Nanos from, google::protobuf::Duration& to);
 
 }  // namespace creto::storage

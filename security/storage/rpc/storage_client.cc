@@ -161,7 +161,7 @@ class StorageClient final : public Storage {
                                     Nanos ttl) override {
     v1::PresignedUrlRequest request;
     to_proto(ref, *request.mutable_reference());
-    to_proto(ttl, *request.mutable_ttl());
+    proto::set_duration(request.mutable_ttl(), ttl);
     if (const auto* put = std::get_if<PresignedPut>(&operation)) {
       request.mutable_put()->set_content_type(put->content_type);
       request.mutable_put()->set_size_max(put->size_max);

@@ -140,7 +140,7 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
           operation = PresignedPut{r.put().content_type(), r.put().size_max(), classification};
         }
         Nanos ttl = std::chrono::hours(1);
-        if (r.has_ttl()) ttl = CRETO_TRY(from_proto(r.ttl()));
+        if (r.has_ttl()) ttl = CRETO_TRY(proto::from_duration(r.ttl(), "ttl"));
         const auto url = CRETO_TRY(storage.presigned_url(ctx, from_proto(r.reference()), operation, ttl));
         v1::PresignedUrlResponse response;
         response.set_url(url);

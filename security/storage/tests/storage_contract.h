@@ -53,7 +53,6 @@ struct StorageUnderTest {
   Storage* storage = nullptr;
   ListedAccess* access = nullptr;
   testing::FakeClock* clock = nullptr;
-  bool remote = false;   ///< presigned URLs and sweeping are for the process that has the files
 };
 
 struct StorageFactory {

@@ -2,10 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include "creto/crypto/random.h"
+#include "creto/storage/storage_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fault_files.h"
 #include "creto/testing/temp_dir.h"
+#include "creto/testing/wire.h"
 #include "storage_contract.h"
 
 namespace creto::storage {
@@ -32,23 +33,41 @@ struct Local {
   std::unique_ptr<Storage> storage;
 };
 
+struct OnDisk {
+  testing::TempDir directory;
+  std::unique_ptr<Local> local;
+};
+
 StorageFactory local(std::string name, testing::DatabaseKind kind) {
   return {std::move(name), [kind](StorageOptions options) {
-            struct OnDisk {
-              testing::TempDir directory;
-              std::unique_ptr<Local> local;
-            };
             auto all = std::make_shared<OnDisk>();
             options.root = all->directory / "objects";
             all->local = std::make_unique<Local>(kind, io::real_files(), options);
             auto& l = *all->local;
-            return StorageUnderTest{all, l.storage.get(), &l.access, &l.clock, false};
+            return StorageUnderTest{all, l.storage.get(), &l.access, &l.clock};
+          }};
+}
+
+StorageFactory over_the_wire() {
+  return {"client", [](StorageOptions options) {
+            struct Remote : OnDisk {
+              testing::Wire wire;
+              std::unique_ptr<Storage> client;
+            };
+            auto all = std::make_shared<Remote>();
+            options.root = all->directory / "objects";
+            all->local = std::make_unique<Local>(testing::DatabaseKind::sqlite, io::real_files(), options);
+            auto& l = *all->local;
+            register_storage(all->wire.dispatcher(), *l.storage, l.clock);
+            all->client = create_storage_client(all->wire.serve());
+            return StorageUnderTest{all, all->client.get(), &l.access, &l.clock};
           }};
 }
 
 INSTANTIATE_TEST_SUITE_P(, StorageContract,
                          ::testing::Values(local("sqlite", testing::DatabaseKind::sqlite),
-                                           local("postgres", testing::DatabaseKind::postgres)),
+                                           local("postgres", testing::DatabaseKind::postgres),
+                                           over_the_wire()),
                          [](const auto& info) { return info.param.name; });
 
 /// On files that a test can damage, lose and fill.
