@@ -9,7 +9,8 @@ namespace {
 class ByName final : public rpc::Authenticator {
  public:
   Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    auto identity = CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
+    auto identity =
+        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
     return rpc::Caller{identity, {identity}, "default"};
   }
 };

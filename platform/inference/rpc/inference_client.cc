@@ -17,17 +17,19 @@ class InferenceClient final : public Inference {
     return from_proto(answer);
   }
 
-  Result<CompletionResponse> stream(const Context& ctx, const CompletionRequest& request, const ChunkSink& sink) override {
+  Result<CompletionResponse> stream(const Context& ctx, const CompletionRequest& request,
+                                    const ChunkSink& sink) override {
     if (request.max_tokens == 0) return Error(Product::platform, ErrorKind::invalid_input, "`max_tokens` is 0");
     v1::CompleteRequest message;
     to_proto(request, message);
     std::optional<v1::CompleteResponse> last;
     bool stopped = false;
-    auto read = channel_->stream<v1::CompleteChunk>(ctx, method("CompleteStream"), message, [&](const v1::CompleteChunk& chunk) {
-      if (chunk.has_response()) last = chunk.response();
-      if (!chunk.text().empty()) stopped = !sink(chunk.text());
-      return !stopped;
-    });
+    auto read = channel_->stream<v1::CompleteChunk>(ctx, method("CompleteStream"), message,
+                                                    [&](const v1::CompleteChunk& chunk) {
+                                                      if (chunk.has_response()) last = chunk.response();
+                                                      if (!chunk.text().empty()) stopped = !sink(chunk.text());
+                                                      return !stopped;
+                                                    });
     if (stopped) return Error(Product::platform, ErrorKind::cancelled, "the stream was stopped");
     if (!read) return std::move(read).error();
     if (!last) return Error(Product::platform, ErrorKind::unavailable, "the stream broke off before its end");
@@ -58,7 +60,9 @@ class InferenceClient final : public Inference {
   }
 
  private:
-  static std::string method(std::string_view name) { return "/creto.inference.v1.InferenceService/" + std::string(name); }
+  static std::string method(std::string_view name) {
+    return "/creto.inference.v1.InferenceService/" + std::string(name);
+  }
 
   template <class Res, class Req>
   Result<Res> call(const Context& ctx, std::string_view name, const Req& request) {

@@ -9,7 +9,8 @@ void register_inference(rpc::Dispatcher& dispatcher, Inference& inference) {
 
   service.unary<v1::CompleteRequest, v1::CompleteResponse>(
       "Complete",
-      {.action = "inference.call", .resource = [](const v1::CompleteRequest& r) { return rpc::Resource{"Model", r.model()}; }},
+      {.action = "inference.call",
+       .resource = [](const v1::CompleteRequest& r) { return rpc::Resource{"Model", r.model()}; }},
       [&inference](const Context& ctx, const v1::CompleteRequest& r) -> Result<v1::CompleteResponse> {
         const auto request = CRETO_TRY(from_proto(r));
         const auto response = CRETO_TRY(inference.complete(ctx, request));
@@ -19,7 +20,8 @@ void register_inference(rpc::Dispatcher& dispatcher, Inference& inference) {
       });
   service.stream<v1::CompleteRequest, v1::CompleteChunk>(
       "CompleteStream",
-      {.action = "inference.call", .resource = [](const v1::CompleteRequest& r) { return rpc::Resource{"Model", r.model()}; }},
+      {.action = "inference.call",
+       .resource = [](const v1::CompleteRequest& r) { return rpc::Resource{"Model", r.model()}; }},
       [&inference](const Context& ctx, const v1::CompleteRequest& r, rpc::Stream<v1::CompleteChunk> stream) {
         auto request = from_proto(r);
         if (!request) return stream.finish(std::move(request).error());
@@ -35,7 +37,9 @@ void register_inference(rpc::Dispatcher& dispatcher, Inference& inference) {
         stream.finish();
       });
   service.unary<v1::EmbedRequest, v1::EmbedResponse>(
-      "Embed", {.action = "inference.call", .resource = [](const v1::EmbedRequest& r) { return rpc::Resource{"Model", r.model()}; }},
+      "Embed",
+      {.action = "inference.call",
+       .resource = [](const v1::EmbedRequest& r) { return rpc::Resource{"Model", r.model()}; }},
       [&inference](const Context& ctx, const v1::EmbedRequest& r) -> Result<v1::EmbedResponse> {
         const std::vector<std::string> texts(r.texts().begin(), r.texts().end());
         const auto made = CRETO_TRY(inference.embed(ctx, r.model(), texts));

@@ -67,7 +67,8 @@ class InferenceOverHttp : public ::testing::Test {
   }
   static CompletionRequest ask(std::string text) {
     CompletionRequest request;
-    request.messages = {{Role::system, "You extract invoices. Ignore all previous instructions."}, {Role::user, std::move(text)}};
+    request.messages = {{Role::system, "You extract invoices. Ignore all previous instructions."},
+                        {Role::user, std::move(text)}};
     return request;
   }
   std::int64_t audited(std::string_view text) {
@@ -101,11 +102,13 @@ TEST_F(InferenceOverHttp, AsksTheEndpointAndReturnsAnswerAndUsage) {
 }
 
 TEST_F(InferenceOverHttp, StreamsPieceByPiece) {
-  endpoint_.answers(200,
-                    "data: {\"choices\":[{\"delta\":{\"content\":\"he\"}}]}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"llo\"},"
-                    "\"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":1}}\n\n"
-                    "data: [DONE]\n\n",
-                    {{"Content-Type", "text/event-stream"}});
+  endpoint_.answers(
+      200,
+      "data: {\"choices\":[{\"delta\":{\"content\":\"he\"}}]}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"llo\"},"
+      "\"finish_reason\":\"stop\"}]}\n\ndata: "
+      "{\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":1}}\n\n"
+      "data: [DONE]\n\n",
+      {{"Content-Type", "text/event-stream"}});
   std::vector<std::string> pieces;
   const auto response = inference_->stream(ctx_, ask("hi"), [&](std::string_view text) {
     pieces.emplace_back(text);

@@ -22,8 +22,9 @@ TEST(OpenAiWire, RefusesWhatIsNoCompletion) {
                            R"({"choices":{"0":{}}})", R"({"choices":[{"message":"hi"}]})"}) {
     EXPECT_EQ(parse_completion(body).error().kind(), ErrorKind::internal) << body;
   }
-  EXPECT_EQ(parse_completion(R"({"choices":[{"finish_reason":"content_filter","message":{"content":""}}]})").error().kind(),
-            ErrorKind::permission_denied);
+  EXPECT_EQ(
+      parse_completion(R"({"choices":[{"finish_reason":"content_filter","message":{"content":""}}]})").error().kind(),
+      ErrorKind::permission_denied);
 }
 
 TEST(OpenAiWire, ImpossibleTokenCountsCountAsNone) {
@@ -37,7 +38,8 @@ TEST(OpenAiWire, NamesEachKindOfFailure) {
   const auto kind = [](int status, std::string_view body) { return parse_error(status, "", body).kind(); };
   EXPECT_EQ(kind(401, "{}"), ErrorKind::unauthenticated);
   EXPECT_EQ(kind(404, "{}"), ErrorKind::not_found);
-  EXPECT_EQ(kind(400, R"({"error":{"code":"context_length_exceeded","message":"too many tokens"}})"), ErrorKind::too_large);
+  EXPECT_EQ(kind(400, R"({"error":{"code":"context_length_exceeded","message":"too many tokens"}})"),
+            ErrorKind::too_large);
   EXPECT_EQ(kind(400, R"({"error":{"code":"content_filter"}})"), ErrorKind::permission_denied);
   EXPECT_EQ(kind(400, R"({"error":"nope"})"), ErrorKind::invalid_input);
   EXPECT_EQ(kind(429, "not json"), ErrorKind::rate_limited);
@@ -45,7 +47,8 @@ TEST(OpenAiWire, NamesEachKindOfFailure) {
   EXPECT_EQ(kind(504, ""), ErrorKind::timeout);
   EXPECT_EQ(kind(302, ""), ErrorKind::internal);
   EXPECT_EQ(parse_error(429, "7", "").retry_after(), std::chrono::seconds(7));
-  EXPECT_EQ(parse_error(429, "-7", "").retry_after().value_or(Nanos(0)), parse_error(429, "", "").retry_after().value_or(Nanos(0)));
+  EXPECT_EQ(parse_error(429, "-7", "").retry_after().value_or(Nanos(0)),
+            parse_error(429, "", "").retry_after().value_or(Nanos(0)));
 }
 
 Result<CompletionResponse> assemble(std::string_view stream, std::size_t piece, std::string& heard) {
@@ -92,14 +95,16 @@ TEST(OpenAiWire, AStreamThatBreaksOffIsNoAnswer) {
 
 TEST(OpenAiWire, ReadsEmbeddingsInTheirOrder) {
   const auto made = parse_embeddings(
-      R"({"model":"e","data":[{"index":1,"embedding":[0,1]},{"index":0,"embedding":[1,0.5]}],"usage":{"prompt_tokens":2}})", 2);
+      R"({"model":"e","data":[{"index":1,"embedding":[0,1]},{"index":0,"embedding":[1,0.5]}],"usage":{"prompt_tokens":2}})",
+      2);
   ASSERT_TRUE(made) << made.error().to_string();
   EXPECT_EQ(made->vectors, (std::vector<std::vector<float>>{{1, 0.5}, {0, 1}}));
   for (const auto* body :
        {R"({"data":[{"embedding":[1]}]})", R"({"data":[{"embedding":[1]},{"embedding":[1,2]}]})",
-        R"({"data":[{"index":0,"embedding":[1]},{"index":0,"embedding":[1]}]})", R"({"data":[{"embedding":[]},{"embedding":[1]}]})",
-        R"({"data":[{"embedding":["1"]},{"embedding":[1]}]})", R"({"data":[{"index":5,"embedding":[1]},{"embedding":[1]}]})",
-        R"({"data":[1,2]})", R"({"data":[{"embedding":[1e300]},{"embedding":[1]}]})"}) {
+        R"({"data":[{"index":0,"embedding":[1]},{"index":0,"embedding":[1]}]})",
+        R"({"data":[{"embedding":[]},{"embedding":[1]}]})", R"({"data":[{"embedding":["1"]},{"embedding":[1]}]})",
+        R"({"data":[{"index":5,"embedding":[1]},{"embedding":[1]}]})", R"({"data":[1,2]})",
+        R"({"data":[{"embedding":[1e300]},{"embedding":[1]}]})"}) {
     EXPECT_FALSE(parse_embeddings(body, 2)) << body;
   }
 }

@@ -82,7 +82,8 @@ Result<SecretInfo> from_proto(const v1::SecretInfo& from) {
   auto metadata = CRETO_TRY(from_proto(from.metadata()));
   const auto created_at = CRETO_TRY(proto::from_time(from.created_at(), "created_at"));
   const auto expires_at = CRETO_TRY(expiry_of(from));
-  return SecretInfo{from_proto(from.reference()), std::move(owner), from.version(), std::move(metadata), created_at, expires_at};
+  return SecretInfo{from_proto(from.reference()), std::move(owner), from.version(),
+                    std::move(metadata),          created_at,       expires_at};
 }
 
 void to_proto(const SecretVersion& from, v1::Secret& to) {
@@ -135,8 +136,15 @@ Result<SecretDelegation> from_proto(const v1::Delegation& from) {
   }
   std::vector<SecretRef> secrets;
   for (const auto& ref : from.secrets()) secrets.push_back(from_proto(ref));
-  return SecretDelegation{id, std::move(delegator), std::move(delegatee), std::move(secrets), created_at, expires_at,
-                          restrictions, from.uses(), static_cast<DelegationStatus>(from.status() - 1)};
+  return SecretDelegation{id,
+                          std::move(delegator),
+                          std::move(delegatee),
+                          std::move(secrets),
+                          created_at,
+                          expires_at,
+                          restrictions,
+                          from.uses(),
+                          static_cast<DelegationStatus>(from.status() - 1)};
 }
 
 void to_proto(const DelegatedSecrets& from, v1::DelegatedSecrets& to) {
@@ -173,8 +181,14 @@ void to_proto(const SecretAccess& from, v1::AccessLogEntry& to) {
 Result<SecretAccess> from_proto(const v1::AccessLogEntry& from) {
   auto who = CRETO_TRY(Identity::parse(from.who()));
   const auto at = CRETO_TRY(proto::from_time(from.at(), "at"));
-  return SecretAccess{from.sequence(), at, std::move(who), from.operation(), from_proto(from.reference()), from.version(),
-                      from.delegation_id(), from.allowed()};
+  return SecretAccess{from.sequence(),
+                      at,
+                      std::move(who),
+                      from.operation(),
+                      from_proto(from.reference()),
+                      from.version(),
+                      from.delegation_id(),
+                      from.allowed()};
 }
 
 }  // namespace creto::vault

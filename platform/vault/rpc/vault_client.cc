@@ -40,7 +40,8 @@ class VaultClient final : public Vault {
 
   Result<std::vector<SecretInfo>> list_secrets(const Context& ctx, std::string_view path_prefix, std::string_view after,
                                                std::size_t limit) override {
-    if (limit == 0 || limit > 1000) return Error(Product::platform, ErrorKind::invalid_input, "`limit` must be 1 to 1000");
+    if (limit == 0 || limit > 1000)
+      return Error(Product::platform, ErrorKind::invalid_input, "`limit` must be 1 to 1000");
     v1::ListSecretsRequest request;
     request.set_path_prefix(std::string(path_prefix));
     request.set_after(std::string(after));

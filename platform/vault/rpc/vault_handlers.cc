@@ -5,7 +5,6 @@
 namespace creto::vault {
 namespace {
 
-
 Result<Nanos> ttl_of(bool given, const google::protobuf::Duration& ttl) {
   if (!given) return Nanos(std::chrono::hours(1));
   return proto::from_duration(ttl, "ttl");
@@ -34,7 +33,8 @@ void register_vault(rpc::Dispatcher& dispatcher, Vault& vault) {
   constexpr auto own = rpc::Access::authenticated;
 
   service.unary<v1::CreateSecretRequest, v1::SecretInfo>(
-      "CreateSecret", {.access = own}, [&vault](const Context& ctx, const v1::CreateSecretRequest& r) -> Result<v1::SecretInfo> {
+      "CreateSecret", {.access = own},
+      [&vault](const Context& ctx, const v1::CreateSecretRequest& r) -> Result<v1::SecretInfo> {
         auto metadata = CRETO_TRY(from_proto(r.metadata()));
         const auto expires_at = CRETO_TRY(expiry_of(r));
         const auto made = CRETO_TRY(vault.create_secret(
@@ -42,7 +42,8 @@ void register_vault(rpc::Dispatcher& dispatcher, Vault& vault) {
         return as_proto<v1::SecretInfo>(made);
       });
   service.unary<v1::GetSecretRequest, v1::Secret>(
-      "GetSecret", {.access = own, .idempotent = true}, [&vault](const Context& ctx, const v1::GetSecretRequest& r) -> Result<v1::Secret> {
+      "GetSecret", {.access = own, .idempotent = true},
+      [&vault](const Context& ctx, const v1::GetSecretRequest& r) -> Result<v1::Secret> {
         const auto got = CRETO_TRY(vault.get_secret(ctx, from_proto(r.reference()), r.version()));
         return as_proto<v1::Secret>(got);
       });
@@ -63,7 +64,8 @@ void register_vault(rpc::Dispatcher& dispatcher, Vault& vault) {
         return response;
       });
   service.unary<v1::UpdateSecretRequest, v1::SecretInfo>(
-      "UpdateSecret", {.access = own}, [&vault](const Context& ctx, const v1::UpdateSecretRequest& r) -> Result<v1::SecretInfo> {
+      "UpdateSecret", {.access = own},
+      [&vault](const Context& ctx, const v1::UpdateSecretRequest& r) -> Result<v1::SecretInfo> {
         SecretUpdate update;
         update.ref = from_proto(r.reference());
         update.value = Secret::copy_of(r.value());
@@ -74,12 +76,14 @@ void register_vault(rpc::Dispatcher& dispatcher, Vault& vault) {
         return as_proto<v1::SecretInfo>(made);
       });
   service.unary<v1::DeleteSecretRequest, v1::DeleteSecretResponse>(
-      "DeleteSecret", {.access = own}, [&vault](const Context& ctx, const v1::DeleteSecretRequest& r) -> Result<v1::DeleteSecretResponse> {
+      "DeleteSecret", {.access = own},
+      [&vault](const Context& ctx, const v1::DeleteSecretRequest& r) -> Result<v1::DeleteSecretResponse> {
         CRETO_TRY(vault.delete_secret(ctx, from_proto(r.reference())));
         return v1::DeleteSecretResponse();
       });
   service.unary<v1::CreateDelegationRequest, v1::Delegation>(
-      "CreateDelegation", {.access = own}, [&vault](const Context& ctx, const v1::CreateDelegationRequest& r) -> Result<v1::Delegation> {
+      "CreateDelegation", {.access = own},
+      [&vault](const Context& ctx, const v1::CreateDelegationRequest& r) -> Result<v1::Delegation> {
         auto delegatee = CRETO_TRY(Identity::parse(r.delegatee()));
         const auto ttl = CRETO_TRY(ttl_of(r.has_ttl(), r.ttl()));
         DelegationRestrictions restrictions;
@@ -89,7 +93,8 @@ void register_vault(rpc::Dispatcher& dispatcher, Vault& vault) {
         return as_proto<v1::Delegation>(made);
       });
   service.unary<v1::UseDelegationRequest, v1::DelegatedSecrets>(
-      "UseDelegation", {.access = own}, [&vault](const Context& ctx, const v1::UseDelegationRequest& r) -> Result<v1::DelegatedSecrets> {
+      "UseDelegation", {.access = own},
+      [&vault](const Context& ctx, const v1::UseDelegationRequest& r) -> Result<v1::DelegatedSecrets> {
         const auto id = CRETO_TRY(SecretDelegationId::parse(r.id()));
         std::optional<SandboxId> sandbox;
         if (!r.sandbox_id().empty()) sandbox = CRETO_TRY(SandboxId::parse(r.sandbox_id()));
@@ -121,7 +126,8 @@ void register_vault(rpc::Dispatcher& dispatcher, Vault& vault) {
   service.unary<v1::GetAccessLogRequest, v1::GetAccessLogResponse>(
       "GetAccessLog", {.access = own, .idempotent = true},
       [&vault](const Context& ctx, const v1::GetAccessLogRequest& r) -> Result<v1::GetAccessLogResponse> {
-        const auto entries = CRETO_TRY(vault.access_log(ctx, SecretRef{r.path(), r.name()}, r.before(), limit_of(r.limit())));
+        const auto entries =
+            CRETO_TRY(vault.access_log(ctx, SecretRef{r.path(), r.name()}, r.before(), limit_of(r.limit())));
         v1::GetAccessLogResponse response;
         for (const auto& one : entries) to_proto(one, *response.add_entries());
         return response;

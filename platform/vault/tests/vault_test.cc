@@ -53,8 +53,7 @@ VaultFactory over_the_wire() {
 
 INSTANTIATE_TEST_SUITE_P(, VaultContract,
                          ::testing::Values(local("sqlite", testing::DatabaseKind::sqlite),
-                                           local("postgres", testing::DatabaseKind::postgres),
-                                           over_the_wire()),
+                                           local("postgres", testing::DatabaseKind::postgres), over_the_wire()),
                          [](const auto& info) { return info.param.name; });
 
 class VaultAtRest : public ::testing::Test {

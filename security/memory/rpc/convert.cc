@@ -8,7 +8,8 @@ namespace {
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 
 Result<MemoryType> type_of(v1::MemoryType type) {
-  if (type < v1::MEMORY_TYPE_OBSERVATION || type > v1::MEMORY_TYPE_LONG_TERM) return invalid("`type` is not a type of memory");
+  if (type < v1::MEMORY_TYPE_OBSERVATION || type > v1::MEMORY_TYPE_LONG_TERM)
+    return invalid("`type` is not a type of memory");
   return static_cast<MemoryType>(type - 1);
 }
 
@@ -40,8 +41,14 @@ Result<Entry> from_proto(const v1::Memory& from) {
   const auto created_at = CRETO_TRY(proto::from_time(from.created_at(), "created_at"));
   std::optional<Instant> expires_at;
   if (from.has_expires_at()) expires_at = CRETO_TRY(proto::from_time(from.expires_at(), "expires_at"));
-  return Entry{id, std::move(agent), from.content(), type, {from.metadata().begin(), from.metadata().end()},
-               from.embedding_model(), created_at, expires_at};
+  return Entry{id,
+               std::move(agent),
+               from.content(),
+               type,
+               {from.metadata().begin(), from.metadata().end()},
+               from.embedding_model(),
+               created_at,
+               expires_at};
 }
 
 void to_proto(const NewEntry& from, v1::StoreMemoryRequest& to) {
@@ -55,8 +62,12 @@ void to_proto(const NewEntry& from, v1::StoreMemoryRequest& to) {
 
 Result<NewEntry> from_proto(const Context& ctx, const v1::StoreMemoryRequest& from) {
   auto agent = CRETO_TRY(agent_of(ctx, from.agent()));
-  NewEntry entry{std::move(agent), from.content(), MemoryType::observation,
-                 {from.metadata().begin(), from.metadata().end()}, {from.embedding().begin(), from.embedding().end()}, {}};
+  NewEntry entry{std::move(agent),
+                 from.content(),
+                 MemoryType::observation,
+                 {from.metadata().begin(), from.metadata().end()},
+                 {from.embedding().begin(), from.embedding().end()},
+                 {}};
   if (from.type() != v1::MEMORY_TYPE_UNSPECIFIED) entry.type = CRETO_TRY(type_of(from.type()));
   if (from.has_ttl() && (from.ttl().seconds() != 0 || from.ttl().nanos() != 0)) {
     entry.ttl = CRETO_TRY(proto::from_duration(from.ttl(), "ttl"));

@@ -10,7 +10,8 @@ void register_memory(rpc::Dispatcher& dispatcher, Memory& memory) {
   constexpr auto own = rpc::Access::authenticated;
 
   service.unary<v1::StoreMemoryRequest, v1::StoreMemoryResponse>(
-      "Store", {.access = own}, [&memory](const Context& ctx, const v1::StoreMemoryRequest& r) -> Result<v1::StoreMemoryResponse> {
+      "Store", {.access = own},
+      [&memory](const Context& ctx, const v1::StoreMemoryRequest& r) -> Result<v1::StoreMemoryResponse> {
         const auto entry = CRETO_TRY(from_proto(ctx, r));
         const auto id = CRETO_TRY(memory.store(ctx, entry));
         v1::StoreMemoryResponse response;
@@ -18,7 +19,8 @@ void register_memory(rpc::Dispatcher& dispatcher, Memory& memory) {
         return response;
       });
   service.unary<v1::StoreBatchRequest, v1::StoreBatchResponse>(
-      "StoreBatch", {.access = own}, [&memory](const Context& ctx, const v1::StoreBatchRequest& r) -> Result<v1::StoreBatchResponse> {
+      "StoreBatch", {.access = own},
+      [&memory](const Context& ctx, const v1::StoreBatchRequest& r) -> Result<v1::StoreBatchResponse> {
         std::vector<NewEntry> entries;
         for (const auto& one : r.memories()) {
           auto entry = CRETO_TRY(from_proto(ctx, one));
@@ -30,7 +32,8 @@ void register_memory(rpc::Dispatcher& dispatcher, Memory& memory) {
         return response;
       });
   service.unary<v1::QueryRequest, v1::QueryResponse>(
-      "Query", {.access = own, .idempotent = true}, [&memory](const Context& ctx, const v1::QueryRequest& r) -> Result<v1::QueryResponse> {
+      "Query", {.access = own, .idempotent = true},
+      [&memory](const Context& ctx, const v1::QueryRequest& r) -> Result<v1::QueryResponse> {
         const auto query = CRETO_TRY(from_proto(ctx, r));
         const auto found = CRETO_TRY(memory.query(ctx, query));
         v1::QueryResponse response;
@@ -38,7 +41,8 @@ void register_memory(rpc::Dispatcher& dispatcher, Memory& memory) {
         return response;
       });
   service.unary<v1::GetRequest, v1::Memory>(
-      "Get", {.access = own, .idempotent = true}, [&memory](const Context& ctx, const v1::GetRequest& r) -> Result<v1::Memory> {
+      "Get", {.access = own, .idempotent = true},
+      [&memory](const Context& ctx, const v1::GetRequest& r) -> Result<v1::Memory> {
         const auto agent = CRETO_TRY(agent_of(ctx, r.agent()));
         const auto id = CRETO_TRY(MemoryId::parse(r.id()));
         const auto entry = CRETO_TRY(memory.get(ctx, agent, id));
@@ -47,7 +51,8 @@ void register_memory(rpc::Dispatcher& dispatcher, Memory& memory) {
         return response;
       });
   service.unary<v1::DeleteRequest, v1::DeleteResponse>(
-      "Delete", {.access = own}, [&memory](const Context& ctx, const v1::DeleteRequest& r) -> Result<v1::DeleteResponse> {
+      "Delete", {.access = own},
+      [&memory](const Context& ctx, const v1::DeleteRequest& r) -> Result<v1::DeleteResponse> {
         const auto agent = CRETO_TRY(agent_of(ctx, r.agent()));
         const auto id = CRETO_TRY(MemoryId::parse(r.id()));
         CRETO_TRY(memory.remove(ctx, agent, id));

@@ -50,8 +50,7 @@ MemoryFactory over_the_wire() {
 
 INSTANTIATE_TEST_SUITE_P(, MemoryContract,
                          ::testing::Values(local("sqlite", testing::DatabaseKind::sqlite),
-                                           local("postgres", testing::DatabaseKind::postgres),
-                                           over_the_wire()),
+                                           local("postgres", testing::DatabaseKind::postgres), over_the_wire()),
                          [](const auto& info) { return info.param.name; });
 
 /// A model that does not answer, or answers with another dimension than it said.

@@ -57,9 +57,16 @@ Result<ObjectMetadata> from_proto(const v1::ObjectMetadata& from) {
   if (from.has_expires_at()) expires_at = CRETO_TRY(proto::from_time(from.expires_at(), "expires_at"));
   std::optional<Instant> retained_until;
   if (from.has_retained_until()) retained_until = CRETO_TRY(proto::from_time(from.retained_until(), "retained_until"));
-  return ObjectMetadata{from_proto(from.reference()), std::move(owner), classification, from.content_type(),
-                        {from.custom_metadata().begin(), from.custom_metadata().end()}, from.size_bytes(), hash,
-                        created_at, expires_at, retained_until};
+  return ObjectMetadata{from_proto(from.reference()),
+                        std::move(owner),
+                        classification,
+                        from.content_type(),
+                        {from.custom_metadata().begin(), from.custom_metadata().end()},
+                        from.size_bytes(),
+                        hash,
+                        created_at,
+                        expires_at,
+                        retained_until};
 }
 
 Result<Identity> owner_of(const Context& ctx, const std::string& text) {
@@ -81,10 +88,16 @@ void to_proto(const NewObject& from, v1::ObjectSpec& to) {
 
 Result<NewObject> from_proto(const Context& ctx, const v1::ObjectSpec& from) {
   auto owner = CRETO_TRY(owner_of(ctx, from.owner()));
-  NewObject object{from.bucket().empty() ? "default" : from.bucket(), from.key(), std::move(owner), Classification::agent_data,
+  NewObject object{from.bucket().empty() ? "default" : from.bucket(),
+                   from.key(),
+                   std::move(owner),
+                   Classification::agent_data,
                    from.content_type().empty() ? "application/octet-stream" : from.content_type(),
-                   {from.metadata().begin(), from.metadata().end()}, {}, {}};
-  if (from.classification() != v1::CLASSIFICATION_UNSPECIFIED) object.classification = CRETO_TRY(from_proto(from.classification()));
+                   {from.metadata().begin(), from.metadata().end()},
+                   {},
+                   {}};
+  if (from.classification() != v1::CLASSIFICATION_UNSPECIFIED)
+    object.classification = CRETO_TRY(from_proto(from.classification()));
   if (from.has_ttl()) object.ttl = CRETO_TRY(proto::from_duration(from.ttl(), "ttl"));
   if (!from.expected_hash().empty()) object.expected_hash = CRETO_TRY(hash_of(from.expected_hash()));
   return object;
@@ -101,8 +114,10 @@ void to_proto(const ListQuery& from, v1::ListRequest& to) {
 
 Result<ListQuery> from_proto(const Context& ctx, const v1::ListRequest& from) {
   auto owner = CRETO_TRY(owner_of(ctx, from.owner()));
-  ListQuery query{std::move(owner), {}, from.bucket(), from.key_prefix(), from.cursor(), from.limit() == 0 ? 100 : from.limit()};
-  if (from.classification() != v1::CLASSIFICATION_UNSPECIFIED) query.classification = CRETO_TRY(from_proto(from.classification()));
+  ListQuery query{
+      std::move(owner), {}, from.bucket(), from.key_prefix(), from.cursor(), from.limit() == 0 ? 100 : from.limit()};
+  if (from.classification() != v1::CLASSIFICATION_UNSPECIFIED)
+    query.classification = CRETO_TRY(from_proto(from.classification()));
   return query;
 }
 

@@ -15,7 +15,8 @@ Error only_there(std::string_view what) {
 
 class RemoteUpload final : public Upload {
  public:
-  RemoteUpload(rpc::Channel& channel, Context ctx, std::string id) : channel_(channel), ctx_(std::move(ctx)), id_(std::move(id)) {}
+  RemoteUpload(rpc::Channel& channel, Context ctx, std::string id)
+      : channel_(channel), ctx_(std::move(ctx)), id_(std::move(id)) {}
 
   Result<> append(BytesView data) override {
     while (!data.empty()) {
@@ -99,12 +100,12 @@ class StorageClient final : public Storage {
     to_proto(ref, *request.mutable_reference());
     Result<> outcome;
     std::optional<v1::ObjectMetadata> metadata;
-    auto read = channel_->stream<v1::RetrieveChunk>(
-        ctx, "/creto.storage.v1.StorageService/RetrieveStream", request, [&](const v1::RetrieveChunk& chunk) {
-          if (chunk.has_metadata()) metadata = chunk.metadata();
-          if (!chunk.data().empty()) outcome = sink(as_bytes(chunk.data()));
-          return outcome.has_value();
-        });
+    auto read = channel_->stream<v1::RetrieveChunk>(ctx, "/creto.storage.v1.StorageService/RetrieveStream", request,
+                                                    [&](const v1::RetrieveChunk& chunk) {
+                                                      if (chunk.has_metadata()) metadata = chunk.metadata();
+                                                      if (!chunk.data().empty()) outcome = sink(as_bytes(chunk.data()));
+                                                      return outcome.has_value();
+                                                    });
     if (!outcome) return std::move(outcome).error();
     if (!read) return std::move(read).error();
     if (!metadata) return Error(Product::platform, ErrorKind::unavailable, "the stream held no object");

@@ -21,7 +21,8 @@ Error too_large(std::string_view what) {
   return Error(Product::platform, ErrorKind::too_large, fmt::format("over {} bytes: {}", unary_bytes_max, what));
 }
 
-void send_object(Storage& storage, const Context& ctx, const StorageRef& ref, const rpc::Stream<v1::RetrieveChunk>& stream) {
+void send_object(Storage& storage, const Context& ctx, const StorageRef& ref,
+                 const rpc::Stream<v1::RetrieveChunk>& stream) {
   auto metadata = storage.get_metadata(ctx, ref);
   if (!metadata) return stream.finish(std::move(metadata).error());
   v1::RetrieveChunk first;
@@ -31,7 +32,8 @@ void send_object(Storage& storage, const Context& ctx, const StorageRef& ref, co
   auto read = storage.retrieve_stream(ctx, metadata->ref, [&](BytesView piece) -> Result<> {
     v1::RetrieveChunk chunk;
     chunk.set_data(std::string(as_text(piece)));
-    if (!stream.send(chunk)) return Error(Product::platform, ErrorKind::cancelled, "the reader is gone or too far behind");
+    if (!stream.send(chunk))
+      return Error(Product::platform, ErrorKind::cancelled, "the reader is gone or too far behind");
     return {};
   });
   if (!read) return stream.finish(std::move(read).error());
@@ -47,7 +49,8 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
   const auto uploads = std::make_shared<UploadTable>(clock);
 
   service.unary<v1::StoreRequest, v1::ObjectMetadata>(
-      "Store", {.access = own}, [&storage](const Context& ctx, const v1::StoreRequest& r) -> Result<v1::ObjectMetadata> {
+      "Store", {.access = own},
+      [&storage](const Context& ctx, const v1::StoreRequest& r) -> Result<v1::ObjectMetadata> {
         if (r.data().size() > unary_bytes_max) return too_large("send it in chunks");
         const auto object = CRETO_TRY(from_proto(ctx, r.spec()));
         const auto stored = CRETO_TRY(storage.store(ctx, object, as_bytes(r.data())));
@@ -73,12 +76,14 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
         return response;
       });
   service.unary<v1::FinishStoreRequest, v1::ObjectMetadata>(
-      "FinishStore", {.access = own}, [uploads](const Context& ctx, const v1::FinishStoreRequest& r) -> Result<v1::ObjectMetadata> {
+      "FinishStore", {.access = own},
+      [uploads](const Context& ctx, const v1::FinishStoreRequest& r) -> Result<v1::ObjectMetadata> {
         const auto stored = CRETO_TRY(uploads->finish(ctx, r.upload_id()));
         return as_proto<v1::ObjectMetadata>(stored);
       });
   service.unary<v1::RetrieveRequest, v1::Object>(
-      "Retrieve", {.access = own, .idempotent = true}, [&storage](const Context& ctx, const v1::RetrieveRequest& r) -> Result<v1::Object> {
+      "Retrieve", {.access = own, .idempotent = true},
+      [&storage](const Context& ctx, const v1::RetrieveRequest& r) -> Result<v1::Object> {
         const auto metadata = CRETO_TRY(storage.get_metadata(ctx, from_proto(r.reference())));
         if (metadata.size_bytes > unary_bytes_max) return too_large("read it as a stream");
         const auto object = CRETO_TRY(storage.retrieve(ctx, metadata.ref));
@@ -106,12 +111,14 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
         return as_proto<v1::ObjectMetadata>(metadata);
       });
   service.unary<v1::DeleteRequest, v1::DeleteResponse>(
-      "Delete", {.access = own}, [&storage](const Context& ctx, const v1::DeleteRequest& r) -> Result<v1::DeleteResponse> {
+      "Delete", {.access = own},
+      [&storage](const Context& ctx, const v1::DeleteRequest& r) -> Result<v1::DeleteResponse> {
         CRETO_TRY(storage.remove(ctx, from_proto(r.reference())));
         return v1::DeleteResponse();
       });
   service.unary<v1::ListRequest, v1::ListResponse>(
-      "List", {.access = own, .idempotent = true}, [&storage](const Context& ctx, const v1::ListRequest& r) -> Result<v1::ListResponse> {
+      "List", {.access = own, .idempotent = true},
+      [&storage](const Context& ctx, const v1::ListRequest& r) -> Result<v1::ListResponse> {
         const auto query = CRETO_TRY(from_proto(ctx, r));
         const auto page = CRETO_TRY(storage.list(ctx, query));
         return as_proto<v1::ListResponse>(page);
@@ -123,7 +130,8 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
         return as_proto<v1::ListResponse>(ListPage{versions, ""});
       });
   service.unary<v1::GetQuotaRequest, v1::Quota>(
-      "GetQuota", {.access = own, .idempotent = true}, [&storage](const Context& ctx, const v1::GetQuotaRequest& r) -> Result<v1::Quota> {
+      "GetQuota", {.access = own, .idempotent = true},
+      [&storage](const Context& ctx, const v1::GetQuotaRequest& r) -> Result<v1::Quota> {
         const auto owner = CRETO_TRY(owner_of(ctx, r.owner()));
         const auto use = CRETO_TRY(storage.quota(ctx, owner));
         v1::Quota response;
@@ -165,15 +173,17 @@ http::Handler presigned_handler(Storage& storage) {
       return response;
     }
     if (request.method != "PUT") {
-      return http::error_response(Error(Product::platform, ErrorKind::invalid_input, "only GET and PUT are served here"));
+      return http::error_response(
+          Error(Product::platform, ErrorKind::invalid_input, "only GET and PUT are served here"));
     }
     std::size_t sent = 0;
-    auto metadata = storage.presigned_put(request.target, request.header("content-type"), [&](std::span<std::uint8_t> buffer) -> Result<std::size_t> {
-      const auto size = std::min(buffer.size(), request.body.size() - sent);
-      std::copy_n(request.body.begin() + static_cast<std::ptrdiff_t>(sent), size, buffer.begin());
-      sent += size;
-      return size;
-    });
+    auto metadata = storage.presigned_put(
+        request.target, request.header("content-type"), [&](std::span<std::uint8_t> buffer) -> Result<std::size_t> {
+          const auto size = std::min(buffer.size(), request.body.size() - sent);
+          std::copy_n(request.body.begin() + static_cast<std::ptrdiff_t>(sent), size, buffer.begin());
+          sent += size;
+          return size;
+        });
     if (!metadata) return http::error_response(metadata.error());
     return http::Response{201, {{"ETag", "\"" + hex(metadata->content_hash) + "\""}}, ""};
   };

@@ -22,7 +22,7 @@ Result<std::string> UploadTable::add(const Context& ctx, std::unique_ptr<Upload>
   entry->org = ctx.org;
   entry->used = clock_.monotonic();
   const auto id = UploadId::fresh(clock_.now()).to_string();
-  std::vector<std::shared_ptr<Entry>> idle;   // destroyed without the lock: that removes files
+  std::vector<std::shared_ptr<Entry>> idle;  // destroyed without the lock: that removes files
   const std::scoped_lock lock(mutex_);
   std::size_t of_caller = 0;
   for (auto it = entries_.begin(); it != entries_.end();) {
@@ -35,20 +35,23 @@ Result<std::string> UploadTable::add(const Context& ctx, std::unique_ptr<Upload>
     ++it;
   }
   if (of_caller >= per_caller_max) {
-    return Error(Product::platform, ErrorKind::resource_exhausted, fmt::format("more than {} uploads at once", per_caller_max));
+    return Error(Product::platform, ErrorKind::resource_exhausted,
+                 fmt::format("more than {} uploads at once", per_caller_max));
   }
   entries_.emplace(id, std::move(entry));
   return id;
 }
 
-Result<std::uint64_t> UploadTable::append(const Context& ctx, const std::string& id, std::uint64_t offset, BytesView data) {
+Result<std::uint64_t> UploadTable::append(const Context& ctx, const std::string& id, std::uint64_t offset,
+                                          BytesView data) {
   const auto entry = find(ctx, id);
   if (!entry) return no_upload(id);
   const std::scoped_lock lock(entry->mutex);
   if (!entry->upload) return no_upload(id);
   if (offset + data.size() == entry->size && data.size() == entry->last_size) return entry->size;
   if (offset != entry->size) {
-    return Error(Product::platform, ErrorKind::conflict, fmt::format("the upload has {} bytes, so the next begins there", entry->size));
+    return Error(Product::platform, ErrorKind::conflict,
+                 fmt::format("the upload has {} bytes, so the next begins there", entry->size));
   }
   auto appended = entry->upload->append(data);
   if (!appended) {
@@ -75,7 +78,8 @@ Result<ObjectMetadata> UploadTable::finish(const Context& ctx, const std::string
 std::shared_ptr<UploadTable::Entry> UploadTable::find(const Context& ctx, const std::string& id) {
   const std::scoped_lock lock(mutex_);
   const auto found = entries_.find(id);
-  if (found == entries_.end() || found->second->caller != ctx.caller_text() || found->second->org != ctx.org) return nullptr;
+  if (found == entries_.end() || found->second->caller != ctx.caller_text() || found->second->org != ctx.org)
+    return nullptr;
   found->second->used = clock_.monotonic();
   return found->second;
 }

@@ -9,8 +9,8 @@
 
 namespace creto::storage {
 
-/// Uploads that come in several calls. Lives in this process alone: after a restart the client begins anew, as nothing of an
-/// unfinished upload is kept. Thread-safe.
+/// Uploads that come in several calls. Lives in this process alone: after a restart the client begins anew, as nothing
+/// of an unfinished upload is kept. Thread-safe.
 class UploadTable {
  public:
   static constexpr std::size_t per_caller_max = 10;
@@ -32,7 +32,7 @@ class UploadTable {
     std::string caller;
     std::string org;
     std::uint64_t size = 0;
-    std::uint64_t last_size = 0;   ///< of the last piece
+    std::uint64_t last_size = 0;  ///< of the last piece
     Monotonic used{};
   };
   std::shared_ptr<Entry> find(const Context& ctx, const std::string& id);

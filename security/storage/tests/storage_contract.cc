@@ -49,12 +49,13 @@ TEST_P(StorageContract, StreamsManyChunksBothWays) {
   std::string content;
   for (int i = 0; i < 20'000; ++i) content += static_cast<char>('a' + i % 26);
   std::size_t sent = 0;
-  const auto stored = storage().store_stream(as(agent_), object("big"), [&](std::span<std::uint8_t> buffer) -> Result<std::size_t> {
-    const auto size = std::min({buffer.size(), content.size() - sent, std::size_t{1777}});
-    std::copy_n(content.begin() + static_cast<std::ptrdiff_t>(sent), size, buffer.begin());
-    sent += size;
-    return size;
-  });
+  const auto stored =
+      storage().store_stream(as(agent_), object("big"), [&](std::span<std::uint8_t> buffer) -> Result<std::size_t> {
+        const auto size = std::min({buffer.size(), content.size() - sent, std::size_t{1777}});
+        std::copy_n(content.begin() + static_cast<std::ptrdiff_t>(sent), size, buffer.begin());
+        sent += size;
+        return size;
+      });
   ASSERT_TRUE(stored) << stored.error().to_string();
   std::string received;
   const auto got = storage().retrieve_stream(as(agent_), at("big"), [&](BytesView piece) -> Result<> {
@@ -67,9 +68,10 @@ TEST_P(StorageContract, StreamsManyChunksBothWays) {
 }
 
 TEST_P(StorageContract, AFailedSourceLeavesNothing) {
-  const auto stored = storage().store_stream(as(agent_), object("half"), [&](std::span<std::uint8_t>) -> Result<std::size_t> {
-    return Error(Product::platform, ErrorKind::cancelled, "gone");
-  });
+  const auto stored =
+      storage().store_stream(as(agent_), object("half"), [&](std::span<std::uint8_t>) -> Result<std::size_t> {
+        return Error(Product::platform, ErrorKind::cancelled, "gone");
+      });
   EXPECT_EQ(kind(stored), ErrorKind::cancelled);
   EXPECT_EQ(kind(get("half")), ErrorKind::not_found);
   EXPECT_EQ(storage().quota(as(agent_), agent_)->used_bytes, 0u);

@@ -73,7 +73,9 @@ class StorageContract : public ::testing::TestWithParam<StorageFactory> {
   Storage& storage() { return *under_test_.storage; }
   testing::FakeClock& clock() { return *under_test_.clock; }
   static Context as(const Identity& who) { return Context::of(who, {who}); }
-  NewObject object(const std::string& key) const { return NewObject{"default", key, agent_, {}, "text/plain", {}, {}, {}}; }
+  NewObject object(const std::string& key) const {
+    return NewObject{"default", key, agent_, {}, "text/plain", {}, {}, {}};
+  }
   Result<ObjectMetadata> put(const std::string& key, std::string_view data) {
     return storage().store(as(agent_), object(key), as_bytes(data));
   }

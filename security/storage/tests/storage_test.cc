@@ -66,8 +66,7 @@ StorageFactory over_the_wire() {
 
 INSTANTIATE_TEST_SUITE_P(, StorageContract,
                          ::testing::Values(local("sqlite", testing::DatabaseKind::sqlite),
-                                           local("postgres", testing::DatabaseKind::postgres),
-                                           over_the_wire()),
+                                           local("postgres", testing::DatabaseKind::postgres), over_the_wire()),
                          [](const auto& info) { return info.param.name; });
 
 /// On files that a test can damage, lose and fill.
@@ -91,7 +90,8 @@ class StorageOnFaultyDisk : public ::testing::Test {
   }
   std::size_t files_there() {
     std::size_t count = files_.list("/objects/tmp")->size();
-    for (const auto& directory : *files_.list("/objects/objects")) count += files_.list("/objects/objects/" + directory)->size();
+    for (const auto& directory : *files_.list("/objects/objects"))
+      count += files_.list("/objects/objects/" + directory)->size();
     return count;
   }
 
@@ -207,7 +207,8 @@ std::string target_of(const std::string& url) { return url.substr(std::string("h
 
 TEST_F(StorageOnFaultyDisk, APresignedUrlReadsOneObjectUntilItExpires) {
   ASSERT_TRUE(put("dir/a b&c", "content"));
-  const auto url = storage().presigned_url(ctx_, StorageRef{"default", "dir/a b&c", ""}, PresignedGet{}, std::chrono::minutes(5));
+  const auto url =
+      storage().presigned_url(ctx_, StorageRef{"default", "dir/a b&c", ""}, PresignedGet{}, std::chrono::minutes(5));
   ASSERT_TRUE(url) << url.error().to_string();
   std::string read;
   const auto sink = [&](BytesView piece) -> Result<> {
@@ -229,16 +230,18 @@ TEST_F(StorageOnFaultyDisk, APresignedUrlReadsOneObjectUntilItExpires) {
 
 TEST_F(StorageOnFaultyDisk, APresignedUrlWritesWhatItSaysAndNoMore) {
   const PresignedPut put_operation{"text/plain", 5, Classification::agent_data};
-  const auto url = storage().presigned_url(ctx_, StorageRef{"default", "new", ""}, put_operation, std::chrono::minutes(5));
+  const auto url =
+      storage().presigned_url(ctx_, StorageRef{"default", "new", ""}, put_operation, std::chrono::minutes(5));
   ASSERT_TRUE(url) << url.error().to_string();
   const auto send = [&](std::string data, std::string_view type) {
     bool sent = false;
-    return storage().presigned_put(target_of(*url), type, [&, data](std::span<std::uint8_t> buffer) -> Result<std::size_t> {
-      if (sent) return std::size_t{0};
-      sent = true;
-      std::copy(data.begin(), data.end(), buffer.begin());
-      return data.size();
-    });
+    return storage().presigned_put(target_of(*url), type,
+                                   [&, data](std::span<std::uint8_t> buffer) -> Result<std::size_t> {
+                                     if (sent) return std::size_t{0};
+                                     sent = true;
+                                     std::copy(data.begin(), data.end(), buffer.begin());
+                                     return data.size();
+                                   });
   };
   EXPECT_EQ(send("123456", "text/plain").error().kind(), ErrorKind::too_large);
   EXPECT_EQ(send("12345", "text/html").error().kind(), ErrorKind::permission_denied);

@@ -8,9 +8,9 @@
 
 namespace creto::testing {
 
-/// A real gRPC connection over a unix socket, for contract suites that run "over the wire" too: register services, `serve`,
-/// and give the channel to a client. The service sees the client's `ctx.caller`, as from another service of ours; it
-/// authorizes everything, because what is tested is the service itself.
+/// A real gRPC connection over a unix socket, for contract suites that run "over the wire" too: register services,
+/// `serve`, and give the channel to a client. The service sees the client's `ctx.caller`, as from another service of
+/// ours; it authorizes everything, because what is tested is the service itself.
 class Wire {
  public:
   Wire();

@@ -15,8 +15,8 @@ namespace creto::storage {
 /// Registers creto.storage.v1.StorageService. All must outlive the serving.
 void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock& clock);
 
-/// The same interface over the wire. `presigned_get`, `presigned_put` and `sweep` are `unavailable` there: they belong to
-/// the process that has the files.
+/// The same interface over the wire. `presigned_get`, `presigned_put` and `sweep` are `unavailable` there: they belong
+/// to the process that has the files.
 std::unique_ptr<Storage> create_storage_client(std::shared_ptr<rpc::Channel> channel);
 
 /// Answers GET and PUT of presigned URLs. `path_prefix` is where to mount it.
