@@ -25,6 +25,8 @@ struct Transfer {
   std::size_t header_bytes = 0;
   bool too_large = false;
   bool refused_address = false;
+  bool ok = false;  // the status line said 200
+  bool stopped = false;
 };
 
 std::size_t on_body(char* data, std::size_t, std::size_t size, void* user) {
@@ -34,6 +36,10 @@ std::size_t on_body(char* data, std::size_t, std::size_t size, void* user) {
     return 0;
   }
   transfer.response.body.append(data, size);
+  if (transfer.ok && transfer.request->on_body && !transfer.request->on_body(std::string_view(data, size))) {
+    transfer.stopped = true;
+    return 0;
+  }
   return size;
 }
 
@@ -47,6 +53,7 @@ std::size_t on_header(char* data, std::size_t, std::size_t size, void* user) {
   std::string_view line(data, size);
   if (line.starts_with("HTTP/")) {
     transfer.response.headers.clear();  // a redirect's or an interim answer's
+    transfer.ok = line.size() > 12 && line.substr(line.find(' ')).starts_with(" 200");
     return size;
   }
   std::size_t colon = line.find(':');
@@ -160,6 +167,8 @@ class ClientImpl final : public Client {
       transfer.response.status = static_cast<int>(status);
       return std::move(transfer.response);
     }
+    if (transfer.stopped)
+      return Error(Product::platform, ErrorKind::cancelled, fmt::format("the answer of `{}` was not read to its end", host));
     if (transfer.too_large)
       return Error(Product::platform, ErrorKind::too_large,
                    fmt::format("the answer of `{}` is over {} bytes", host, request.body_bytes_max));

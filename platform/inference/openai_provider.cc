@@ -32,9 +32,15 @@ class OpenAiProvider final : public Provider {
                                     const ChunkSink& sink) override {
     openai::EventReader reader;
     openai::Assembler assembler(sink);
-    const auto answer =
-        CRETO_TRY(post(ctx, "/chat/completions", openai::completion_request(request, model_of(request), true)));
-    CRETO_TRY(reader.feed(answer.body, [&](std::string_view data) { return assembler.event(data); }));
+    Result<> read;
+    auto answer = post(ctx, "/chat/completions", openai::completion_request(request, model_of(request), true),
+                       [&](std::string_view piece) {
+                         read = reader.feed(piece, [&](std::string_view data) { return assembler.event(data); });
+                         return read.has_value();
+                       });
+    // What was wrong with the stream says more than that its reading was stopped.
+    if (!read) return std::move(read).error();
+    if (!answer) return std::move(answer).error();
     auto response = CRETO_TRY(assembler.finish());
     response.provider = options_.id;
     return response;
@@ -78,7 +84,8 @@ class OpenAiProvider final : public Provider {
     return request;
   }
 
-  Result<http::Response> post(const Context& ctx, std::string_view path, std::string body) {
+  Result<http::Response> post(const Context& ctx, std::string_view path, std::string body,
+                              std::function<bool(std::string_view)> on_body = {}) {
     auto request = prepared("POST", path);
     request.headers.emplace_back("Content-Type", "application/json");
     if (!ctx.trace.trace_id.empty() && !ctx.trace.span_id.empty()) {
@@ -86,6 +93,7 @@ class OpenAiProvider final : public Provider {
                                                               ctx.trace.sampled ? "01" : "00"));
     }
     request.body = std::move(body);
+    request.on_body = std::move(on_body);
     auto answer = client_->send(ctx, request);
     for (auto& [name, value] : request.headers) wipe(value.data(), value.size());
     if (!answer) return std::move(answer).error();

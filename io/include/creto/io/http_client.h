@@ -1,7 +1,9 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "creto/common/context.h"
 #include "creto/common/result.h"
@@ -18,6 +20,8 @@ struct ClientRequest {
   Nanos timeout = std::chrono::seconds(30);  ///< whole call; the context's deadline also holds
   Nanos connect_timeout = std::chrono::seconds(5);
   std::size_t body_bytes_max = 16 << 20;  ///< of the answer; above: too_large
+  /// Also gets the body of an answer with status 200 piece by piece, as it arrives; false ends the call (cancelled).
+  std::function<bool(std::string_view piece)> on_body = {};
   int redirects_max = 0;
   std::string authority_pem = {};    ///< whom to believe instead of the system's store
   std::string certificate_pem = {};  ///< our own, for mTLS
