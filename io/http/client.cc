@@ -53,7 +53,8 @@ std::size_t on_header(char* data, std::size_t, std::size_t size, void* user) {
   std::string_view line(data, size);
   if (line.starts_with("HTTP/")) {
     transfer.response.headers.clear();  // a redirect's or an interim answer's
-    transfer.ok = line.size() > 12 && line.substr(line.find(' ')).starts_with(" 200");
+    const auto space = line.find(' ');
+    transfer.ok = space != line.npos && line.substr(space).starts_with(" 200");
     return size;
   }
   std::size_t colon = line.find(':');
