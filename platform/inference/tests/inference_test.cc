@@ -191,7 +191,9 @@ TEST_F(InferenceOverHttp, RefusesRequestsOverItsLimits) {
   EXPECT_EQ(kind([](auto& r) { r.max_tokens = 1'000'000; }), ErrorKind::invalid_input);
   EXPECT_EQ(kind([](auto& r) { r.temperature = 3; }), ErrorKind::invalid_input);
   EXPECT_EQ(kind([](auto& r) { r.stop.assign(5, "x"); }), ErrorKind::invalid_input);
-  EXPECT_EQ(create_openai_provider(OpenAiOptions{.base_url = "ftp://x"}).error().kind(), ErrorKind::invalid_input);
+  OpenAiOptions other_scheme;
+  other_scheme.base_url = "ftp://x";
+  EXPECT_EQ(create_openai_provider(std::move(other_scheme)).error().kind(), ErrorKind::invalid_input);
 }
 
 }  // namespace
