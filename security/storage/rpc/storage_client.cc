@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "creto/io/rpc_channel.h"
 #include "creto/storage/storage_rpc.h"
 #include "rpc/convert.h"

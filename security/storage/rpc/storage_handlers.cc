@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "creto/io/rpc.h"
 #include "creto/storage/storage_rpc.h"
 #include "rpc/convert.h"
