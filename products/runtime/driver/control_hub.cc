@@ -22,29 +22,26 @@ namespace creto::runtime {
 
 namespace control {
 
-bool FrameParser::feed(std::string_view bytes, std::vector<Frame> &frames) {
+bool FrameParser::feed(std::string_view bytes, std::vector<Frame>& frames) {
   pending_.append(bytes);
   std::size_t at = 0;
   bool good = true;
   while (pending_.size() - at >= sizeof(FrameHeader)) {
     FrameHeader header;
     std::memcpy(&header, pending_.data() + at, sizeof header);
-    if (header.magic != frame_magic || header.version != frame_version ||
-        header.length > frame_payload_max) {
+    if (header.magic != frame_magic || header.version != frame_version || header.length > frame_payload_max) {
       good = false;
       break;
     }
-    if (pending_.size() - at < sizeof header + header.length)
-      break;
-    frames.push_back({header.type, header.stream,
-                      pending_.substr(at + sizeof header, header.length)});
+    if (pending_.size() - at < sizeof header + header.length) break;
+    frames.push_back({header.type, header.stream, pending_.substr(at + sizeof header, header.length)});
     at += sizeof header + header.length;
   }
   pending_.erase(0, at);
   return good;
 }
 
-} // namespace control
+}  // namespace control
 
 namespace {
 
@@ -54,37 +51,36 @@ using control::FrameType;
 constexpr std::size_t queue_max = 8u << 20;
 
 class Payload {
-public:
-  Payload &u32(std::size_t value) {
+ public:
+  Payload& u32(std::size_t value) {
     const auto number = static_cast<std::uint32_t>(value);
-    bytes_.append(reinterpret_cast<const char *>(&number), 4);
+    bytes_.append(reinterpret_cast<const char*>(&number), 4);
     return *this;
   }
-  Payload &text(std::string_view value) {
+  Payload& text(std::string_view value) {
     u32(value.size());
     bytes_.append(value);
     return *this;
   }
-  Payload &raw(std::string_view value) {
+  Payload& raw(std::string_view value) {
     bytes_.append(value);
     return *this;
   }
-  Payload &list(const std::vector<std::string> &values) {
+  Payload& list(const std::vector<std::string>& values) {
     u32(values.size());
-    for (const auto &value : values)
-      text(value);
+    for (const auto& value : values) text(value);
     return *this;
   }
   Payload() { bytes_.reserve(256); }
   ~Payload() { wipe(bytes_.data(), bytes_.size()); }
   std::string_view bytes() const { return bytes_; }
 
-private:
+ private:
   std::string bytes_;
 };
 
 class PayloadReader {
-public:
+ public:
   explicit PayloadReader(std::string_view bytes) : bytes_(bytes) {}
   std::uint32_t u32() {
     std::uint32_t value = 0;
@@ -108,70 +104,59 @@ public:
   }
   bool ok() const { return ok_; }
 
-private:
+ private:
   std::string_view bytes_;
   bool ok_ = true;
 };
 
 /// A unix socket at a path of any length: the address holds 107 characters, a
 /// directory's descriptor is short.
-Result<Fd> listen_at(const std::string &directory, const char *name,
-                     unsigned mode) {
+Result<Fd> listen_at(const std::string& directory, const char* name, unsigned mode) {
   const Fd folder(::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  if (!folder.valid())
-    return system_error(fmt::format("cannot open `{}`", directory));
+  if (!folder.valid()) return system_error(fmt::format("cannot open `{}`", directory));
   ::unlinkat(folder.get(), name, 0);
   Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.valid())
-    return system_error("socket");
+  if (!fd.valid()) return system_error("socket");
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   const auto path = fmt::format("/proc/self/fd/{}/{}", folder.get(), name);
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  if (::bind(fd.get(), reinterpret_cast<sockaddr *>(&address),
-             sizeof address) != 0)
-    return system_error("bind");
+  if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return system_error("bind");
   ::fchmodat(folder.get(), name, mode, 0);
-  if (::listen(fd.get(), 8) != 0)
-    return system_error("listen");
+  if (::listen(fd.get(), 8) != 0) return system_error("listen");
   return fd;
 }
 
 class Hub final : public ControlHub {
-public:
-  explicit Hub(Telemetry &telemetry) : telemetry_(telemetry) {}
+ public:
+  explicit Hub(Telemetry& telemetry) : telemetry_(telemetry) {}
 
   Result<> open() {
     epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
     wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!epoll_.valid() || !wake_.valid())
-      return system_error("epoll");
+    if (!epoll_.valid() || !wake_.valid()) return system_error("epoll");
     watch(wake_.get(), 0, EPOLLIN);
     thread_ = std::thread([this] { run(); });
     return {};
   }
 
   ~Hub() override {
-    if (!thread_.joinable())
-      return;
+    if (!thread_.joinable()) return;
     stopping_ = true;
     const std::uint64_t one = 1;
-    if (::write(wake_.get(), &one, sizeof one) < 0)
-      telemetry_.error("runtime", "hub_wake_failed");
+    if (::write(wake_.get(), &one, sizeof one) < 0) telemetry_.error("runtime", "hub_wake_failed");
     thread_.join();
   }
 
-  Result<> listen(const SandboxId &id, const std::string &run_directory,
+  Result<> listen(const SandboxId& id, const std::string& run_directory,
                   std::shared_ptr<ControlListener> listener) override {
     auto entry = std::make_shared<Entry>();
     entry->id = id.to_string();
     entry->listener = std::move(listener);
-    entry->listening =
-        CRETO_TRY(listen_at(run_directory, "control.sock", 0600));
+    entry->listening = CRETO_TRY(listen_at(run_directory, "control.sock", 0600));
     const std::lock_guard lock(mutex_);
     if (by_id_.contains(id))
-      return Error(Product::runtime, ErrorKind::already_exists,
-                   "the sandbox is already listened to");
+      return Error(Product::runtime, ErrorKind::already_exists, "the sandbox is already listened to");
     entry->key = next_key_;
     next_key_ += 2;
     by_id_.emplace(id, entry);
@@ -180,13 +165,12 @@ public:
     return {};
   }
 
-  void close(const SandboxId &id) override {
+  void close(const SandboxId& id) override {
     std::shared_ptr<Entry> entry;
     {
       const std::lock_guard lock(mutex_);
       const auto it = by_id_.find(id);
-      if (it == by_id_.end())
-        return;
+      if (it == by_id_.end()) return;
       entry = it->second;
       by_id_.erase(it);
       by_key_.erase(entry->key);
@@ -194,49 +178,38 @@ public:
       entry->listening.reset();
       drop_connection(*entry);
     }
-    if (std::this_thread::get_id() == thread_.get_id())
-      return;
-    const std::lock_guard running(
-        callbacks_); // what was being called has returned
+    if (std::this_thread::get_id() == thread_.get_id()) return;
+    const std::lock_guard running(callbacks_);  // what was being called has returned
   }
 
-  Result<> claim(const SandboxId &id, const std::vector<Secret> &environment,
-                 const std::vector<ClaimFile> &files) override {
+  Result<> claim(const SandboxId& id, const std::vector<Secret>& environment,
+                 const std::vector<ClaimFile>& files) override {
     Payload payload;
     payload.u32(environment.size());
-    for (const auto &variable : environment)
-      payload.text(variable.reveal_text());
+    for (const auto& variable : environment) payload.text(variable.reveal_text());
     payload.u32(files.size());
-    for (const auto &file : files)
-      payload.text(file.path).text(file.content.reveal_text());
+    for (const auto& file : files) payload.text(file.path).text(file.content.reveal_text());
     return send(id, FrameType::claim, 0, payload.bytes());
   }
-  Result<> start(const SandboxId &id, std::uint32_t stream,
-                 const std::string &cwd, const std::vector<std::string> &argv,
-                 const std::vector<std::string> &environment) override {
-    return send(id, FrameType::start, stream,
-                Payload().text(cwd).list(argv).list(environment).bytes());
+  Result<> start(const SandboxId& id, std::uint32_t stream, const std::string& cwd,
+                 const std::vector<std::string>& argv, const std::vector<std::string>& environment) override {
+    return send(id, FrameType::start, stream, Payload().text(cwd).list(argv).list(environment).bytes());
   }
-  Result<> input(const SandboxId &id, std::uint32_t stream,
-                 std::string_view bytes) override {
+  Result<> input(const SandboxId& id, std::uint32_t stream, std::string_view bytes) override {
     return send(id, FrameType::input, stream, bytes);
   }
-  Result<> signal(const SandboxId &id, std::uint32_t stream,
-                  int number) override {
-    return send(id, FrameType::signal, stream,
-                Payload().u32(static_cast<std::size_t>(number)).bytes());
+  Result<> signal(const SandboxId& id, std::uint32_t stream, int number) override {
+    return send(id, FrameType::signal, stream, Payload().u32(static_cast<std::size_t>(number)).bytes());
   }
-  Result<> forget(const SandboxId &id, std::uint32_t stream) override {
+  Result<> forget(const SandboxId& id, std::uint32_t stream) override {
     return send(id, FrameType::forget, stream, {});
   }
-  Result<> ping(const SandboxId &id) override {
-    return send(id, FrameType::ping, 0, "ping");
-  }
+  Result<> ping(const SandboxId& id) override { return send(id, FrameType::ping, 0, "ping"); }
 
-private:
+ private:
   struct Entry {
     std::string id;
-    std::uint64_t key = 0; ///< of the listening socket; +1 is the connection
+    std::uint64_t key = 0;  ///< of the listening socket; +1 is the connection
     std::shared_ptr<ControlListener> listener;
     Fd listening;
     Fd connection;
@@ -251,11 +224,9 @@ private:
     CRETO_ASSERT(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0);
   }
 
-  Result<> send(const SandboxId &id, FrameType type, std::uint32_t stream,
-                std::string_view payload) {
+  Result<> send(const SandboxId& id, FrameType type, std::uint32_t stream, std::string_view payload) {
     if (payload.size() > control::frame_payload_max)
-      return Error(Product::runtime, ErrorKind::too_large,
-                   "a frame of the control channel holds 1 MiB at most");
+      return Error(Product::runtime, ErrorKind::too_large, "a frame of the control channel holds 1 MiB at most");
     const FrameHeader header{control::frame_magic,
                              control::frame_version,
                              static_cast<std::uint8_t>(type),
@@ -265,47 +236,39 @@ private:
     const std::lock_guard lock(mutex_);
     const auto it = by_id_.find(id);
     if (it == by_id_.end())
-      return Error(Product::runtime, ErrorKind::not_found,
-                   fmt::format("no sandbox `{}` here", id.to_string()));
-    Entry &entry = *it->second;
+      return Error(Product::runtime, ErrorKind::not_found, fmt::format("no sandbox `{}` here", id.to_string()));
+    Entry& entry = *it->second;
     if (!entry.greeted)
-      return Error(Product::runtime, ErrorKind::unavailable,
-                   fmt::format("sandbox `{}` is not connected", entry.id));
+      return Error(Product::runtime, ErrorKind::unavailable, fmt::format("sandbox `{}` is not connected", entry.id));
     if (entry.outgoing.size() + payload.size() > queue_max)
       return Error(Product::runtime, ErrorKind::resource_exhausted,
-                   fmt::format("sandbox `{}` does not read its control channel",
-                               entry.id));
-    entry.outgoing.append(reinterpret_cast<const char *>(&header),
-                          sizeof header);
+                   fmt::format("sandbox `{}` does not read its control channel", entry.id));
+    entry.outgoing.append(reinterpret_cast<const char*>(&header), sizeof header);
     entry.outgoing.append(payload);
     flush(entry);
     return {};
   }
 
   /// Requires: mutex_ held.
-  void flush(Entry &entry) {
+  void flush(Entry& entry) {
     while (!entry.outgoing.empty() && entry.connection.valid()) {
-      const auto n = ::send(entry.connection.get(), entry.outgoing.data(),
-                            entry.outgoing.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      const auto n =
+          ::send(entry.connection.get(), entry.outgoing.data(), entry.outgoing.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       if (n < 0) {
-        if (errno == EINTR)
-          continue;
-        break; // full: the thread goes on when there is room; broken: it learns
-               // that by reading
+        if (errno == EINTR) continue;
+        break;  // full: the thread goes on when there is room; broken: it learns
+                // that by reading
       }
       wipe(entry.outgoing.data(), static_cast<std::size_t>(n));
       entry.outgoing.erase(0, static_cast<std::size_t>(n));
     }
-    if (!entry.connection.valid())
-      return;
-    epoll_event event{.events =
-                          entry.outgoing.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT,
-                      .data = {.u64 = entry.key + 1}};
+    if (!entry.connection.valid()) return;
+    epoll_event event{.events = entry.outgoing.empty() ? EPOLLIN : EPOLLIN | EPOLLOUT, .data = {.u64 = entry.key + 1}};
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, entry.connection.get(), &event);
   }
 
   /// Requires: mutex_ held.
-  void drop_connection(Entry &entry) {
+  void drop_connection(Entry& entry) {
     by_key_.erase(entry.key + 1);
     entry.connection.reset();
     entry.greeted = false;
@@ -320,15 +283,13 @@ private:
       const int count = ::epoll_wait(epoll_.get(), events, 64, -1);
       for (int i = 0; i < count && !stopping_; ++i) {
         const auto key = events[i].data.u64;
-        if (key == 0)
-          continue;
+        if (key == 0) continue;
         const std::lock_guard running(callbacks_);
         std::shared_ptr<Entry> entry;
         {
           const std::lock_guard lock(mutex_);
           const auto it = by_key_.find(key);
-          if (it == by_key_.end())
-            continue;
+          if (it == by_key_.end()) continue;
           entry = it->second;
         }
         if (key == entry->key) {
@@ -340,12 +301,10 @@ private:
     }
   }
 
-  void accept_one(const std::shared_ptr<Entry> &entry) {
+  void accept_one(const std::shared_ptr<Entry>& entry) {
     const std::lock_guard lock(mutex_);
-    Fd fd(::accept4(entry->listening.get(), nullptr, nullptr,
-                    SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!fd.valid() || entry->closed)
-      return;
+    Fd fd(::accept4(entry->listening.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd.valid() || entry->closed) return;
     // Only the init process can open this socket; it connects anew only when it
     // has given up the connection before.
     drop_connection(*entry);
@@ -354,56 +313,44 @@ private:
     watch(entry->connection.get(), entry->key + 1, EPOLLIN);
   }
 
-  void serve(const std::shared_ptr<Entry> &entry, std::uint32_t happened) {
+  void serve(const std::shared_ptr<Entry>& entry, std::uint32_t happened) {
     std::vector<control::FrameParser::Frame> frames;
     bool lost = false;
     bool was_greeted = false;
     {
       const std::lock_guard lock(mutex_);
-      if (!entry->connection.valid())
-        return;
-      if (happened & EPOLLOUT)
-        flush(*entry);
+      if (!entry->connection.valid()) return;
+      if (happened & EPOLLOUT) flush(*entry);
       char buffer[65536];
       const auto n = ::recv(entry->connection.get(), buffer, sizeof buffer, 0);
       if (n > 0) {
-        lost = !entry->parser.feed(
-            std::string_view(buffer, static_cast<std::size_t>(n)), frames);
-        if (lost)
-          telemetry_.warn("runtime", "control_channel_malformed",
-                          {{"sandbox", entry->id}});
+        lost = !entry->parser.feed(std::string_view(buffer, static_cast<std::size_t>(n)), frames);
+        if (lost) telemetry_.warn("runtime", "control_channel_malformed", {{"sandbox", entry->id}});
       } else {
         lost = n == 0 || (errno != EAGAIN && errno != EINTR);
       }
       was_greeted = entry->greeted;
-      if (lost)
-        drop_connection(*entry);
+      if (lost) drop_connection(*entry);
     }
-    for (auto &frame : frames) {
+    for (auto& frame : frames) {
       if (!was_greeted) {
-        if (!greet(entry, frame))
-          return;
+        if (!greet(entry, frame)) return;
         was_greeted = true;
         continue;
       }
       dispatch(*entry, frame);
-      if (entry->closed)
-        return;
+      if (entry->closed) return;
     }
-    if (lost && was_greeted)
-      entry->listener->disconnected();
+    if (lost && was_greeted) entry->listener->disconnected();
   }
 
-  bool greet(const std::shared_ptr<Entry> &entry,
-             const control::FrameParser::Frame &frame) {
+  bool greet(const std::shared_ptr<Entry>& entry, const control::FrameParser::Frame& frame) {
     PayloadReader in(frame.payload);
-    const bool right = static_cast<FrameType>(frame.type) == FrameType::hello &&
-                       in.text() == entry->id && in.ok();
+    const bool right = static_cast<FrameType>(frame.type) == FrameType::hello && in.text() == entry->id && in.ok();
     {
       const std::lock_guard lock(mutex_);
       if (!right) {
-        telemetry_.warn("runtime", "control_channel_wrong_greeting",
-                        {{"sandbox", entry->id}});
+        telemetry_.warn("runtime", "control_channel_wrong_greeting", {{"sandbox", entry->id}});
         drop_connection(*entry);
         return false;
       }
@@ -414,63 +361,58 @@ private:
     for (std::uint32_t i = 0; i < ended && in.ok() && !entry->closed; ++i) {
       const auto stream = in.u32();
       const auto status = static_cast<int>(in.u32());
-      if (in.ok())
-        entry->listener->ended(stream, status);
+      if (in.ok()) entry->listener->ended(stream, status);
     }
     return !entry->closed;
   }
 
-  void dispatch(Entry &entry, const control::FrameParser::Frame &frame) {
+  void dispatch(Entry& entry, const control::FrameParser::Frame& frame) {
     PayloadReader in(frame.payload);
-    auto &listener = *entry.listener;
+    auto& listener = *entry.listener;
     switch (static_cast<FrameType>(frame.type)) {
-    case FrameType::started:
-      return listener.started(frame.stream);
-    case FrameType::output:
-      if (frame.payload.size() > 1)
-        listener.output(frame.stream, frame.payload[0] == 2,
-                        std::string_view(frame.payload).substr(1));
-      return;
-    case FrameType::ended: {
-      const auto status = static_cast<int>(in.u32());
-      if (in.ok())
-        listener.ended(frame.stream, status);
-      return;
-    }
-    case FrameType::failed:
-    case FrameType::claimed: {
-      const auto error = static_cast<int>(in.u32());
-      const auto what = in.text();
-      if (!in.ok())
+      case FrameType::started:
+        return listener.started(frame.stream);
+      case FrameType::output:
+        if (frame.payload.size() > 1)
+          listener.output(frame.stream, frame.payload[0] == 2, std::string_view(frame.payload).substr(1));
         return;
-      if (static_cast<FrameType>(frame.type) == FrameType::failed)
-        return listener.failed(frame.stream, error, what);
-      return listener.claimed(error, what);
-    }
-    case FrameType::pong:
-      return listener.pong();
-    default:
-      return; // of a later init: nothing we would know how to read
+      case FrameType::ended: {
+        const auto status = static_cast<int>(in.u32());
+        if (in.ok()) listener.ended(frame.stream, status);
+        return;
+      }
+      case FrameType::failed:
+      case FrameType::claimed: {
+        const auto error = static_cast<int>(in.u32());
+        const auto what = in.text();
+        if (!in.ok()) return;
+        if (static_cast<FrameType>(frame.type) == FrameType::failed) return listener.failed(frame.stream, error, what);
+        return listener.claimed(error, what);
+      }
+      case FrameType::pong:
+        return listener.pong();
+      default:
+        return;  // of a later init: nothing we would know how to read
     }
   }
 
-  Telemetry &telemetry_;
+  Telemetry& telemetry_;
   Fd epoll_, wake_;
   std::atomic<bool> stopping_ = false;
-  std::mutex callbacks_; ///< held while a listener is called
-  std::mutex mutex_;     ///< never held while a listener is called
+  std::mutex callbacks_;  ///< held while a listener is called
+  std::mutex mutex_;      ///< never held while a listener is called
   std::uint64_t next_key_ = 2;
   std::map<SandboxId, std::shared_ptr<Entry>> by_id_;
   std::map<std::uint64_t, std::shared_ptr<Entry>> by_key_;
   std::thread thread_;
 };
 
-} // namespace
+}  // namespace
 
-Result<std::unique_ptr<ControlHub>> ControlHub::create(Telemetry &telemetry) {
+Result<std::unique_ptr<ControlHub>> ControlHub::create(Telemetry& telemetry) {
   auto hub = std::make_unique<Hub>(telemetry);
   CRETO_TRY(hub->open());
   return hub;
 }
 
-} // namespace creto::runtime
+}  // namespace creto::runtime

@@ -11,13 +11,12 @@ namespace creto::runtime::control {
 
 /// Every frame: this header in little endian, then `length` bytes.
 struct FrameHeader {
-  std::uint8_t magic;    ///< 0xC7
-  std::uint8_t version;  ///< 1
-  std::uint8_t type;     ///< FrameType
-  std::uint8_t reserved; ///< 0
-  std::uint32_t
-      stream; ///< which command it is about, chosen by the runtime; 0 for none
-  std::uint32_t length; ///< of the payload
+  std::uint8_t magic;     ///< 0xC7
+  std::uint8_t version;   ///< 1
+  std::uint8_t type;      ///< FrameType
+  std::uint8_t reserved;  ///< 0
+  std::uint32_t stream;   ///< which command it is about, chosen by the runtime; 0 for none
+  std::uint32_t length;   ///< of the payload
 };
 static_assert(sizeof(FrameHeader) == 12);
 
@@ -29,24 +28,24 @@ inline constexpr std::uint32_t frame_payload_max = 1u << 20;
 /// a u32 count and the items.
 enum class FrameType : std::uint8_t {
   // runtime to init
-  claim = 1,  ///< list of environment strings "K=V", list of files (path,
-              ///< content): kept in memory for all commands
-  start = 2,  ///< string cwd, list argv, list of additional environment strings
-  input = 3,  ///< bytes for the command's stdin; an empty one closes it
-  signal = 4, ///< u32 number, to the command's process group
-  ping = 5,   ///< any bytes, returned in a pong
-  forget = 6, ///< the end of this command is known for good: init need not
-              ///< report it again
+  claim = 1,   ///< list of environment strings "K=V", list of files (path,
+               ///< content): kept in memory for all commands
+  start = 2,   ///< string cwd, list argv, list of additional environment strings
+  input = 3,   ///< bytes for the command's stdin; an empty one closes it
+  signal = 4,  ///< u32 number, to the command's process group
+  ping = 5,    ///< any bytes, returned in a pong
+  forget = 6,  ///< the end of this command is known for good: init need not
+               ///< report it again
   // init to runtime
-  hello = 16, ///< first frame of a connection: string sandbox id, list of ended
-              ///< commands (u32 stream, u32 status)
-  started = 17, ///< u32 process id inside the sandbox
-  output = 18,  ///< u8 1 (stdout) or 2 (stderr), then bytes
-  ended = 19,   ///< u32 wait status
-  failed = 20,  ///< u32 errno, string what could not be done: the command was
-                ///< not started
+  hello = 16,    ///< first frame of a connection: string sandbox id, list of ended
+                 ///< commands (u32 stream, u32 status)
+  started = 17,  ///< u32 process id inside the sandbox
+  output = 18,   ///< u8 1 (stdout) or 2 (stderr), then bytes
+  ended = 19,    ///< u32 wait status
+  failed = 20,   ///< u32 errno, string what could not be done: the command was
+                 ///< not started
   pong = 21,
-  claimed = 22, ///< u32 errno, string; 0 where the claim took hold
+  claimed = 22,  ///< u32 errno, string; 0 where the claim took hold
 };
 
-} // namespace creto::runtime::control
+}  // namespace creto::runtime::control

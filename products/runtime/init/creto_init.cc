@@ -33,32 +33,28 @@ using namespace creto::runtime::control;
 
 namespace {
 
-[[noreturn]] void die(const char *what) {
+[[noreturn]] void die(const char* what) {
   fprintf(stderr, "creto-init: %s: %s\n", what, strerror(errno));
   _exit(111);
 }
 
-void wipe(void *data, size_t size) {
+void wipe(void* data, size_t size) {
   memset(data, 0, size);
   __asm__ volatile("" : : "r"(data) : "memory");
 }
 
 /// A growing run of bytes; wiped when freed, because secrets pass through.
 struct Buffer {
-  uint8_t *data = nullptr;
+  uint8_t* data = nullptr;
   size_t size = 0, capacity = 0;
 
   void reserve(size_t wanted) {
-    if (wanted <= capacity)
-      return;
+    if (wanted <= capacity) return;
     size_t next = capacity ? capacity : 4096;
-    while (next < wanted)
-      next *= 2;
-    auto *fresh = static_cast<uint8_t *>(malloc(next));
-    if (!fresh)
-      die("out of memory");
-    if (size)
-      memcpy(fresh, data, size);
+    while (next < wanted) next *= 2;
+    auto* fresh = static_cast<uint8_t*>(malloc(next));
+    if (!fresh) die("out of memory");
+    if (size) memcpy(fresh, data, size);
     if (data) {
       wipe(data, capacity);
       free(data);
@@ -66,14 +62,13 @@ struct Buffer {
     data = fresh;
     capacity = next;
   }
-  void append(const void *bytes, size_t count) {
+  void append(const void* bytes, size_t count) {
     reserve(size + count);
-    if (count)
-      memcpy(data + size, bytes, count);
+    if (count) memcpy(data + size, bytes, count);
     size += count;
   }
   void u32(uint32_t value) { append(&value, 4); }
-  void text(const char *s) {
+  void text(const char* s) {
     u32(static_cast<uint32_t>(strlen(s)));
     append(s, strlen(s));
   }
@@ -94,7 +89,7 @@ struct Buffer {
 
 /// Reads a payload; `ok` turns false at the first byte that is not there.
 struct Reader {
-  const uint8_t *data;
+  const uint8_t* data;
   size_t size;
   bool ok = true;
 
@@ -110,33 +105,30 @@ struct Reader {
     return value;
   }
   /// A fresh zero-terminated copy; a zero byte inside is refused.
-  char *text(uint32_t *length = nullptr) {
+  char* text(uint32_t* length = nullptr) {
     const uint32_t n = u32();
     if (!ok || n > size || (!length && memchr(data, 0, n))) {
       ok = false;
       return nullptr;
     }
-    auto *copy = static_cast<char *>(malloc(n + 1));
-    if (!copy)
-      die("out of memory");
+    auto* copy = static_cast<char*>(malloc(n + 1));
+    if (!copy) die("out of memory");
     memcpy(copy, data, n);
     copy[n] = 0;
     data += n;
     size -= n;
-    if (length)
-      *length = n;
+    if (length) *length = n;
     return copy;
   }
 };
 
 struct List {
-  char **items = nullptr; ///< ends with a null
+  char** items = nullptr;  ///< ends with a null
   uint32_t count = 0;
 
-  void add(char *item) {
-    items = static_cast<char **>(realloc(items, (count + 2) * sizeof(char *)));
-    if (!items)
-      die("out of memory");
+  void add(char* item) {
+    items = static_cast<char**>(realloc(items, (count + 2) * sizeof(char*)));
+    if (!items) die("out of memory");
     items[count++] = item;
     items[count] = nullptr;
   }
@@ -153,13 +145,11 @@ struct List {
 
 constexpr uint32_t list_max = 4096;
 
-bool read_list(Reader &in, List &out) {
+bool read_list(Reader& in, List& out) {
   const uint32_t n = in.u32();
-  if (n > list_max)
-    in.ok = false;
+  if (n > list_max) in.ok = false;
   for (uint32_t i = 0; in.ok && i < n; ++i)
-    if (char *item = in.text())
-      out.add(item);
+    if (char* item = in.text()) out.add(item);
   return in.ok;
 }
 
@@ -169,38 +159,36 @@ struct Command {
   int in = -1, out = -1, err = -1;
   Buffer pending_in;
   bool close_in = false;
-  bool exited = false;   ///< the process is gone; pipes may still hold output
-  bool reported = false; ///< `ended` was queued once
+  bool exited = false;    ///< the process is gone; pipes may still hold output
+  bool reported = false;  ///< `ended` was queued once
   uint32_t status = 0;
 };
 
 constexpr int commands_max = 64;
-constexpr size_t unsent_max =
-    2u << 20; ///< beyond it the commands' output waits in their pipes
+constexpr size_t unsent_max = 2u << 20;  ///< beyond it the commands' output waits in their pipes
 constexpr size_t stdin_max = 4u << 20;
 
 Command commands[commands_max];
 int command_count = 0;
-List environment; ///< from the claim
-const char *socket_path;
-const char *sandbox_id;
+List environment;  ///< from the claim
+const char* socket_path;
+const char* sandbox_id;
 uid_t run_uid;
 gid_t run_gid;
 
 int connection = -1;
 Buffer incoming;
-Buffer outgoing;          ///< whole frames
-size_t outgoing_sent = 0; ///< of the first frame
+Buffer outgoing;           ///< whole frames
+size_t outgoing_sent = 0;  ///< of the first frame
 
-void queue(FrameType type, uint32_t stream, const void *payload, size_t size) {
-  const FrameHeader header{
-      frame_magic, frame_version, static_cast<uint8_t>(type),
-      0,           stream,        static_cast<uint32_t>(size)};
+void queue(FrameType type, uint32_t stream, const void* payload, size_t size) {
+  const FrameHeader header{frame_magic, frame_version, static_cast<uint8_t>(type),
+                           0,           stream,        static_cast<uint32_t>(size)};
   outgoing.append(&header, sizeof header);
   outgoing.append(payload, size);
 }
 
-void queue_error(FrameType type, uint32_t stream, int error, const char *what) {
+void queue_error(FrameType type, uint32_t stream, int error, const char* what) {
   Buffer payload;
   payload.u32(static_cast<uint32_t>(error));
   payload.text(what);
@@ -208,20 +196,18 @@ void queue_error(FrameType type, uint32_t stream, int error, const char *what) {
   payload.release();
 }
 
-Command *find(uint32_t stream) {
+Command* find(uint32_t stream) {
   for (int i = 0; i < command_count; ++i)
-    if (commands[i].stream == stream)
-      return &commands[i];
+    if (commands[i].stream == stream) return &commands[i];
   return nullptr;
 }
 
-void close_fd(int &fd) {
-  if (fd >= 0)
-    close(fd);
+void close_fd(int& fd) {
+  if (fd >= 0) close(fd);
   fd = -1;
 }
 
-void forget(Command *command) {
+void forget(Command* command) {
   close_fd(command->in);
   close_fd(command->out);
   close_fd(command->err);
@@ -231,37 +217,29 @@ void forget(Command *command) {
 }
 
 void become_the_agent() {
-  if (getuid() != 0)
-    return;
-  if (setgroups(0, nullptr) != 0 && errno != EPERM)
-    _exit(126);
-  if (setgid(run_gid) != 0 || setuid(run_uid) != 0)
-    _exit(126);
+  if (getuid() != 0) return;
+  if (setgroups(0, nullptr) != 0 && errno != EPERM) _exit(126);
+  if (setgid(run_gid) != 0 || setuid(run_uid) != 0) _exit(126);
 }
 
 /// Written by a child that has already dropped its rights, so that the files
 /// belong to the agent.
-int write_files(Reader &in, uint32_t count) {
+int write_files(Reader& in, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) {
-    char *path = in.text();
+    char* path = in.text();
     uint32_t size = 0;
-    char *content = path ? in.text(&size) : nullptr;
-    if (!content)
-      return EPROTO;
-    for (char *slash = strchr(path + 1, '/'); slash;
-         slash = strchr(slash + 1, '/')) {
+    char* content = path ? in.text(&size) : nullptr;
+    if (!content) return EPROTO;
+    for (char* slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
       *slash = 0;
       mkdir(path, 0700);
       *slash = '/';
     }
-    const int fd =
-        open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-      return errno;
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) return errno;
     for (uint32_t done = 0; done < size;) {
       const ssize_t n = write(fd, content + done, size - done);
-      if (n < 0)
-        return errno;
+      if (n < 0) return errno;
       done += static_cast<uint32_t>(n);
     }
     close(fd);
@@ -274,17 +252,14 @@ int write_files(Reader &in, uint32_t count) {
 
 void on_claim(Reader in) {
   List fresh;
-  if (!read_list(in, fresh))
-    return queue_error(FrameType::claimed, 0, EPROTO, "malformed claim");
+  if (!read_list(in, fresh)) return queue_error(FrameType::claimed, 0, EPROTO, "malformed claim");
   const uint32_t files = in.u32();
-  if (!in.ok || files > list_max)
-    return queue_error(FrameType::claimed, 0, EPROTO, "malformed claim");
+  if (!in.ok || files > list_max) return queue_error(FrameType::claimed, 0, EPROTO, "malformed claim");
   environment.release();
   environment = fresh;
   if (files > 0) {
     const pid_t pid = fork();
-    if (pid < 0)
-      return queue_error(FrameType::claimed, 0, errno, "fork");
+    if (pid < 0) return queue_error(FrameType::claimed, 0, errno, "fork");
     if (pid == 0) {
       become_the_agent();
       _exit(write_files(in, files));
@@ -293,32 +268,26 @@ void on_claim(Reader in) {
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
     }
     const int error = WIFEXITED(status) ? WEXITSTATUS(status) : EIO;
-    if (error != 0)
-      return queue_error(FrameType::claimed, 0, error,
-                         "cannot write a file of the claim");
+    if (error != 0) return queue_error(FrameType::claimed, 0, error, "cannot write a file of the claim");
   }
   queue_error(FrameType::claimed, 0, 0, "");
 }
 
 void on_start(uint32_t stream, Reader in) {
-  char *cwd = in.text();
+  char* cwd = in.text();
   List argv, more;
   if (!cwd || !read_list(in, argv) || !read_list(in, more) || argv.count == 0) {
     queue_error(FrameType::failed, stream, EPROTO, "malformed start");
   } else if (find(stream) || command_count == commands_max) {
-    queue_error(FrameType::failed, stream, EBUSY,
-                "too many commands, or the stream is in use");
+    queue_error(FrameType::failed, stream, EBUSY, "too many commands, or the stream is in use");
   } else {
     List env;
-    for (uint32_t i = 0; i < environment.count; ++i)
-      env.add(strdup(environment.items[i]));
-    for (uint32_t i = 0; i < more.count; ++i)
-      env.add(strdup(more.items[i]));
-    if (!env.items)
-      env.items = static_cast<char **>(calloc(1, sizeof(char *)));
+    for (uint32_t i = 0; i < environment.count; ++i) env.add(strdup(environment.items[i]));
+    for (uint32_t i = 0; i < more.count; ++i) env.add(strdup(more.items[i]));
+    if (!env.items) env.items = static_cast<char**>(calloc(1, sizeof(char*)));
     int in_pipe[2], out_pipe[2], err_pipe[2], fail_pipe[2];
-    if (pipe2(in_pipe, O_CLOEXEC) || pipe2(out_pipe, O_CLOEXEC) ||
-        pipe2(err_pipe, O_CLOEXEC) || pipe2(fail_pipe, O_CLOEXEC))
+    if (pipe2(in_pipe, O_CLOEXEC) || pipe2(out_pipe, O_CLOEXEC) || pipe2(err_pipe, O_CLOEXEC) ||
+        pipe2(fail_pipe, O_CLOEXEC))
       die("pipe2");
     const pid_t pid = fork();
     if (pid == 0) {
@@ -339,8 +308,7 @@ void on_start(uint32_t stream, Reader in) {
         execvpe(argv.items[0], argv.items, env.items);
         error = errno;
       }
-      if (write(fail_pipe[1], &error, sizeof error) < 0)
-        _exit(126);
+      if (write(fail_pipe[1], &error, sizeof error) < 0) _exit(126);
       _exit(127);
     }
     close(in_pipe[0]);
@@ -348,18 +316,16 @@ void on_start(uint32_t stream, Reader in) {
     close(err_pipe[1]);
     close(fail_pipe[1]);
     int error = pid < 0 ? errno : 0;
-    if (pid > 0 && read(fail_pipe[0], &error, sizeof error) <= 0)
-      error = 0;
+    if (pid > 0 && read(fail_pipe[0], &error, sizeof error) <= 0) error = 0;
     close(fail_pipe[0]);
     if (error != 0) {
       close(in_pipe[1]);
       close(out_pipe[0]);
       close(err_pipe[0]);
-      if (pid > 0)
-        waitpid(pid, nullptr, 0);
+      if (pid > 0) waitpid(pid, nullptr, 0);
       queue_error(FrameType::failed, stream, error, argv.items[0]);
     } else {
-      Command &command = commands[command_count++];
+      Command& command = commands[command_count++];
       command.stream = stream;
       command.pid = pid;
       command.in = in_pipe[1];
@@ -376,10 +342,9 @@ void on_start(uint32_t stream, Reader in) {
   more.release();
 }
 
-void feed_stdin(Command &command) {
+void feed_stdin(Command& command) {
   while (command.in >= 0 && command.pending_in.size > 0) {
-    const ssize_t n =
-        write(command.in, command.pending_in.data, command.pending_in.size);
+    const ssize_t n = write(command.in, command.pending_in.data, command.pending_in.size);
     if (n > 0) {
       command.pending_in.drop_front(static_cast<size_t>(n));
     } else if (errno == EAGAIN) {
@@ -388,59 +353,51 @@ void feed_stdin(Command &command) {
       close_fd(command.in);
     }
   }
-  if (command.close_in)
-    close_fd(command.in);
+  if (command.close_in) close_fd(command.in);
 }
 
-void handle(const FrameHeader &header, const uint8_t *payload) {
+void handle(const FrameHeader& header, const uint8_t* payload) {
   Reader in{payload, header.length};
-  Command *command = find(header.stream);
+  Command* command = find(header.stream);
   switch (static_cast<FrameType>(header.type)) {
-  case FrameType::claim:
-    return on_claim(in);
-  case FrameType::start:
-    return on_start(header.stream, in);
-  case FrameType::input:
-    if (!command || command->in < 0)
+    case FrameType::claim:
+      return on_claim(in);
+    case FrameType::start:
+      return on_start(header.stream, in);
+    case FrameType::input:
+      if (!command || command->in < 0) return;
+      if (header.length == 0) command->close_in = true;
+      if (command->pending_in.size + header.length > stdin_max) return close_fd(command->in);
+      command->pending_in.append(payload, header.length);
+      return feed_stdin(*command);
+    case FrameType::signal: {
+      const uint32_t number = in.u32();
+      if (command && !command->exited && in.ok) kill(-command->pid, static_cast<int>(number));
       return;
-    if (header.length == 0)
-      command->close_in = true;
-    if (command->pending_in.size + header.length > stdin_max)
-      return close_fd(command->in);
-    command->pending_in.append(payload, header.length);
-    return feed_stdin(*command);
-  case FrameType::signal: {
-    const uint32_t number = in.u32();
-    if (command && !command->exited && in.ok)
-      kill(-command->pid, static_cast<int>(number));
-    return;
-  }
-  case FrameType::ping:
-    return queue(FrameType::pong, header.stream, payload, header.length);
-  case FrameType::forget:
-    if (command && command->exited && command->reported)
-      forget(command);
-    return;
-  default:
-    return; // from a later runtime: nothing we would know how to do
+    }
+    case FrameType::ping:
+      return queue(FrameType::pong, header.stream, payload, header.length);
+    case FrameType::forget:
+      if (command && command->exited && command->reported) forget(command);
+      return;
+    default:
+      return;  // from a later runtime: nothing we would know how to do
   }
 }
 
 void disconnect() {
   close_fd(connection);
   incoming.size = 0;
-  outgoing_sent = 0; // the first frame goes again, whole
+  outgoing_sent = 0;  // the first frame goes again, whole
 }
 
 void connect_again() {
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0)
-    die("socket");
+  if (fd < 0) die("socket");
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   strncpy(address.sun_path, socket_path, sizeof address.sun_path - 1);
-  if (connect(fd, reinterpret_cast<sockaddr *>(&address), sizeof address) !=
-      0) {
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) {
     close(fd);
     return;
   }
@@ -449,12 +406,10 @@ void connect_again() {
   Buffer hello;
   hello.text(sandbox_id);
   uint32_t ended = 0;
-  for (int i = 0; i < command_count; ++i)
-    ended += commands[i].reported;
+  for (int i = 0; i < command_count; ++i) ended += commands[i].reported;
   hello.u32(ended);
   for (int i = 0; i < command_count; ++i) {
-    if (!commands[i].reported)
-      continue;
+    if (!commands[i].reported) continue;
     hello.u32(commands[i].stream);
     hello.u32(commands[i].status);
   }
@@ -471,13 +426,10 @@ void send_outgoing() {
     FrameHeader header;
     memcpy(&header, outgoing.data, sizeof header);
     const size_t whole = sizeof header + header.length;
-    const ssize_t n = send(connection, outgoing.data + outgoing_sent,
-                           whole - outgoing_sent, MSG_NOSIGNAL);
+    const ssize_t n = send(connection, outgoing.data + outgoing_sent, whole - outgoing_sent, MSG_NOSIGNAL);
     if (n < 0) {
-      if (errno == EINTR)
-        continue;
-      if (errno != EAGAIN)
-        disconnect();
+      if (errno == EINTR) continue;
+      if (errno != EAGAIN) disconnect();
       return;
     }
     outgoing_sent += static_cast<size_t>(n);
@@ -492,42 +444,33 @@ void receive() {
   for (;;) {
     incoming.reserve(incoming.size + 65536);
     const ssize_t n = recv(connection, incoming.data + incoming.size, 65536, 0);
-    if (n == 0)
-      return disconnect();
+    if (n == 0) return disconnect();
     if (n < 0) {
-      if (errno == EINTR)
-        continue;
-      if (errno != EAGAIN)
-        return disconnect();
+      if (errno == EINTR) continue;
+      if (errno != EAGAIN) return disconnect();
       break;
     }
     incoming.size += static_cast<size_t>(n);
-    if (n < 65536)
-      break;
+    if (n < 65536) break;
   }
   while (incoming.size >= sizeof(FrameHeader)) {
     FrameHeader header;
     memcpy(&header, incoming.data, sizeof header);
-    if (header.magic != frame_magic || header.version != frame_version ||
-        header.length > frame_payload_max)
+    if (header.magic != frame_magic || header.version != frame_version || header.length > frame_payload_max)
       return disconnect();
     const size_t whole = sizeof header + header.length;
-    if (incoming.size < whole)
-      return;
+    if (incoming.size < whole) return;
     handle(header, incoming.data + sizeof header);
-    if (connection < 0)
-      return;
+    if (connection < 0) return;
     incoming.drop_front(whole);
   }
 }
 
-void forward(Command &command, int &fd, uint8_t which) {
+void forward(Command& command, int& fd, uint8_t which) {
   uint8_t chunk[1 + 32768];
   const ssize_t n = read(fd, chunk + 1, sizeof chunk - 1);
-  if (n < 0 && (errno == EINTR || errno == EAGAIN))
-    return;
-  if (n <= 0)
-    return close_fd(fd);
+  if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
+  if (n <= 0) return close_fd(fd);
   chunk[0] = which;
   queue(FrameType::output, command.stream, chunk, static_cast<size_t>(n) + 1);
 }
@@ -537,18 +480,17 @@ void reap() {
   pid_t pid;
   while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
     for (int i = 0; i < command_count; ++i) {
-      if (commands[i].pid != pid || commands[i].exited)
-        continue;
+      if (commands[i].pid != pid || commands[i].exited) continue;
       commands[i].exited = true;
       commands[i].status = static_cast<uint32_t>(status);
-      kill(-pid, SIGKILL); // what it left behind would hold its pipes open
+      kill(-pid, SIGKILL);  // what it left behind would hold its pipes open
     }
   }
 }
 
-} // namespace
+}  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 5) {
     fprintf(stderr, "usage: creto-init SOCKET SANDBOX-ID UID GID\n");
     return 2;
@@ -565,25 +507,20 @@ int main(int argc, char **argv) {
   sigaddset(&signals, SIGCHLD);
   sigprocmask(SIG_BLOCK, &signals, nullptr);
   const int children = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
-  if (children < 0)
-    die("signalfd");
+  if (children < 0) die("signalfd");
 
   for (;;) {
-    if (connection < 0)
-      connect_again();
+    if (connection < 0) connect_again();
     send_outgoing();
     pollfd fds[2 + commands_max * 3];
-    int *owners[2 + commands_max * 3];
+    int* owners[2 + commands_max * 3];
     nfds_t count = 0;
     fds[count++] = {children, POLLIN, 0};
-    fds[count++] = {
-        connection,
-        static_cast<short>(outgoing.size ? POLLIN | POLLOUT : POLLIN), 0};
+    fds[count++] = {connection, static_cast<short>(outgoing.size ? POLLIN | POLLOUT : POLLIN), 0};
     const bool room = outgoing.size < unsent_max;
     for (int i = 0; i < command_count; ++i) {
-      for (int *fd : {&commands[i].out, &commands[i].err}) {
-        if (*fd < 0 || !room)
-          continue;
+      for (int* fd : {&commands[i].out, &commands[i].err}) {
+        if (*fd < 0 || !room) continue;
         owners[count] = fd;
         fds[count++] = {*fd, POLLIN, 0};
       }
@@ -594,8 +531,7 @@ int main(int argc, char **argv) {
     }
     // Without a runtime there is nobody to wake us: look for it four times a
     // second.
-    if (poll(fds, count, connection < 0 ? 250 : -1) < 0 && errno != EINTR)
-      die("poll");
+    if (poll(fds, count, connection < 0 ? 250 : -1) < 0 && errno != EINTR) die("poll");
     if (fds[0].revents) {
       signalfd_siginfo info;
       while (read(children, &info, sizeof info) > 0) {
@@ -603,26 +539,19 @@ int main(int argc, char **argv) {
       reap();
     }
     for (nfds_t k = 2; k < count; ++k) {
-      if (!fds[k].revents)
-        continue;
+      if (!fds[k].revents) continue;
       for (int i = 0; i < command_count; ++i) {
-        if (owners[k] == &commands[i].out)
-          forward(commands[i], commands[i].out, 1);
-        if (owners[k] == &commands[i].err)
-          forward(commands[i], commands[i].err, 2);
-        if (owners[k] == &commands[i].in)
-          feed_stdin(commands[i]);
+        if (owners[k] == &commands[i].out) forward(commands[i], commands[i].out, 1);
+        if (owners[k] == &commands[i].err) forward(commands[i], commands[i].err, 2);
+        if (owners[k] == &commands[i].in) feed_stdin(commands[i]);
       }
     }
     for (int i = 0; i < command_count; ++i) {
-      Command &command = commands[i];
-      if (!command.exited || command.reported || command.out >= 0 ||
-          command.err >= 0)
-        continue;
+      Command& command = commands[i];
+      if (!command.exited || command.reported || command.out >= 0 || command.err >= 0) continue;
       command.reported = true;
       queue(FrameType::ended, command.stream, &command.status, 4);
     }
-    if (connection >= 0 && fds[1].revents)
-      receive(); // last: it may move the commands about
+    if (connection >= 0 && fds[1].revents) receive();  // last: it may move the commands about
   }
 }

@@ -22,15 +22,13 @@ TEST(Process, ReturnsWhatTheProgramPrints) {
 }
 
 TEST(Process, QuotesTheLastLineOfAProgramThatFails) {
-  auto output = run_checked(
-      {.argv = {"sh", "-c", "echo first; echo second >&2; exit 3"}});
+  auto output = run_checked({.argv = {"sh", "-c", "echo first; echo second >&2; exit 3"}});
   ASSERT_FALSE(output);
   EXPECT_EQ(output.error().message(), "`sh` ended with 3: second");
 }
 
 TEST(Process, KillsWhatDoesNotEndInTime) {
-  auto output = run_to_end(
-      {.argv = {"sleep", "60"}, .timeout = std::chrono::milliseconds(50)});
+  auto output = run_to_end({.argv = {"sleep", "60"}, .timeout = std::chrono::milliseconds(50)});
   ASSERT_FALSE(output);
   EXPECT_EQ(output.error().kind(), ErrorKind::timeout);
 }
@@ -49,23 +47,19 @@ TEST(Traits, AnUnknownRuntimeClassIsAnErrorThatNamesTheKnownOnes) {
 }
 
 class DriverTest : public testing::TestWithParam<std::string> {
-protected:
+ protected:
   void SetUp() override {
     auto fixture = SandboxFixture::create(GetParam());
-    if (!fixture)
-      GTEST_SKIP() << "no sandboxes here: " << fixture.error().to_string();
+    if (!fixture) GTEST_SKIP() << "no sandboxes here: " << fixture.error().to_string();
     fixture_ = std::move(*fixture);
   }
   std::unique_ptr<SandboxFixture> fixture_;
 };
 
-TEST_P(DriverTest,
-       RunsACommandOverTheControlChannelAndReportsItsOutputAndExitCode) {
+TEST_P(DriverTest, RunsACommandOverTheControlChannelAndReportsItsOutputAndExitCode) {
   auto sandbox = fixture_->start();
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
-  const auto result = fixture_->run(
-      *sandbox, {"sh", "-c", "echo out; echo err >&2; cat; id -u; exit 7"},
-      "given\n");
+  const auto result = fixture_->run(*sandbox, {"sh", "-c", "echo out; echo err >&2; cat; id -u; exit 7"}, "given\n");
   EXPECT_EQ(result.out, "out\ngiven\n1000\n");
   EXPECT_EQ(result.err, "err\n");
   EXPECT_EQ(result.exit_code, 7);
@@ -75,37 +69,22 @@ TEST_P(DriverTest, SecretsReachTheAgentButNeitherConfigurationNorDisk) {
   auto sandbox = fixture_->start();
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
   const std::string secret = "s3cret-" + sandbox->id.to_string();
-  ASSERT_EQ(fixture_->claim(*sandbox, {"TOKEN=" + secret},
-                            {{"/run/secrets/token", secret}}),
-            "");
-  const auto result = fixture_->run(
-      *sandbox, {"sh", "-c", "echo $TOKEN; cat /run/secrets/token"}, "");
+  ASSERT_EQ(fixture_->claim(*sandbox, {"TOKEN=" + secret}, {{"/run/secrets/token", secret}}), "");
+  const auto result = fixture_->run(*sandbox, {"sh", "-c", "echo $TOKEN; cat /run/secrets/token"}, "");
   EXPECT_EQ(result.out, secret + "\n" + secret);
-  const auto found =
-      run_to_end({.argv = {"grep", "-r", "-l", secret, fixture_->directory()}});
+  const auto found = run_to_end({.argv = {"grep", "-r", "-l", secret, fixture_->directory()}});
   ASSERT_TRUE(found);
   EXPECT_EQ(found->output, "");
 }
 
-TEST_P(
-    DriverTest,
-    TheAgentCanNeitherWriteTheRootNorReachTheControlChannelNorGainPrivileges) {
+TEST_P(DriverTest, TheAgentCanNeitherWriteTheRootNorReachTheControlChannelNorGainPrivileges) {
   auto sandbox = fixture_->start();
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
   EXPECT_NE(fixture_->run(*sandbox, {"touch", "/bin/x"}, "").exit_code, 0);
-  EXPECT_NE(
-      fixture_
-          ->run(*sandbox, {"sh", "-c", "echo > /run/creto/control.sock"}, "")
-          .exit_code,
-      0);
-  EXPECT_NE(
-      fixture_->run(*sandbox, {"mount", "-t", "tmpfs", "none", "/tmp"}, "")
-          .exit_code,
-      0);
-  const auto status = fixture_->run(
-      *sandbox, {"grep", "-E", "CapEff|CapPrm", "/proc/self/status"}, "");
-  EXPECT_EQ(status.out,
-            "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n");
+  EXPECT_NE(fixture_->run(*sandbox, {"sh", "-c", "echo > /run/creto/control.sock"}, "").exit_code, 0);
+  EXPECT_NE(fixture_->run(*sandbox, {"mount", "-t", "tmpfs", "none", "/tmp"}, "").exit_code, 0);
+  const auto status = fixture_->run(*sandbox, {"grep", "-E", "CapEff|CapPrm", "/proc/self/status"}, "");
+  EXPECT_EQ(status.out, "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n");
   EXPECT_EQ(fixture_->run(*sandbox, {"touch", "/tmp/x"}, "").exit_code, 0);
 }
 
@@ -120,23 +99,17 @@ TEST_P(DriverTest, TheEndOfASandboxIsAnEvent) {
   auto sandbox = fixture_->start();
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
   std::promise<void> ended;
-  fixture_->driver().watch(sandbox->id, sandbox->process,
-                           [&](bool) { ended.set_value(); });
+  fixture_->driver().watch(sandbox->id, sandbox->process, [&](bool) { ended.set_value(); });
   ::kill(sandbox->process.pid, SIGKILL);
-  EXPECT_EQ(ended.get_future().wait_for(std::chrono::seconds(10)),
-            std::future_status::ready);
+  EXPECT_EQ(ended.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
 }
 
 TEST_P(DriverTest, ASandboxOverItsMemoryLimitIsEndedAndTheReasonIsTold) {
   auto sandbox = fixture_->start({.memory_bytes = 64ull << 20});
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
   std::promise<bool> ended;
-  fixture_->driver().watch(
-      sandbox->id, sandbox->process,
-      [&](bool out_of_memory) { ended.set_value(out_of_memory); });
-  fixture_->begin(
-      *sandbox,
-      {"tail", "/dev/zero"}); // which keeps the endless line in memory
+  fixture_->driver().watch(sandbox->id, sandbox->process, [&](bool out_of_memory) { ended.set_value(out_of_memory); });
+  fixture_->begin(*sandbox, {"tail", "/dev/zero"});  // which keeps the endless line in memory
   auto end = ended.get_future();
   ASSERT_EQ(end.wait_for(std::chrono::seconds(30)), std::future_status::ready);
   EXPECT_TRUE(end.get());
@@ -151,8 +124,7 @@ TEST_P(DriverTest, RemovingLeavesNothingAndCanBeRepeated) {
   ASSERT_TRUE(found);
   EXPECT_TRUE(found->empty());
   EXPECT_EQ(process_start_time(sandbox->process.pid), 0u);
-  const auto cgroups = run_to_end(
-      {.argv = {"find", "/sys/fs/cgroup", "-name", sandbox->id.to_string()}});
+  const auto cgroups = run_to_end({.argv = {"find", "/sys/fs/cgroup", "-name", sandbox->id.to_string()}});
   ASSERT_TRUE(cgroups);
   EXPECT_EQ(cgroups->output, "");
 }
@@ -160,8 +132,7 @@ TEST_P(DriverTest, RemovingLeavesNothingAndCanBeRepeated) {
 TEST_P(DriverTest, ASandboxOutlivesItsSupervisorAndIsTakenOver) {
   auto sandbox = fixture_->start();
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
-  const auto stream = fixture_->begin(
-      *sandbox, {"sh", "-c", "read line; echo got $line; exit 5"});
+  const auto stream = fixture_->begin(*sandbox, {"sh", "-c", "read line; echo got $line; exit 5"});
   fixture_->restart_supervisor();
   auto found = fixture_->driver().list();
   ASSERT_TRUE(found);
@@ -175,7 +146,7 @@ TEST_P(DriverTest, ASandboxOutlivesItsSupervisorAndIsTakenOver) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Runtimes, DriverTest, testing::Values("runsc", "runc"),
-                         [](const auto &info) { return info.param; });
+                         [](const auto& info) { return info.param; });
 
-} // namespace
-} // namespace creto::runtime
+}  // namespace
+}  // namespace creto::runtime

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <sys/wait.h>
 
+#include <gtest/gtest.h>
 #include <cstring>
 #include <filesystem>
-#include <gtest/gtest.h>
 
 #include "creto/common/clock.h"
 #include "driver/init_program.h"
@@ -14,27 +14,25 @@
 namespace creto::runtime {
 namespace {
 
-std::string temporary_directory(const char *name) {
-  auto pattern = std::filesystem::temp_directory_path() /
-                 (std::string("creto-") + name + "-XXXXXX");
+std::string temporary_directory(const char* name) {
+  auto pattern = std::filesystem::temp_directory_path() / (std::string("creto-") + name + "-XXXXXX");
   std::string path = pattern;
-  if (!::mkdtemp(path.data()))
-    ADD_FAILURE() << "mkdtemp: " << std::strerror(errno);
+  if (!::mkdtemp(path.data())) ADD_FAILURE() << "mkdtemp: " << std::strerror(errno);
   return path;
 }
 
 // The programs with every library they map, found by the dynamic linker itself.
-constexpr const char *copy_programs = R"sh(set -e
+constexpr const char* copy_programs = R"sh(set -e
 cd "$0"
 for d in proc sys dev tmp run etc home/agent usr/bin usr/lib; do mkdir -p $d; done
 chmod 1777 tmp; chown 1000:1000 home/agent; chmod 700 home/agent
 ln -s usr/bin bin; ln -s usr/lib lib; ln -s usr/lib lib64
 touch etc/resolv.conf etc/hosts
-for p in sh cat id touch mount grep tail head env sleep ls; do cp -L "$(command -v $p)" usr/bin/$p; done
+for p in sh bash cat id touch mount grep tail head env sleep ls; do cp -L "$(command -v $p)" usr/bin/$p; done
 for p in usr/bin/*; do ldd $p | grep -o '/[^ ]*' | while read l; do cp -Ln "$l" usr/lib/; done; done
 )sh";
 
-} // namespace
+}  // namespace
 
 Result<std::string> test_rootfs() {
   struct Made {
@@ -43,19 +41,17 @@ Result<std::string> test_rootfs() {
     Made() : path(temporary_directory("rootfs")) {
       std::filesystem::permissions(path, std::filesystem::perms(0755));
       auto made = run_checked({.argv = {"sh", "-c", copy_programs, path}});
-      if (!made)
-        result = std::move(made).error();
+      if (!made) result = std::move(made).error();
     }
     ~Made() { std::filesystem::remove_all(path); }
   };
   static const Made made;
-  if (!made.result)
-    return Error(made.result.error());
+  if (!made.result) return Error(made.result.error());
   return made.path;
 }
 
 class SandboxFixture::Sandbox::Listener final : public ControlListener {
-public:
+ public:
   void connected() override {
     change([&] { is_connected = true; });
   }
@@ -65,8 +61,7 @@ public:
   void claimed(int error, std::string_view what) override {
     change([&] {
       claim_over = true;
-      claim_failure =
-          error == 0 ? "" : std::string(what) + ": " + std::strerror(error);
+      claim_failure = error == 0 ? "" : std::string(what) + ": " + std::strerror(error);
     });
   }
   void started(std::uint32_t) override {}
@@ -76,20 +71,17 @@ public:
       results[stream].over = true;
     });
   }
-  void output(std::uint32_t stream, bool is_stderr,
-              std::string_view bytes) override {
-    change([&] {
-      (is_stderr ? results[stream].err : results[stream].out) += bytes;
-    });
+  void output(std::uint32_t stream, bool is_stderr, std::string_view bytes) override {
+    change([&] { (is_stderr ? results[stream].err : results[stream].out) += bytes; });
   }
   void ended(std::uint32_t stream, int status) override {
     change([&] {
-      results[stream].exit_code =
-          WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+      results[stream].exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
       results[stream].over = true;
     });
   }
-  template <class F> bool wait(F done) {
+  template <class F>
+  bool wait(F done) {
     std::unique_lock lock(mutex);
     return changed.wait_for(lock, std::chrono::seconds(30), done);
   }
@@ -100,22 +92,21 @@ public:
   std::string claim_failure;
   std::map<std::uint32_t, CommandResult> results;
 
-private:
-  template <class F> void change(F apply) {
+ private:
+  template <class F>
+  void change(F apply) {
     const std::lock_guard lock(mutex);
     apply();
     changed.notify_all();
   }
 };
 
-Result<std::unique_ptr<SandboxFixture>>
-SandboxFixture::create(const std::string &runtime) {
+Result<std::unique_ptr<SandboxFixture>> SandboxFixture::create(const std::string& runtime) {
   std::unique_ptr<SandboxFixture> fixture(new SandboxFixture);
   fixture->runtime_ = runtime;
   fixture->directory_ = temporary_directory("sandboxes");
-  fixture->driver_ = CRETO_TRY(SandboxDriver::create(
-      {.runtime = runtime, .state_directory = fixture->directory_},
-      no_telemetry()));
+  fixture->driver_ =
+      CRETO_TRY(SandboxDriver::create({.runtime = runtime, .state_directory = fixture->directory_}, no_telemetry()));
   fixture->hub_ = CRETO_TRY(ControlHub::create(no_telemetry()));
   fixture->init_ = CRETO_TRY(install_init_program(fixture->directory_));
   return fixture;
@@ -126,22 +117,17 @@ SandboxFixture::~SandboxFixture() {
   if (driver_) {
     auto found = driver_->list();
     if (found)
-      for (const auto &sandbox : *found)
-        if (auto removed = driver_->remove(sandbox.id); !removed)
-          ADD_FAILURE() << removed.error().to_string();
+      for (const auto& sandbox : *found)
+        if (auto removed = driver_->remove(sandbox.id); !removed) ADD_FAILURE() << removed.error().to_string();
   }
   driver_.reset();
   std::filesystem::remove_all(directory_);
 }
 
-Result<SandboxFixture::Sandbox> SandboxFixture::start(
-    ResourceLimits limits, const std::string &network_namespace,
-    const std::vector<std::pair<std::string, std::string>> &files) {
+Result<SandboxFixture::Sandbox> SandboxFixture::start(ResourceLimits limits, const std::string& network_namespace,
+                                                      const std::vector<std::pair<std::string, std::string>>& files) {
   const auto id = SandboxId::fresh(system_clock().now());
-  Sandbox sandbox{id,
-                  {},
-                  std::make_shared<Sandbox::Listener>(),
-                  directory_ + "/" + id.to_string()};
+  Sandbox sandbox{id, {}, std::make_shared<Sandbox::Listener>(), directory_ + "/" + id.to_string()};
   auto rootfs = CRETO_TRY(test_rootfs());
   CRETO_TRY(make_directory(sandbox.run_directory));
   CRETO_TRY(hub_->listen(id, sandbox.run_directory, sandbox.listener));
@@ -158,52 +144,40 @@ Result<SandboxFixture::Sandbox> SandboxFixture::start(
   return sandbox;
 }
 
-std::string SandboxFixture::claim(
-    Sandbox &sandbox, const std::vector<std::string> &environment,
-    const std::vector<std::pair<std::string, std::string>> &files) {
+std::string SandboxFixture::claim(Sandbox& sandbox, const std::vector<std::string>& environment,
+                                  const std::vector<std::pair<std::string, std::string>>& files) {
   std::vector<Secret> secrets;
-  for (const auto &variable : environment)
-    secrets.push_back(Secret::copy_of(std::string_view(variable)));
+  for (const auto& variable : environment) secrets.push_back(Secret::copy_of(std::string_view(variable)));
   std::vector<ClaimFile> claim_files;
-  for (const auto &[path, content] : files)
-    claim_files.push_back({path, Secret::copy_of(std::string_view(content))});
+  for (const auto& [path, content] : files) claim_files.push_back({path, Secret::copy_of(std::string_view(content))});
   auto sent = hub_->claim(sandbox.id, secrets, claim_files);
-  if (!sent)
-    return sent.error().to_string();
-  if (!sandbox.listener->wait([&] { return sandbox.listener->claim_over; }))
-    return "no answer";
+  if (!sent) return sent.error().to_string();
+  if (!sandbox.listener->wait([&] { return sandbox.listener->claim_over; })) return "no answer";
   return sandbox.listener->claim_failure;
 }
 
-std::uint32_t SandboxFixture::begin(Sandbox &sandbox,
-                                    const std::vector<std::string> &argv) {
+std::uint32_t SandboxFixture::begin(Sandbox& sandbox, const std::vector<std::string>& argv) {
   const auto stream = next_stream_++;
-  auto sent =
-      hub_->start(sandbox.id, stream, "/", argv, {"PATH=/usr/bin:/bin"});
+  auto sent = hub_->start(sandbox.id, stream, "/", argv, {"PATH=/usr/bin:/bin"});
   EXPECT_TRUE(sent) << sent.error().to_string();
   return stream;
 }
 
-void SandboxFixture::input(Sandbox &sandbox, std::uint32_t stream,
-                           const std::string &bytes) {
+void SandboxFixture::input(Sandbox& sandbox, std::uint32_t stream, const std::string& bytes) {
   auto sent = hub_->input(sandbox.id, stream, bytes);
   EXPECT_TRUE(sent) << sent.error().to_string();
 }
 
-CommandResult SandboxFixture::finish(Sandbox &sandbox, std::uint32_t stream) {
-  auto &listener = *sandbox.listener;
-  EXPECT_TRUE(listener.wait([&] { return listener.results[stream].over; }))
-      << "the command did not end";
+CommandResult SandboxFixture::finish(Sandbox& sandbox, std::uint32_t stream) {
+  auto& listener = *sandbox.listener;
+  EXPECT_TRUE(listener.wait([&] { return listener.results[stream].over; })) << "the command did not end";
   const std::lock_guard lock(listener.mutex);
   return listener.results[stream];
 }
 
-CommandResult SandboxFixture::run(Sandbox &sandbox,
-                                  const std::vector<std::string> &argv,
-                                  const std::string &given) {
+CommandResult SandboxFixture::run(Sandbox& sandbox, const std::vector<std::string>& argv, const std::string& given) {
   const auto stream = begin(sandbox, argv);
-  if (!given.empty())
-    input(sandbox, stream, given);
+  if (!given.empty()) input(sandbox, stream, given);
   input(sandbox, stream, "");
   auto result = finish(sandbox, stream);
   return result;
@@ -212,8 +186,7 @@ CommandResult SandboxFixture::run(Sandbox &sandbox,
 void SandboxFixture::restart_supervisor() {
   hub_.reset();
   driver_.reset();
-  auto driver = SandboxDriver::create(
-      {.runtime = runtime_, .state_directory = directory_}, no_telemetry());
+  auto driver = SandboxDriver::create({.runtime = runtime_, .state_directory = directory_}, no_telemetry());
   ASSERT_TRUE(driver) << driver.error().to_string();
   driver_ = std::move(*driver);
   auto hub = ControlHub::create(no_telemetry());
@@ -221,13 +194,12 @@ void SandboxFixture::restart_supervisor() {
   hub_ = std::move(*hub);
 }
 
-Result<> SandboxFixture::take_over(Sandbox &sandbox) {
+Result<> SandboxFixture::take_over(Sandbox& sandbox) {
   sandbox.listener = std::make_shared<Sandbox::Listener>();
   CRETO_TRY(hub_->listen(sandbox.id, sandbox.run_directory, sandbox.listener));
   if (!sandbox.listener->wait([&] { return sandbox.listener->is_connected; }))
-    return Error(Product::runtime, ErrorKind::timeout,
-                 "init did not connect again");
+    return Error(Product::runtime, ErrorKind::timeout, "init did not connect again");
   return {};
 }
 
-} // namespace creto::runtime
+}  // namespace creto::runtime

@@ -19,14 +19,14 @@ Result<std::string> test_rootfs();
 /// What one command did.
 struct CommandResult {
   std::string out, err, failure;
-  int exit_code = -1; ///< 128 + signal where it was killed
+  int exit_code = -1;  ///< 128 + signal where it was killed
   bool over = false;
 };
 
 /// Real sandboxes for tests, removed with everything that belongs to them when
 /// it is destroyed.
 class SandboxFixture {
-public:
+ public:
   struct Sandbox {
     SandboxId id;
     SandboxProcess process;
@@ -36,32 +36,28 @@ public:
   };
 
   /// Errors: why sandboxes cannot run here; for GTEST_SKIP.
-  static Result<std::unique_ptr<SandboxFixture>>
-  create(const std::string &runtime);
+  static Result<std::unique_ptr<SandboxFixture>> create(const std::string& runtime);
   ~SandboxFixture();
 
-  Result<Sandbox>
-  start(ResourceLimits limits = {}, const std::string &network_namespace = {},
-        const std::vector<std::pair<std::string, std::string>> &files = {});
-  std::string claim(Sandbox &sandbox,
-                    const std::vector<std::string> &environment,
-                    const std::vector<std::pair<std::string, std::string>>
-                        &files); ///< what went wrong; empty: nothing
-  CommandResult run(Sandbox &sandbox, const std::vector<std::string> &argv,
-                    const std::string &input);
-  std::uint32_t begin(Sandbox &sandbox, const std::vector<std::string> &argv);
-  void input(Sandbox &sandbox, std::uint32_t stream, const std::string &bytes);
-  CommandResult finish(Sandbox &sandbox, std::uint32_t stream);
+  Result<Sandbox> start(ResourceLimits limits = {}, const std::string& network_namespace = {},
+                        const std::vector<std::pair<std::string, std::string>>& files = {});
+  std::string claim(
+      Sandbox& sandbox, const std::vector<std::string>& environment,
+      const std::vector<std::pair<std::string, std::string>>& files);  ///< what went wrong; empty: nothing
+  CommandResult run(Sandbox& sandbox, const std::vector<std::string>& argv, const std::string& input);
+  std::uint32_t begin(Sandbox& sandbox, const std::vector<std::string>& argv);
+  void input(Sandbox& sandbox, std::uint32_t stream, const std::string& bytes);
+  CommandResult finish(Sandbox& sandbox, std::uint32_t stream);
 
   /// As if this process had died and another come.
   void restart_supervisor();
-  Result<> take_over(Sandbox &sandbox);
+  Result<> take_over(Sandbox& sandbox);
 
-  SandboxDriver &driver() { return *driver_; }
-  ControlHub &hub() { return *hub_; }
-  const std::string &directory() const { return directory_; }
+  SandboxDriver& driver() { return *driver_; }
+  ControlHub& hub() { return *hub_; }
+  const std::string& directory() const { return directory_; }
 
-private:
+ private:
   SandboxFixture() = default;
   std::string runtime_, directory_, init_;
   std::unique_ptr<SandboxDriver> driver_;
@@ -69,4 +65,4 @@ private:
   std::uint32_t next_stream_ = 1;
 };
 
-} // namespace creto::runtime
+}  // namespace creto::runtime

@@ -1,0 +1,555 @@
+#include "gateway/agent_doors.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "creto/audit/audit_log.h"
+#include "creto/common/assert.h"
+#include "creto/common/json.h"
+#include "creto/contracts/cost_trigger.h"
+#include "creto/contracts/spending.h"
+#include "creto/crypto/hash.h"
+#include "creto/memory/memory.h"
+#include "creto/nhi/nhi.h"
+#include "creto/vault/vault.h"
+
+namespace creto::runtime {
+namespace {
+
+Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
+Error turned_off(std::string_view what) {
+  return Error(Product::runtime, ErrorKind::unavailable, fmt::format("{} is not part of this installation", what));
+}
+
+audit::AuditRecord entry(const Context& ctx, std::string what, const SandboxId& sandbox,
+                         audit::Outcome outcome = audit::Outcome::success) {
+  return audit::AuditRecord::of(ctx, std::move(what), fmt::format("runtime:sandbox:{}", sandbox.to_string()), outcome);
+}
+
+/// The id of an operation's hold: its own 16 bytes under another name.
+ReservationId hold_of(const std::string& operation) {
+  const auto id = ActionId::parse(operation);
+  CRETO_ASSERT(id.has_value());
+  return ReservationId::from_bytes(id->bytes());
+}
+
+}  // namespace
+
+// --- approvals -------------------------------------------------------------------------------------------------------
+
+Error Approvals::refused(const Context& ctx, const authz::CheckRequest& request, Error error) {
+  auto record = audit::AuditRecord::of(ctx, request.action, request.resource.to_string(), audit::Outcome::denied);
+  record.outcome_detail = error.to_string();
+  auto written = sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(audit::record(tx, ctx, record));
+    return {};
+  });
+  if (!written) services_.telemetry.error("runtime", "audit_failed", {{"error", written.error().to_string()}});
+  return error;
+}
+
+Result<contracts::ApprovalStatus> Approvals::ask(const Context& ctx, const authz::CheckRequest& request,
+                                                 const std::optional<SandboxId>& sandbox, const std::string& arguments,
+                                                 const std::string& description, const std::string& reasoning,
+                                                 contracts::ApprovalNeed need, std::vector<std::string> risks) {
+  if (!services_.approvals)
+    return refused(ctx, request,
+                   Error(Product::runtime, ErrorKind::oversight_required,
+                         fmt::format("`{}` needs a human's approval, and nobody can be asked here", request.action)));
+  contracts::ApprovalRequest asked{{request.principal, request.chain, sandbox, request.action, request.resource.type,
+                                    request.resource.id, arguments},
+                                   std::move(need),
+                                   description,
+                                   reasoning,
+                                   std::move(risks)};
+  return services_.approvals->request_approval(ctx, asked);
+}
+
+Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
+    const Context& ctx, const authz::CheckRequest& request, const std::optional<SandboxId>& sandbox,
+    const std::string& arguments, const std::string& description, const std::string& reasoning,
+    const std::optional<Money>& cost) {
+  const auto decision = services_.authz.check(ctx, request);
+  if (const auto* oversight = std::get_if<authz::RequiresOversight>(&decision)) {
+    contracts::ApprovalNeed need;
+    std::vector<std::string> risks;
+    for (const auto& requirement : oversight->requirements) {
+      need.policies.push_back(requirement.oversight_policy);
+      need.forbids.push_back(requirement.forbid);
+      if (requirement.timeout && (!need.timeout || *requirement.timeout < *need.timeout))
+        need.timeout = requirement.timeout;
+      need.approvers.insert(need.approvers.end(), requirement.approvers.begin(), requirement.approvers.end());
+      risks.push_back(fmt::format("policy `{}` forbids it without approval", requirement.forbid));
+    }
+    auto status =
+        CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning, std::move(need), std::move(risks)));
+    return std::optional(std::move(status));
+  }
+  if (auto refusal = authz::refusal(Product::runtime, decision)) return refused(ctx, request, std::move(*refusal));
+
+  // A token is bound to these very arguments and used up later: who approved it has seen the cost.
+  if (cost && services_.costs && request.override_token.empty()) {
+    const contracts::BillableEvent event{"action", request.principal, request.chain, *cost};
+    for (const auto period :
+         {contracts::BillingPeriod::transaction, contracts::BillingPeriod::hour, contracts::BillingPeriod::day,
+          contracts::BillingPeriod::month, contracts::BillingPeriod::lifetime}) {
+      auto trigger = CRETO_TRY(services_.costs->check_cost_threshold(ctx, event, period));
+      if (!trigger || trigger->action == contracts::ThresholdAction::notify_only) continue;
+      const auto text = fmt::format("cost threshold `{}`: {} of {}", trigger->policy_id,
+                                    trigger->current_cost.to_string(), trigger->threshold.to_string());
+      if (trigger->action == contracts::ThresholdAction::block)
+        return refused(ctx, request,
+                       Error(Product::runtime, ErrorKind::quota_exceeded, text + " exceeded")
+                           .with_cause(Error(Product::metering, ErrorKind::quota_exceeded, text)));
+      contracts::ApprovalNeed need;
+      need.policies.push_back(trigger->policy_id);
+      need.forbids.emplace_back();
+      need.approvers = trigger->approvers;
+      auto status = CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning, std::move(need), {text}));
+      return std::optional(std::move(status));
+    }
+  }
+  return std::nullopt;
+}
+
+// --- actions ---------------------------------------------------------------------------------------------------------
+
+AgentDoors::AgentDoors(RuntimeServices& services, Events& events, Approvals& approvals, Tasks& tasks,
+                       std::map<std::string, ActionDeclaration> actions)
+    : services_(services),
+      events_(events),
+      approvals_(approvals),
+      tasks_(tasks),
+      actions_(std::move(actions)),
+      client_(http::Client::create(services.clock)) {}
+
+Result<ActionOutcome> AgentDoors::act(const Context& ctx, const Resident& resident, const std::string& name,
+                                      const Json& arguments, const std::string& reasoning,
+                                      const std::string& override_token) {
+  const auto declared = actions_.find(name);
+  if (declared == actions_.end())
+    return Error(Product::runtime, ErrorKind::not_found, fmt::format("there is no action `{}`", name.substr(0, 64)));
+  const auto& action = declared->second;
+  const auto checked = CRETO_TRY(check_arguments(action, arguments));
+  if (reasoning.size() > 16 << 10)
+    return Error(Product::runtime, ErrorKind::too_large, "reasoning: is longer than 16 KiB");
+
+  const auto earlier =
+      CRETO_TRY(sql::read(services_.database, ctx, [&](sql::Tx& tx) -> Result<std::optional<OperationRecord>> {
+        return RuntimeStore::find_operation(tx, resident.org, resident.agent, "action", ctx.idempotency_key);
+      }));
+  if (earlier) {
+    if (earlier->name != name || earlier->arguments != checked.canonical)
+      return Error(Product::runtime, ErrorKind::conflict, "this idempotency key was used with other content");
+    // The same key with another token would be a second use of an approval that the first one did not need.
+    if (!override_token.empty() && earlier->done) return ActionOutcome{earlier->status, earlier->result, std::nullopt};
+    if (earlier->done) return ActionOutcome{earlier->status, earlier->result, std::nullopt};
+    return perform(ctx, *earlier, action, checked);
+  }
+
+  const authz::CheckRequest request{resident.agent,      resident.chain,
+                                    action.cedar_action, {action.resource_type, checked.resource_id},
+                                    checked.context,     crypto::sha3_256(as_bytes(checked.canonical)),
+                                    override_token};
+  auto waiting = CRETO_TRY(approvals_.require(
+      ctx, request, resident.sandbox, checked.canonical,
+      fmt::format("{}: {}", action.description.empty() ? action.name : action.description, checked.canonical),
+      reasoning, checked.cost));
+  if (waiting) {
+    auto asked = entry(ctx, "action_awaits_approval", resident.sandbox);
+    asked.why = waiting->request.to_string();
+    asked.metadata = Json{{"action", name}, {"arguments", checked.canonical}}.dump();
+    CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(audit::record(tx, ctx, asked));
+      return {};
+    }));
+    return ActionOutcome{202, {}, std::move(waiting)};
+  }
+
+  OperationRecord operation{resident.org,
+                            ActionId::fresh(services_.clock.now()).to_string(),
+                            resident.agent,
+                            resident.sandbox,
+                            "action",
+                            ctx.idempotency_key,
+                            name,
+                            checked.canonical,
+                            reasoning,
+                            false,
+                            0,
+                            {}};
+  if (services_.limits) {
+    const contracts::SpendRequest spend{
+        hold_of(operation.id),          resident.agent,          resident.chain, "action", Decimal(1),
+        checked.cost.value_or(Money{}), std::chrono::minutes(10)};
+    auto held = services_.limits->reserve(ctx, spend);
+    if (!held) {
+      if (held.error().kind() != ErrorKind::quota_exceeded) return std::move(held).error();
+      return Error(Product::runtime, ErrorKind::quota_exceeded, fmt::format("`{}` is over the agent's quota", name))
+          .with_cause(std::move(held).error());
+    }
+  }
+  auto begun = sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(RuntimeStore::insert(tx, operation, tx.now()));
+    if (!override_token.empty()) CRETO_TRY(services_.authz.consume_override(tx, ctx, request, operation.id));
+    auto record = entry(ctx, "action_begun", resident.sandbox);
+    record.why = reasoning.substr(0, 2000);
+    record.metadata = Json{{"action", name}, {"operation", operation.id}, {"arguments", checked.canonical}}.dump();
+    CRETO_TRY(audit::record(tx, ctx, record));
+    return {};
+  });
+  if (!begun) {
+    if (services_.limits)
+      if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
+        services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+    // Another request with the same key was quicker.
+    if (begun.error().kind() == ErrorKind::already_exists)
+      return Error(Product::runtime, ErrorKind::unavailable, "the same operation is being performed; repeat")
+          .with_retryable(true);
+    return std::move(begun).error();
+  }
+  return perform(ctx, std::move(operation), action, checked);
+}
+
+Result<ActionOutcome> AgentDoors::perform(const Context& ctx, OperationRecord operation,
+                                          const ActionDeclaration& action, const CheckedArguments& checked) {
+  const auto own = events_.service_context(operation.org);
+  http::ClientRequest call;
+  call.method = action.method;
+  call.url = action.upstream;
+  call.headers = {{"Content-Type", "application/json"}, {action.idempotency_header, operation.id}};
+  if (action.method != "GET") call.body = operation.arguments;
+  call.timeout = action.timeout;
+  call.body_bytes_max = action.response_bytes_max;
+  if (!action.secret_ref.empty()) {
+    if (!services_.vault) return turned_off("the vault");
+    const auto ref = CRETO_TRY(vault::SecretRef::parse(action.secret_ref));
+    auto secret = CRETO_TRY(services_.vault->get_secret(own, ref));
+    call.headers.emplace_back(action.secret_header, action.secret_prefix + std::string(secret.value.reveal_text()));
+  }
+  auto answer = client_->send(ctx, call);
+  for (auto& [header, value] : call.headers)
+    if (header == action.secret_header) wipe(value.data(), value.size());
+  // Without an answer nobody knows whether it happened: it stays begun, and repeating it under its id is safe.
+  if (!answer) {
+    if (answer.error().kind() == ErrorKind::too_large) return std::move(answer).error();
+    return Error(Product::runtime, ErrorKind::unavailable,
+                 fmt::format("`{}` did not answer; repeat with the same key", action.name))
+        .with_cause(std::move(answer).error())
+        .with_retryable(true);
+  }
+  if (answer->status >= 500 || answer->status == 429 || answer->status == 408)
+    return Error(Product::runtime, ErrorKind::unavailable,
+                 fmt::format("`{}` answered with {}; repeat with the same key", action.name, answer->status))
+        .with_retryable(true);
+
+  const bool succeeded = answer->status < 400;
+  Json result;
+  if (auto parsed = parse_json(answer->body, {.bytes_max = action.response_bytes_max}); parsed) {
+    result = *parsed;
+  } else {
+    result = is_valid_utf8(answer->body) ? Json(answer->body) : Json(base64(as_bytes(answer->body)));
+  }
+  operation.done = true;
+  operation.status = succeeded ? 200 : answer->status;
+  if (succeeded) {
+    operation.result = Json{{"operation_id", operation.id}, {"result", result}}.dump();
+  } else {
+    const Error refusal(Product::runtime, ErrorKind::conflict,
+                        fmt::format("`{}` refused with {}", action.name, answer->status));
+    auto body = Json::parse(http::error_to_json(refusal));
+    body["upstream"] = result;
+    operation.result = body.dump();
+  }
+  // On behalf of the agent, also after a restart, when nobody of its own asks.
+  auto agent_ctx = ctx;
+  std::vector<OutgoingEvent> outgoing;
+  if (succeeded) {
+    contracts::RuntimeUsageEvent usage;
+    usage.usage_type = "action";
+    usage.idempotency_key = operation.id;
+    usage.properties =
+        CRETO_TRY(canonical_json(Json{{"action", action.name}, {"sandbox_id", operation.sandbox.to_string()}}));
+    usage.cost = checked.cost;
+    auto event = CRETO_TRY(events_.usage(operation.org, operation.agent, agent_ctx.chain, usage));
+    outgoing.push_back(std::move(event));
+  }
+  auto done = sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(RuntimeStore::update(tx, operation));
+    CRETO_TRY(Events::publish(tx, agent_ctx, outgoing));
+    auto record = entry(agent_ctx, "action_performed", operation.sandbox,
+                        succeeded ? audit::Outcome::success : audit::Outcome::failure);
+    record.why = operation.reasoning.substr(0, 2000);
+    record.metadata = Json{
+        {"action", action.name},
+        {"operation", operation.id},
+        {"arguments", operation.arguments},
+        {"status",
+         answer->status}}.dump();
+    CRETO_TRY(audit::record(tx, agent_ctx, record));
+    return {};
+  });
+  // `conflict`: a parallel repeat recorded the same outcome of the same operation.
+  if (!done && done.error().kind() != ErrorKind::conflict) return std::move(done).error();
+  if (services_.limits)
+    if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
+      services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+  return ActionOutcome{operation.status, operation.result, std::nullopt};
+}
+
+Result<> AgentDoors::resume() {
+  auto open = CRETO_TRY(sql::read(
+      services_.database, events_.service_context("default"),
+      [&](sql::Tx& tx) -> Result<std::vector<OperationRecord>> { return RuntimeStore::unfinished(tx, "action"); }));
+  for (auto& operation : open) resume_one(std::move(operation), Nanos(0));
+  return {};
+}
+
+void AgentDoors::resume_one(OperationRecord operation, Nanos delay) {
+  tasks_.post_after(delay, [this, operation = std::move(operation), delay]() mutable {
+    const auto declared = actions_.find(operation.name);
+    const auto arguments = parse_json(operation.arguments);
+    if (declared == actions_.end() || !arguments) {
+      services_.telemetry.error("runtime", "operation_cannot_be_resumed",
+                                {{"operation", operation.id}, {"action", operation.name}});
+      return;
+    }
+    auto checked = check_arguments(declared->second, *arguments);
+    if (!checked) {
+      services_.telemetry.error("runtime", "operation_cannot_be_resumed",
+                                {{"operation", operation.id}, {"error", checked.error().to_string()}});
+      return;
+    }
+    auto own = events_.service_context(operation.org);
+    DelegationChain chain{operation.agent};
+    if (auto known = services_.nhi.get_delegation_chain(own, operation.agent)) chain = known->identities();
+    auto ctx = Context::of(operation.agent, std::move(chain));
+    ctx.org = operation.org;
+    auto outcome = perform(ctx, operation, declared->second, *checked);
+    if (outcome) return;
+    services_.telemetry.warn("runtime", "operation_not_yet_resumed",
+                             {{"operation", operation.id}, {"error", outcome.error().to_string()}});
+    if (outcome.error().retryable())
+      resume_one(std::move(operation),
+                 std::min<Nanos>(std::chrono::minutes(5), std::max<Nanos>(std::chrono::seconds(1), delay * 2)));
+  });
+}
+
+// --- inference -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Result<inference::CompletionRequest> read_completion(const Json& json, const SandboxId& sandbox) {
+  if (!json.is_object()) return invalid("request: must be an object");
+  inference::CompletionRequest request;
+  request.sandbox = sandbox;
+  const auto number = [&](const char* key, double otherwise) {
+    return json.contains(key) && json[key].is_number() ? json[key].get<double>() : otherwise;
+  };
+  if (json.contains("model") && json["model"].is_string()) request.model = json["model"];
+  if (json.value("stream", Json(false)) == Json(true)) return invalid("stream: is not offered inside sandboxes");
+  if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
+    return invalid("messages: must be a list");
+  for (const auto& message : json["messages"]) {
+    if (!message.is_object() || !message.contains("role") || !message["role"].is_string() ||
+        !message.contains("content") || !message["content"].is_string())
+      return invalid("messages: each must have a role and text as content");
+    auto role = inference::role_from_string(message["role"].get<std::string>());
+    if (!role) return std::move(role).error();
+    request.messages.push_back({*role, message["content"]});
+  }
+  const auto tokens = number("max_tokens", number("max_completion_tokens", 1024));
+  if (tokens < 1 || tokens > 1'000'000) return invalid("max_tokens: must be 1 to 1000000");
+  request.max_tokens = static_cast<std::uint32_t>(tokens);
+  if (json.contains("temperature")) request.temperature = number("temperature", 0);
+  if (json.contains("response_format") && json["response_format"].is_object())
+    request.json = json["response_format"].value("type", "") == "json_object";
+  return request;
+}
+
+}  // namespace
+
+Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& resident, const Json& body) {
+  if (!services_.inference) return turned_off("inference");
+  const auto request = CRETO_TRY(read_completion(body, resident.sandbox));
+  const auto canonical = CRETO_TRY(canonical_json(body));
+  const auto hash = hex(crypto::sha3_256(as_bytes(canonical)));
+  const auto earlier =
+      CRETO_TRY(sql::read(services_.database, ctx, [&](sql::Tx& tx) -> Result<std::optional<OperationRecord>> {
+        return RuntimeStore::find_operation(tx, resident.org, resident.agent, "inference", ctx.idempotency_key);
+      }));
+  if (earlier) {
+    if (earlier->arguments != hash)
+      return Error(Product::runtime, ErrorKind::conflict, "this idempotency key was used with other content");
+    if (earlier->done) return earlier->result;
+  }
+  const authz::CheckRequest check{resident.agent,
+                                  resident.chain,
+                                  "inference.call",
+                                  {"Model", request.model.empty() ? "default" : request.model},
+                                  {},
+                                  {},
+                                  {}};
+  const auto waiting =
+      CRETO_TRY(approvals_.require(ctx, check, resident.sandbox, "{}", "call the model", "", std::nullopt));
+  if (waiting)
+    return Error(Product::runtime, ErrorKind::oversight_required,
+                 fmt::format("the call waits for approval `{}`", waiting->request.to_string()));
+
+  OperationRecord operation{resident.org,
+                            ActionId::fresh(services_.clock.now()).to_string(),
+                            resident.agent,
+                            resident.sandbox,
+                            "inference",
+                            ctx.idempotency_key,
+                            request.model,
+                            hash,
+                            {},
+                            true,
+                            200,
+                            {}};
+  if (earlier) operation.id = earlier->id;
+  if (services_.limits) {
+    // The prompt is counted by the provider only; a token is at least a byte and usually four.
+    std::int64_t characters = 0;
+    for (const auto& message : request.messages) characters += static_cast<std::int64_t>(message.content.size());
+    const contracts::SpendRequest spend{hold_of(operation.id),
+                                        resident.agent,
+                                        resident.chain,
+                                        "inference_tokens",
+                                        Decimal(characters / 4 + request.max_tokens),
+                                        Money{},
+                                        std::chrono::minutes(10)};
+    auto held = services_.limits->reserve(ctx, spend);
+    if (!held)
+      return Error(Product::runtime,
+                   held.error().kind() == ErrorKind::quota_exceeded ? ErrorKind::quota_exceeded : held.error().kind(),
+                   "the model cannot be called")
+          .with_cause(std::move(held).error());
+  }
+  const auto release = [&] {
+    if (!services_.limits) return;
+    if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
+      services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+  };
+  auto response = services_.inference->complete(ctx, request);
+  if (!response) {
+    release();
+    return std::move(response).error();
+  }
+  Json answer = {
+      {"id", response->id},
+      {"object", "chat.completion"},
+      {"created", std::chrono::duration_cast<std::chrono::seconds>(services_.clock.now().time_since_epoch()).count()},
+      {"model", response->model},
+      {"choices", Json::array({{{"index", 0},
+                                {"message", {{"role", "assistant"}, {"content", response->content}}},
+                                {"finish_reason", inference::to_string(response->finish_reason)}}})},
+      {"usage",
+       {{"prompt_tokens", response->usage.prompt_tokens},
+        {"completion_tokens", response->usage.completion_tokens},
+        {"total_tokens", response->usage.total()}}}};
+  if (response->flagged)
+    answer["creto_injection"] = {{"score", response->flagged->score}, {"rules", response->flagged->rules}};
+  operation.result = answer.dump();
+
+  contracts::RuntimeUsageEvent usage;
+  usage.usage_type = "inference_tokens";
+  usage.idempotency_key = operation.id;
+  usage.units = Decimal(response->usage.total());
+  usage.properties = CRETO_TRY(canonical_json(Json{{"sandbox_id", resident.sandbox.to_string()},
+                                                   {"model_id", response->model},
+                                                   {"provider", response->provider},
+                                                   {"input_tokens", response->usage.prompt_tokens},
+                                                   {"cached_input_tokens", response->usage.cached_prompt_tokens},
+                                                   {"output_tokens", response->usage.completion_tokens},
+                                                   {"reasoning_tokens", response->usage.reasoning_tokens}}));
+  auto event = CRETO_TRY(events_.usage(resident.org, resident.agent, resident.chain, usage));
+  CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+    if (!earlier) {
+      CRETO_TRY(RuntimeStore::insert(tx, operation, tx.now()));
+      CRETO_TRY(RuntimeStore::update(tx, operation));
+    }
+    CRETO_TRY(Events::publish(tx, ctx, {event}));
+    return {};
+  }));
+  release();
+  return operation.result;
+}
+
+// --- memory and messages -------------------------------------------------------------------------------------------
+
+Result<std::string> AgentDoors::remember(const Context& ctx, const Resident& resident, const Json& body) {
+  if (!services_.memory) return turned_off("memory");
+  JsonReader in(body, "request");
+  memory::NewEntry fresh{resident.agent, in.text("content"), memory::MemoryType::observation, {}, {}, std::nullopt};
+  const auto type = in.text_or("type", "observation");
+  const Json metadata = in.object("metadata");
+  CRETO_TRY(in.finish());
+  fresh.type = CRETO_TRY(memory::memory_type_from_string(type));
+  for (const auto& [key, value] : metadata.items()) {
+    if (!value.is_string()) return invalid("metadata: values must be text");
+    fresh.metadata[key] = value;
+  }
+  const auto id = CRETO_TRY(services_.memory->store(ctx, fresh));
+  return id.to_string();
+}
+
+Result<std::string> AgentDoors::send(const Context& ctx, const Resident& resident, const Json& body) {
+  if (!services_.messenger || !services_.endpoint) return turned_off("messaging");
+  JsonReader in(body, "request");
+  const auto to = in.text_or("to", "");
+  const auto topic = in.text_or("topic", "");
+  const auto text = in.text("body");
+  const auto encoding = in.text_or("encoding", "text");
+  CRETO_TRY(in.finish());
+  if (encoding != "text" && encoding != "base64") return invalid("encoding: must be text or base64");
+  std::string content = text;
+  if (encoding == "base64") {
+    const auto bytes = CRETO_TRY(from_base64(text));
+    content = std::string(as_text(bytes));
+  }
+  const auto recipient = CRETO_TRY(services_.nhi.find_agent(events_.service_context(resident.org), to));
+  auto sealed = CRETO_TRY(services_.endpoint->seal(ctx, resident.agent, recipient.identity, topic, content));
+  const auto id = CRETO_TRY(services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed));
+  return id.to_string();
+}
+
+Result<Json> AgentDoors::receive(const Context& ctx, const Resident& resident) {
+  if (!services_.messenger || !services_.endpoint) return turned_off("messaging");
+  const auto received = CRETO_TRY(services_.messenger->receive_for_sandbox(ctx, resident.sandbox, 32));
+  Json list = Json::array();
+  for (const auto& message : received) {
+    auto opened = services_.endpoint->open(ctx, resident.agent, message);
+    if (!opened) {
+      services_.telemetry.warn(
+          "runtime", "message_not_opened",
+          {{"message", message.message.message_id.to_string()}, {"error", opened.error().to_string()}});
+      continue;
+    }
+    Json one = {{"message_id", opened->id.to_string()},
+                {"from", opened->sender.text()},
+                {"topic", opened->topic},
+                {"verified", opened->verified},
+                {"sent_at", to_rfc3339(opened->sent_at)}};
+    const bool text = is_valid_utf8(opened->body);
+    one["body"] = text ? opened->body : base64(as_bytes(opened->body));
+    one["encoding"] = text ? "text" : "base64";
+    list.push_back(std::move(one));
+  }
+  return list;
+}
+
+Result<> AgentDoors::acknowledge(const Context& ctx, const Resident& resident, const MessageId& message) {
+  if (!services_.messenger) return turned_off("messaging");
+  return services_.messenger->acknowledge_for_sandbox(ctx, resident.sandbox, message);
+}
+
+Result<std::string> AgentDoors::subscribe(const Context& ctx, const Resident& resident, const std::string& topic) {
+  if (!services_.messenger) return turned_off("messaging");
+  const auto id = CRETO_TRY(services_.messenger->subscribe_sandbox(ctx, resident.sandbox, topic));
+  return id.to_string();
+}
+
+}  // namespace creto::runtime

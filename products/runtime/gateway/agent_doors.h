@@ -1,0 +1,110 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <variant>
+
+#include "actions.h"
+#include "creto/authz/authz.h"
+#include "creto/inference/inference.h"
+#include "creto/io/http_client.h"
+#include "creto/io/http_server.h"
+#include "events.h"
+#include "store.h"
+#include "tasks.h"
+
+namespace creto::runtime {
+
+/// Who asks from inside a sandbox; known from the socket, not from what is said.
+struct Resident {
+  std::string org;
+  SandboxId sandbox;
+  Identity agent;
+  DelegationChain chain;
+};
+
+/// Asks a human where a decision says so. Shared by spawn and actions.
+class Approvals {
+ public:
+  Approvals(RuntimeServices& services, Events& events) : services_(services), events_(events) {}
+
+  /// Whether `request` may go on. A status: it waits for a human (or a human has already said no). An error: it is
+  /// refused; refusals are audited.
+  Result<std::optional<contracts::ApprovalStatus>> require(const Context& ctx, const authz::CheckRequest& request,
+                                                           const std::optional<SandboxId>& sandbox,
+                                                           const std::string& arguments, const std::string& description,
+                                                           const std::string& reasoning,
+                                                           const std::optional<Money>& cost);
+
+ private:
+  Result<contracts::ApprovalStatus> ask(const Context& ctx, const authz::CheckRequest& request,
+                                        const std::optional<SandboxId>& sandbox, const std::string& arguments,
+                                        const std::string& description, const std::string& reasoning,
+                                        contracts::ApprovalNeed need, std::vector<std::string> risks);
+  Error refused(const Context& ctx, const authz::CheckRequest& request, Error error);
+
+  RuntimeServices& services_;
+  Events& events_;
+};
+
+/// An action's outcome: the upstream's answer, or the request a human has to answer first.
+struct ActionOutcome {
+  int status = 200;
+  std::string result;  ///< JSON
+  std::optional<contracts::ApprovalStatus> approval;
+};
+
+/// Everything an agent reaches from inside its sandbox except raw egress. Thread-safe.
+///
+/// An action is: checked, held against limits, approved, recorded as begun (with the approval's token used up in the
+/// same transaction), made upstream under the operation's id, recorded as done with its event and audit record. What
+/// was begun when the process died is made again under the same id, so an upstream that honours the id sees it once.
+class AgentDoors {
+ public:
+  AgentDoors(RuntimeServices& services, Events& events, Approvals& approvals, Tasks& tasks,
+             std::map<std::string, ActionDeclaration> actions);
+
+  /// Errors: not_found; permission_denied; quota_exceeded; conflict (key used with other content); unavailable (the
+  /// upstream did not answer: repeat with the same key).
+  Result<ActionOutcome> act(const Context& ctx, const Resident& resident, const std::string& action,
+                            const Json& arguments, const std::string& reasoning, const std::string& override_token);
+  /// OpenAI's request and response JSON.
+  Result<std::string> complete(const Context& ctx, const Resident& resident, const Json& request);
+
+  Result<std::string> remember(const Context& ctx, const Resident& resident, const Json& request);
+  Result<std::string> send(const Context& ctx, const Resident& resident, const Json& request);
+  Result<Json> receive(const Context& ctx, const Resident& resident);
+  Result<> acknowledge(const Context& ctx, const Resident& resident, const MessageId& message);
+  Result<std::string> subscribe(const Context& ctx, const Resident& resident, const std::string& topic);
+
+  /// Makes again, in the background, what an earlier process had begun.
+  Result<> resume();
+
+ private:
+  Result<ActionOutcome> perform(const Context& ctx, OperationRecord operation, const ActionDeclaration& action,
+                                const CheckedArguments& checked);
+  void resume_one(OperationRecord operation, Nanos delay);
+
+  RuntimeServices& services_;
+  Events& events_;
+  Approvals& approvals_;
+  Tasks& tasks_;
+  const std::map<std::string, ActionDeclaration> actions_;
+  std::shared_ptr<http::Client> client_;
+};
+
+/// What the HTTP doors of one sandbox need.
+struct GatewayHooks {
+  std::function<Context()> context;  ///< of the agent, deadline included
+  std::function<Result<SpawnResult>(const Context&, SandboxSpec)> spawn_child;
+  std::function<Result<Sandbox>(const Context&, const SandboxId&)> child;  ///< only its own
+  std::function<Result<Sandbox>(const Context&, const SandboxId&)> end_child;
+};
+
+/// The routes of docs/formats.md, "In-sandbox gateway".
+http::AsyncHandler gateway_handler(Resident resident, AgentDoors& doors, RuntimeServices& services, Tasks& tasks,
+                                   GatewayHooks hooks);
+
+}  // namespace creto::runtime

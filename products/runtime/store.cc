@@ -1,0 +1,312 @@
+#include "store.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "creto/common/assert.h"
+#include "creto/common/json.h"
+
+namespace creto::runtime {
+namespace {
+
+constexpr sql::Migration migrations[] = {
+    {1, "sandboxes and operations", R"(
+CREATE TABLE runtime_sandboxes (
+  org TEXT NOT NULL,
+  id TEXT NOT NULL,
+  agent TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('starting', 'running', 'terminated')),
+  doc TEXT NOT NULL,
+  PRIMARY KEY (org, id));
+CREATE INDEX runtime_sandboxes_state ON runtime_sandboxes (state);
+CREATE INDEX runtime_sandboxes_agent ON runtime_sandboxes (org, agent, id);
+CREATE TABLE runtime_operations (
+  org TEXT NOT NULL,
+  id TEXT NOT NULL,
+  agent TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('action', 'inference')),
+  op_key TEXT,
+  done BIGINT NOT NULL CHECK (done IN (0, 1)),
+  created_at BIGINT NOT NULL,
+  doc TEXT NOT NULL,
+  PRIMARY KEY (org, id));
+CREATE UNIQUE INDEX runtime_operations_key ON runtime_operations (org, agent, kind, op_key);
+CREATE INDEX runtime_operations_open ON runtime_operations (kind, done))"},
+};
+
+Error damaged(std::string_view what) {
+  return Error(Product::runtime, ErrorKind::internal, fmt::format("a stored {} cannot be read", what));
+}
+
+std::string number(std::int64_t value) { return std::to_string(value); }
+std::int64_t to_number(const Json& json, const char* key) {
+  return json.contains(key) ? std::strtoll(json[key].get_ref<const std::string&>().c_str(), nullptr, 10) : 0;
+}
+
+template <class Enum>
+std::optional<Enum> enum_from(std::string_view text, std::initializer_list<Enum> all) {
+  for (const auto value : all)
+    if (to_string(value) == text) return value;
+  return std::nullopt;
+}
+
+std::string encode(const SandboxRecord& record) {
+  const auto& s = record.sandbox;
+  Json chain = Json::array();
+  for (const auto& link : s.delegation_chain) chain.push_back(link.text());
+  Json egress = Json::array();
+  for (const auto& rule : record.egress) egress.push_back({rule.host, rule.port, to_string(rule.verdict)});
+  Json doc = {
+      {"agent", s.agent.text()},
+      {"chain", std::move(chain)},
+      {"detail", s.detail},
+      {"image", s.image},
+      {"image_digest", s.image_digest},
+      {"runtime_class", s.runtime_class},
+      {"isolation", s.isolation},
+      {"command", s.command},
+      {"cpu_millicores", s.limits.cpu_millicores},
+      {"memory_bytes", number(static_cast<std::int64_t>(s.limits.memory_bytes))},
+      {"pids", s.limits.pids},
+      {"time_ns", number(s.limits.time.count())},
+      {"warm", s.warm},
+      {"created_ns", number(unix_ns(s.created_at))},
+      {"environment", record.environment},
+      {"working_directory", record.working_directory},
+      {"egress", std::move(egress)},
+      {"pid", record.process.pid},
+      {"start_time", number(static_cast<std::int64_t>(record.process.start_time))},
+      {"network_slot", record.network_slot},
+      {"secret_delegation", record.secret_delegation},
+      {"attestation", s.attestation.document},
+      {"attestation_algorithm", s.attestation.signature.algorithm},
+      {"attestation_signature", base64(s.attestation.signature.value)},
+  };
+  if (s.parent) doc["parent"] = s.parent->to_string();
+  if (s.reason) doc["reason"] = to_string(*s.reason);
+  if (s.exit_code) doc["exit_code"] = *s.exit_code;
+  if (s.ready_at) doc["ready_ns"] = number(unix_ns(*s.ready_at));
+  if (s.terminated_at) doc["terminated_ns"] = number(unix_ns(*s.terminated_at));
+  return doc.dump();
+}
+
+Result<SandboxRecord> decode(const sql::Row& row) {
+  try {
+    const auto doc = Json::parse(row.text(3));
+    auto id = CRETO_TRY(SandboxId::parse(row.text(1)));
+    auto agent = CRETO_TRY(Identity::parse(doc.at("agent").get_ref<const std::string&>()));
+    SandboxRecord record{row.text(0), Sandbox{id, agent}, {}, {}, {}, {}, 0, {}};
+    auto& s = record.sandbox;
+    for (const auto& link : doc.at("chain")) {
+      auto identity = CRETO_TRY(Identity::parse(link.get_ref<const std::string&>()));
+      s.delegation_chain.push_back(std::move(identity));
+    }
+    const auto state =
+        enum_from(row.text(2), {SandboxState::starting, SandboxState::running, SandboxState::terminated});
+    if (!state) return damaged("sandbox");
+    s.state = *state;
+    if (doc.contains("parent")) s.parent = CRETO_TRY(SandboxId::parse(doc["parent"].get_ref<const std::string&>()));
+    if (doc.contains("reason"))
+      s.reason = enum_from(doc["reason"].get_ref<const std::string&>(),
+                           {TerminationReason::completed, TerminationReason::failed, TerminationReason::timeout,
+                            TerminationReason::manual, TerminationReason::resource_limit});
+    if (doc.contains("exit_code")) s.exit_code = doc["exit_code"].get<int>();
+    s.detail = doc.at("detail");
+    s.image = doc.at("image");
+    s.image_digest = doc.at("image_digest");
+    s.runtime_class = doc.at("runtime_class");
+    s.isolation = doc.at("isolation");
+    s.command = doc.at("command").get<std::vector<std::string>>();
+    s.limits.cpu_millicores = doc.at("cpu_millicores");
+    s.limits.memory_bytes = static_cast<std::uint64_t>(to_number(doc, "memory_bytes"));
+    s.limits.pids = doc.at("pids");
+    s.limits.time = Nanos(to_number(doc, "time_ns"));
+    s.warm = doc.at("warm");
+    s.created_at = from_unix_ns(to_number(doc, "created_ns"));
+    if (doc.contains("ready_ns")) s.ready_at = from_unix_ns(to_number(doc, "ready_ns"));
+    if (doc.contains("terminated_ns")) s.terminated_at = from_unix_ns(to_number(doc, "terminated_ns"));
+    record.environment = doc.at("environment").get<std::map<std::string, std::string>>();
+    record.working_directory = doc.at("working_directory");
+    for (const auto& rule : doc.at("egress")) {
+      const auto verdict = CRETO_TRY(egress_verdict_from_string(rule.at(2).get_ref<const std::string&>()));
+      record.egress.push_back({rule.at(0), rule.at(1), verdict});
+    }
+    record.process.pid = doc.at("pid");
+    record.process.start_time = static_cast<std::uint64_t>(to_number(doc, "start_time"));
+    record.network_slot = doc.at("network_slot");
+    record.secret_delegation = doc.at("secret_delegation");
+    s.attestation.document = doc.at("attestation");
+    s.attestation.signature.algorithm = doc.at("attestation_algorithm");
+    s.attestation.signature.value =
+        CRETO_TRY(from_base64(doc.at("attestation_signature").get_ref<const std::string&>()));
+    return record;
+  } catch (const Json::exception&) {
+    return damaged("sandbox");
+  }
+}
+
+Result<std::vector<SandboxRecord>> decode_all(const sql::Rows& rows) {
+  std::vector<SandboxRecord> records;
+  for (const auto row : rows) {
+    auto record = CRETO_TRY(decode(row));
+    records.push_back(std::move(record));
+  }
+  return records;
+}
+
+std::string encode(const OperationRecord& record) {
+  const Json doc = {{"sandbox", record.sandbox.to_string()}, {"name", record.name},     {"arguments", record.arguments},
+                    {"reasoning", record.reasoning},         {"status", record.status}, {"result", record.result}};
+  return doc.dump();
+}
+
+Result<OperationRecord> decode_operation(const sql::Row& row) {
+  try {
+    const auto doc = Json::parse(row.text(6));
+    auto agent = CRETO_TRY(Identity::parse(row.text(2)));
+    auto sandbox = CRETO_TRY(SandboxId::parse(doc.at("sandbox").get_ref<const std::string&>()));
+    return OperationRecord{row.text(0),    row.text(1),         agent,
+                           sandbox,        row.text(3),         row.optional_text(4).value_or(""),
+                           doc.at("name"), doc.at("arguments"), doc.at("reasoning"),
+                           row.boolean(5), doc.at("status"),    doc.at("result")};
+  } catch (const Json::exception&) {
+    return damaged("operation");
+  }
+}
+
+constexpr std::string_view operation_columns = "SELECT org, id, agent, kind, op_key, done, doc FROM runtime_operations";
+
+}  // namespace
+
+Result<> RuntimeStore::migrate(sql::Database& database) { return sql::migrate(database, "runtime", migrations); }
+
+Result<> RuntimeStore::insert(sql::Tx& tx, const SandboxRecord& record) {
+  CRETO_TRY(tx.exec("INSERT INTO runtime_sandboxes (org, id, agent, state, doc) VALUES ($1, $2, $3, $4, $5)",
+                    {record.org, record.sandbox.id.to_string(), record.sandbox.agent.text(),
+                     to_string(record.sandbox.state), encode(record)}));
+  return {};
+}
+
+Result<> RuntimeStore::update(sql::Tx& tx, const SandboxRecord& record) {
+  const auto changed = CRETO_TRY(
+      tx.exec("UPDATE runtime_sandboxes SET state = $3, doc = $4 WHERE org = $1 AND id = $2 AND state <> 'terminated'",
+              {record.org, record.sandbox.id.to_string(), to_string(record.sandbox.state), encode(record)}));
+  if (changed == 0) return Error(Product::runtime, ErrorKind::conflict, "the sandbox has terminated");
+  return {};
+}
+
+Result<std::optional<SandboxRecord>> RuntimeStore::find(sql::Tx& tx, const std::string& org, const SandboxId& id) {
+  const auto rows = CRETO_TRY(
+      tx.query("SELECT org, id, state, doc FROM runtime_sandboxes WHERE org = $1 AND id = $2", {org, id.to_string()}));
+  if (rows.empty()) return std::nullopt;
+  auto record = CRETO_TRY(decode(rows.front()));
+  return std::optional(std::move(record));
+}
+
+Result<std::vector<SandboxRecord>> RuntimeStore::list(sql::Tx& tx, const std::string& org,
+                                                      const SandboxFilter& filter) {
+  const auto rows = CRETO_TRY(tx.query(
+      "SELECT org, id, state, doc FROM runtime_sandboxes WHERE org = $1 AND id > $2 AND ($3 = '' OR agent = $3) AND "
+      "($4 = '' OR state = $4) "
+      "ORDER BY id LIMIT $5",
+      {org, filter.after ? filter.after->to_string() : std::string(),
+       filter.agent ? filter.agent->text() : std::string(),
+       filter.state ? std::string(to_string(*filter.state)) : std::string(), static_cast<std::int64_t>(filter.limit)}));
+  return decode_all(rows);
+}
+
+Result<std::vector<SandboxRecord>> RuntimeStore::not_terminated(sql::Tx& tx) {
+  const auto rows =
+      CRETO_TRY(tx.query("SELECT org, id, state, doc FROM runtime_sandboxes WHERE state <> 'terminated'"));
+  return decode_all(rows);
+}
+
+Result<> RuntimeStore::insert(sql::Tx& tx, const OperationRecord& record, Instant now) {
+  sql::Value key;
+  if (!record.key.empty()) key = record.key;
+  CRETO_TRY(
+      tx.exec("INSERT INTO runtime_operations (org, id, agent, kind, op_key, done, created_at, doc) VALUES ($1, $2, "
+              "$3, $4, $5, 0, $6, $7)",
+              {record.org, record.id, record.agent.text(), record.kind, key, now, encode(record)}));
+  return {};
+}
+
+Result<> RuntimeStore::update(sql::Tx& tx, const OperationRecord& record) {
+  const auto changed =
+      CRETO_TRY(tx.exec("UPDATE runtime_operations SET done = $3, doc = $4 WHERE org = $1 AND id = $2 AND done = 0",
+                        {record.org, record.id, record.done ? 1 : 0, encode(record)}));
+  if (changed == 0) return Error(Product::runtime, ErrorKind::conflict, "the operation is already done");
+  return {};
+}
+
+Result<std::optional<OperationRecord>> RuntimeStore::find_operation(sql::Tx& tx, const std::string& org,
+                                                                    const Identity& agent, std::string_view kind,
+                                                                    const std::string& key) {
+  if (key.empty()) return std::nullopt;
+  const auto rows = CRETO_TRY(
+      tx.query(std::string(operation_columns) + " WHERE org = $1 AND agent = $2 AND kind = $3 AND op_key = $4",
+               {org, agent.text(), kind, key}));
+  if (rows.empty()) return std::nullopt;
+  auto record = CRETO_TRY(decode_operation(rows.front()));
+  return std::optional(std::move(record));
+}
+
+Result<std::vector<OperationRecord>> RuntimeStore::unfinished(sql::Tx& tx, std::string_view kind) {
+  const auto rows =
+      CRETO_TRY(tx.query(std::string(operation_columns) + " WHERE kind = $1 AND done = 0 ORDER BY created_at", {kind}));
+  std::vector<OperationRecord> records;
+  for (const auto row : rows) {
+    auto record = CRETO_TRY(decode_operation(row));
+    records.push_back(std::move(record));
+  }
+  return records;
+}
+
+std::string_view to_string(SandboxState state) {
+  switch (state) {
+    case SandboxState::starting:
+      return "starting";
+    case SandboxState::running:
+      return "running";
+    case SandboxState::terminated:
+      return "terminated";
+  }
+  return "terminated";
+}
+
+std::string_view to_string(TerminationReason reason) {
+  switch (reason) {
+    case TerminationReason::completed:
+      return "completed";
+    case TerminationReason::failed:
+      return "failed";
+    case TerminationReason::timeout:
+      return "timeout";
+    case TerminationReason::manual:
+      return "manual";
+    case TerminationReason::resource_limit:
+      return "resource_limit";
+  }
+  return "failed";
+}
+
+std::string_view to_string(EgressVerdict verdict) {
+  switch (verdict) {
+    case EgressVerdict::allow:
+      return "allow";
+    case EgressVerdict::deny:
+      return "deny";
+    case EgressVerdict::require_authz:
+      return "require_authz";
+  }
+  return "deny";
+}
+
+Result<EgressVerdict> egress_verdict_from_string(std::string_view text) {
+  if (const auto verdict = enum_from(text, {EgressVerdict::allow, EgressVerdict::deny, EgressVerdict::require_authz}))
+    return *verdict;
+  return Error(Product::runtime, ErrorKind::invalid_input, "egress verdict: must be allow, deny or require_authz");
+}
+
+}  // namespace creto::runtime

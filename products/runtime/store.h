@@ -1,0 +1,61 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "creto/io/sql.h"
+#include "creto/runtime/runtime.h"
+#include "driver/sandbox_driver.h"
+
+namespace creto::runtime {
+
+/// A sandbox as it is stored: what callers see, and what a later process needs to take it over or clean up after it.
+struct SandboxRecord {
+  std::string org;
+  Sandbox sandbox;
+  std::map<std::string, std::string> environment;
+  std::string working_directory;
+  std::vector<EgressRule> egress;
+  SandboxProcess process;
+  std::uint32_t network_slot = 0;
+  std::string secret_delegation;  ///< of the vault; empty: none
+};
+
+/// Something an agent asked for that must happen once: an action upstream, an inference call.
+struct OperationRecord {
+  std::string org;
+  std::string id;  ///< "act-…": also the upstream's idempotency key
+  Identity agent;
+  SandboxId sandbox;
+  std::string kind;       ///< "action" or "inference"
+  std::string key;        ///< the agent's own; empty: none was given
+  std::string name;       ///< of the action or model
+  std::string arguments;  ///< canonical JSON
+  std::string reasoning;
+  bool done = false;
+  int status = 0;      ///< HTTP status that the agent got, once done
+  std::string result;  ///< JSON, once done
+};
+
+/// Tables of the runtime, in both databases. Every function runs in the caller's transaction.
+class RuntimeStore {
+ public:
+  static Result<> migrate(sql::Database& database);
+
+  static Result<> insert(sql::Tx& tx, const SandboxRecord& record);
+  static Result<> update(sql::Tx& tx, const SandboxRecord& record);
+  static Result<std::optional<SandboxRecord>> find(sql::Tx& tx, const std::string& org, const SandboxId& id);
+  static Result<std::vector<SandboxRecord>> list(sql::Tx& tx, const std::string& org, const SandboxFilter& filter);
+  /// Of every organization.
+  static Result<std::vector<SandboxRecord>> not_terminated(sql::Tx& tx);
+
+  static Result<> insert(sql::Tx& tx, const OperationRecord& record, Instant now);
+  static Result<> update(sql::Tx& tx, const OperationRecord& record);
+  static Result<std::optional<OperationRecord>> find_operation(sql::Tx& tx, const std::string& org,
+                                                               const Identity& agent, std::string_view kind,
+                                                               const std::string& key);
+  static Result<std::vector<OperationRecord>> unfinished(sql::Tx& tx, std::string_view kind);
+};
+
+}  // namespace creto::runtime

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "creto/common/time.h"
+
+namespace creto::runtime {
+
+/// A few threads that do what is due. Thread-safe.
+class Tasks {
+ public:
+  explicit Tasks(std::size_t threads) {
+    for (std::size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+  }
+  ~Tasks() { stop(); }
+
+  /// Ends after the tasks that run; the rest is dropped. Idempotent.
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+      due_.clear();
+    }
+    changed_.notify_all();
+    for (auto& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  void post(std::function<void()> task) { post_after(Nanos(0), std::move(task)); }
+  void post_after(Nanos delay, std::function<void()> task) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_) return;
+      due_.emplace(std::chrono::steady_clock::now() + delay, std::move(task));
+    }
+    changed_.notify_one();
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      if (due_.empty()) {
+        changed_.wait(lock);
+        continue;
+      }
+      if (const auto at = due_.begin()->first; at > std::chrono::steady_clock::now()) {
+        changed_.wait_until(lock, at);
+        continue;
+      }
+      auto task = std::move(due_.begin()->second);
+      due_.erase(due_.begin());
+      lock.unlock();
+      task();
+      task = nullptr;  // what it holds is let go outside the lock
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stopping_ = false;
+  std::multimap<std::chrono::steady_clock::time_point, std::function<void()>> due_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace creto::runtime
