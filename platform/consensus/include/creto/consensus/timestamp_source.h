@@ -31,8 +31,9 @@ class TimestampSource {
  public:
   virtual ~TimestampSource() = default;
 
-  /// Never fails. Memory only, lock-free; follows the wall clock unless that went back. Where the ceiling could not be
-  /// saved in time (one retry), the timestamp has `degraded` set; it still grows within this process.
+  /// Never fails, never waits: memory only, lock-free. Follows the wall clock; where that went back or ran ahead of the ceiling,
+  /// grows from the last timestamp on. Where the ceiling cannot be renewed (one retry), the timestamp has `degraded` set: it
+  /// follows the local clock and grows within this process only.
   virtual Timestamp now() = 0;
 
   /// Places a batch in one order: sorts by (physical, logical, node); returns the indices of `events` in that order.
@@ -56,15 +57,22 @@ class CeilingStore {
 };
 
 struct TimestampOptions {
-  std::string node = "local";
-  Nanos ahead = std::chrono::seconds(5);  ///< how far the ceiling is saved ahead; renewed when half of it is used
-  bool renew_in_background = true;        ///< false: `renew()` is called by the owner (tests, simulation)
+  std::string node = "local";              ///< 1 to 15 characters, so that a timestamp allocates nothing
+  Nanos ahead = std::chrono::seconds(5);   ///< how far the ceiling is saved ahead; renewed when half of it is used
+  bool renew_in_background = true;         ///< false: the owner calls `renew` (tests, simulation)
 };
 
-/// The source of a single process, its ceiling in `store`, which like `clock` and `telemetry` must outlive it.
-/// Errors: those of the store: without a first ceiling nothing starts.
-Result<std::unique_ptr<TimestampSource>> create_timestamp_source(CeilingStore& store, const Clock& clock,
-                                                                 Telemetry& telemetry, TimestampOptions options = {});
+/// The source of a single process.
+class EmbeddedSource : public TimestampSource {
+ public:
+  /// Saves a new ceiling now, with one retry; what the background thread does.
+  virtual Result<> renew() = 0;
+};
+
+/// Starts at max(wall clock, saved ceiling + 1 ms). `store`, `clock` and `telemetry` must outlive it.
+/// Errors: invalid_input for the node; those of the store: without a first ceiling nothing starts.
+Result<std::unique_ptr<EmbeddedSource>> create_timestamp_source(CeilingStore& store, const Clock& clock,
+                                                                Telemetry& telemetry, TimestampOptions options = {});
 
 /// The ceiling as a row of `db`, one per node.
 Result<std::unique_ptr<CeilingStore>> create_ceiling_store(sql::Database& db, std::string node);

@@ -1,0 +1,89 @@
+#include <array>
+
+#include "audit_tables.h"
+#include "creto/audit/audit_log.h"
+#include "record_json.h"
+
+namespace creto::audit {
+namespace {
+
+constexpr std::array<std::string_view, 4> outcome_names{"success", "failure", "denied", "timeout"};
+
+constexpr sql::Migration steps[] = {
+    {1, "audit", R"sql(
+-- Recorded with the change it tells of; the sequencer gives it its place in the log (idx) before it writes it there.
+CREATE TABLE audit_pending (
+  seq {{serial}},
+  org TEXT NOT NULL,
+  id TEXT NOT NULL,
+  entry TEXT NOT NULL,
+  idx BIGINT
+);
+-- size: entries that are signed and indexed. assigned: size, or the end of the batch that is being written.
+CREATE TABLE audit_state (
+  one BIGINT NOT NULL PRIMARY KEY CHECK (one = 1),
+  origin TEXT NOT NULL,
+  size BIGINT NOT NULL CHECK (size >= 0),
+  assigned BIGINT NOT NULL CHECK (assigned >= size)
+);
+-- The index for queries; made from the log and always to be made from it again.
+CREATE TABLE audit_entries (
+  org TEXT NOT NULL,
+  idx BIGINT NOT NULL,
+  id TEXT NOT NULL,
+  what TEXT NOT NULL,
+  resource TEXT NOT NULL,
+  outcome TEXT NOT NULL,
+  at_ns BIGINT NOT NULL,
+  entry TEXT NOT NULL,
+  PRIMARY KEY (org, idx)
+);
+CREATE UNIQUE INDEX audit_entries_id ON audit_entries (org, id);
+CREATE INDEX audit_entries_what ON audit_entries (org, what, idx);
+CREATE INDEX audit_entries_resource ON audit_entries (org, resource, idx);
+CREATE INDEX audit_entries_outcome ON audit_entries (org, outcome, idx);
+CREATE INDEX audit_entries_at ON audit_entries (org, at_ns, idx);
+CREATE TABLE audit_who (
+  org TEXT NOT NULL,
+  who TEXT NOT NULL,
+  idx BIGINT NOT NULL,
+  PRIMARY KEY (org, who, idx)
+);
+)sql"},
+};
+
+}  // namespace
+
+std::string_view to_string(Outcome outcome) { return outcome_names[static_cast<std::size_t>(outcome)]; }
+
+std::optional<Outcome> outcome_from_string(std::string_view text) {
+  for (std::size_t i = 0; i < outcome_names.size(); ++i) {
+    if (outcome_names[i] == text) return static_cast<Outcome>(i);
+  }
+  return std::nullopt;
+}
+
+AuditRecord AuditRecord::of(const Context& ctx, std::string what, std::string resource, Outcome outcome) {
+  AuditRecord record;
+  record.who = ctx.caller_text();
+  for (const Identity& link : ctx.chain) record.delegation_chain.push_back(link.text());
+  record.what = std::move(what);
+  record.resource = std::move(resource);
+  record.outcome = outcome;
+  record.trace_id = ctx.trace.trace_id;
+  return record;
+}
+
+Result<> prepare(sql::Database& db) { return sql::migrate(db, "audit", steps); }
+
+Result<AuditId> record(sql::Tx& tx, const Context& ctx, AuditRecord record) {
+  const AuditId id = record.id ? *record.id : AuditId::fresh(tx.now());
+  record.id = id;
+  if (record.timestamp.physical_ns == 0) record.timestamp.physical_ns = unix_ns(tx.now());
+  const std::string entry = CRETO_TRY(to_entry(ctx.org, record));
+  CRETO_TRY(tx.exec("INSERT INTO audit_pending (org, id, entry) VALUES ($1, $2, $3)", {ctx.org, id.to_string(), entry}));
+  tx.after_commit([&signal = tx.database().signal(pending_signal)] { signal.raise(); });
+  return id;
+}
+
+}  // namespace creto::audit
