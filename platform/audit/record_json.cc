@@ -5,6 +5,9 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "creto/common/assert.h"
+#include "creto/common/json.h"
+
 namespace creto::audit {
 namespace {
 

@@ -14,7 +14,7 @@ namespace {
 Error refusal(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
 /// The largest power of two below `size`, as its exponent. Requires: size > 1.
-int split_level(std::uint64_t size) { return std::bit_width(size - 1) - 1; }
+int split_level(std::uint64_t size) { return static_cast<int>(std::bit_width(size - 1)) - 1; }
 
 /// The hash of entries [begin, begin + size) where `begin` is a multiple of the power of two that covers them.
 Result<Hash256> range_hash(std::uint64_t begin, std::uint64_t size, const NodeReader& nodes) {

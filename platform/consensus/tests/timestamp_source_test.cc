@@ -78,7 +78,9 @@ TEST_F(Embedded, BeginsAboveEverythingBeforeARestartEvenIfTheClockWentBack) {
     auto source = open();
     for (int i = 0; i < 100; ++i) {
       const auto next = source->now();
-      if (restart + i > 0) ASSERT_EQ(compare(last, next), std::strong_ordering::less);
+      if (restart + i > 0) {
+        ASSERT_EQ(compare(last, next), std::strong_ordering::less);
+      }
       last = next;
     }
     clock.jump(restart % 3 == 0 ? -10min : 1s);
@@ -164,8 +166,12 @@ TEST_P(SqlSource, IsUniqueAndGrowsAcrossThreadsAndRestarts) {
     for (const auto& mine : taken) {
       for (std::size_t i = 0; i < mine.size(); ++i) {
         EXPECT_TRUE(seen.emplace(mine[i].physical_ns, mine[i].logical).second);
-        if (i > 0) EXPECT_EQ(compare(mine[i - 1], mine[i]), std::strong_ordering::less);
-        if (restart > 0) EXPECT_EQ(compare(newest, mine[i]), std::strong_ordering::less);
+        if (i > 0) {
+          EXPECT_EQ(compare(mine[i - 1], mine[i]), std::strong_ordering::less);
+        }
+        if (restart > 0) {
+          EXPECT_EQ(compare(newest, mine[i]), std::strong_ordering::less);
+        }
         if (compare(highest, mine[i]) == std::strong_ordering::less) highest = mine[i];
       }
     }
