@@ -30,14 +30,28 @@ struct Pending {
   std::string entry;
 };
 
+/// The files at the right edge of a log of that size.
+std::set<std::string> partial_files(std::uint64_t size) {
+  std::set<std::string> paths;
+  for (int level = 0; level < 8 && size >> (8 * level) > 0; ++level) {
+    const std::uint64_t hashes = size >> (8 * level);
+    const tlog::Tile tile{level, hashes / tlog::tile_width, static_cast<std::uint32_t>(hashes % tlog::tile_width)};
+    if (tile.width == 0) continue;
+    paths.insert(tlog::tile_path(tile));
+    if (level == 0) paths.insert(tlog::bundle_path(tile));
+  }
+  return paths;
+}
+
 Result<> add_to_index(sql::Tx& tx, std::uint64_t index, std::string_view entry) {
   const ParsedEntry parsed = CRETO_TRY(parse_entry(entry));
   const AuditRecord& record = parsed.record;
   const auto idx = static_cast<std::int64_t>(index);
-  CRETO_TRY(tx.exec(
-      "INSERT INTO audit_entries (org, idx, id, what, resource, outcome, at_ns, entry) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-      {parsed.org, idx, record.id->to_string(), record.what, record.resource, to_string(record.outcome),
-       record.timestamp.physical_ns, entry}));
+  CRETO_TRY(
+      tx.exec("INSERT INTO audit_entries (org, idx, id, what, resource, outcome, at_ns, entry) VALUES ($1, $2, $3, $4, "
+              "$5, $6, $7, $8)",
+              {parsed.org, idx, record.id->to_string(), record.what, record.resource, to_string(record.outcome),
+               record.timestamp.physical_ns, entry}));
   std::set<std::string> identities(record.delegation_chain.begin(), record.delegation_chain.end());
   identities.insert(record.who);
   for (const std::string& who : identities) {
@@ -105,11 +119,13 @@ class Log final : public AuditLog {
     return tlog::consistency_path(old_size, size, nodes.reader());
   }
 
-  Result<bool> verify(const Context& ctx, const AuditId& id, const InclusionProof& proof, const Hash256& root) override {
+  Result<bool> verify(const Context& ctx, const AuditId& id, const InclusionProof& proof,
+                      const Hash256& root) override {
     auto entry = get(ctx, id);
     if (!entry) return std::move(entry).error();
     if (proof.id != id || proof.index != entry->index) return false;
-    return tlog::verify_inclusion(proof.index, proof.tree_size, tlog::leaf_hash(as_bytes(entry->bytes)), proof.path, root)
+    return tlog::verify_inclusion(proof.index, proof.tree_size, tlog::leaf_hash(as_bytes(entry->bytes)), proof.path,
+                                  root)
         .has_value();
   }
 
@@ -182,10 +198,10 @@ class Log final : public AuditLog {
   Counter& appended_;
   Counter& failures_;
 
-  std::mutex sequencing_;          // one batch at a time
-  std::uint64_t size_ = 0;         // guarded by sequencing_; as in audit_state
-  std::uint64_t assigned_ = 0;     // guarded by sequencing_
-  std::vector<std::string> superseded_;   // guarded by sequencing_; partial files the last checkpoint made useless
+  std::mutex sequencing_;            // one batch at a time
+  std::uint64_t size_ = 0;           // guarded by sequencing_; as in audit_state
+  std::uint64_t assigned_ = 0;       // guarded by sequencing_
+  std::uint64_t previous_size_ = 0;  // guarded by sequencing_; of the checkpoint before the last
 
   std::mutex signed_mutex_;
   Signed signed_;
@@ -197,8 +213,9 @@ class Log final : public AuditLog {
 
 Result<> Log::load_state() {
   return sql::write(db_, Context(), [&](sql::Tx& tx) -> Result<> {
-    CRETO_TRY(tx.exec("INSERT INTO audit_state (one, origin, size, assigned) VALUES (1, $1, 0, 0) ON CONFLICT (one) DO NOTHING",
-                      {options_.origin}));
+    CRETO_TRY(tx.exec(
+        "INSERT INTO audit_state (one, origin, size, assigned) VALUES (1, $1, 0, 0) ON CONFLICT (one) DO NOTHING",
+        {options_.origin}));
     const auto rows = CRETO_TRY(tx.query("SELECT origin, size, assigned FROM audit_state WHERE one = 1"));
     if (rows.front().text(0) != options_.origin) {
       return refusal(ErrorKind::conflict, fmt::format("the database belongs to the audit log `{}`, not `{}`",
@@ -218,8 +235,8 @@ Result<std::string> Log::sign(std::uint64_t size, const Hash256& root) {
   return tlog::sign_note(checkpoint.text(), options_.origin, {&keys_.ed25519, &keys_.ml_dsa_65});
 }
 
-/// Brings files and database together after whatever ended the last process. What a checkpoint signs is never changed: where the
-/// two cannot be reconciled without that, the log does not open.
+/// Brings files and database together after whatever ended the last process. What a checkpoint signs is never changed:
+/// where the two cannot be reconciled without that, the log does not open.
 Result<> Log::recover() {
   std::lock_guard lock(sequencing_);
   const auto note = CRETO_TRY(reader()("checkpoint"));
@@ -239,8 +256,8 @@ Result<> Log::recover() {
     return refusal(ErrorKind::conflict, fmt::format("the directory holds the audit log `{}`", checkpoint.origin));
   }
   if (checkpoint.size < size_) {
-    return refusal(ErrorKind::conflict, fmt::format("the audit log's files end at entry {}, but {} were signed",
-                                                    checkpoint.size, size_));
+    return refusal(ErrorKind::conflict,
+                   fmt::format("the audit log's files end at entry {}, but {} were signed", checkpoint.size, size_));
   }
   set_signed({checkpoint.size, checkpoint.root, std::string(as_text(*note))});
   if (checkpoint.size == size_) return {};
@@ -257,8 +274,9 @@ Result<> Log::recover() {
     return finish_batch(batch, signed_now());
   }
   // Otherwise the database is an older one, from a backup: the log is what counts, and the index is made again from it.
-  telemetry_.warn("audit", "audit_index_behind",
-                  {{"indexed", static_cast<std::int64_t>(size_)}, {"signed", static_cast<std::int64_t>(checkpoint.size)}});
+  telemetry_.warn(
+      "audit", "audit_index_behind",
+      {{"indexed", static_cast<std::int64_t>(size_)}, {"signed", static_cast<std::int64_t>(checkpoint.size)}});
   return rebuild_index(size_, CRETO_TRY(tlog::verify_log(reader(), verifiers_)));
 }
 
@@ -269,7 +287,8 @@ Result<> Log::rebuild_index(std::uint64_t from, const tlog::VerifiedLog& log) {
       for (std::size_t i = 0; i < entries.size(); ++i) {
         CRETO_TRY(add_to_index(tx, from + i, entries[i]));
         const auto parsed = CRETO_TRY(parse_entry(entries[i]));
-        CRETO_TRY(tx.exec("DELETE FROM audit_pending WHERE org = $1 AND id = $2", {parsed.org, parsed.record.id->to_string()}));
+        CRETO_TRY(tx.exec("DELETE FROM audit_pending WHERE org = $1 AND id = $2",
+                          {parsed.org, parsed.record.id->to_string()}));
       }
       const auto size = static_cast<std::int64_t>(from + entries.size());
       CRETO_TRY(tx.exec("UPDATE audit_pending SET idx = NULL WHERE idx IS NOT NULL"));
@@ -301,8 +320,8 @@ Result<std::vector<Pending>> Log::batch_being_written(sql::Tx& tx) {
   return batch;
 }
 
-/// Gives pending entries their places, durably, before anything of them is written: so a second try after a crash writes the
-/// same bytes to the same places, whatever else has been recorded since.
+/// Gives pending entries their places, durably, before anything of them is written: so a second try after a crash
+/// writes the same bytes to the same places, whatever else has been recorded since.
 Result<std::vector<Pending>> Log::take_batch() {
   if (assigned_ > size_) {
     auto batch = CRETO_TRY(sql::read(db_, Context(), [&](sql::Tx& tx) { return batch_being_written(tx); }));
@@ -316,17 +335,17 @@ Result<std::vector<Pending>> Log::take_batch() {
       Context(),
       [&](sql::Tx& tx) -> Result<> {
         batch.clear();
-        const auto rows = CRETO_TRY(tx.query("SELECT seq, entry FROM audit_pending WHERE idx IS NULL ORDER BY seq LIMIT $1",
-                                             {options_.batch_max}));
+        const auto rows = CRETO_TRY(tx.query(
+            "SELECT seq, entry FROM audit_pending WHERE idx IS NULL ORDER BY seq LIMIT $1", {options_.batch_max}));
         if (rows.empty()) return {};
         auto index = static_cast<std::int64_t>(size_);
         for (const auto row : rows) {
           batch.push_back({row.integer(0), row.text(1)});
           CRETO_TRY(tx.exec("UPDATE audit_pending SET idx = $2 WHERE seq = $1", {row.integer(0), index++}));
         }
-        const auto moved = CRETO_TRY(
-            tx.exec("UPDATE audit_state SET assigned = $1 WHERE one = 1 AND size = $2 AND assigned = $2",
-                    {index, static_cast<std::int64_t>(size_)}));
+        const auto moved =
+            CRETO_TRY(tx.exec("UPDATE audit_state SET assigned = $1 WHERE one = 1 AND size = $2 AND assigned = $2",
+                              {index, static_cast<std::int64_t>(size_)}));
         if (moved != 1) return refusal(ErrorKind::conflict, "another process writes this audit log");
         return {};
       },
@@ -353,8 +372,9 @@ Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
           CRETO_TRY(add_to_index(tx, size_ + i, batch[i].entry));
           CRETO_TRY(tx.exec("DELETE FROM audit_pending WHERE seq = $1", {batch[i].seq}));
         }
-        const auto moved = CRETO_TRY(tx.exec("UPDATE audit_state SET size = $1 WHERE one = 1 AND size = $2 AND assigned = $1",
-                                             {static_cast<std::int64_t>(now.size), static_cast<std::int64_t>(size_)}));
+        const auto moved =
+            CRETO_TRY(tx.exec("UPDATE audit_state SET size = $1 WHERE one = 1 AND size = $2 AND assigned = $1",
+                              {static_cast<std::int64_t>(now.size), static_cast<std::int64_t>(size_)}));
         if (moved != 1) return refusal(ErrorKind::conflict, "another process writes this audit log");
         return {};
       },
@@ -372,20 +392,22 @@ Result<bool> Log::sequence_once() {
   if (batch.empty()) return false;
   std::vector<Bytes> entries;
   for (const Pending& pending : batch) entries.push_back(to_bytes(pending.entry));
-  const auto growth = CRETO_TRY(tlog::grow(size_, reader(), entries));
+  const std::uint64_t before = size_;
+  const auto growth = CRETO_TRY(tlog::grow(before, reader(), entries));
   CRETO_TRY(write_files(growth));
   Signed now{growth.size, growth.root, CRETO_TRY(sign(growth.size, growth.root))};
   CRETO_TRY(io::write_durably(files_, options_.directory / "checkpoint", as_bytes(now.note), 0644));
   CRETO_TRY(finish_batch(batch, std::move(now)));
 
-  // A reader of the checkpoint before this one still finds its partial files; those of the one before that go.
-  for (const std::string& path : superseded_) {
+  // A reader of the checkpoint before this one still finds its partial files; those of the one before that go, unless
+  // they are also of a later one.
+  const auto keep = partial_files(before);
+  const auto current = partial_files(size_);
+  for (const std::string& path : partial_files(previous_size_)) {
+    if (keep.contains(path) || current.contains(path)) continue;
     if (auto removed = files_.remove(options_.directory / path); !removed) break;
   }
-  superseded_.clear();
-  for (const tlog::LogFile& file : growth.files) {
-    if (file.path.find(".p/") != std::string::npos) superseded_.push_back(file.path);
-  }
+  previous_size_ = before;
   return true;
 }
 
@@ -417,7 +439,8 @@ void Log::keep_sequencing() {
   }
 }
 
-// --- reading ----------------------------------------------------------------------------------------------------------
+// --- reading
+// ----------------------------------------------------------------------------------------------------------
 
 Result<AuditPage> Log::query(const Context& ctx, const AuditFilter& filter) {
   if (filter.limit == 0 || filter.limit > limit_max) {
@@ -440,7 +463,8 @@ Result<AuditPage> Log::query(const Context& ctx, const AuditFilter& filter) {
     }
   };
   if (filter.who) {
-    sql += fmt::format(" AND e.idx IN (SELECT w.idx FROM audit_who w WHERE w.org = $1 AND w.who = ${})", add(*filter.who));
+    sql +=
+        fmt::format(" AND e.idx IN (SELECT w.idx FROM audit_who w WHERE w.org = $1 AND w.who = ${})", add(*filter.who));
   }
   text_filter("e.what", filter.what);
   text_filter("e.resource", filter.resource);
@@ -487,7 +511,8 @@ Result<AuditEntry> Log::get(const Context& ctx, const AuditId& id) {
         tx.query("SELECT idx, entry FROM audit_entries WHERE org = $1 AND id = $2", {ctx.org, id.to_string()}));
     if (rows.empty()) return not_here(tx, ctx, id);
     auto parsed = CRETO_TRY(parse_entry(rows.front().text(1)));
-    return AuditEntry{static_cast<std::uint64_t>(rows.front().integer(0)), std::move(parsed.record), rows.front().text(1)};
+    return AuditEntry{static_cast<std::uint64_t>(rows.front().integer(0)), std::move(parsed.record),
+                      rows.front().text(1)};
   });
 }
 
@@ -511,10 +536,10 @@ Result<InclusionProof> Log::proof(const Context& ctx, const AuditId& id) {
 Result<std::unique_ptr<AuditLog>> create_audit_log(sql::Database& db, io::FileSystem& files, const Clock& clock,
                                                    Telemetry& telemetry, AuditKeys keys, AuditOptions options) {
   const bool bad_origin = options.origin.empty() || options.origin.size() > 255 || !is_valid_utf8(options.origin) ||
-                          std::any_of(options.origin.begin(), options.origin.end(), [](char c) {
-                            return c == '+' || static_cast<unsigned char>(c) <= ' ';
-                          });
-  if (bad_origin) return refusal(ErrorKind::invalid_input, "the audit log's origin must be a name without space and plus");
+                          std::any_of(options.origin.begin(), options.origin.end(),
+                                      [](char c) { return c == '+' || static_cast<unsigned char>(c) <= ' '; });
+  if (bad_origin)
+    return refusal(ErrorKind::invalid_input, "the audit log's origin must be a name without space and plus");
   if (keys.ed25519.algorithm() != crypto::SignatureAlgorithm::ed25519 ||
       keys.ml_dsa_65.algorithm() != crypto::SignatureAlgorithm::ml_dsa_65) {
     return refusal(ErrorKind::invalid_input, "the audit log signs with an ed25519 and an ml-dsa-65 key");
@@ -527,13 +552,13 @@ Result<std::unique_ptr<AuditLog>> create_audit_log(sql::Database& db, io::FileSy
 
 Result<tlog::VerifiedLog> verify_directory(const std::filesystem::path& directory, std::string_view key_file) {
   const auto keys = CRETO_TRY(tlog::parse_key_file(key_file));
-  return tlog::verify_log(tlog::files_below(io::real_files(), directory), keys,
-                          [](std::uint64_t index, BytesView entry) -> Result<> {
-                            auto parsed = parse_entry(as_text(entry));
-                            if (parsed) return {};
-                            return refusal(ErrorKind::invalid_input, fmt::format("entry {} is not an audit record: {}", index,
-                                                                                 parsed.error().message()));
-                          });
+  return tlog::verify_log(
+      tlog::files_below(io::real_files(), directory), keys, [](std::uint64_t index, BytesView entry) -> Result<> {
+        auto parsed = parse_entry(as_text(entry));
+        if (parsed) return {};
+        return refusal(ErrorKind::invalid_input,
+                       fmt::format("entry {} is not an audit record: {}", index, parsed.error().message()));
+      });
 }
 
 }  // namespace creto::audit

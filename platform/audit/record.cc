@@ -81,7 +81,8 @@ Result<AuditId> record(sql::Tx& tx, const Context& ctx, AuditRecord record) {
   record.id = id;
   if (record.timestamp.physical_ns == 0) record.timestamp.physical_ns = unix_ns(tx.now());
   const std::string entry = CRETO_TRY(to_entry(ctx.org, record));
-  CRETO_TRY(tx.exec("INSERT INTO audit_pending (org, id, entry) VALUES ($1, $2, $3)", {ctx.org, id.to_string(), entry}));
+  CRETO_TRY(
+      tx.exec("INSERT INTO audit_pending (org, id, entry) VALUES ($1, $2, $3)", {ctx.org, id.to_string(), entry}));
   tx.after_commit([&signal = tx.database().signal(pending_signal)] { signal.raise(); });
   return id;
 }

@@ -40,7 +40,8 @@ Result<> check(const AuditRecord& record) {
   CRETO_TRY(check_text("trace_id", record.trace_id, 0, 64));
   CRETO_TRY(check_text("timestamp.node", record.timestamp.node, 0, 64));
   if (record.delegation_chain.size() > chain_max) {
-    return refusal(ErrorKind::invalid_input, fmt::format("audit record: delegation_chain is longer than {}", chain_max));
+    return refusal(ErrorKind::invalid_input,
+                   fmt::format("audit record: delegation_chain is longer than {}", chain_max));
   }
   for (const auto& link : record.delegation_chain) CRETO_TRY(check_text("delegation_chain", link, 1, who_bytes_max));
   if (record.signature) CRETO_TRY(check_text("signature.algorithm", record.signature->algorithm, 1, 64));

@@ -106,11 +106,11 @@ Result<> verify_inclusion(std::uint64_t index, std::uint64_t size, const Hash256
 Result<> verify_consistency(std::uint64_t old_size, std::uint64_t new_size, const std::vector<Hash256>& path,
                             const Hash256& old_root, const Hash256& new_root) {
   if (old_size > new_size) return refusal(ErrorKind::invalid_input, "the old tree is larger than the new one");
-  if (old_size == new_size || old_size == 0) {
+  // Every tree begins with the empty one: nothing would be proved.
+  if (old_size == 0) return refusal(ErrorKind::invalid_input, "the old tree is empty");
+  if (old_size == new_size) {
     if (!path.empty()) return wrong_length();
-    if (old_size == new_size && old_root != new_root) {
-      return refusal(ErrorKind::hash_mismatch, "two trees of one size have different roots");
-    }
+    if (old_root != new_root) return refusal(ErrorKind::hash_mismatch, "two trees of one size have different roots");
     return {};
   }
   std::size_t next = 0;

@@ -9,8 +9,8 @@
 namespace creto::consensus {
 namespace {
 
-// A timestamp is one number: microseconds, then 12 bits that order what falls into the same microsecond. It overflows in
-// the year 2041 if signed; unsigned in 2112.
+// A timestamp is one number: microseconds, then 12 bits that order what falls into the same microsecond. It overflows
+// in the year 2041 if signed; unsigned in 2112.
 constexpr int logical_bits = 12;
 constexpr std::uint64_t logical_mask = (std::uint64_t{1} << logical_bits) - 1;
 constexpr std::int64_t tick_ns = 1'000;
@@ -19,7 +19,9 @@ constexpr Nanos restart_gap = std::chrono::milliseconds(1);
 constexpr Nanos renewal_patience = std::chrono::milliseconds(250);
 constexpr Nanos trouble_pause = std::chrono::seconds(1);
 
-std::uint64_t packed(std::int64_t ns) { return static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 0) / tick_ns) << logical_bits; }
+std::uint64_t packed(std::int64_t ns) {
+  return static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 0) / tick_ns) << logical_bits;
+}
 std::int64_t physical_ns(std::uint64_t packed) { return static_cast<std::int64_t>(packed >> logical_bits) * tick_ns; }
 
 class Source final : public EmbeddedSource {
@@ -29,7 +31,8 @@ class Source final : public EmbeddedSource {
         clock_(clock),
         telemetry_(telemetry),
         options_(std::move(options)),
-        degraded_total_(telemetry.counter("creto_consensus_degraded_total", "Timestamps taken without a saved ceiling")) {}
+        degraded_total_(
+            telemetry.counter("creto_consensus_degraded_total", "Timestamps taken without a saved ceiling")) {}
 
   ~Source() override {
     {
@@ -131,7 +134,8 @@ class Source final : public EmbeddedSource {
   void keep_renewing() {
     std::unique_lock lock(mutex_);
     while (!stopping_) {
-      const std::int64_t left = physical_ns(ceiling_.load()) - std::max(unix_ns(clock_.now()), physical_ns(last_.load()));
+      const std::int64_t left =
+          physical_ns(ceiling_.load()) - std::max(unix_ns(clock_.now()), physical_ns(last_.load()));
       const bool due = left < options_.ahead.count() / 2;
       bool failed = false;
       if (due) {
@@ -156,12 +160,12 @@ class Source final : public EmbeddedSource {
   Counter& degraded_total_;
 
   std::atomic<std::uint64_t> last_ = 0;
-  std::atomic<std::uint64_t> ceiling_ = 0;       // exclusive
+  std::atomic<std::uint64_t> ceiling_ = 0;  // exclusive
   std::atomic<bool> failing_ = false;
   std::atomic<std::int64_t> waiting_since_ = 0;  // monotonic ns; 0: nobody waits
 
   std::mutex renewal_;
-  std::int64_t saved_ = 0;   // guarded by renewal_
+  std::int64_t saved_ = 0;  // guarded by renewal_
 
   std::mutex mutex_;
   std::condition_variable wake_;

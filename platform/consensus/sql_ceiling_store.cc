@@ -27,13 +27,13 @@ class SqlCeilingStore final : public CeilingStore {
     return db_.transaction(
         Context(),
         [&](sql::Tx& tx) -> Result<> {
-          const auto changed = CRETO_TRY(
-              expected == 0
-                  ? tx.exec("INSERT INTO consensus_ceilings (node, ceiling_ns) VALUES ($1, $2) ON CONFLICT (node) DO NOTHING",
-                            {node_, ceiling_ns})
-                  : tx.exec("UPDATE consensus_ceilings SET ceiling_ns = $2 "
-                            "WHERE node = $1 AND ceiling_ns = $3 AND ceiling_ns <= $2",
-                            {node_, ceiling_ns, expected}));
+          const auto changed =
+              CRETO_TRY(expected == 0 ? tx.exec("INSERT INTO consensus_ceilings (node, ceiling_ns) VALUES ($1, $2) ON "
+                                                "CONFLICT (node) DO NOTHING",
+                                                {node_, ceiling_ns})
+                                      : tx.exec("UPDATE consensus_ceilings SET ceiling_ns = $2 "
+                                                "WHERE node = $1 AND ceiling_ns = $3 AND ceiling_ns <= $2",
+                                                {node_, ceiling_ns, expected}));
           if (changed == 1) return {};
           return Error(Product::platform, ErrorKind::conflict, "another process has saved a ceiling for this node");
         },

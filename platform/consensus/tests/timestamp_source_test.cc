@@ -33,7 +33,8 @@ class MemoryCeiling final : public CeilingStore {
 class Embedded : public ::testing::Test {
  protected:
   std::unique_ptr<EmbeddedSource> open() {
-    return std::move(*create_timestamp_source(store, clock, no_telemetry(), {.node = "n", .renew_in_background = false}));
+    return std::move(
+        *create_timestamp_source(store, clock, no_telemetry(), {.node = "n", .renew_in_background = false}));
   }
   testing::FakeClock clock;
   MemoryCeiling store;
@@ -94,7 +95,7 @@ TEST_F(Embedded, RetriesOnceAndThenGivesLocalTimeWithTheFlag) {
   store.failures = 2;
   EXPECT_FALSE(source->renew());
   EXPECT_FALSE(source->status().healthy);
-  EXPECT_FALSE(source->now().degraded);   // still below the old ceiling
+  EXPECT_FALSE(source->now().degraded);  // still below the old ceiling
   clock.advance(1min);
   const auto degraded = source->now();
   EXPECT_TRUE(degraded.degraded);
@@ -157,7 +158,7 @@ TEST_P(SqlSource, IsUniqueAndGrowsAcrossThreadsAndRestarts) {
     for (auto& mine : taken) {
       threads.emplace_back([&] {
         for (int i = 0; i < 2'000; ++i) mine.push_back(source->now());
-        std::this_thread::sleep_for(80ms);   // over several renewals
+        std::this_thread::sleep_for(80ms);  // over several renewals
         for (int i = 0; i < 100; ++i) mine.push_back(source->now());
       });
     }

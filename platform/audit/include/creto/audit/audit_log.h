@@ -29,18 +29,18 @@ std::optional<Outcome> outcome_from_string(std::string_view text);
 
 /// One entry. In the log it is the canonical JSON described in docs/formats.md, "Audit record", at most 65 535 bytes.
 struct AuditRecord {
-  std::optional<AuditId> id;  ///< given by the log where absent
-  std::string who;            ///< identity text; empty only for a caller that could not be authenticated
-  std::vector<std::string> delegation_chain;
-  std::string what;      ///< "sandbox_spawned", "egress_denied", "nhi.register_agent"; 1..256 characters
-  std::string resource;  ///< "runtime:sandbox:sb-…"; up to 2 048 characters
-  std::string why;       ///< reasoning, policy or request that led to it; may be empty
+  std::optional<AuditId> id{};  ///< given by the log where absent
+  std::string who{};            ///< identity text; empty only for a caller that could not be authenticated
+  std::vector<std::string> delegation_chain{};
+  std::string what{};      ///< "sandbox_spawned", "egress_denied", "nhi.register_agent"; 1..256 characters
+  std::string resource{};  ///< "runtime:sandbox:sb-…"; up to 2 048 characters
+  std::string why{};       ///< reasoning, policy or request that led to it; may be empty
   Outcome outcome = Outcome::success;
-  std::string outcome_detail;          ///< of failure and denied: error code and message
-  Timestamp timestamp;                 ///< taken from the transaction's clock where `physical_ns` is 0
-  std::optional<Signature> signature;  ///< the caller's, over its own document; kept as it came
-  std::string metadata = "{}";         ///< a JSON object of the event's own
-  std::string trace_id;
+  std::string outcome_detail{};          ///< of failure and denied: error code and message
+  Timestamp timestamp{};                 ///< taken from the transaction's clock where `physical_ns` is 0
+  std::optional<Signature> signature{};  ///< the caller's, over its own document; kept as it came
+  std::string metadata = "{}";           ///< a JSON object of the event's own
+  std::string trace_id{};
 
   /// An entry about `ctx.caller` acting: fills who, chain and trace.
   static AuditRecord of(const Context& ctx, std::string what, std::string resource, Outcome outcome = Outcome::success);
@@ -56,14 +56,14 @@ Result<AuditId> record(sql::Tx& tx, const Context& ctx, AuditRecord record);
 Result<> prepare(sql::Database& db);
 
 struct AuditFilter {
-  std::optional<std::string> who;       ///< anywhere in the chain: `who` itself or one it acted for
-  std::optional<std::string> what;      ///< exact, or a prefix where it ends with '*'
-  std::optional<std::string> resource;  ///< exact, or a prefix where it ends with '*'
-  std::optional<Outcome> outcome;
-  std::optional<Instant> from;   ///< inclusive
-  std::optional<Instant> until;  ///< exclusive
-  std::string cursor;            ///< `next_cursor` of the page before; empty for the first
-  std::uint32_t limit = 100;     ///< 1..1 000
+  std::optional<std::string> who{};       ///< anywhere in the chain: `who` itself or one it acted for
+  std::optional<std::string> what{};      ///< exact, or a prefix where it ends with '*'
+  std::optional<std::string> resource{};  ///< exact, or a prefix where it ends with '*'
+  std::optional<Outcome> outcome{};
+  std::optional<Instant> from{};   ///< inclusive
+  std::optional<Instant> until{};  ///< exclusive
+  std::string cursor{};            ///< `next_cursor` of the page before; empty for the first
+  std::uint32_t limit = 100;       ///< 1..1 000
   bool newest_first = true;
 };
 
@@ -131,8 +131,8 @@ class AuditLog {
 };
 
 struct AuditOptions {
-  std::filesystem::path directory;                  ///< of the log: `checkpoint`, `tile/…`; created where absent
-  std::string origin;                               ///< "creto.local/audit/<org>": the log's name, for ever
+  std::filesystem::path directory{};                ///< of the log: `checkpoint`, `tile/…`; created where absent
+  std::string origin{};                             ///< "creto.local/audit/<org>": the log's name, for ever
   std::uint32_t batch_max = 100;                    ///< entries at once (AU3); more wait for the next batch
   Nanos interval = std::chrono::milliseconds(100);  ///< how long an entry waits for others at most
   bool sequence_in_background = true;               ///< false: only `flush` sequences (tests)
@@ -147,7 +147,7 @@ struct AuditKeys {
 
 /// Opens the log: finishes what a crash interrupted, checks that the files and the database belong together, rebuilds
 /// the index where it is behind, and starts the sequencer. One process at a time may own a directory. `db`, `files`,
-/// `clock` and `telemetry` must outlive it. Errors: conflict (the directory is another log's, or in use, or holds less
+/// `clock` and `telemetry` must outlive it. Errors: conflict (the directory is another log's, or holds less
 /// than the database says was signed); hash_mismatch; those of db and files.
 Result<std::unique_ptr<AuditLog>> create_audit_log(sql::Database& db, io::FileSystem& files, const Clock& clock,
                                                    Telemetry& telemetry, AuditKeys keys, AuditOptions options);
