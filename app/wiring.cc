@@ -87,6 +87,29 @@ class AuthzAccess final : public AccessControl {
   authz::Authz& authz_;
 };
 
+class DelegationLimits final : public authz::Extension {
+ public:
+  explicit DelegationLimits(nhi::Nhi& nhi) : nhi_(nhi) {}
+  std::string_view name() const override { return "delegation_limits"; }
+  int priority() const override { return 10; }
+  bool denies_on_failure() const override { return true; }
+
+  Result<std::optional<authz::Decision>> evaluate(const Context& ctx, const authz::CheckRequest& request) override {
+    if (!request.principal.is_agent()) return std::optional<authz::Decision>();
+    const Result<nhi::Chain> chain = nhi_.get_delegation_chain(ctx, request.principal);
+    if (!chain && chain.error().retryable()) return Error(chain.error());
+    if (!chain) return denied(chain.error().message());
+    if (!chain->permits(request.action)) return denied(fmt::format("the delegation does not cover `{}`", request.action));
+    return std::optional<authz::Decision>();
+  }
+
+ private:
+  static std::optional<authz::Decision> denied(std::string reason) {
+    return authz::Decision(authz::Deny{.reason = std::move(reason), .policy = {}, .transient = false});
+  }
+  nhi::Nhi& nhi_;
+};
+
 class LogAuditor final : public rpc::Auditor {
  public:
   explicit LogAuditor(audit::AuditLog& log) : log_(log) {}
@@ -168,6 +191,7 @@ std::unique_ptr<rpc::Authenticator> authenticate_with(nhi::Nhi& nhi, std::string
 }
 std::unique_ptr<rpc::Authorizer> authorize_with(authz::Authz& authz) { return std::make_unique<AuthzAuthorizer>(authz); }
 std::unique_ptr<AccessControl> access_through(authz::Authz& authz) { return std::make_unique<AuthzAccess>(authz); }
+std::unique_ptr<authz::Extension> delegation_limits(nhi::Nhi& nhi) { return std::make_unique<DelegationLimits>(nhi); }
 std::unique_ptr<rpc::Auditor> audit_with(audit::AuditLog& log) { return std::make_unique<LogAuditor>(log); }
 std::unique_ptr<authz::EntitySource> entities_of(nhi::Nhi& nhi, sql::Database& database) {
   return std::make_unique<NhiEntities>(nhi, database);

@@ -14,9 +14,12 @@ namespace creto::app {
 /// Client certificates and bearer tokens, through nhi. A service with a certificate of its own may act for whom it names.
 std::unique_ptr<rpc::Authenticator> authenticate_with(nhi::Nhi& nhi, std::string org);
 
-/// Cedar policies and extensions, after what the delegation chain permits.
+/// Cedar policies, then extensions.
 std::unique_ptr<rpc::Authorizer> authorize_with(authz::Authz& authz);
 std::unique_ptr<AccessControl> access_through(authz::Authz& authz);
+
+/// An agent may do no more than its delegation chain permits, whatever the policies say.
+std::unique_ptr<authz::Extension> delegation_limits(nhi::Nhi& nhi);
 
 /// Refused calls and calls of audited methods become records of the log.
 std::unique_ptr<rpc::Auditor> audit_with(audit::AuditLog& log);
