@@ -24,7 +24,7 @@ constexpr Nanos certificate_lifetime = 24h * 825;
 
 Error platform_error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
-bool exists(const path& file) {
+bool is_there(const path& file) {
   std::error_code ignored;
   return std::filesystem::exists(file, ignored);
 }
@@ -141,7 +141,7 @@ Result<std::string> read_text(const path& file, std::size_t bytes_max) {
 }
 
 Result<Identity> human_of(const Home& home) {
-  if (!exists(home.human_identity()))
+  if (!is_there(home.human_identity()))
     return platform_error(ErrorKind::not_found, fmt::format("no installation in `{}`: run `creto init`", home.root.string()));
   std::string text = CRETO_TRY(read_text(home.human_identity()));
   while (text.ends_with('\n')) text.pop_back();
@@ -168,13 +168,13 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
   std::error_code ignored;
   std::filesystem::permissions(home.root, std::filesystem::perms::owner_all, ignored);
 
-  if (!exists(home.root_key())) {
+  if (!is_there(home.root_key())) {
     CRETO_TRY(vault::create_root_key(home.root_key(), Secret()));
     made.push_back("root key: " + home.root_key().string());
   }
   const std::unique_ptr<crypto::KeySealer> sealer = CRETO_TRY(vault::open_root_key(home.root_key(), Secret()));
   const auto seal_fresh = [&](const path& file, const Secret& content, std::string_view what) -> Result<> {
-    if (exists(file)) return {};
+    if (is_there(file)) return {};
     const Bytes sealed = CRETO_TRY(sealer->seal("app/file:" + file.filename().string(), content.reveal()));
     CRETO_TRY(io::write_durably(io::real_files(), file, sealed, 0600));
     made.push_back(fmt::format("{}: {}", what, file.string()));
@@ -184,7 +184,7 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
   CRETO_TRY(seal_fresh(home.override_key(), crypto::random_secret(32), "key of override tokens"));
   CRETO_TRY(seal_fresh(home.presign_key(), crypto::random_secret(32), "key of presigned links"));
 
-  if (!exists(home.authority())) {
+  if (!is_there(home.authority())) {
     const tls::KeyPair authority = CRETO_TRY(tls::create_authority("Creto " + options.org, authority_lifetime, system_clock()));
     CRETO_TRY(write_text(home.authority_key(), authority.key.reveal_text(), 0600));
     CRETO_TRY(write_text(home.authority(), authority.certificate, 0644));
@@ -195,7 +195,7 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
   const std::string authority_key = CRETO_TRY(read_text(home.authority_key()));
   authority.key = Secret::copy_of(authority_key);
 
-  if (!exists(home.server_certificate())) {
+  if (!is_there(home.server_certificate())) {
     tls::Subject subject;
     subject.common_name = "creto";
     subject.uri = tls::identity_uri("service:creto");
@@ -208,7 +208,7 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
     made.push_back("server certificate: " + home.server_certificate().string());
   }
 
-  if (!exists(home.human_keys())) {
+  if (!is_there(home.human_keys())) {
     const Identity human = CRETO_TRY(Identity::human(options.email));
     const Secret passphrase = CRETO_TRY(read_passphrase("passphrase for the keys of " + human.text(), true));
     const Bytes sealed = CRETO_TRY(HumanKeys::generate().seal(passphrase));
@@ -223,7 +223,7 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
     made.push_back(fmt::format("keys of {}: {}", human.text(), home.human_keys().string()));
   }
 
-  if (!exists(home.config())) {
+  if (!is_there(home.config())) {
     CRETO_TRY(write_text(home.config(), fmt::format(config_template, options.org), 0600));
     made.push_back("settings: " + home.config().string());
   }

@@ -130,12 +130,13 @@ CLI::App* subcommand(CLI::App& app, std::string_view path, std::string_view help
   CLI::App* parent = &app;
   for (auto space = path.find(' '); space != std::string_view::npos; space = path.find(' ')) {
     const std::string group(path.substr(0, space));
-    CLI::App* child = parent->get_subcommand_no_throw(group);
-    if (child == nullptr) {
-      child = parent->add_subcommand(group, "");
-      child->require_subcommand(1);
+    const auto known = parent->get_subcommands([&](const CLI::App* sub) { return sub->get_name() == group; });
+    if (known.empty()) {
+      parent = parent->add_subcommand(group, "");
+      parent->require_subcommand(1);
+    } else {
+      parent = known.front();
     }
-    parent = child;
     path.remove_prefix(space + 1);
   }
   return parent->add_subcommand(std::string(path), std::string(help));

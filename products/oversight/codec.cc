@@ -19,25 +19,29 @@ constexpr std::size_t document_bytes_max = 64 << 10;
 Error invalid(std::string message) { return Error(Product::oversight, ErrorKind::invalid_input, std::move(message)); }
 
 template <class Enum>
-using Words = std::initializer_list<std::pair<Enum, std::string_view>>;
+struct Word {
+  Enum value;
+  std::string_view text;
+};
 
-template <class Enum>
-std::string_view spell(Words<Enum> words, Enum value) {
-  for (const auto& [candidate, text] : words)
-    if (candidate == value) return text;
+template <class Enum, std::size_t N>
+std::string_view spell(const std::array<Word<Enum>, N>& words, Enum value) {
+  for (const auto& word : words)
+    if (word.value == value) return word.text;
   std::unreachable();
 }
-template <class Enum>
-Result<Enum> read(Words<Enum> words, std::string_view what, std::string_view text) {
-  for (const auto& [candidate, spelling] : words)
-    if (spelling == text) return candidate;
+template <class Enum, std::size_t N>
+Result<Enum> read(const std::array<Word<Enum>, N>& words, std::string_view what, std::string_view text) {
+  for (const auto& word : words)
+    if (word.text == text) return word.value;
   return invalid(fmt::format("{} `{}`: is none of the allowed words", what, text.substr(0, 64)));
 }
 
-constexpr Words<FinalAction> final_actions = {{FinalAction::auto_deny, "auto_deny"}, {FinalAction::auto_approve, "auto_approve"}};
-constexpr Words<Trigger> trigger_words = {{Trigger::authorization, "authorization"},
-                                          {Trigger::cost_threshold, "cost_threshold"},
-                                          {Trigger::quota_breach, "quota_breach"}};
+constexpr std::array<Word<FinalAction>, 2> final_actions = {
+    {{FinalAction::auto_deny, "auto_deny"}, {FinalAction::auto_approve, "auto_approve"}}};
+constexpr std::array<Word<Trigger>, 3> trigger_words = {{{Trigger::authorization, "authorization"},
+                                                         {Trigger::cost_threshold, "cost_threshold"},
+                                                         {Trigger::quota_breach, "quota_breach"}}};
 
 Json to_json(const std::vector<Identity>& identities) {
   Json list = Json::array();

@@ -11,6 +11,7 @@
 #include "codec.h"
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
+#include "creto/common/event.h"
 #include "creto/common/json.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
@@ -332,10 +333,13 @@ class OversightService final : public Oversight {
     }
     Context ctx = Context::of(self_, {self_});
     ctx.deadline = parts_.clock.monotonic() + options_.memory_timeout;
-    memory::Query query{.agent = request.action.agent, .text = request.description + " " + request.reasoning};
-    query.limit = memories_shown_max;
-    query.types = {memory::MemoryType::reasoning, memory::MemoryType::context};
-    query.from = request.created_at - std::chrono::hours(24);
+    const memory::Query query{.agent = request.action.agent,
+                              .text = request.description + " " + request.reasoning,
+                              .limit = memories_shown_max,
+                              .relevance_threshold = std::nullopt,
+                              .types = {memory::MemoryType::reasoning, memory::MemoryType::context},
+                              .from = request.created_at - std::chrono::hours(24),
+                              .to = std::nullopt};
     const Result<std::vector<memory::ScoredEntry>> found = parts_.memory->query(ctx, query);
     if (!found) {
       probe_.context_missing(found.error());

@@ -86,15 +86,15 @@ struct Request {
   std::uint64_t version = 1;
   contracts::ApprovalState state = contracts::ApprovalState::pending;
   contracts::GatedAction action;
-  std::string description;
-  std::string reasoning;             ///< the agent's own words
-  std::vector<std::string> related_memories;
+  std::string description{};
+  std::string reasoning{};             ///< the agent's own words
+  std::vector<std::string> related_memories{};
   double confidence = 0;             ///< memory's, in the reasoning; 0 where there is none
-  std::vector<std::string> risk_factors;
-  std::string context_problem;       ///< "OV-503: …" where memory gave no context; empty otherwise
-  std::vector<Requirement> requirements;
-  std::vector<Response> responses;
-  std::string decision_response;     ///< the JSON object the deciding approver attached; "{}" otherwise
+  std::vector<std::string> risk_factors{};
+  std::string context_problem{};       ///< "OV-503: …" where memory gave no context; empty otherwise
+  std::vector<Requirement> requirements{};
+  std::vector<Response> responses{};
+  std::string decision_response{};     ///< the JSON object the deciding approver attached; "{}" otherwise
   Instant created_at{};
   Instant decided_at{};              ///< once final
 
@@ -108,7 +108,7 @@ struct ResponseDocument {
   Identity approver;
   bool approve = false;
   Hash256 arguments_hash{};          ///< so that he approves what he saw
-  std::string notes;
+  std::string notes{};
   std::string response = "{}";       ///< a JSON object for whoever acts on the decision: {"new_limit":"200000"}
 
   static constexpr std::string_view type_name = "creto.oversight.response.v1";
