@@ -19,13 +19,13 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("health.port", health_port, "/health and /ready", port);
   schema.add("tls", tls, "false only on a loopback address");
   schema.add("log.level", log_level, "debug, info, warn or error");
-  schema.add("log.file", log_file, "JSON lines; empty: standard error");
   schema.add_secret("database", database, "empty: SQLite in the home; else postgresql://…");
   schema.add("services", services, "which services run here; empty: all");
 
   schema.add("inference.url", inference_url, "an OpenAI-compatible endpoint, up to and with /v1");
   schema.add("inference.model", inference_model, "the model where a request names none");
   schema.add("inference.embedding_model", inference_embedding_model, "empty: memory uses the built-in local one");
+  schema.add("inference.embedding_dimension", inference_embedding_dimension, "of the embedding model's vectors", {.min = 1, .max = 65536});
   schema.add("inference.key_secret", inference_key_secret, "path/NAME of the API key in the vault");
   schema.add("inference.local", inference_local, "the endpoint is on this machine");
   schema.add("inference.injection", injection, "block, flag or off");
@@ -33,12 +33,10 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("runtime.class", sandbox_runtime, "runsc (gVisor), runc or crun");
   schema.add("runtime.pool_size", pool_size, "sandboxes kept warm", {.min = 0, .max = 256});
   schema.add("runtime.pool_image", pool_image, "the image of the warm sandboxes; empty: none are kept");
-  schema.add_table("runtime.images", images, "name = directory of an OCI layout");
+  schema.add("runtime.image_directory", image_directory, "one OCI layout per image name; empty: `images` in the home");
   schema.add("runtime.actions", actions_file, "file of the declared actions");
+  schema.add_table("runtime.variables", action_variables, "NAME = value for ${NAME} in the actions file");
   schema.add_table("egress.hosts", egress_hosts, "name = address:port that the egress proxy uses for it");
-  schema.add("egress.allow", egress_allow, "host:port that every sandbox may reach without asking authz");
-  schema.add("egress.deny", egress_deny, "host:port that no sandbox may reach");
-  schema.add("oversight.policies", oversight_policies_file, "file of the oversight policies");
   schema.add("oversight.webhook.url", webhook_url, "where approvers are notified");
   schema.add("oversight.webhook.secret", webhook_secret, "path/NAME of the signing secret in the vault");
   schema.add("metering.invoice_webhook", invoice_webhook_url, "where finished invoices are sent");

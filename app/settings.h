@@ -21,13 +21,13 @@ struct Settings {
   std::int64_t health_port = 9091;
   bool tls = true;                       ///< plain text is for loopback alone
   std::string log_level = "info";
-  std::string log_file;                  ///< empty: standard error
   std::string database;                  ///< empty: SQLite in the home; else a PostgreSQL conninfo, "postgresql://…"
   std::vector<std::string> services;     ///< empty: all
 
   std::string inference_url;             ///< "http://127.0.0.1:11434/v1"
   std::string inference_model;
   std::string inference_embedding_model;
+  std::int64_t inference_embedding_dimension = 1536;
   std::string inference_key_secret;      ///< "path/NAME" of a secret in the vault; empty: none is sent
   bool inference_local = false;
   std::string injection = "block";       ///< block, flag or off
@@ -35,13 +35,10 @@ struct Settings {
   std::string sandbox_runtime = "runsc";
   std::int64_t pool_size = 1;
   std::string pool_image;
-  std::map<std::string, std::string> images;         ///< name = OCI layout directory
+  std::string image_directory;           ///< one OCI layout per image name; empty: `images` in the home
   std::string actions_file;
+  std::map<std::string, std::string> action_variables;   ///< for ${NAME} in the actions file
   std::map<std::string, std::string> egress_hosts;   ///< "rates.example" = "127.0.0.1:9999": names the proxy resolves itself
-  std::vector<std::string> egress_allow;
-  std::vector<std::string> egress_deny;
-  std::string oversight_policies_file;
-  std::string plans_file;
   std::string webhook_url;
   std::string webhook_secret;            ///< "path/NAME" of a secret in the vault
   std::string invoice_webhook_url;

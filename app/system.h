@@ -3,6 +3,8 @@
 #include <memory>
 #include <vector>
 
+#include "adapters.h"
+#include "chores.h"
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
 #include "creto/common/access.h"
@@ -56,11 +58,14 @@ struct System {
   std::unique_ptr<storage::OwnerKeys> owner_keys;
   std::unique_ptr<storage::Storage> storage;
 
-  std::unique_ptr<metering::Metering> metering;
+  std::unique_ptr<Invoices> invoices;
+  std::unique_ptr<metering::LocalMetering> metering;
+  std::unique_ptr<oversight::Notifier> webhook;
   std::unique_ptr<oversight::Oversight> oversight;
   std::unique_ptr<messaging::Messaging> messaging;
   std::unique_ptr<runtime::MessageEndpoint> endpoint;
   std::unique_ptr<runtime::Runtime> runtime;
+  std::unique_ptr<Chores> chores;
 
   std::vector<HealthCheck> health_checks() const;
 };
