@@ -7,9 +7,11 @@
 #include "cli/call.h"
 #include "creto/audit/audit_log.h"
 #include "creto/common/json.h"
+#include "creto/crypto/hash.h"
 #include "creto/io/files.h"
 #include "creto/io/http_client.h"
 #include "creto/nhi/nhi.h"
+#include "creto/oversight/oversight.h"
 #include "ports_file.h"
 #include "settings.h"
 
@@ -17,6 +19,7 @@ namespace creto::app {
 namespace {
 
 constexpr std::string_view nhi_service = "creto.nhi.v1.NhiService/";
+constexpr std::string_view oversight_service = "creto.oversight.v1.OversightService/";
 
 std::string method(std::string_view service, std::string_view name) { return std::string(service) + std::string(name); }
 
@@ -109,6 +112,27 @@ Result<Output> delegate(const Home& home, const std::string& agent, const std::v
   const Json found = CRETO_TRY(server->call(method(nhi_service, "GetAgent"), {{"identity", agent}}));
   const Json delegation = CRETO_TRY(sign_delegation(home, *server, found.value("identity", ""), permissions, valid_for));
   return Output{fmt::format("{}\n", delegation.value("id", "")), delegation.dump(2), 0};
+}
+
+Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes, const std::string& response) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+  const Identity human = CRETO_TRY(human_of(home));
+  const Json shown = CRETO_TRY(server->call(method(oversight_service, "GetRequest"), {{"id", request}}));
+  const RequestId id = CRETO_TRY(RequestId::parse(shown.value("id", "")));
+  const std::string arguments = shown.value("arguments", "");
+  // He signs the hash of what he sees, computed here: a server that shows one thing and stores another is found out.
+  const oversight::ResponseDocument document{.request = id,
+                                             .approver = human,
+                                             .approve = approve,
+                                             .arguments_hash = crypto::sha3_256(as_bytes(arguments)),
+                                             .notes = notes,
+                                             .response = response.empty() ? "{}" : response};
+  const std::string bytes = CRETO_TRY(document.signed_bytes());
+  const HumanKeys keys = CRETO_TRY(unlock(home, human));
+  const Signature signature = CRETO_TRY(keys.signing.sign(as_bytes(bytes), as_bytes(oversight::ResponseDocument::type_name)));
+  const Json answered = CRETO_TRY(server->call(method(oversight_service, "SubmitResponse"),
+                                               {{"document", base64(as_bytes(bytes))}, {"signature", signature_json(signature)}}));
+  return Output{fmt::format("{} is {}\n", answered.value("id", ""), answered.value("state", "")), answered.dump(2), 0};
 }
 
 }  // namespace creto::app
