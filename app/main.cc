@@ -13,6 +13,7 @@
 #include "cli/call.h"
 #include "cli/completion.h"
 #include "cli/verbs.h"
+#include "cli/yaml.h"
 #include "commands.h"
 #include "creto/common/bytes.h"
 #include "creto/common/json.h"
@@ -75,8 +76,17 @@ Result<Json> to_json(const Parameter& parameter, const Given& given, const Home&
     }
     case Parameter::Kind::json: {
       if (!text.starts_with('@')) return parse_json(text, {.bytes_max = 16 << 20});
-      const std::string content = CRETO_TRY(content_of(text.substr(1)));
+      const std::string file = text.substr(1);
+      const std::string content = CRETO_TRY(content_of(file));
+      if (file.ends_with(".yaml") || file.ends_with(".yml")) return cli::json_from_yaml(content);
       return parse_json(content, {.bytes_max = 16 << 20});
+    }
+    case Parameter::Kind::reference: {
+      const auto slash = parameter.field == "object" ? text.find('/') : text.rfind('/');
+      if (slash == std::string::npos || slash == 0 || slash + 1 == text.size())
+        return Error(Product::platform, ErrorKind::invalid_input, fmt::format("{} `{}`: must be PATH/NAME", parameter.name, text));
+      const std::string first = text.substr(0, slash), second = text.substr(slash + 1);
+      return parameter.field == "object" ? Json{{"bucket", first}, {"key", second}} : Json{{"path", first}, {"name", second}};
     }
     case Parameter::Kind::file: {
       std::string content = CRETO_TRY(content_of(text));
@@ -115,7 +125,12 @@ Result<Output> run_verb(const Verb& verb, const std::vector<Given>& given, const
     const Parameter& parameter = verb.parameters[i];
     if (given[i].empty() && parameter.kind != Parameter::Kind::self) continue;
     Json value = CRETO_TRY(to_json(parameter, given[i], home));
-    std::string pointer = "/" + std::string(parameter.field);
+    // "" is the whole request, which the other parameters then add to; a storage reference is named `reference` too.
+    if (parameter.field.empty()) {
+      request.update(value);
+      continue;
+    }
+    std::string pointer = "/" + std::string(parameter.field == "object" ? "reference" : parameter.field);
     std::ranges::replace(pointer, '.', '/');
     request[Json::json_pointer(pointer)] = std::move(value);
   }

@@ -15,11 +15,12 @@ struct Parameter {
     flag,
     duration,   ///< "15m"; sent as the proto's Duration
     instant,    ///< RFC 3339
-    json,       ///< a JSON value, or @FILE with one
+    json,       ///< a JSON value, or @FILE with JSON or YAML
     file,       ///< the text of a file; `-` is standard input
     secret,     ///< as file, sent as bytes; never a value in argv
     pair,       ///< KEY=VALUE, repeatable: a map
     list,       ///< repeatable
+    reference,  ///< PATH/NAME or BUCKET/KEY: an object {path, name} or {bucket, key}, as the verb's field ends
     self,       ///< not asked for: the identity of this home's human
   };
   std::string_view name;    ///< "--limit", or "ID" for a positional one
