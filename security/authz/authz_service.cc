@@ -13,6 +13,7 @@
 #include "creto/io/sql.h"
 #include "decision_cache.h"
 #include "override_token.h"
+#include "override_use.h"
 #include "snapshot.h"
 #include "store.h"
 
@@ -326,28 +327,23 @@ class AuthzService final : public Authz {
         [&](OrgState& state) { state.revoked.insert(request); });
   }
 
+  Result<bool> is_override_open(const Context& ctx, const RequestId& request) override {
+    return sql::read(database_, ctx, [&](sql::Tx& tx) -> Result<bool> {
+      const auto use = CRETO_TRY(store::override_use(tx, ctx.org, request));
+      const bool revoked = CRETO_TRY(store::is_override_revoked(tx, ctx.org, request));
+      return !use && !revoked;
+    });
+  }
+
+  Result<RequestId> verify_override(const Context& ctx, const CheckRequest& request) override {
+    const OverrideToken token = CRETO_TRY(tokens_.verify(ctx.org, request));
+    return token.request;
+  }
+
   Result<> consume_override(sql::Tx& tx, const Context& ctx, const CheckRequest& request,
                             std::string_view operation_id) override {
-    if (operation_id.empty() || operation_id.size() > 256) {
-      return error(ErrorKind::invalid_input, "the id of an operation has 1 to 256 bytes");
-    }
     const OverrideToken token = CRETO_TRY(tokens_.verify(ctx.org, request));
-    const auto use = CRETO_TRY(store::override_use(tx, ctx.org, token.request));
-    if (use == operation_id) return {};
-    if (use) return error(ErrorKind::permission_denied, "the approval was used already");
-    if (clock_.now() >= token.expires_at) return error(ErrorKind::expired, "the approval has expired");
-    const bool revoked = CRETO_TRY(store::is_override_revoked(tx, ctx.org, token.request));
-    if (revoked) return error(ErrorKind::permission_denied, "the approval was withdrawn");
-    const bool first = CRETO_TRY(store::use_override(tx, ctx.org, token.request, operation_id));
-    if (!first) return error(ErrorKind::permission_denied, "the approval was used already");
-    auto record = audit::AuditRecord::of(ctx, "override_used", "oversight:request:" + token.request.to_string());
-    record.metadata = Json{{"action", request.action},
-                           {"arguments_hash", hex(request.arguments_hash)},
-                           {"operation", operation_id},
-                           {"resource", request.resource.to_string()}}
-                          .dump();
-    CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-    return {};
+    return use_token(tx, ctx, token, request, operation_id, clock_.now());
   }
 
   // --- the rest

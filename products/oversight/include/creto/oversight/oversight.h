@@ -1,22 +1,16 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "creto/common/clock.h"
-#include "creto/common/context.h"
-#include "creto/common/id.h"
+#include "creto/common/health.h"
 #include "creto/common/secret.h"
-#include "creto/common/signature.h"
 #include "creto/common/telemetry.h"
 #include "creto/contracts/approval_gate.h"
-#include "creto/contracts/events.h"
 
 namespace creto::sql {
 class Database;
@@ -24,170 +18,176 @@ class Database;
 namespace creto::bus {
 class Bus;
 }
-namespace creto::http {
-class Client;
-}
 namespace creto::nhi {
 class Nhi;
 }
 namespace creto::authz {
 class Authz;
 }
+namespace creto::consensus {
+class TimestampSource;
+}
 namespace creto::memory {
 class Memory;
 }
 
-/// Which human said yes: requests, who may answer them, the signed answers, and the tokens that come of them.
+/// Which human must say yes before an agent goes on, and what he said (OV1-OV8).
 namespace creto::oversight {
 
-using contracts::ApprovalNeed;
-using contracts::ApprovalRequest;
-using contracts::ApprovalState;
-using contracts::ApprovalStatus;
-
-/// Who is asked, one tier after the other, and what happens when nobody answers. Named by `@oversight("id")` in a Cedar
-/// forbid, by a cost threshold's id, or by a trigger below.
-struct OversightPolicy {
-  struct Tier {
-    std::vector<std::string> approvers;  ///< 1 to 64 of "human:<email>" or "role:<name>" (nhi attribute `roles`)
-    std::uint32_t quorum = 1;            ///< distinct approvers, 1 to 16
-    Nanos timeout = std::chrono::hours(2);
-    std::vector<std::string> channels;  ///< names of webhooks; the CLI needs none
-    friend bool operator==(const Tier&, const Tier&) = default;
-  };
-  enum class FinalAction : std::uint8_t { auto_deny, auto_approve };
-  struct Trigger {
-    std::string kind;     ///< "cost_threshold" or "quota_breach"
-    std::string pattern;  ///< id of the threshold or quota; a last `*` stands for any rest
-    friend bool operator==(const Trigger&, const Trigger&) = default;
-  };
-
-  PolicyId id;
-  std::vector<Tier> tiers;  ///< 1 to 8
-  FinalAction final_action = FinalAction::auto_deny;
-  bool allow_self_approval = false;  ///< whether somebody of the request's own delegation chain may answer
-  std::vector<Trigger> triggers;
-  Nanos token_valid_for = std::chrono::hours(1);
-  std::int64_t version = 0;
-  friend bool operator==(const OversightPolicy&, const OversightPolicy&) = default;
+/// Who is asked at one level, and for how long.
+struct Tier {
+  std::vector<Identity> approvers;   ///< 1 to 64 humans
+  std::uint32_t quorum = 1;          ///< how many of them must approve; at most their number
+  Nanos timeout = std::chrono::hours(2);   ///< 1 s to 30 days; then the next tier is asked
 };
 
-/// How far one policy of a request has come.
-struct Track {
-  PolicyId policy;
-  PolicyId forbid;  ///< what an approval lifts; empty where a cost threshold asked
-  std::uint32_t tier = 0;
-  Instant tier_ends{};
-  bool met = false;
-  friend bool operator==(const Track&, const Track&) = default;
+enum class FinalAction : std::uint8_t { auto_deny, auto_approve };
+std::string_view to_string(FinalAction action);
+Result<FinalAction> final_action_from_string(std::string_view text);
+
+/// What asks for a human: an authorization decision names its policy itself; the others take the first policy, by id, that
+/// lists them.
+enum class Trigger : std::uint8_t { authorization, cost_threshold, quota_breach };
+std::string_view to_string(Trigger trigger);
+Result<Trigger> trigger_from_string(std::string_view text);
+
+struct Policy {
+  PolicyId id;                       ///< 1 to 128 of [a-zA-Z0-9._-]: the text of @oversight
+  std::string description;           ///< up to 1 000 characters
+  std::vector<Trigger> triggers = {Trigger::authorization};
+  std::vector<Tier> tiers;           ///< 1 to 8, asked in order
+  FinalAction final_action = FinalAction::auto_deny;   ///< when the last tier's time is over
+  bool allow_self_approval = false;  ///< whether a human in the agent's own delegation chain may approve
+  std::vector<std::string> channels = {"cli"};         ///< "cli", "webhook"
 };
 
-/// A human's answer. The signature is over `signed_bytes` of the request it answers, with the context below.
+/// One approver's signed answer.
 struct Response {
-  RequestId request;
   Identity approver;
   bool approve = false;
-  std::string notes;       ///< up to 4 096 bytes; required for a denial
-  std::string attachment;  ///< canonical JSON object, or empty: {"new_limit":"200000"}
-  Instant signed_at{};     ///< within ten minutes of the server's clock
+  std::string notes;                 ///< shown to the agent
+  std::string document;              ///< the signed bytes, as received (docs/formats.md, "Approval response")
   Signature signature;
+  Instant received_at{};
 };
-inline constexpr std::string_view response_signature_context = "creto oversight response";
 
-/// What the agent's memory says about the action (OV4).
-struct AgentContext {
-  std::string reasoning;  ///< what memory holds for this action
-  std::vector<std::string> related;
-  std::optional<double> confidence;
-  std::string missing;  ///< why there is none: "OV-503: …"; empty where memory answered
+/// One policy that a request has to satisfy.
+struct Requirement {
+  Policy policy;                     ///< as it was when the request was made, narrowed by what the decision said
+  PolicyId forbid;                   ///< the Cedar policy its approval lifts; empty where none asked
+  std::uint32_t tier = 0;            ///< who is asked now
+  Instant tier_ends{};
+  bool met = false;
+  bool met_by_timeout = false;       ///< the final action approved
 };
 
 struct Request {
   RequestId id;
-  std::string org;
-  ApprovalState state = ApprovalState::pending;
-  ApprovalRequest asked;
-  Hash256 arguments_hash{};  ///< SHA3-256 of the canonical arguments
-  std::vector<Track> tracks;
-  std::optional<Instant> ends_at;  ///< from the annotation: times out whatever the tiers say
-  AgentContext context;
-  std::vector<Response> responses;  ///< accepted ones
+  std::uint64_t version = 1;
+  contracts::ApprovalState state = contracts::ApprovalState::pending;
+  contracts::GatedAction action;
+  std::string description{};
+  std::string reasoning{};             ///< the agent's own words
+  std::vector<std::string> related_memories{};
+  double confidence = 0;             ///< memory's, in the reasoning; 0 where there is none
+  std::vector<std::string> risk_factors{};
+  std::string context_problem{};       ///< "OV-503: …" where memory gave no context; empty otherwise
+  std::vector<Requirement> requirements{};
+  std::vector<Response> responses{};
+  std::string decision_response{};     ///< the JSON object the deciding approver attached; "{}" otherwise
   Instant created_at{};
-  Instant decided_at{};
-  std::string notes;                     ///< why it ended
-  std::string attachment;                ///< of the deciding approval
-  std::optional<Instant> token_expires;  ///< when approved
+  Instant decided_at{};              ///< once final
+
+  /// SHA3-256 of `action.arguments`: what an approval and its token are bound to.
+  Hash256 arguments_hash() const;
 };
 
-/// What an approver signs, for `request` as the server shows it (docs/formats.md, "Oversight response").
-Result<std::string> signed_bytes(const Request& request, const Response& response);
+/// What an approver signs: the type's name, a newline, and this as canonical JSON.
+struct ResponseDocument {
+  RequestId request;
+  Identity approver;
+  bool approve = false;
+  Hash256 arguments_hash{};          ///< so that he approves what he saw
+  std::string notes{};
+  std::string response = "{}";       ///< a JSON object for whoever acts on the decision: {"new_limit":"200000"}
+
+  static constexpr std::string_view type_name = "creto.oversight.response.v1";
+  Result<std::string> signed_bytes() const;
+  /// Errors: invalid_input naming the field; too_large over 64 KiB.
+  static Result<ResponseDocument> from_signed_bytes(std::string_view bytes);
+};
 
 struct RequestFilter {
-  std::optional<ApprovalState> state;
+  std::optional<contracts::ApprovalState> state;
+  bool open_only = false;
   std::optional<Identity> agent;
-  std::optional<Identity> approver;  ///< open ones that this human may answer now
+  std::optional<Identity> approver;  ///< whom a requirement asks now
   std::size_t limit = 100;           ///< 1 to 1 000, newest first
-  std::string before;                ///< id below which the page begins
+  std::optional<RequestId> before;   ///< page: those older than this
 };
 
-/// Where notifications go. `url` gets Standard Webhooks 1.0.0 requests.
-struct Webhook {
-  std::string name;  ///< [a-z0-9-]{1,64}
-  std::string url;
-  std::string secret;  ///< "whsec_<base64 of 24 to 64 bytes>"; only given in, never out
-};
-
-/// Thread-safe. Invariant 1: a final request never changes. Invariant 2: an approval counts only with a signature that
-/// verifies under a key nhi holds for a human whom a tier of the request names. Invariant 3: a request, its event, its
-/// notifications and its audit record commit together.
+/// Thread-safe. Every change is audited in its transaction, and every decision leaves as an `oversight_decision` event in
+/// it. Waiting holds no thread.
+///
+/// Invariant 1: a final request never changes. Invariant 2: it is approved only where every requirement is met, each by a
+/// quorum of valid signatures of its current tier, or by a policy whose final action is to approve. Invariant 3: an
+/// approval's token fits this agent, action, resource and arguments alone.
+///
+/// Errors of every call: invalid_input naming the field; not_found; unavailable.
 class Oversight : public contracts::ApprovalGate {
  public:
-  /// Errors: not_found; permission_denied for an agent that neither made it nor is above it.
-  virtual Result<Request> get_request(const Context& ctx, const RequestId& id) = 0;
-  virtual Result<std::vector<Request>> list_requests(const Context& ctx, const RequestFilter& filter) = 0;
-
-  /// Errors: not_found; conflict where it is final or this approver has answered; permission_denied (OV-403) where the
-  /// approver is not eligible; signature_invalid; expired.
-  virtual Result<Request> respond(const Context& ctx, const Response& response) = 0;
-
-  /// Withdraws an approval that was not used yet. By an approver of it. Errors: conflict where it was used.
-  virtual Result<> revoke_approval(const Context& ctx, const RequestId& id) = 0;
-
-  /// Errors: invalid_input naming the field; conflict on another version than `version` (0: whatever is there).
-  virtual Result<OversightPolicy> put_policy(const Context& ctx, OversightPolicy policy) = 0;
+  /// Errors: invalid_input (unknown human, quorum above the number of approvers, …).
+  virtual Result<Policy> put_policy(const Context& ctx, const Policy& policy) = 0;
+  virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;
   virtual Result<> delete_policy(const Context& ctx, const PolicyId& id) = 0;
-  virtual Result<std::vector<OversightPolicy>> list_policies(const Context& ctx) = 0;
 
-  virtual Result<> put_webhook(const Context& ctx, const Webhook& webhook) = 0;
-  virtual Result<> delete_webhook(const Context& ctx, const std::string& name) = 0;
-  virtual Result<std::vector<Webhook>> list_webhooks(const Context& ctx) = 0;  ///< without secrets
+  virtual Result<Request> get(const Context& ctx, const RequestId& id) = 0;
+  virtual Result<std::vector<Request>> list(const Context& ctx, const RequestFilter& filter) = 0;
 
-  /// Escalates and ends what is due. The service does so by itself where `run_scheduler` is set; in process only.
-  virtual Result<std::size_t> advance_due(const Context& ctx) = 0;
+  /// An approver's answer. Repeating the same document returns the request as it is.
+  ///
+  /// Errors: signature_invalid; permission_denied (OV-403) for who is not asked now, or approves for himself; conflict
+  /// where the request is final, he has answered already, or the document is for other arguments.
+  virtual Result<Request> respond(const Context& ctx, const std::string& document, const Signature& signature) = 0;
+
+  /// Applies what is due by the clock: next tiers, final actions. Returns how many requests changed. Runs by itself in the
+  /// background too.
+  virtual Result<std::size_t> apply_timeouts() = 0;
+
+  virtual HealthStatus health() = 0;
 };
+
+/// Tells approvers through one channel. Called until it succeeds, at least once; blocking. Thread-safe.
+class Notifier {
+ public:
+  virtual ~Notifier() = default;
+  /// `id` stays the same when a notification is repeated; `body` is the `oversight_notification` payload.
+  virtual Result<> notify(const Context& ctx, std::string_view id, std::string_view body) = 0;
+};
+
+/// Standard Webhooks 1.0.0: POST with `webhook-id`, `webhook-timestamp` and an HMAC-SHA256 `webhook-signature`.
+std::unique_ptr<Notifier> create_webhook_notifier(std::string url, Secret secret, const Clock& clock);
 
 struct OversightOptions {
-  Nanos idempotency_window = std::chrono::hours(24);  ///< same agent, action, resource and arguments
-  Nanos scheduler_interval = std::chrono::milliseconds(200);
-  bool run_scheduler = true;
-  std::string request_link;  ///< of notifications; `{id}` is replaced
-  Nanos webhook_timeout = std::chrono::seconds(10);
-  std::uint32_t webhook_attempts_max = 8;
-  bool webhook_private_addresses = true;  ///< whether a webhook may point at this machine or network
+  Nanos idempotency_window = std::chrono::hours(24);   ///< same agent, action, resource, arguments: the open request
+  Nanos override_ttl = std::chrono::hours(1);          ///< of the token, from the decision
+  Nanos memory_timeout = std::chrono::milliseconds(500);
+  bool schedule = true;              ///< false: only `apply_timeouts` (tests)
 };
 
-struct OversightPorts {
+struct OversightParts {
   sql::Database& database;
   bus::Bus& bus;
   nhi::Nhi& nhi;
   authz::Authz& authz;
-  memory::Memory* memory;  ///< null: no reasoning is shown
-  http::Client& http;
+  consensus::TimestampSource& timestamps;
   const Clock& clock;
   Telemetry& telemetry;
+  memory::Memory* memory = nullptr;     ///< null: no context
+  Notifier* webhook = nullptr;          ///< null: policies with the channel "webhook" are refused
 };
 
-/// Migrates its tables, subscribes to thresholds and its own notifications. Everything passed in must outlive it.
-Result<std::unique_ptr<Oversight>> create_oversight(OversightPorts ports, OversightOptions options = {});
+/// Migrates, makes `service:oversight` known to nhi, consumes `metering.thresholds` and its own notifications from the bus.
+Result<std::unique_ptr<Oversight>> create_oversight(const OversightParts& parts, OversightOptions options = {});
 
 }  // namespace creto::oversight

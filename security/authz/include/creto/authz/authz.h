@@ -176,6 +176,13 @@ class Authz {
   /// Withdraws the token of `request`, used or not yet issued. Errors: conflict where it was consumed already.
   virtual Result<> revoke_override(const Context& ctx, const RequestId& request) = 0;
 
+  /// Whether the token of `request` is neither used nor withdrawn.
+  virtual Result<bool> is_override_open(const Context& ctx, const RequestId& request) = 0;
+
+  /// That `request.override_token` was issued for exactly this request; the approval it comes from. Memory only, and no
+  /// word on whether it was used or has expired. Errors: permission_denied.
+  virtual Result<RequestId> verify_override(const Context& ctx, const CheckRequest& request) = 0;
+
   /// Uses up `request.override_token` for `operation_id` in the operation's own transaction. The same operation may
   /// repeat. Errors: permission_denied where the token is forged, for something else, revoked or used by another
   /// operation; expired.

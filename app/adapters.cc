@@ -1,0 +1,192 @@
+#include "adapters.h"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "creto/common/json.h"
+#include "creto/crypto/key_sealer.h"
+#include "creto/io/http_client.h"
+#include "creto/io/sql.h"
+#include "creto/messaging/endpoint.h"
+#include "creto/messaging/messaging.h"
+#include "creto/nhi/nhi.h"
+
+namespace creto::app {
+namespace {
+
+class NhiOwnerKeys final : public storage::OwnerKeys {
+ public:
+  explicit NhiOwnerKeys(nhi::Nhi& nhi) : nhi_(nhi) {}
+
+  Result<WrappingKey> wrapping_key(const Context& ctx, const Identity& owner) override {
+    const nhi::PublicKeys keys = CRETO_TRY(nhi_.get_public_keys(ctx, owner));
+    if (!keys.kem)
+      return Error(Product::platform, ErrorKind::not_found, fmt::format("`{}` has no encryption key", owner.text()));
+    return WrappingKey{keys.key_id, std::string(crypto::to_string(keys.kem->algorithm())), keys.kem->bytes()};
+  }
+
+  Result<Secret> decapsulate(const Context& ctx, const Identity& owner, std::string_view key_id, BytesView ciphertext) override {
+    Context self = Context::of_service(self_);
+    self.org = ctx.org;
+    return nhi_.decapsulate(self, owner, key_id, ciphertext);
+  }
+
+ private:
+  nhi::Nhi& nhi_;
+  const Identity self_ = Identity::service("creto").value();
+};
+
+class AgentEndpoints final : public runtime::MessageEndpoint {
+ public:
+  AgentEndpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi, const Clock& clock)
+      : database_(database), sealer_(sealer), nhi_(nhi), clock_(clock) {}
+
+  Result<contracts::SealedMessage> seal(const Context& ctx, const Identity& agent, const Identity& recipient,
+                                        std::string_view topic, std::string_view body) override {
+    messaging::Endpoint* endpoint = CRETO_TRY(endpoint_of(ctx, agent));
+    const Context as_agent = acting_as(ctx, agent);
+    const messaging::Draft draft{.body = as_bytes(body)};
+    if (!topic.empty()) return endpoint->seal_for_topic(as_agent, topic, {recipient}, draft);
+    auto in_session = endpoint->seal_in_session(as_agent, recipient, draft);
+    if (in_session || in_session.error().kind() != ErrorKind::not_found) return in_session;
+    return endpoint->seal(as_agent, recipient, draft);
+  }
+
+  Result<runtime::OpenedMessage> open(const Context& ctx, const Identity& agent, const contracts::ReceivedMessage& message) override {
+    messaging::Endpoint* endpoint = CRETO_TRY(endpoint_of(ctx, agent));
+    const messaging::OpenedMessage opened = CRETO_TRY(endpoint->open(acting_as(ctx, agent), message.message));
+    return runtime::OpenedMessage{.id = opened.id,
+                                  .sender = opened.sender,
+                                  .topic = opened.topic,
+                                  .body = std::string(opened.body.reveal_text()),
+                                  .verified = true,  // `open` refuses what does not verify
+                                  .sent_at = opened.sent_at};
+  }
+
+ private:
+  /// Members in the order in which the later ones use the earlier ones.
+  struct Parts {
+    std::unique_ptr<messaging::EndpointStore> store;
+    std::unique_ptr<messaging::EndpointKeys> keys;
+    std::unique_ptr<messaging::Endpoint> endpoint;
+  };
+
+  static Context acting_as(const Context& ctx, const Identity& agent) {
+    Context as_agent = ctx;
+    as_agent.caller = agent;
+    if (as_agent.chain.empty() || as_agent.chain.back() != agent) as_agent.chain = {agent};
+    return as_agent;
+  }
+
+  Result<messaging::Endpoint*> endpoint_of(const Context& ctx, const Identity& agent) {
+    const std::lock_guard lock(mutex_);
+    const std::pair key(ctx.org, agent.text());
+    if (const auto known = endpoints_.find(key); known != endpoints_.end()) return known->second.endpoint.get();
+    Parts parts;
+    parts.store = CRETO_TRY(messaging::create_endpoint_store(database_, sealer_, ctx.org, agent));
+    parts.keys = messaging::keys_held_by_nhi(nhi_, agent);
+    parts.endpoint = messaging::create_endpoint(*parts.store, *parts.keys, nhi_, clock_);
+    CRETO_TRY(parts.endpoint->publish_keys(acting_as(ctx, agent)));
+    return endpoints_.emplace(key, std::move(parts)).first->second.endpoint.get();
+  }
+
+  sql::Database& database_;
+  crypto::KeySealer& sealer_;
+  nhi::Nhi& nhi_;
+  const Clock& clock_;
+  std::mutex mutex_;
+  std::map<std::pair<std::string, std::string>, Parts> endpoints_;
+};
+
+class StoredInvoices final : public Invoices {
+ public:
+  StoredInvoices(storage::Storage& storage, std::string webhook_url, const Clock& clock)
+      : storage_(storage), webhook_url_(std::move(webhook_url)), client_(http::Client::create(clock)) {}
+
+  void send_messages_through(messaging::Messaging& messaging, runtime::MessageEndpoint& endpoints) override {
+    const std::lock_guard lock(mutex_);
+    messaging_ = &messaging;
+    endpoints_ = &endpoints;
+  }
+
+  Result<std::string> keep(const Context& ctx, const metering::Invoice& invoice, BytesView pdf) override {
+    Context self = Context::of_service(self_);
+    self.org = ctx.org;
+    storage::NewObject object{.key = invoice.id.to_string() + ".pdf", .owner = self_};
+    object.bucket = "invoices";
+    object.classification = storage::Classification::compliance;
+    object.content_type = "application/pdf";
+    object.metadata = {{"number", std::to_string(invoice.number)}, {"billed", invoice.agent}};
+    const std::string place = object.bucket + "/" + object.key;
+    // After a crash it may be there already: the same invoice has one PDF.
+    const Result<storage::ObjectMetadata> there =
+        storage_.get_metadata(self, storage::StorageRef{.bucket = object.bucket, .key = object.key});
+    if (there) return place;
+    if (there.error().kind() != ErrorKind::not_found) return Error(there.error());
+    const Result<storage::ObjectMetadata> stored = storage_.store(self, object, pdf);
+    if (!stored) return Error(stored.error());
+    return place;
+  }
+
+  Result<> send(const Context& ctx, const metering::Invoice& invoice, BytesView) override {
+    const Json signature = invoice.signature ? Json{{"algorithm", invoice.signature->algorithm}, {"value", base64(invoice.signature->value)}} : Json();
+    const std::string body =
+        Json{{"type", "invoice"}, {"id", invoice.id.to_string()}, {"document", invoice.document}, {"signature", signature}, {"pdf", invoice.pdf_object}}.dump();
+    if (!webhook_url_.empty()) {
+      http::ClientRequest request;
+      request.method = "POST";
+      request.url = webhook_url_;
+      request.headers = {{"Content-Type", "application/json"}, {"Idempotency-Key", invoice.id.to_string()}};
+      request.body = body;
+      const http::Response response = CRETO_TRY(client_->send(ctx, request));
+      if (response.status < 200 || response.status >= 300)
+        return Error(Product::metering, ErrorKind::unavailable, fmt::format("invoice webhook: answered {}", response.status));
+    }
+    return message(ctx, invoice, body);
+  }
+
+ private:
+  Result<> message(const Context& ctx, const metering::Invoice& invoice, const std::string& body) {
+    messaging::Messaging* messaging = nullptr;
+    runtime::MessageEndpoint* endpoints = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      messaging = messaging_;
+      endpoints = endpoints_;
+    }
+    if (messaging == nullptr) return {};
+    Context self = Context::of_service(self_);
+    self.org = ctx.org;
+    const Identity billed = CRETO_TRY(Identity::parse(invoice.agent));
+    const contracts::SealedMessage sealed = CRETO_TRY(endpoints->seal(self, self_, billed, "", body));
+    const Result<MessageId> sent = messaging->send(self, sealed);
+    if (!sent) return Error(sent.error());
+    return {};
+  }
+
+  storage::Storage& storage_;
+  const std::string webhook_url_;
+  const std::shared_ptr<http::Client> client_;
+  const Identity self_ = Identity::service("metering").value();
+  std::mutex mutex_;
+  messaging::Messaging* messaging_ = nullptr;
+  runtime::MessageEndpoint* endpoints_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi) { return std::make_unique<NhiOwnerKeys>(nhi); }
+
+std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
+                                                          const Clock& clock) {
+  return std::make_unique<AgentEndpoints>(database, sealer, nhi, clock);
+}
+
+std::unique_ptr<Invoices> Invoices::create(storage::Storage& storage, std::string webhook_url, const Clock& clock) {
+  return std::make_unique<StoredInvoices>(storage, std::move(webhook_url), clock);
+}
+
+}  // namespace creto::app

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <memory>
+
+#include "creto/metering/metering.h"
+#include "creto/runtime/runtime.h"
+#include "creto/storage/storage.h"
+
+namespace creto::messaging {
+class Messaging;
+}
+namespace creto::crypto {
+class KeySealer;
+}
+
+/// What one product asks for and others give; products do not see each other, so the composition root is where they meet.
+namespace creto::app {
+
+/// Objects are wrapped for the keys that nhi holds.
+std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi);
+
+/// One messaging endpoint for each agent that runs here, made when first needed: its keys stay outside the sandbox.
+/// A session where the recipient has published keys, an envelope otherwise.
+std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
+                                                          const Clock& clock);
+
+/// Invoices: the PDF under Compliance in storage, then a webhook where one is configured, and a message to who is billed.
+class Invoices : public metering::InvoiceDelivery {
+ public:
+  static std::unique_ptr<Invoices> create(storage::Storage& storage, std::string webhook_url, const Clock& clock);
+  /// Messaging is made after metering, which it meters with.
+  virtual void send_messages_through(messaging::Messaging& messaging, runtime::MessageEndpoint& endpoints) = 0;
+};
+
+}  // namespace creto::app

@@ -1,0 +1,251 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "adapters.h"
+#include "chores.h"
+#include "creto/io/files.h"
+#include "creto/vault/root_key.h"
+#include "services.h"
+#include "system.h"
+#include "wiring.h"
+
+namespace creto::app {
+namespace {
+
+Result<LogLevel> log_level(const std::string& text) {
+  if (text == "debug") return LogLevel::debug;
+  if (text == "info") return LogLevel::info;
+  if (text == "warn") return LogLevel::warn;
+  if (text == "error") return LogLevel::error;
+  return Error(Product::platform, ErrorKind::invalid_input, fmt::format("log.level `{}`: must be debug, info, warn or error", text));
+}
+
+Result<std::unique_ptr<sql::Database>> open_database(const System& system) {
+  if (system.settings.database.empty()) {
+    sql::SqliteOptions options;
+    options.telemetry = system.telemetry.get();
+    return sql::open_sqlite(system.home.database(), options);
+  }
+  sql::PostgresOptions options;
+  options.telemetry = system.telemetry.get();
+  return sql::open_postgres(system.settings.database, options);
+}
+
+Result<std::unique_ptr<audit::AuditLog>> open_log(System& system) {
+  const Secret seeds = CRETO_TRY(read_sealed(system.home.log_keys(), *system.sealer));
+  if (seeds.size() != 64) return Error(Product::platform, ErrorKind::invalid_input, "audit log keys: have the wrong length");
+  crypto::SigningKey ed25519 =
+      CRETO_TRY(crypto::SigningKey::from_seed(crypto::SignatureAlgorithm::ed25519, seeds.reveal().first(32)));
+  crypto::SigningKey ml_dsa =
+      CRETO_TRY(crypto::SigningKey::from_seed(crypto::SignatureAlgorithm::ml_dsa_65, seeds.reveal().last(32)));
+  audit::AuditOptions options;
+  options.directory = system.home.audit();
+  options.origin = "creto.local/audit/" + system.settings.org;
+  auto log = CRETO_TRY(audit::create_audit_log(*system.database, io::real_files(), system_clock(), *system.telemetry,
+                                               audit::AuditKeys{std::move(ed25519), std::move(ml_dsa)}, options));
+  // The public key, for whoever verifies without us.
+  const audit::AuditStatus status = CRETO_TRY(log->status(Context()));
+  CRETO_TRY(io::write_durably(io::real_files(), system.home.audit_key(), as_bytes(status.verifier_keys), 0644));
+  return log;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings) {
+  auto system = std::make_unique<System>(home, settings);
+  const Clock& clock = system_clock();
+
+  ExportedTelemetry::Options log_options;
+  log_options.level = CRETO_TRY(log_level(settings.log_level));
+  system->telemetry = ExportedTelemetry::create(log_options, clock);
+  Telemetry& telemetry = *system->telemetry;
+
+  system->sealer = CRETO_TRY(vault::open_root_key(home.root_key(), Secret()));
+  system->database = CRETO_TRY(open_database(*system));
+  system->bus = CRETO_TRY(bus::create_embedded_bus(*system->database, clock, telemetry));
+  system->ceilings = CRETO_TRY(consensus::create_ceiling_store(*system->database, "local"));
+  system->timestamps = CRETO_TRY(consensus::create_timestamp_source(*system->ceilings, clock, telemetry));
+  system->audit = CRETO_TRY(open_log(*system));
+  system->nhi = CRETO_TRY(nhi::create_nhi(*system->database, *system->sealer, clock, telemetry));
+
+  system->entities = entities_of(*system->nhi, *system->database);
+  Secret override_key = CRETO_TRY(read_sealed(home.override_key(), *system->sealer));
+  system->authz = CRETO_TRY(authz::create_authz(*system->database, clock, telemetry, {system->entities.get()}, std::move(override_key)));
+  system->delegations = delegation_limits(*system->nhi);
+  CRETO_TRY(system->authz->register_extension(*system->delegations));
+  system->access = access_through(*system->authz);
+  return system;
+}
+
+namespace {
+
+bool wanted(const System& system, std::string_view service) {
+  const auto& services = system.settings.services;
+  return services.empty() || std::ranges::find(services, service) != services.end();
+}
+
+/// The value of a secret in the vault that the settings name; empty where they name none.
+Result<Secret> configured_secret(System& system, const std::string& reference) {
+  if (reference.empty()) return Secret();
+  const vault::SecretRef ref = CRETO_TRY(vault::SecretRef::parse(reference));
+  Context ctx = Context::of_service(CRETO_TRY(Identity::service("creto")));
+  ctx.org = system.settings.org;
+  vault::SecretVersion secret = CRETO_TRY(system.vault->get_secret(ctx, ref));
+  return std::move(secret.value);
+}
+
+Result<inference::InjectionMode> injection_mode(const std::string& text) {
+  if (text == "block") return inference::InjectionMode::block;
+  if (text == "flag") return inference::InjectionMode::flag;
+  if (text == "off") return inference::InjectionMode::off;
+  return Error(Product::platform, ErrorKind::invalid_input, fmt::format("inference.injection `{}`: must be block, flag or off", text));
+}
+
+Result<> assemble_inference(System& system) {
+  const Settings& settings = system.settings;
+  if (settings.inference_url.empty()) return {};
+  inference::OpenAiOptions provider;
+  provider.base_url = settings.inference_url;
+  provider.default_model = settings.inference_model;
+  provider.default_embedding_model = settings.inference_embedding_model;
+  provider.local = settings.inference_local;
+  provider.api_key = CRETO_TRY(configured_secret(system, settings.inference_key_secret));
+  system.provider = CRETO_TRY(inference::create_openai_provider(std::move(provider)));
+  inference::InferenceOptions options;
+  options.injection_mode = CRETO_TRY(injection_mode(settings.injection));
+  system.inference = CRETO_TRY(inference::create_inference(*system.provider, *system.database, system_clock(), *system.telemetry, options));
+  return {};
+}
+
+Result<Secret> read_webhook_secret(System& system) {
+  if (system.settings.webhook_secret.empty())
+    return Error(Product::platform, ErrorKind::invalid_input, "oversight.webhook.secret: is required with oversight.webhook.url");
+  return configured_secret(system, system.settings.webhook_secret);
+}
+
+Result<> assemble_runtime(System& system) {
+  const Settings& settings = system.settings;
+  runtime::RuntimeOptions options;
+  options.state_directory = system.home.sandboxes().string();
+  options.image_directory = settings.image_directory.empty() ? (system.home.root / "images").string() : settings.image_directory;
+  options.runtime_class = settings.sandbox_runtime;
+  options.pool_image = settings.pool_image;
+  options.pool_size = static_cast<std::size_t>(settings.pool_size);
+  options.static_hosts = settings.egress_hosts;
+  options.actions_file = settings.actions_file;
+  options.variables = settings.action_variables;
+  system.runtime = CRETO_TRY(runtime::create_runtime({.database = *system.database,
+                                                      .nhi = *system.nhi,
+                                                      .authz = *system.authz,
+                                                      .timestamps = *system.timestamps,
+                                                      .clock = system_clock(),
+                                                      .telemetry = *system.telemetry,
+                                                      .approvals = system.oversight.get(),
+                                                      .limits = system.metering.get(),
+                                                      .costs = system.metering.get(),
+                                                      .messenger = system.messaging.get(),
+                                                      .endpoint = system.endpoint.get(),
+                                                      .vault = system.vault.get(),
+                                                      .inference = system.inference.get(),
+                                                      .memory = system.memory.get()},
+                                                     options));
+  return {};
+}
+
+}  // namespace
+
+Result<> assemble_services(System& system) {
+  const Clock& clock = system_clock();
+  Telemetry& telemetry = *system.telemetry;
+  sql::Database& database = *system.database;
+
+  system.vault = CRETO_TRY(vault::create_vault(database, *system.sealer, *system.access, clock));
+  CRETO_TRY(assemble_inference(system));
+
+  system.embedder = system.provider && !system.settings.inference_embedding_model.empty()
+                        ? memory::create_provider_embedder(*system.provider, system.settings.inference_embedding_model,
+                                                           static_cast<std::size_t>(system.settings.inference_embedding_dimension))
+                        : memory::create_hash_embedder();
+  system.memory = CRETO_TRY(memory::create_memory(database, *system.embedder, *system.access, clock, telemetry));
+
+  system.owner_keys = owner_keys_of(*system.nhi);
+  Secret presign_key = CRETO_TRY(read_sealed(system.home.presign_key(), *system.sealer));
+  storage::StorageOptions storage_options;
+  storage_options.root = system.home.objects();
+  system.storage = CRETO_TRY(storage::create_storage(database, io::real_files(), *system.owner_keys, *system.access, clock, telemetry,
+                                                     std::move(presign_key), storage_options));
+
+  if (wanted(system, "metering")) {
+    system.invoices = Invoices::create(*system.storage, system.settings.invoice_webhook_url, clock);
+    system.metering = CRETO_TRY(metering::create_metering(database, *system.nhi, *system.timestamps, *system.invoices, clock, telemetry));
+    CRETO_TRY(system.authz->register_extension(system.metering->quota_enforcer()));
+    CRETO_TRY(system.metering->attach(*system.bus));
+  }
+  if (wanted(system, "oversight")) {
+    if (!system.settings.webhook_url.empty()) {
+      Secret secret = CRETO_TRY(read_webhook_secret(system));
+      system.webhook = oversight::create_webhook_notifier(system.settings.webhook_url, std::move(secret), clock);
+    }
+    system.oversight = CRETO_TRY(oversight::create_oversight({.database = database,
+                                                              .bus = *system.bus,
+                                                              .nhi = *system.nhi,
+                                                              .authz = *system.authz,
+                                                              .timestamps = *system.timestamps,
+                                                              .clock = clock,
+                                                              .telemetry = telemetry,
+                                                              .memory = system.memory.get(),
+                                                              .webhook = system.webhook.get()}));
+  }
+  if (wanted(system, "messaging") && system.metering) {
+    system.messaging = CRETO_TRY(messaging::create_messaging({.database = database,
+                                                              .bus = *system.bus,
+                                                              .nhi = *system.nhi,
+                                                              .authz = *system.authz,
+                                                              .costs = *system.metering,
+                                                              .timestamps = *system.timestamps,
+                                                              .clock = clock,
+                                                              .telemetry = telemetry}));
+    system.endpoint = agent_endpoints(database, *system.sealer, *system.nhi, clock);
+    system.invoices->send_messages_through(*system.messaging, *system.endpoint);
+  }
+  if (wanted(system, "runtime")) CRETO_TRY(assemble_runtime(system));
+
+  system.chores = start_chores(system);
+  return {};
+}
+
+void apply_reload(System& system, const Settings& settings) {
+  if (const Result<LogLevel> level = log_level(settings.log_level)) system.telemetry->set_level(*level);
+}
+
+std::vector<HealthCheck> System::health_checks() const {
+  std::vector<HealthCheck> checks;
+  const auto add = [&](std::string name, bool critical, auto* service) {
+    if (service != nullptr) checks.push_back({std::move(name), critical, [service] { return service->health(); }});
+  };
+  // Critical as in 003 §14.1: without these nothing is decided; without the others something is missing.
+  add("nhi", true, nhi.get());
+  add("vault", true, vault.get());
+  checks.push_back({"audit", false, [this]() -> HealthStatus {
+                      const Result<audit::AuditStatus> status = audit->status(Context());
+                      if (!status) return {Health::unhealthy, status.error().to_string()};
+                      if (!status->problem.empty()) return {Health::degraded, status->problem};
+                      return {};
+                    }});
+  checks.push_back({"consensus", false, [this]() -> HealthStatus {
+                      const consensus::ClusterStatus status = timestamps->status();
+                      return status.healthy ? HealthStatus{} : HealthStatus{Health::degraded, status.reason};
+                    }});
+  add("memory", false, memory.get());
+  add("storage", false, storage.get());
+  if (provider) checks.push_back({"inference", false, [this] { return provider->health(); }});
+  add("metering", true, metering.get());
+  add("oversight", true, oversight.get());
+  add("messaging", true, messaging.get());
+  add("runtime", true, runtime.get());
+  return checks;
+}
+
+}  // namespace creto::app

@@ -1,0 +1,64 @@
+#include "chores.h"
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "creto/io/idempotency.h"
+#include "system.h"
+
+namespace creto::app {
+namespace {
+
+class ChoreThread final : public Chores {
+ public:
+  explicit ChoreThread(System& system) : system_(system), thread_([this] { run(); }) {}
+  ~ChoreThread() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      lock.unlock();
+      do_all();
+      lock.lock();
+      wake_.wait_for(lock, std::chrono::minutes(1), [this] { return stopping_; });
+    }
+  }
+
+  void do_all() {
+    Context ctx = Context::of_service(self_);
+    ctx.org = system_.settings.org;
+    if (system_.metering) attempt("metering", [&] { return system_.metering->tick(); });
+    if (system_.messaging) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
+    attempt("memory", [&] { return system_.memory->sweep(ctx); });
+    attempt("storage", [&] { return system_.storage->sweep(ctx); });
+    attempt("idempotency", [&] { return io::forget_expired(*system_.database); });
+  }
+
+  template <class F>
+  void attempt(std::string_view chore, F action) {
+    const auto result = action();
+    if (!result) system_.telemetry->error("platform", "chore_failed", {{"chore", chore}, {"error", result.error().to_string()}});
+  }
+
+  System& system_;
+  const Identity self_ = Identity::service("creto").value();
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace
+
+std::unique_ptr<Chores> start_chores(System& system) { return std::make_unique<ChoreThread>(system); }
+
+}  // namespace creto::app

@@ -1,0 +1,138 @@
+#include "commands.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "cli/call.h"
+#include "creto/audit/audit_log.h"
+#include "creto/common/json.h"
+#include "creto/crypto/hash.h"
+#include "creto/io/files.h"
+#include "creto/io/http_client.h"
+#include "creto/nhi/nhi.h"
+#include "creto/oversight/oversight.h"
+#include "ports_file.h"
+#include "settings.h"
+
+namespace creto::app {
+namespace {
+
+constexpr std::string_view nhi_service = "creto.nhi.v1.NhiService/";
+constexpr std::string_view oversight_service = "creto.oversight.v1.OversightService/";
+
+std::string method(std::string_view service, std::string_view name) { return std::string(service) + std::string(name); }
+
+Result<HumanKeys> unlock(const Home& home, const Identity& human) {
+  const Bytes file = CRETO_TRY(io::real_files().read(home.human_keys(), 1 << 20));
+  const Secret passphrase = CRETO_TRY(read_passphrase("passphrase of " + human.text(), false));
+  return HumanKeys::open(file, passphrase);
+}
+
+Json signature_json(const Signature& signature) {
+  return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}};
+}
+
+/// Signs a delegation from this home's human to `delegatee` and hands it to the server.
+Result<Json> sign_delegation(const Home& home, cli::Server& server, const std::string& delegatee,
+                             std::vector<std::string> permissions, Nanos valid_for) {
+  const Settings settings = CRETO_TRY(Settings::load(home));
+  const Identity human = CRETO_TRY(human_of(home));
+  const HumanKeys keys = CRETO_TRY(unlock(home, human));
+  const Json registered = CRETO_TRY(server.call(method(nhi_service, "GetPublicKeys"), {{"identity", human.text()}}));
+
+  std::ranges::sort(permissions);
+  const auto repeated = std::ranges::unique(permissions);
+  permissions.erase(repeated.begin(), repeated.end());
+  const Instant now = std::chrono::floor<std::chrono::seconds>(system_clock().now());
+  const Identity to = CRETO_TRY(Identity::parse(delegatee));
+  nhi::Delegation delegation{.id = DelegationId::fresh(now),
+                             .org = settings.org,
+                             .delegator = human,
+                             .delegatee = to,
+                             .parent = std::nullopt,
+                             .permissions = permissions,
+                             .created_at = now,
+                             .expires_at = now + valid_for,
+                             .key_id = registered.value("key_id", ""),
+                             .signature = {},
+                             .revoked = false};
+  const std::string document = CRETO_TRY(delegation.signed_bytes());
+  delegation.signature = CRETO_TRY(keys.signing.sign(as_bytes(document), as_bytes(nhi::delegation_context)));
+  return server.call(method(nhi_service, "CreateDelegation"), {{"delegator", human.text()},
+                                                               {"delegatee", to.text()},
+                                                               {"permissions", permissions},
+                                                               {"id", delegation.id.to_string()},
+                                                               {"created_at", to_rfc3339(delegation.created_at)},
+                                                               {"expires_at", to_rfc3339(delegation.expires_at)},
+                                                               {"key_id", delegation.key_id},
+                                                               {"signature", signature_json(delegation.signature)}});
+}
+
+}  // namespace
+
+Result<Output> show_config(const Home& home) {
+  std::string text = CRETO_TRY(Settings::show(home));
+  return Output{std::move(text), "", 0};
+}
+
+Result<Output> health(const Home& home) {
+  const auto ports = read_ports(home);
+  if (!ports)
+    return Error(Product::platform, ErrorKind::unavailable, fmt::format("no server runs on `{}`: start it with `creto serve`", home.root.string()));
+  http::ClientRequest request;
+  request.url = fmt::format("http://{}/health", ports->health);
+  request.timeout = std::chrono::seconds(5);
+  const http::Response response = CRETO_TRY(http::Client::create(system_clock())->send(Context(), request));
+  const Json report = CRETO_TRY(parse_json(response.body));
+  std::string text = fmt::format("{}\n", report.value("status", "unknown"));
+  for (const auto& [name, entry] : report.value("checks", Json::object()).items())
+    text += fmt::format("  {:<12} {:<10} {}\n", name, entry.value("status", ""), entry.value("reason", ""));
+  return Output{std::move(text), report.dump(2), response.status == 200 ? 0 : 5};
+}
+
+Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key) {
+  const std::string keys = CRETO_TRY(read_text(key));
+  const tlog::VerifiedLog log = CRETO_TRY(audit::verify_directory(tiles, keys));
+  const Json json = {{"verified", true}, {"origin", log.origin}, {"size", log.size}, {"root", base64(log.root)}};
+  return Output{fmt::format("verified: {} entries of {}\nroot: {}\n", log.size, log.origin, base64(log.root)), json.dump(2), 0};
+}
+
+Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions, Nanos valid_for) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+  Json agent = CRETO_TRY(server->call(method(nhi_service, "RegisterAgent"), {{"name", name}}));
+  const std::string identity = agent.value("identity", "");
+  const Json delegation = CRETO_TRY(sign_delegation(home, *server, identity, permissions, valid_for));
+  agent["delegation"] = delegation;
+  return Output{fmt::format("{}\n", identity), agent.dump(2), 0};
+}
+
+Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions, Nanos valid_for) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+  const Json found = CRETO_TRY(server->call(method(nhi_service, "GetAgent"), {{"identity", agent}}));
+  const Json delegation = CRETO_TRY(sign_delegation(home, *server, found.value("identity", ""), permissions, valid_for));
+  return Output{fmt::format("{}\n", delegation.value("id", "")), delegation.dump(2), 0};
+}
+
+Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes, const std::string& response) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+  const Identity human = CRETO_TRY(human_of(home));
+  const Json shown = CRETO_TRY(server->call(method(oversight_service, "GetRequest"), {{"id", request}}));
+  const RequestId id = CRETO_TRY(RequestId::parse(shown.value("id", "")));
+  const std::string arguments = shown.value("arguments", "");
+  // He signs the hash of what he sees, computed here: a server that shows one thing and stores another is found out.
+  const oversight::ResponseDocument document{.request = id,
+                                             .approver = human,
+                                             .approve = approve,
+                                             .arguments_hash = crypto::sha3_256(as_bytes(arguments)),
+                                             .notes = notes,
+                                             .response = response.empty() ? "{}" : response};
+  const std::string bytes = CRETO_TRY(document.signed_bytes());
+  const HumanKeys keys = CRETO_TRY(unlock(home, human));
+  const Signature signature = CRETO_TRY(keys.signing.sign(as_bytes(bytes), as_bytes(oversight::ResponseDocument::type_name)));
+  const Json answered = CRETO_TRY(server->call(method(oversight_service, "SubmitResponse"),
+                                               {{"document", base64(as_bytes(bytes))}, {"signature", signature_json(signature)}}));
+  return Output{fmt::format("{} is {}\n", answered.value("id", ""), answered.value("state", "")), answered.dump(2), 0};
+}
+
+}  // namespace creto::app

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "creto/common/result.h"
+#include "home.h"
+
+/// The verbs that are more than one call. Each returns what to print; main prints it, or the error and its exit code.
+namespace creto::app {
+
+struct Output {
+  std::string text;     ///< for people
+  std::string json;     ///< for --json
+  int exit_code = 0;
+};
+
+Result<Output> init(const Home& home, const InitOptions& options);
+/// Serves until SIGINT or SIGTERM.
+Result<Output> serve(const Home& home);
+Result<Output> show_config(const Home& home);
+Result<Output> health(const Home& home);
+/// Needs only the directory and the key file: no home, no server.
+Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key);
+
+/// Registers an agent and delegates to it, signed here with the human's key.
+Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions, Nanos valid_for);
+Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions, Nanos valid_for);
+/// Answers an oversight request, signed here with the human's key. `response` is a JSON object, or empty.
+Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes, const std::string& response);
+
+}  // namespace creto::app

@@ -1,0 +1,233 @@
+#include "home.h"
+
+#include <fmt/format.h>
+#include <pwd.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "creto/crypto/random.h"
+#include "creto/crypto/sealed_file.h"
+#include "creto/io/files.h"
+#include "creto/vault/root_key.h"
+
+namespace creto::app {
+namespace {
+
+using std::filesystem::path;
+using namespace std::chrono_literals;
+
+constexpr std::string_view human_keys_purpose = "creto human keys v1";
+constexpr Nanos authority_lifetime = 24h * 3650;
+constexpr Nanos certificate_lifetime = 24h * 825;
+
+Error platform_error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
+
+bool is_there(const path& file) {
+  std::error_code ignored;
+  return std::filesystem::exists(file, ignored);
+}
+
+Result<> write_text(const path& file, std::string_view text, unsigned mode) {
+  return io::write_durably(io::real_files(), file, as_bytes(text), mode);
+}
+
+/// Turns the terminal's echo off while it lives.
+class NoEcho {
+ public:
+  explicit NoEcho(int fd) : fd_(fd), changed_(tcgetattr(fd, &before_) == 0) {
+    if (!changed_) return;
+    termios quiet = before_;
+    quiet.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+    tcsetattr(fd_, TCSAFLUSH, &quiet);
+  }
+  ~NoEcho() {
+    if (changed_) tcsetattr(fd_, TCSAFLUSH, &before_);
+  }
+  NoEcho(const NoEcho&) = delete;
+  NoEcho& operator=(const NoEcho&) = delete;
+
+ private:
+  int fd_;
+  termios before_{};
+  bool changed_;
+};
+
+Result<Secret> ask_terminal(std::string_view prompt) {
+  if (!isatty(STDIN_FILENO))
+    return platform_error(ErrorKind::unavailable,
+                          "a passphrase is needed: put it into a file and name that in CRETO_PASSPHRASE_FILE, or use a terminal");
+  fmt::print(stderr, "{}: ", prompt);
+  std::fflush(stderr);
+  Secret line(std::size_t{1024});
+  std::size_t size = 0;
+  {
+    const NoEcho quiet(STDIN_FILENO);
+    while (size < line.size()) {
+      std::uint8_t c = 0;
+      if (read(STDIN_FILENO, &c, 1) != 1 || c == '\n') break;
+      line.writable()[size++] = c;
+    }
+  }
+  fmt::print(stderr, "\n");
+  return Secret::copy_of(line.reveal().first(size));
+}
+
+constexpr std::string_view config_template = R"(# Creto's settings; `creto config show` prints all of them with their defaults.
+# Later wins: defaults, this file, environment (CRETO_GRPC__PORT for grpc.port).
+
+org = "{}"
+)";
+
+}  // namespace
+
+Result<Home> Home::locate() {
+  if (const char* home = std::getenv("CRETO_HOME"); home != nullptr && *home != '\0') return Home{std::filesystem::absolute(home)};
+  const char* user_home = std::getenv("HOME");
+  if (user_home == nullptr || *user_home == '\0') {
+    const passwd* entry = getpwuid(getuid());
+    if (entry == nullptr) return platform_error(ErrorKind::invalid_input, "no home directory: set CRETO_HOME");
+    user_home = entry->pw_dir;
+  }
+  return Home{path(user_home) / ".local/share/creto"};
+}
+
+HumanKeys HumanKeys::generate() {
+  return {crypto::SigningKey::generate(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65),
+          crypto::KemPrivateKey::generate(crypto::KemAlgorithm::x_wing)};
+}
+
+Result<Bytes> HumanKeys::seal(const Secret& passphrase) const {
+  Secret both(signing.seed().size() + kem.seed().size());
+  std::ranges::copy(signing.seed().reveal(), both.writable().begin());
+  std::ranges::copy(kem.seed().reveal(), both.writable().begin() + static_cast<std::ptrdiff_t>(signing.seed().size()));
+  return crypto::seal_file(human_keys_purpose, both, passphrase);
+}
+
+Result<HumanKeys> HumanKeys::open(BytesView file, const Secret& passphrase) {
+  const Secret both = CRETO_TRY(crypto::open_sealed_file(human_keys_purpose, file, passphrase));
+  const std::size_t signing_size = crypto::sizes_of(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65).seed;
+  const std::size_t kem_size = crypto::sizes_of(crypto::KemAlgorithm::x_wing).seed;
+  if (both.size() != signing_size + kem_size) return platform_error(ErrorKind::invalid_input, "key file: has the wrong length");
+  crypto::SigningKey signing = CRETO_TRY(
+      crypto::SigningKey::from_seed(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, both.reveal().first(signing_size)));
+  crypto::KemPrivateKey kem =
+      CRETO_TRY(crypto::KemPrivateKey::from_seed(crypto::KemAlgorithm::x_wing, both.reveal().subspan(signing_size)));
+  return HumanKeys{std::move(signing), std::move(kem)};
+}
+
+Result<Secret> read_passphrase(std::string_view prompt, bool confirm) {
+  if (const char* file = std::getenv("CRETO_PASSPHRASE_FILE"); file != nullptr && *file != '\0') {
+    Secret content(CRETO_TRY(io::real_files().read(file, 1024)));
+    std::size_t size = content.size();
+    while (size > 0 && (content.reveal()[size - 1] == '\n' || content.reveal()[size - 1] == '\r')) --size;
+    if (size == 0) return platform_error(ErrorKind::invalid_input, fmt::format("passphrase file `{}`: is empty", file));
+    return Secret::copy_of(content.reveal().first(size));
+  }
+  Secret first = CRETO_TRY(ask_terminal(prompt));
+  if (first.empty()) return platform_error(ErrorKind::invalid_input, "passphrase: must not be empty");
+  if (confirm) {
+    const Secret second = CRETO_TRY(ask_terminal("the same again"));
+    if (!equal_constant_time(first.reveal(), second.reveal()))
+      return platform_error(ErrorKind::invalid_input, "passphrase: the two differ");
+  }
+  return first;
+}
+
+Result<std::string> read_text(const path& file, std::size_t bytes_max) {
+  const Bytes bytes = CRETO_TRY(io::real_files().read(file, bytes_max));
+  return std::string(as_text(bytes));
+}
+
+Result<Identity> human_of(const Home& home) {
+  if (!is_there(home.human_identity()))
+    return platform_error(ErrorKind::not_found, fmt::format("no installation in `{}`: run `creto init`", home.root.string()));
+  std::string text = CRETO_TRY(read_text(home.human_identity()));
+  while (text.ends_with('\n')) text.pop_back();
+  return Identity::parse(text);
+}
+
+Result<tls::Identity> client_identity(const Home& home) {
+  CRETO_TRY(human_of(home));
+  std::string certificate = CRETO_TRY(read_text(home.human_certificate()));
+  std::string key = CRETO_TRY(read_text(home.human_key()));
+  std::string authority = CRETO_TRY(read_text(home.authority()));
+  return tls::Identity{std::move(certificate), std::move(key), std::move(authority)};
+}
+
+Result<Secret> read_sealed(const path& file, crypto::KeySealer& sealer) {
+  const Bytes sealed = CRETO_TRY(io::real_files().read(file, 1 << 16));
+  return sealer.unseal("app/file:" + file.filename().string(), sealed);
+}
+
+Result<std::vector<std::string>> initialise_files(const Home& home, const InitOptions& options) {
+  std::vector<std::string> made;
+  CRETO_TRY(io::real_files().create_directories(home.root));
+  CRETO_TRY(io::real_files().create_directories(home.human()));
+  std::error_code ignored;
+  std::filesystem::permissions(home.root, std::filesystem::perms::owner_all, ignored);
+
+  if (!is_there(home.root_key())) {
+    CRETO_TRY(vault::create_root_key(home.root_key(), Secret()));
+    made.push_back("root key: " + home.root_key().string());
+  }
+  const std::unique_ptr<crypto::KeySealer> sealer = CRETO_TRY(vault::open_root_key(home.root_key(), Secret()));
+  const auto seal_fresh = [&](const path& file, const Secret& content, std::string_view what) -> Result<> {
+    if (is_there(file)) return {};
+    const Bytes sealed = CRETO_TRY(sealer->seal("app/file:" + file.filename().string(), content.reveal()));
+    CRETO_TRY(io::write_durably(io::real_files(), file, sealed, 0600));
+    made.push_back(fmt::format("{}: {}", what, file.string()));
+    return {};
+  };
+  CRETO_TRY(seal_fresh(home.log_keys(), crypto::random_secret(64), "keys of the audit log"));
+  CRETO_TRY(seal_fresh(home.override_key(), crypto::random_secret(32), "key of override tokens"));
+  CRETO_TRY(seal_fresh(home.presign_key(), crypto::random_secret(32), "key of presigned links"));
+
+  if (!is_there(home.authority())) {
+    const tls::KeyPair authority = CRETO_TRY(tls::create_authority("Creto " + options.org, authority_lifetime, system_clock()));
+    CRETO_TRY(write_text(home.authority_key(), authority.key.reveal_text(), 0600));
+    CRETO_TRY(write_text(home.authority(), authority.certificate, 0644));
+    made.push_back("certificate authority: " + home.authority().string());
+  }
+  tls::KeyPair authority;
+  authority.certificate = CRETO_TRY(read_text(home.authority()));
+  const std::string authority_key = CRETO_TRY(read_text(home.authority_key()));
+  authority.key = Secret::copy_of(authority_key);
+
+  if (!is_there(home.server_certificate())) {
+    tls::Subject subject;
+    subject.common_name = "creto";
+    subject.uri = tls::identity_uri("service:creto");
+    subject.dns_names = {"localhost"};
+    subject.ip_addresses = {"127.0.0.1", "::1"};
+    subject.server = true;
+    const tls::KeyPair server = CRETO_TRY(tls::issue(authority, subject, certificate_lifetime, system_clock()));
+    CRETO_TRY(write_text(home.server_key(), server.key.reveal_text(), 0600));
+    CRETO_TRY(write_text(home.server_certificate(), server.certificate, 0644));
+    made.push_back("server certificate: " + home.server_certificate().string());
+  }
+
+  if (!is_there(home.human_keys())) {
+    const Identity human = CRETO_TRY(Identity::human(options.email));
+    const Secret passphrase = CRETO_TRY(read_passphrase("passphrase for the keys of " + human.text(), true));
+    const Bytes sealed = CRETO_TRY(HumanKeys::generate().seal(passphrase));
+    tls::Subject subject;
+    subject.common_name = std::string(human.name());
+    subject.uri = tls::identity_uri(human.text());
+    const tls::KeyPair client = CRETO_TRY(tls::issue(authority, subject, certificate_lifetime, system_clock()));
+    CRETO_TRY(write_text(home.human_key(), client.key.reveal_text(), 0600));
+    CRETO_TRY(write_text(home.human_certificate(), client.certificate, 0644));
+    CRETO_TRY(write_text(home.human_identity(), human.text() + "\n", 0600));
+    CRETO_TRY(io::write_durably(io::real_files(), home.human_keys(), sealed, 0600));
+    made.push_back(fmt::format("keys of {}: {}", human.text(), home.human_keys().string()));
+  }
+
+  if (!is_there(home.config())) {
+    CRETO_TRY(write_text(home.config(), fmt::format(config_template, options.org), 0600));
+    made.push_back("settings: " + home.config().string());
+  }
+  return made;
+}
+
+}  // namespace creto::app

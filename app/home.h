@@ -1,0 +1,79 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "creto/common/identity.h"
+#include "creto/common/secret.h"
+#include "creto/crypto/kem.h"
+#include "creto/crypto/key_sealer.h"
+#include "creto/crypto/signing.h"
+#include "creto/io/tls.h"
+
+/// Where an installation keeps its files, and how they are made. Nothing here talks to a server.
+namespace creto::app {
+
+/// $CRETO_HOME, or ~/.local/share/creto. Every path is below `root`, which has mode 0700.
+struct Home {
+  std::filesystem::path root;
+
+  static Result<Home> locate();
+
+  std::filesystem::path config() const { return root / "config.toml"; }
+  std::filesystem::path database() const { return root / "creto.db"; }
+  std::filesystem::path root_key() const { return root / "root.key"; }
+  std::filesystem::path authority() const { return root / "ca.pem"; }
+  std::filesystem::path authority_key() const { return root / "ca.key"; }
+  std::filesystem::path server_certificate() const { return root / "server.pem"; }
+  std::filesystem::path server_key() const { return root / "server.key"; }
+  std::filesystem::path log_keys() const { return root / "audit-log.sealed"; }
+  std::filesystem::path override_key() const { return root / "override.sealed"; }
+  std::filesystem::path presign_key() const { return root / "presign.sealed"; }
+  std::filesystem::path audit() const { return root / "audit"; }
+  std::filesystem::path audit_key() const { return root / "audit.vkey"; }
+  std::filesystem::path objects() const { return root / "objects"; }
+  std::filesystem::path sandboxes() const { return root / "sandboxes"; }
+  std::filesystem::path human() const { return root / "human"; }
+  std::filesystem::path human_identity() const { return human() / "identity"; }
+  std::filesystem::path human_keys() const { return human() / "keys.sealed"; }
+  std::filesystem::path human_certificate() const { return human() / "client.pem"; }
+  std::filesystem::path human_key() const { return human() / "client.key"; }
+};
+
+/// A human's private keys: made on his side, kept in a file that only his passphrase opens.
+struct HumanKeys {
+  crypto::SigningKey signing;   ///< hybrid-ed25519-ml-dsa-65
+  crypto::KemPrivateKey kem;    ///< x-wing
+
+  static HumanKeys generate();
+  Result<Bytes> seal(const Secret& passphrase) const;
+  /// Errors: decryption_failed for a wrong passphrase, invalid_input for another kind of file.
+  static Result<HumanKeys> open(BytesView file, const Secret& passphrase);
+};
+
+/// The content of $CRETO_PASSPHRASE_FILE without its line end, or what is typed at the terminal without echo.
+/// `confirm` asks twice. Errors: unavailable where there is neither.
+Result<Secret> read_passphrase(std::string_view prompt, bool confirm);
+
+Result<std::string> read_text(const std::filesystem::path& path, std::size_t bytes_max = 1 << 20);
+
+/// What the CLI shows the server: the human's client certificate, and whom it believes.
+Result<tls::Identity> client_identity(const Home& home);
+/// The human of this home. Errors: not_found with the advice to run `creto init`.
+Result<Identity> human_of(const Home& home);
+
+struct InitOptions {
+  std::string org = "default";
+  std::string email;
+};
+
+/// Makes what is missing of an installation: root key, authority, server certificate, log keys, the first human's keys and
+/// certificate, config. Changes nothing that is there. Returns what it made, one line each.
+Result<std::vector<std::string>> initialise_files(const Home& home, const InitOptions& options);
+
+/// Reads a file that `initialise_files` sealed under the root key. `what` is the file's name.
+Result<Secret> read_sealed(const std::filesystem::path& path, crypto::KeySealer& sealer);
+
+}  // namespace creto::app

@@ -1,0 +1,273 @@
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "cli/call.h"
+#include "cli/completion.h"
+#include "cli/verbs.h"
+#include "cli/yaml.h"
+#include "commands.h"
+#include "creto/common/bytes.h"
+#include "creto/common/json.h"
+#include "creto/io/http_server.h"
+
+namespace creto::app {
+namespace {
+
+using cli::Parameter;
+using cli::Verb;
+
+/// Distinct exit codes, so that a script can tell what to do: 2 wrong arguments, 3 refused, 4 not found, 5 try again.
+int exit_code_of(const Error& error) {
+  switch (error.category()) {
+    case ErrorCategory::authorization:
+    case ErrorCategory::oversight:
+    case ErrorCategory::security: return 3;
+    case ErrorCategory::transient: return 5;
+    case ErrorCategory::permanent: break;
+  }
+  if (error.kind() == ErrorKind::invalid_input) return 2;
+  if (error.kind() == ErrorKind::not_found) return 4;
+  return 1;
+}
+
+struct GlobalFlags {
+  bool json = false;
+  std::string endpoint;
+  std::string idempotency_key;
+  std::string timeout = "30s";
+};
+
+int finish(const Result<Output>& result, const GlobalFlags& flags) {
+  if (!result) {
+    fmt::print(stderr, "{}\n", flags.json ? http::error_to_json(result.error()) : "creto: " + result.error().to_string());
+    return exit_code_of(result.error());
+  }
+  fmt::print("{}", flags.json && !result->json.empty() ? result->json + "\n" : result->text);
+  return result->exit_code;
+}
+
+Result<std::string> content_of(const std::string& file) {
+  if (file == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
+  return read_text(file, 64 << 20);
+}
+
+/// What the user gave for one parameter; empty where it was left out.
+using Given = std::vector<std::string>;
+
+Result<Json> to_json(const Parameter& parameter, const Given& given, const Home& home) {
+  const std::string& text = given.empty() ? std::string() : given.front();
+  switch (parameter.kind) {
+    case Parameter::Kind::text:
+    case Parameter::Kind::number:
+    case Parameter::Kind::instant: return Json(text);
+    case Parameter::Kind::flag: return Json(true);
+    case Parameter::Kind::duration: {
+      const Nanos duration = CRETO_TRY(parse_duration(text));
+      return Json(fmt::format("{}.{:09}s", duration.count() / 1'000'000'000, duration.count() % 1'000'000'000));
+    }
+    case Parameter::Kind::json: {
+      if (!text.starts_with('@')) return parse_json(text, {.bytes_max = 16 << 20});
+      const std::string file = text.substr(1);
+      const std::string content = CRETO_TRY(content_of(file));
+      if (file.ends_with(".yaml") || file.ends_with(".yml")) return cli::json_from_yaml(content);
+      return parse_json(content, {.bytes_max = 16 << 20});
+    }
+    case Parameter::Kind::reference: {
+      const auto slash = parameter.field == "object" ? text.find('/') : text.rfind('/');
+      if (slash == std::string::npos || slash == 0 || slash + 1 == text.size())
+        return Error(Product::platform, ErrorKind::invalid_input, fmt::format("{} `{}`: must be PATH/NAME", parameter.name, text));
+      const std::string first = text.substr(0, slash), second = text.substr(slash + 1);
+      return parameter.field == "object" ? Json{{"bucket", first}, {"key", second}} : Json{{"path", first}, {"name", second}};
+    }
+    case Parameter::Kind::file: {
+      std::string content = CRETO_TRY(content_of(text));
+      return Json(std::move(content));
+    }
+    case Parameter::Kind::secret: {
+      std::string content = CRETO_TRY(content_of(text));
+      if (content.ends_with('\n')) content.pop_back();
+      Json encoded = base64(as_bytes(content));
+      wipe(content.data(), content.size());
+      return encoded;
+    }
+    case Parameter::Kind::pair: {
+      Json map = Json::object();
+      for (const std::string& pair : given) {
+        const auto equals = pair.find('=');
+        if (equals == std::string::npos || equals == 0)
+          return Error(Product::platform, ErrorKind::invalid_input, fmt::format("{} `{}`: must be KEY=VALUE", parameter.name, pair));
+        map[pair.substr(0, equals)] = pair.substr(equals + 1);
+      }
+      return map;
+    }
+    case Parameter::Kind::list: return Json(given);
+    case Parameter::Kind::self: {
+      const Identity human = CRETO_TRY(human_of(home));
+      return Json(human.text());
+    }
+  }
+  return Json();
+}
+
+Result<Output> run_verb(const Verb& verb, const std::vector<Given>& given, const GlobalFlags& flags) {
+  const Home home = CRETO_TRY(Home::locate());
+  Json request = Json::object();
+  for (std::size_t i = 0; i < verb.parameters.size(); ++i) {
+    const Parameter& parameter = verb.parameters[i];
+    if (given[i].empty() && parameter.kind != Parameter::Kind::self) continue;
+    Json value = CRETO_TRY(to_json(parameter, given[i], home));
+    // "" is the whole request, which the other parameters then add to; a storage reference is named `reference` too.
+    if (parameter.field.empty()) {
+      request.update(value);
+      continue;
+    }
+    std::string pointer = "/" + std::string(parameter.field == "object" ? "reference" : parameter.field);
+    std::ranges::replace(pointer, '.', '/');
+    request[Json::json_pointer(pointer)] = std::move(value);
+  }
+  const Nanos timeout = CRETO_TRY(parse_duration(flags.timeout));
+  const auto server = CRETO_TRY(cli::Server::connect(home, {timeout, flags.endpoint, flags.idempotency_key}));
+  const Json response = CRETO_TRY(server->call(verb.method, request));
+  return Output{cli::render(response, verb.columns), response.dump(2), 0};
+}
+
+/// The subcommand for "agents list", with "agents" above it made when first met.
+CLI::App* subcommand(CLI::App& app, std::string_view path, std::string_view help) {
+  CLI::App* parent = &app;
+  for (auto space = path.find(' '); space != std::string_view::npos; space = path.find(' ')) {
+    const std::string group(path.substr(0, space));
+    const auto known = parent->get_subcommands([&](const CLI::App* sub) { return sub->get_name() == group; });
+    if (known.empty()) {
+      parent = parent->add_subcommand(group, "");
+      parent->require_subcommand(1);
+    } else {
+      parent = known.front();
+    }
+    path.remove_prefix(space + 1);
+  }
+  return parent->add_subcommand(std::string(path), std::string(help));
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Creto: identity, permission, sandboxes, messages, metering and proof for AI agents", "creto");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("creto ") + CRETO_VERSION);
+  app.fallthrough();
+  GlobalFlags flags;
+  app.add_flag("--json", flags.json, "JSON for programs");
+  app.add_option("--endpoint", flags.endpoint, "host:port of the server's gRPC; default: this home's");
+  app.add_option("--idempotency-key", flags.idempotency_key, "repeating a change with the same key changes nothing more");
+  app.add_option("--timeout", flags.timeout, "how long to wait for the server")->capture_default_str();
+
+  std::function<Result<Output>()> chosen;
+  const auto command = [&](std::string_view path, std::string_view help, std::function<Result<Output>(const Home&)> action) {
+    CLI::App* sub = subcommand(app, path, help);
+    sub->callback([&chosen, action = std::move(action)] {
+      chosen = [action]() -> Result<Output> {
+        const Home home = CRETO_TRY(Home::locate());
+        return action(home);
+      };
+    });
+    return sub;
+  };
+
+  InitOptions init_options;
+  CLI::App* init_command = command("init", "make an installation in $CRETO_HOME: keys, certificates, first human",
+                                   [&](const Home& home) { return init(home, init_options); });
+  init_command->add_option("--email", init_options.email, "of the first human, who may do everything")->required();
+  init_command->add_option("--org", init_options.org, "name of the organization")->capture_default_str();
+  command("serve", "run the server until it is told to stop", [](const Home& home) { return serve(home); });
+  command("health", "ask the running server how it is", [](const Home& home) { return health(home); });
+  command("config show", "every setting with where it came from", [](const Home& home) { return show_config(home); });
+
+  std::string tiles, key;
+  CLI::App* verify = subcommand(app, "audit verify", "check a whole log with nothing but its files and public key");
+  verify->add_option("--tiles", tiles, "directory of the log")->required();
+  verify->add_option("--key", key, "file of verifier keys (audit.vkey)")->required();
+  verify->callback([&] { chosen = [&] { return verify_audit(tiles, key); }; });
+
+  std::string name;
+  std::vector<std::string> permissions;
+  std::string valid_for = "30d";
+  const auto delegation_options = [&](CLI::App* sub) {
+    sub->add_option("--permit", permissions, "what it may do for you: \"payments.pay\", \"sandbox.*\", \"*\"; repeatable")->required();
+    sub->add_option("--valid-for", valid_for, "how long")->capture_default_str();
+  };
+  CLI::App* register_command = command("agents register", "a new agent that acts for you; signs the delegation with your key", [&](const Home& home) -> Result<Output> {
+    const Nanos duration = CRETO_TRY(parse_duration(valid_for));
+    return register_agent(home, name, permissions, duration);
+  });
+  register_command->add_option("NAME", name, "unique in the organization")->required();
+  delegation_options(register_command);
+  CLI::App* delegate_command = command("agents delegate", "a further delegation to an agent, signed with your key", [&](const Home& home) -> Result<Output> {
+    const Nanos duration = CRETO_TRY(parse_duration(valid_for));
+    return delegate(home, name, permissions, duration);
+  });
+  delegate_command->add_option("AGENT", name, "identity or name")->required();
+  delegation_options(delegate_command);
+
+  std::string request_id, notes, response;
+  for (const bool approve : {true, false}) {
+    CLI::App* sub = command(approve ? "requests approve" : "requests deny", "answer a request, signed with your key",
+                            [&, approve](const Home& home) { return respond(home, request_id, approve, notes, response); });
+    sub->add_option("ID", request_id)->required();
+    sub->add_option("--notes", notes, "shown to the agent");
+    if (approve) sub->add_option("--response", response, "a JSON object for whoever acts on the decision");
+  }
+
+  std::string shell;
+  CLI::App* completion = subcommand(app, "completion", "print a completion script: eval \"$(creto completion bash)\"");
+  completion->add_option("SHELL", shell, "bash or zsh")->required()->check(CLI::IsMember({"bash", "zsh"}));
+  completion->callback([&] { chosen = [&]() -> Result<Output> { return Output{cli::completion_script(shell, app), "", 0}; }; });
+
+  std::vector<std::vector<Given>> given(cli::verbs().size());
+  for (std::size_t v = 0; v < cli::verbs().size(); ++v) {
+    const Verb& verb = cli::verbs()[v];
+    given[v].resize(verb.parameters.size());
+    CLI::App* sub = subcommand(app, verb.path, verb.help);
+    for (std::size_t p = 0; p < verb.parameters.size(); ++p) {
+      const Parameter& parameter = verb.parameters[p];
+      Given& target = given[v][p];
+      if (parameter.kind == Parameter::Kind::self) continue;
+      if (parameter.kind == Parameter::Kind::flag) {
+        sub->add_flag_callback(std::string(parameter.name), [&target] { target = {"true"}; }, std::string(parameter.help));
+        continue;
+      }
+      const bool repeatable = parameter.kind == Parameter::Kind::pair || parameter.kind == Parameter::Kind::list;
+      CLI::Option* option = sub->add_option(std::string(parameter.name), target, std::string(parameter.help));
+      option->expected(1)->required(parameter.required);
+      if (repeatable) option->expected(1, 64)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    }
+    sub->callback([&chosen, &verb, &target = given[v], &flags] {
+      chosen = [&verb, &target, &flags] { return run_verb(verb, target, flags); };
+    });
+  }
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& problem) {
+    const int code = app.exit(problem);
+    return code == 0 ? 0 : 2;
+  }
+  return finish(chosen(), flags);
+}
+
+}  // namespace
+}  // namespace creto::app
+
+int main(int argc, char** argv) {
+  // Keys live in this process: no core dump, no debugger of another user.
+  const rlimit none{0, 0};
+  setrlimit(RLIMIT_CORE, &none);
+  prctl(PR_SET_DUMPABLE, 0);
+  return creto::app::run(argc, argv);
+}

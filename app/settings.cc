@@ -1,0 +1,78 @@
+#include "settings.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "creto/common/json.h"
+#include "ports_file.h"
+
+namespace creto::app {
+
+void Settings::declare(ConfigSchema& schema) {
+  constexpr ConfigSchema::Range port = {.min = 0, .max = 65535};
+  schema.add("org", org, "the organization");
+  schema.add("address", address, "where everything listens");
+  schema.add("grpc.port", grpc_port, "0 takes any free port", port);
+  schema.add("rest.port", rest_port, "0 takes any free port", port);
+  schema.add("metrics.port", metrics_port, "Prometheus text at /metrics", port);
+  schema.add("health.port", health_port, "/health and /ready", port);
+  schema.add("tls", tls, "false only on a loopback address");
+  schema.add("log.level", log_level, "debug, info, warn or error");
+  schema.add_secret("database", database, "empty: SQLite in the home; else postgresql://…");
+  schema.add("services", services, "which services run here; empty: all");
+
+  schema.add("inference.url", inference_url, "an OpenAI-compatible endpoint, up to and with /v1");
+  schema.add("inference.model", inference_model, "the model where a request names none");
+  schema.add("inference.embedding_model", inference_embedding_model, "empty: memory uses the built-in local one");
+  schema.add("inference.embedding_dimension", inference_embedding_dimension, "of the embedding model's vectors", {.min = 1, .max = 65536});
+  schema.add("inference.key_secret", inference_key_secret, "path/NAME of the API key in the vault");
+  schema.add("inference.local", inference_local, "the endpoint is on this machine");
+  schema.add("inference.injection", injection, "block, flag or off");
+
+  schema.add("runtime.class", sandbox_runtime, "runsc (gVisor), runc or crun");
+  schema.add("runtime.pool_size", pool_size, "sandboxes kept warm", {.min = 0, .max = 256});
+  schema.add("runtime.pool_image", pool_image, "the image of the warm sandboxes; empty: none are kept");
+  schema.add("runtime.image_directory", image_directory, "one OCI layout per image name; empty: `images` in the home");
+  schema.add("runtime.actions", actions_file, "file of the declared actions");
+  schema.add_table("runtime.variables", action_variables, "NAME = value for ${NAME} in the actions file");
+  schema.add_table("egress.hosts", egress_hosts, "name = address:port that the egress proxy uses for it");
+  schema.add("oversight.webhook.url", webhook_url, "where approvers are notified");
+  schema.add("oversight.webhook.secret", webhook_secret, "path/NAME of the signing secret in the vault");
+  schema.add("metering.invoice_webhook", invoice_webhook_url, "where finished invoices are sent");
+}
+
+Result<Settings> Settings::load(const Home& home) {
+  Settings settings;
+  ConfigSchema schema;
+  settings.declare(schema);
+  std::error_code ignored;
+  std::vector<std::string> files;
+  if (std::filesystem::exists(home.config(), ignored)) files.push_back(home.config().string());
+  CRETO_TRY(schema.load(files, process_environment()));
+
+  const bool loopback = settings.address == "127.0.0.1" || settings.address == "::1" || settings.address == "localhost";
+  if (!settings.tls && !loopback)
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 fmt::format("tls: may be false only on loopback, not on `{}`", settings.address));
+  if (const auto ports = read_ports(home)) settings.running_grpc_ = ports->grpc;
+  return settings;
+}
+
+Result<std::string> Settings::show(const Home& home) {
+  Settings settings;
+  ConfigSchema schema;
+  settings.declare(schema);
+  std::error_code ignored;
+  std::vector<std::string> files;
+  if (std::filesystem::exists(home.config(), ignored)) files.push_back(home.config().string());
+  CRETO_TRY(schema.load(files, process_environment()));
+  return schema.show();
+}
+
+std::string Settings::client_endpoint() const {
+  if (!running_grpc_.empty()) return running_grpc_;
+  return fmt::format("{}:{}", address, grpc_port);
+}
+
+}  // namespace creto::app

@@ -1,0 +1,200 @@
+#include "wiring.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "creto/io/sql.h"
+#include "creto/io/tls.h"
+
+namespace creto::app {
+namespace {
+
+Error platform_error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
+
+class NhiAuthenticator final : public rpc::Authenticator {
+ public:
+  NhiAuthenticator(nhi::Nhi& nhi, std::string org) : nhi_(nhi), org_(std::move(org)) {}
+
+  Result<rpc::Caller> authenticate(const Context& ctx, const rpc::Credentials& credentials) override {
+    Context lookup = ctx;
+    lookup.org = org_;
+    if (!credentials.bearer.empty()) {
+      const nhi::ResolvedToken token = CRETO_TRY(nhi_.resolve_token(lookup, credentials.bearer));
+      return caller(lookup, token.agent.identity);
+    }
+    if (credentials.certificate_uris.empty())
+      return platform_error(ErrorKind::unauthenticated, "no credentials: show a client certificate or a bearer token");
+    // A certificate of ours carries exactly one identity; more than one is none of ours.
+    if (credentials.certificate_uris.size() != 1)
+      return platform_error(ErrorKind::unauthenticated, "certificate: must carry one identity");
+    const std::string text = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front()));
+    const Identity shown = CRETO_TRY(Identity::parse(text));
+    if (credentials.on_behalf_of.empty()) return caller(lookup, shown);
+    if (shown.kind() != Identity::Kind::service)
+      return platform_error(ErrorKind::unauthenticated, "creto-on-behalf-of: only a service may act for another");
+    const Identity other = CRETO_TRY(Identity::parse(credentials.on_behalf_of));
+    return caller(lookup, other);
+  }
+
+ private:
+  Result<rpc::Caller> caller(const Context& ctx, const Identity& identity) {
+    const bool revoked = CRETO_TRY(nhi_.is_revoked(ctx, identity));
+    if (revoked)
+      return platform_error(ErrorKind::unauthenticated, fmt::format("`{}` may not act: unknown, suspended, expired or revoked", identity.text()));
+    const nhi::Chain chain = CRETO_TRY(nhi_.get_delegation_chain(ctx, identity));
+    return rpc::Caller{identity, chain.identities(), org_};
+  }
+
+  nhi::Nhi& nhi_;
+  const std::string org_;
+};
+
+Result<> decide(authz::Authz& authz, const Context& ctx, std::string_view action, std::string_view type, std::string_view id) {
+  if (!ctx.caller) return platform_error(ErrorKind::unauthenticated, "nobody is asking");
+  authz::CheckRequest request{.principal = *ctx.caller,
+                              .chain = ctx.chain,
+                              .action = std::string(action),
+                              .resource = type.empty() ? authz::EntityUid{"Org", ctx.org} : authz::EntityUid{std::string(type), std::string(id)},
+                              .context = {},
+                              .arguments_hash = {},
+                              .override_token = {}};
+  const authz::Decision decision = authz.check(ctx, request);
+  if (auto refused = authz::refusal(Product::platform, decision)) return *std::move(refused);
+  return {};
+}
+
+class AuthzAuthorizer final : public rpc::Authorizer {
+ public:
+  explicit AuthzAuthorizer(authz::Authz& authz) : authz_(authz) {}
+  Result<> authorize(const Context& ctx, std::string_view action, const rpc::Resource& resource) override {
+    return decide(authz_, ctx, action, resource.type, resource.id);
+  }
+
+ private:
+  authz::Authz& authz_;
+};
+
+class AuthzAccess final : public AccessControl {
+ public:
+  explicit AuthzAccess(authz::Authz& authz) : authz_(authz) {}
+  Result<> require(const Context& ctx, std::string_view action, std::string_view type, std::string_view id) override {
+    return decide(authz_, ctx, action, type, id);
+  }
+
+ private:
+  authz::Authz& authz_;
+};
+
+class DelegationLimits final : public authz::Extension {
+ public:
+  explicit DelegationLimits(nhi::Nhi& nhi) : nhi_(nhi) {}
+  std::string_view name() const override { return "delegation_limits"; }
+  int priority() const override { return 10; }
+  bool denies_on_failure() const override { return true; }
+
+  Result<std::optional<authz::Decision>> evaluate(const Context& ctx, const authz::CheckRequest& request) override {
+    if (!request.principal.is_agent()) return std::optional<authz::Decision>();
+    const Result<nhi::Chain> chain = nhi_.get_delegation_chain(ctx, request.principal);
+    if (!chain && chain.error().retryable()) return Error(chain.error());
+    if (!chain) return denied(chain.error().message());
+    if (!chain->permits(request.action)) return denied(fmt::format("the delegation does not cover `{}`", request.action));
+    return std::optional<authz::Decision>();
+  }
+
+ private:
+  static std::optional<authz::Decision> denied(std::string reason) {
+    return authz::Decision(authz::Deny{.reason = std::move(reason), .policy = {}, .transient = false});
+  }
+  nhi::Nhi& nhi_;
+};
+
+class LogAuditor final : public rpc::Auditor {
+ public:
+  explicit LogAuditor(audit::AuditLog& log) : log_(log) {}
+
+  Result<> record(const Context& ctx, const rpc::CallRecord& call) override {
+    const auto outcome = [&] {
+      if (call.error == nullptr) return audit::Outcome::success;
+      switch (call.error->category()) {
+        case ErrorCategory::authorization:
+        case ErrorCategory::security:
+        case ErrorCategory::oversight: return audit::Outcome::denied;
+        case ErrorCategory::transient:
+        case ErrorCategory::permanent: break;
+      }
+      return call.error->kind() == ErrorKind::timeout ? audit::Outcome::timeout : audit::Outcome::failure;
+    }();
+    const std::string resource =
+        call.resource.type.empty() ? "org:" + ctx.org : fmt::format("{}:{}", call.resource.type, call.resource.id.substr(0, 1024));
+    audit::AuditRecord record = audit::AuditRecord::of(ctx, std::string(call.action), resource, outcome);
+    if (call.error != nullptr) record.outcome_detail = call.error->to_string().substr(0, 1024);
+    record.metadata = Json{{"method", std::string(call.method)}, {"peer", std::string(call.peer)}}.dump();
+    const Result<audit::AuditId> id = log_.log(ctx, record);
+    if (!id) return Error(id.error());
+    return {};
+  }
+
+ private:
+  audit::AuditLog& log_;
+};
+
+std::string entity_type(const Identity& identity) {
+  switch (identity.kind()) {
+    case Identity::Kind::agent: return "Agent";
+    case Identity::Kind::human: return "Human";
+    case Identity::Kind::service: return "Service";
+  }
+  std::unreachable();
+}
+
+class NhiEntities final : public authz::EntitySource {
+ public:
+  NhiEntities(nhi::Nhi& nhi, sql::Database& database) : nhi_(nhi), changed_(database.signal("nhi.changed")) {}
+
+  std::uint64_t version() const override { return changed_.count(); }
+
+  Result<std::optional<authz::Entity>> find(const std::string& org, const authz::EntityUid& uid) const override {
+    if (uid.type != "Agent" && uid.type != "Human" && uid.type != "Service") return std::optional<authz::Entity>();
+    const Result<Identity> identity = Identity::parse(uid.id);
+    if (!identity || entity_type(*identity) != uid.type) return std::optional<authz::Entity>();
+    Context ctx = Context::of_service(self_);
+    ctx.org = org;
+    const Result<nhi::Agent> agent = nhi_.get_agent(ctx, *identity);
+    if (!agent && agent.error().kind() == ErrorKind::not_found) return std::optional<authz::Entity>();
+    if (!agent) return Error(agent.error());
+
+    authz::Entity entity{uid, {}, {}, {}};
+    for (const auto& [key, value] : agent->attributes) entity.attributes.emplace_back(key, value);
+    entity.attributes.emplace_back("name", agent->name);
+    entity.attributes.emplace_back("type", std::string(nhi::to_string(agent->type)));
+    entity.attributes.emplace_back("status", std::string(nhi::to_string(agent->status)));
+    const authz::EntityUid owner{entity_type(agent->owner), agent->owner.text()};
+    if (owner != uid) {
+      entity.attributes.emplace_back("owner", owner);
+      entity.parents.push_back(owner);
+    }
+    return std::optional(std::move(entity));
+  }
+
+ private:
+  nhi::Nhi& nhi_;
+  sql::Signal& changed_;
+  const Identity self_ = Identity::service("creto").value();
+};
+
+}  // namespace
+
+std::unique_ptr<rpc::Authenticator> authenticate_with(nhi::Nhi& nhi, std::string org) {
+  return std::make_unique<NhiAuthenticator>(nhi, std::move(org));
+}
+std::unique_ptr<rpc::Authorizer> authorize_with(authz::Authz& authz) { return std::make_unique<AuthzAuthorizer>(authz); }
+std::unique_ptr<AccessControl> access_through(authz::Authz& authz) { return std::make_unique<AuthzAccess>(authz); }
+std::unique_ptr<authz::Extension> delegation_limits(nhi::Nhi& nhi) { return std::make_unique<DelegationLimits>(nhi); }
+std::unique_ptr<rpc::Auditor> audit_with(audit::AuditLog& log) { return std::make_unique<LogAuditor>(log); }
+std::unique_ptr<authz::EntitySource> entities_of(nhi::Nhi& nhi, sql::Database& database) {
+  return std::make_unique<NhiEntities>(nhi, database);
+}
+
+}  // namespace creto::app

@@ -1,0 +1,597 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "codec.h"
+#include "creto/audit/audit_log.h"
+#include "creto/authz/authz.h"
+#include "creto/common/event.h"
+#include "creto/common/json.h"
+#include "creto/consensus/timestamp_source.h"
+#include "creto/contracts/events.h"
+#include "creto/crypto/hash.h"
+#include "creto/io/bus.h"
+#include "creto/memory/memory.h"
+#include "creto/nhi/nhi.h"
+#include "request.h"
+#include "store.h"
+
+namespace creto::oversight {
+namespace {
+
+using contracts::ApprovalState;
+using contracts::ApprovalStatus;
+using contracts::is_final;
+
+constexpr std::string_view notification_subject = "oversight.notifications.";
+constexpr std::size_t memories_shown_max = 5;
+
+Error oversight_error(ErrorKind kind, std::string message) { return Error(Product::oversight, kind, std::move(message)); }
+
+/// The probe of this module: what it counts, in one place (001 §10.2).
+class Probe {
+ public:
+  explicit Probe(Telemetry& telemetry) : telemetry_(telemetry) {}
+  void created(const Request& request) {
+    for (const Requirement& requirement : request.requirements)
+      telemetry_.counter("oversight_requests_created_total", "requests for approval", {{"policy_id", requirement.policy.id}}).add();
+  }
+  void moved(ApprovalState from, ApprovalState to) {
+    telemetry_
+        .counter("oversight_state_transitions_total", "changes of a request's state",
+                 {{"from", contracts::to_string(from)}, {"to", contracts::to_string(to)}})
+        .add();
+  }
+  void decided(const Request& request) {
+    telemetry_.histogram("oversight_approvals_latency_seconds", "from request to decision")
+        .observe(std::chrono::duration<double>(request.decided_at - request.created_at).count());
+  }
+  void notification_failed(std::string_view channel, const Error& error) {
+    telemetry_.warn("oversight", "notification_failed", {{"channel", channel}, {"error", error.to_string()}});
+  }
+  void context_missing(const Error& error) { telemetry_.warn("oversight", "context_missing", {{"error", error.to_string()}}); }
+  void scheduler_failed(const Error& error) { telemetry_.error("oversight", "scheduler_failed", {{"error", error.to_string()}}); }
+
+ private:
+  Telemetry& telemetry_;
+};
+
+Hash256 dedupe_hash(const contracts::GatedAction& action) {
+  const Json json = {action.agent.text(), action.action, action.resource_type, action.resource_id, action.arguments};
+  return crypto::sha3_256(as_bytes(json.dump(-1, ' ', false, Json::error_handler_t::replace)));
+}
+
+std::string_view audit_word(ApprovalState state) {
+  switch (state) {
+    case ApprovalState::approved: return "approved";
+    case ApprovalState::denied: return "denied";
+    case ApprovalState::escalated: return "escalated";
+    case ApprovalState::timed_out: return "timeout";
+    case ApprovalState::cancelled: return "cancelled";
+    case ApprovalState::pending: return "response_received";
+  }
+  std::unreachable();
+}
+
+/// Those who wait in this process for a request to become final.
+class Waiters {
+ public:
+  using Callback = std::function<void(const ApprovalStatus&)>;
+
+  std::shared_ptr<void> add(const RequestId& id, Callback callback) {
+    auto entry = std::make_shared<Callback>(std::move(callback));
+    const std::lock_guard lock(mutex_);
+    std::erase_if(waiting_, [](const auto& waiting) { return waiting.second.expired(); });
+    waiting_.emplace(id, entry);
+    return entry;
+  }
+
+  std::vector<std::shared_ptr<Callback>> take(const RequestId& id) {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::shared_ptr<Callback>> taken;
+    const auto [begin, end] = waiting_.equal_range(id);
+    for (auto it = begin; it != end; ++it)
+      if (auto callback = it->second.lock()) taken.push_back(std::move(callback));
+    waiting_.erase(begin, end);
+    return taken;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::multimap<RequestId, std::weak_ptr<Callback>> waiting_;
+};
+
+class OversightService final : public Oversight {
+ public:
+  OversightService(const OversightParts& parts, OversightOptions options)
+      : parts_(parts), options_(options), probe_(parts.telemetry), changed_(parts.database.signal("oversight.changed")) {}
+
+  ~OversightService() override {
+    for (const char* consumer : {"oversight-thresholds", "oversight-notifications"}) parts_.bus.unsubscribe(consumer);
+    stopping_ = true;
+    changed_.raise();
+    if (scheduler_.joinable()) scheduler_.join();
+  }
+
+  Result<> start() {
+    CRETO_TRY(store::prepare(parts_.database));
+    CRETO_TRY(audit::prepare(parts_.database));
+    CRETO_TRY(parts_.nhi.ensure_service(Context::of_service(self_), self_));
+    CRETO_TRY(parts_.bus.subscribe("oversight-thresholds", std::string(contracts::CostThresholdExceededEvent::subject),
+                                   [this](const bus::BusMessage& message) { return consume_threshold(message); }));
+    CRETO_TRY(parts_.bus.subscribe("oversight-notifications", std::string(notification_subject) + "*",
+                                   [this](const bus::BusMessage& message) { return deliver(message); }));
+    if (options_.schedule) scheduler_ = std::thread([this] { run_scheduler(); });
+    return {};
+  }
+
+  // --- policies
+
+  Result<Policy> put_policy(const Context& ctx, const Policy& policy) override {
+    CRETO_TRY(validate(policy));
+    if (parts_.webhook == nullptr && std::ranges::find(policy.channels, "webhook") != policy.channels.end())
+      return oversight_error(ErrorKind::invalid_input, "policy.channels: no webhook is configured (oversight.webhook.url)");
+    for (const Tier& tier : policy.tiers)
+      for (const Identity& approver : tier.approvers) {
+        const bool known = CRETO_TRY(parts_.nhi.is_registered(ctx, approver));
+        if (!known) return oversight_error(ErrorKind::invalid_input, fmt::format("policy.tiers: `{}` is not registered", approver.text()));
+      }
+    CRETO_TRY(parts_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(store::put_policy(tx, ctx, policy));
+      return record(tx, ctx, "policy_changed", "oversight:policy:" + policy.id, "");
+    }));
+    return policy;
+  }
+
+  Result<std::vector<Policy>> list_policies(const Context& ctx) override {
+    return sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::list_policies(tx, ctx); });
+  }
+
+  Result<> delete_policy(const Context& ctx, const PolicyId& id) override {
+    return parts_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+      const bool deleted = CRETO_TRY(store::delete_policy(tx, ctx, id));
+      if (!deleted) return oversight_error(ErrorKind::not_found, fmt::format("oversight policy `{}` not found", id));
+      return record(tx, ctx, "policy_deleted", "oversight:policy:" + id, "");
+    });
+  }
+
+  // --- the gate
+
+  Result<contracts::ApprovalCheck> check_approval_required(const Context& ctx, const contracts::GatedAction& action) override {
+    authz::CheckRequest request{.principal = action.agent,
+                                .chain = action.delegation_chain,
+                                .action = action.action,
+                                .resource = {action.resource_type, action.resource_id},
+                                .context = {},
+                                .arguments_hash = crypto::sha3_256(as_bytes(action.arguments)),
+                                .override_token = {}};
+    const Json arguments = CRETO_TRY(parse_json(action.arguments));
+    request.context = CRETO_TRY(authz::attributes_from_json(arguments));
+    const authz::Decision decision = parts_.authz.check(ctx, request);
+    if (authz::allowed(decision)) return contracts::ApprovalCheck(contracts::NotRequired{});
+    if (const auto* oversight = std::get_if<authz::RequiresOversight>(&decision)) {
+      contracts::ApprovalNeed need;
+      for (const auto& requirement : oversight->requirements) {
+        need.policies.push_back(requirement.oversight_policy);
+        need.forbids.push_back(requirement.forbid);
+        if (requirement.timeout) need.timeout = need.timeout ? std::min(*need.timeout, *requirement.timeout) : *requirement.timeout;
+        need.approvers.insert(need.approvers.end(), requirement.approvers.begin(), requirement.approvers.end());
+      }
+      return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(need)});
+    }
+    const std::optional<Error> refused = authz::refusal(Product::oversight, decision);
+    return contracts::ApprovalCheck(contracts::Prohibited{refused ? refused->to_string() : "denied"});
+  }
+
+  Result<ApprovalStatus> request_approval(const Context& ctx, const contracts::ApprovalRequest& asked) override {
+    CRETO_TRY(check_size(asked));
+    const Hash256 dedupe = dedupe_hash(asked.action);
+    const Instant now = parts_.clock.now();
+    const std::optional<Request> same = CRETO_TRY(sql::read(parts_.database, ctx, [&](sql::Tx& tx) {
+      return store::find_same(tx, ctx, dedupe, now - options_.idempotency_window);
+    }));
+    if (same && (!is_final(same->state) || same->state == ApprovalState::approved)) return status_of(ctx, *same);
+
+    Request request{.id = RequestId::fresh(now), .action = asked.action};
+    request.description = asked.description;
+    request.reasoning = asked.reasoning;
+    request.risk_factors = asked.risk_factors;
+    request.decision_response = "{}";
+    request.created_at = now;
+    add_context(request);
+    const std::vector<Policy> policies = CRETO_TRY(policies_of(ctx, asked.need.policies));
+    request.requirements = CRETO_TRY(begin_requirements(policies, asked.need, now));
+    return create(ctx, std::move(request), dedupe);
+  }
+
+  Result<ApprovalStatus> approval_status(const Context& ctx, const RequestId& id) override {
+    const Request request = CRETO_TRY(get(ctx, id));
+    const bool of_the_agent = ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == request.action.agent ||
+                                             std::ranges::find(request.action.delegation_chain, *ctx.caller) != request.action.delegation_chain.end());
+    if (!of_the_agent)
+      return oversight_error(ErrorKind::permission_denied, fmt::format("request `{}` is another agent's", id.to_string()));
+    return status_of(ctx, request);
+  }
+
+  Result<Subscription> when_final(const Context& ctx, const RequestId& id, std::function<void(const ApprovalStatus&)> on_final) override {
+    // Registered before the state is read: a decision in between calls it, and it is called once.
+    auto called = std::make_shared<std::atomic<bool>>(false);
+    auto once = [called, on_final = std::move(on_final)](const ApprovalStatus& status) {
+      if (!called->exchange(true)) on_final(status);
+    };
+    Subscription subscription = waiters_.add(id, once);
+    const ApprovalStatus status = CRETO_TRY(approval_status(ctx, id));
+    if (is_final(status.state)) once(status);
+    return subscription;
+  }
+
+  Result<> cancel_approval(const Context& ctx, const RequestId& id) override {
+    const Result<Request> changed = change(ctx, id, [&](Request& request) -> Result<bool> {
+      if (is_final(request.state)) return false;
+      request.state = ApprovalState::cancelled;
+      request.decided_at = parts_.clock.now();
+      return true;
+    });
+    if (!changed) return Error(changed.error());
+    return {};
+  }
+
+  // --- requests
+
+  Result<Request> get(const Context& ctx, const RequestId& id) override {
+    std::optional<Request> request = CRETO_TRY(sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::find(tx, ctx, id); }));
+    if (!request) return oversight_error(ErrorKind::not_found, fmt::format("request `{}` not found", id.to_string()));
+    return *std::move(request);
+  }
+
+  Result<std::vector<Request>> list(const Context& ctx, const RequestFilter& filter) override {
+    if (filter.limit < 1 || filter.limit > 1000) return oversight_error(ErrorKind::invalid_input, "limit: must be 1 to 1000");
+    return sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::list(tx, ctx, filter); });
+  }
+
+  Result<Request> respond(const Context& ctx, const std::string& bytes, const Signature& signature) override {
+    const ResponseDocument document = CRETO_TRY(ResponseDocument::from_signed_bytes(bytes));
+    if (signature.algorithm != "hybrid-ed25519-ml-dsa-65")
+      return oversight_error(ErrorKind::unsupported_algorithm, fmt::format("signature algorithm `{}`: must be `hybrid-ed25519-ml-dsa-65`", signature.algorithm.substr(0, 64)));
+    CRETO_TRY(parts_.nhi.verify(ctx, document.approver, as_bytes(bytes), signature, ResponseDocument::type_name));
+    return change(ctx, document.request, [&](Request& request) -> Result<bool> {
+      const auto repeated = std::ranges::find_if(request.responses, [&](const Response& r) { return r.document == bytes; });
+      if (repeated != request.responses.end()) return false;
+      if (is_final(request.state))
+        return oversight_error(ErrorKind::conflict, fmt::format("request `{}` is {} already", request.id.to_string(), contracts::to_string(request.state)));
+      if (document.arguments_hash != request.arguments_hash())
+        return oversight_error(ErrorKind::conflict, "response document.arguments_sha3_256: is not of this request's arguments");
+      const Instant now = parts_.clock.now();
+      if (apply_timeouts_to(request, now) && is_final(request.state)) return true;
+      const Response response{document.approver, document.approve, document.notes, bytes, signature, now};
+      CRETO_TRY(apply_response(request, response, document.response, now));
+      return true;
+    });
+  }
+
+  Result<std::size_t> apply_timeouts() override {
+    const Context read_ctx = Context::of_service(self_);
+    const Instant now = parts_.clock.now();
+    const std::vector<store::Due> due = CRETO_TRY(sql::read(parts_.database, read_ctx, [&](sql::Tx& tx) { return store::due(tx, now); }));
+    for (const store::Due& entry : due) {
+      Context ctx = Context::of_service(self_);
+      ctx.org = entry.org;
+      CRETO_TRY(change(ctx, entry.id, [&](Request& request) -> Result<bool> {
+        return !is_final(request.state) && apply_timeouts_to(request, now);
+      }));
+    }
+    return due.size();
+  }
+
+  HealthStatus health() override {
+    const Result<> reachable = parts_.database.read(Context::of_service(self_), [](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(store::earliest_deadline(tx));
+      return {};
+    });
+    if (!reachable) return {Health::unhealthy, reachable.error().to_string()};
+    return {};
+  }
+
+ private:
+  static bool apply_timeouts_to(Request& request, Instant now) { return oversight::apply_timeouts(request, now); }
+
+  static Result<> check_size(const contracts::ApprovalRequest& asked) {
+    const auto refuse = [](std::string_view field, std::size_t limit) {
+      return oversight_error(ErrorKind::too_large, fmt::format("{}: is over {} bytes", field, limit));
+    };
+    if (asked.action.arguments.size() > (64 << 10)) return refuse("arguments", 64 << 10);
+    if (asked.reasoning.size() > (16 << 10)) return refuse("reasoning", 16 << 10);
+    if (asked.description.size() > 1024) return refuse("description", 1024);
+    if (asked.risk_factors.size() > 32) return oversight_error(ErrorKind::invalid_input, "risk_factors: must be at most 32");
+    if (asked.need.policies.empty()) return oversight_error(ErrorKind::invalid_input, "need.policies: must name at least one");
+    return {};
+  }
+
+  Result<std::vector<Policy>> policies_of(const Context& ctx, const std::vector<PolicyId>& ids) {
+    return sql::read(parts_.database, ctx, [&](sql::Tx& tx) -> Result<std::vector<Policy>> {
+      std::vector<Policy> policies;
+      for (const PolicyId& id : ids) {
+        std::optional<Policy> policy = CRETO_TRY(store::find_policy(tx, ctx, id));
+        if (!policy) return oversight_error(ErrorKind::not_found, fmt::format("oversight policy `{}` not found", id));
+        policies.push_back(*std::move(policy));
+      }
+      return policies;
+    });
+  }
+
+  /// What the agent remembers about this, for the approver. Missing context never stops a request (003 §4.6).
+  void add_context(Request& request) {
+    if (parts_.memory == nullptr) {
+      request.context_problem = "OV-503: no memory service";
+      return;
+    }
+    Context ctx = Context::of(self_, {self_});
+    ctx.deadline = parts_.clock.monotonic() + options_.memory_timeout;
+    const memory::Query query{.agent = request.action.agent,
+                              .text = request.description + " " + request.reasoning,
+                              .limit = memories_shown_max,
+                              .relevance_threshold = std::nullopt,
+                              .types = {memory::MemoryType::reasoning, memory::MemoryType::context},
+                              .from = request.created_at - std::chrono::hours(24),
+                              .to = std::nullopt};
+    const Result<std::vector<memory::ScoredEntry>> found = parts_.memory->query(ctx, query);
+    if (!found) {
+      probe_.context_missing(found.error());
+      request.context_problem = "OV-503: " + found.error().to_string();
+      return;
+    }
+    for (const memory::ScoredEntry& scored : *found) {
+      request.related_memories.push_back(scored.entry.content.substr(0, 2000));
+      request.confidence = std::max(request.confidence, static_cast<double>(scored.relevance));
+    }
+  }
+
+  Result<> record(sql::Tx& tx, const Context& ctx, std::string what, std::string resource, std::string why,
+                  audit::Outcome outcome = audit::Outcome::success) {
+    audit::AuditRecord entry = audit::AuditRecord::of(ctx, std::move(what), std::move(resource), outcome);
+    entry.why = std::move(why);
+    const Result<audit::AuditId> id = audit::record(tx, ctx, std::move(entry));
+    if (!id) return Error(id.error());
+    return {};
+  }
+
+  Result<> record(sql::Tx& tx, const Context& ctx, const Request& request, std::string_view what) {
+    audit::AuditRecord entry = audit::AuditRecord::of(ctx, std::string(what), "oversight:request:" + request.id.to_string());
+    entry.why = request.action.action + " on " + request.action.resource_type + "::" + request.action.resource_id;
+    if (request.state == ApprovalState::denied) entry.outcome = audit::Outcome::denied;
+    if (request.state == ApprovalState::timed_out) entry.outcome = audit::Outcome::timeout;
+    if (!request.responses.empty()) entry.signature = request.responses.back().signature;
+    Json policies = Json::array();
+    for (const Requirement& requirement : request.requirements) policies.push_back(requirement.policy.id);
+    entry.metadata = CRETO_TRY(canonical_json(
+        Json{{"agent", request.action.agent.text()},
+             {"arguments_sha3_256", hex(request.arguments_hash())},
+             {"policies", std::move(policies)},
+             {"state", std::string(contracts::to_string(request.state))},
+             {"approver", request.responses.empty() ? "" : request.responses.back().approver.text()}}));
+    const Result<audit::AuditId> id = audit::record(tx, ctx, std::move(entry));
+    if (!id) return Error(id.error());
+    return {};
+  }
+
+  Result<> notify(sql::Tx& tx, const Context& ctx, const Request& request) {
+    std::vector<std::string> channels;
+    for (const Requirement& requirement : request.requirements)
+      if (!requirement.met)
+        for (const std::string& channel : requirement.policy.channels)
+          if (channel != "cli" && std::ranges::find(channels, channel) == channels.end()) channels.push_back(channel);
+    for (const std::string& channel : channels)
+      for (const Identity& approver : asked_now(request)) {
+        const contracts::OversightNotificationEvent event{request.id, channel, approver.text(), request.description, request.reasoning};
+        const std::string body = CRETO_TRY(event.to_json());
+        const std::string id = fmt::format("{}.{}.{}", request.id.to_string(), request.version, approver.text());
+        CRETO_TRY(bus::publish(tx, ctx, std::string(notification_subject) + channel, id, body));
+      }
+    return {};
+  }
+
+  /// A decision as a signed event. Made outside the transaction: signing reads keys.
+  Result<std::optional<EventEnvelope>> decision_event(const Context& ctx, const Request& request) {
+    if (request.state == ApprovalState::pending) return std::optional<EventEnvelope>();
+    const contracts::OversightDecisionEvent event{
+        request.id,
+        request.action.sandbox,
+        request.state,
+        request.responses.empty() ? "" : request.responses.back().approver.text(),
+        request.responses.empty() ? "" : request.responses.back().notes,
+        request.action.action,
+        request.action.arguments,
+        request.decision_response};
+    std::string payload = CRETO_TRY(event.to_json());
+    EventEnvelope envelope{std::string(contracts::OversightDecisionEvent::event_type), EventId::fresh(parts_.clock.now()),
+                           request.action.agent, request.action.delegation_chain, parts_.timestamps.now(), std::move(payload), std::nullopt};
+    const std::string to_sign = CRETO_TRY(envelope.signed_bytes());
+    Context signer = Context::of_service(self_);
+    signer.org = ctx.org;
+    envelope.signature = CRETO_TRY(parts_.nhi.sign(signer, self_, as_bytes(to_sign), "creto.event.v1"));
+    return std::optional(std::move(envelope));
+  }
+
+  Result<ApprovalStatus> create(const Context& ctx, Request request, const Hash256& dedupe) {
+    CRETO_TRY(parts_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+      // Two at once: the second finds the first's.
+      const std::optional<Request> same = CRETO_TRY(store::find_same(tx, ctx, dedupe, request.created_at - options_.idempotency_window));
+      if (same && !is_final(same->state)) {
+        request = *same;
+        return {};
+      }
+      CRETO_TRY(store::insert(tx, ctx, request, dedupe));
+      CRETO_TRY(record(tx, ctx, request, "request_created"));
+      CRETO_TRY(notify(tx, ctx, request));
+      tx.after_commit([this] { changed_.raise(); });
+      return {};
+    }));
+    probe_.created(request);
+    return status_of(ctx, request);
+  }
+
+  /// Reads, decides, signs, and writes if nobody else was faster; then tells who waits. `decide` returns whether it changed
+  /// anything.
+  template <class Decide>
+  Result<Request> change(const Context& ctx, const RequestId& id, Decide decide) {
+    for (;;) {
+      Request request = CRETO_TRY(get(ctx, id));
+      const ApprovalState before = request.state;
+      const std::uint64_t expected = request.version;
+      const bool changed = CRETO_TRY(decide(request));
+      if (!changed) return request;
+      ++request.version;
+      const bool moved = request.state != before;
+      std::optional<EventEnvelope> event;
+      if (moved) event = CRETO_TRY(decision_event(ctx, request));
+      bool replaced = false;
+      CRETO_TRY(parts_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+        replaced = CRETO_TRY(store::replace(tx, ctx, request, expected));
+        if (!replaced) return {};
+        CRETO_TRY(record(tx, ctx, request, moved ? audit_word(request.state) : "response_received"));
+        if (request.state == ApprovalState::escalated && moved) CRETO_TRY(notify(tx, ctx, request));
+        if (event) {
+          const std::string body = CRETO_TRY(event->to_json());
+          CRETO_TRY(bus::publish(tx, ctx, contracts::OversightDecisionEvent::subject, event->event_id.to_string(), body));
+        }
+        tx.after_commit([this] { changed_.raise(); });
+        return {};
+      }));
+      if (!replaced) continue;
+      if (moved) probe_.moved(before, request.state);
+      if (is_final(request.state)) {
+        probe_.decided(request);
+        CRETO_TRY(tell(ctx, request));
+      }
+      return request;
+    }
+  }
+
+  Result<> tell(const Context& ctx, const Request& request) {
+    const auto waiting = waiters_.take(request.id);
+    if (waiting.empty()) return {};
+    const ApprovalStatus status = CRETO_TRY(status_of(ctx, request));
+    for (const auto& callback : waiting) (*callback)(status);
+    return {};
+  }
+
+  Result<ApprovalStatus> status_of(const Context& ctx, const Request& request) {
+    ApprovalStatus status{.request = request.id, .state = request.state, .approver = std::nullopt, .signature = std::nullopt,
+                          .notes = {}, .override_token = {}, .decided_at = request.decided_at};
+    if (is_final(request.state) && !request.responses.empty()) {
+      status.approver = request.responses.back().approver;
+      status.signature = request.responses.back().signature;
+      status.notes = request.responses.back().notes;
+    }
+    if (request.state == ApprovalState::approved) status.override_token = CRETO_TRY(token_of(ctx, request));
+    return status;
+  }
+
+  Result<std::string> token_of(const Context& ctx, const Request& request) {
+    authz::OverrideGrant grant{.request = request.id,
+                               .agent = request.action.agent,
+                               .action = request.action.action,
+                               .resource = {request.action.resource_type, request.action.resource_id},
+                               .arguments_hash = request.arguments_hash(),
+                               .lifts = {},
+                               .expires_at = request.decided_at + options_.override_ttl};
+    for (const Requirement& requirement : request.requirements)
+      if (!requirement.forbid.empty()) grant.lifts.push_back({requirement.forbid, requirement.policy.id});
+    if (grant.lifts.empty()) return std::string();
+    Context issuer = Context::of_service(self_);
+    issuer.org = ctx.org;
+    return parts_.authz.issue_override(issuer, grant);
+  }
+
+  // --- what comes over the bus
+
+  /// A cost threshold or quota notice becomes a request nobody has to wait for (001 §4.5, §7.3).
+  Result<> consume_threshold(const bus::BusMessage& message) {
+    Context ctx = Context::of_service(self_);
+    ctx.org = message.org;
+    const EventEnvelope envelope = CRETO_TRY(EventEnvelope::from_json(message.body));
+    if (!envelope.signature) return oversight_error(ErrorKind::signature_invalid, "cost threshold event: is not signed");
+    const std::string signed_bytes = CRETO_TRY(envelope.signed_bytes());
+    CRETO_TRY(parts_.nhi.verify(ctx, metering_, as_bytes(signed_bytes), *envelope.signature, "creto.event.v1"));
+    const auto event = CRETO_TRY(contracts::CostThresholdExceededEvent::from_json(envelope.payload));
+
+    const bool quota = event.kind == "quota_breach";
+    const std::optional<Policy> policy = CRETO_TRY(policy_for(ctx, quota ? Trigger::quota_breach : Trigger::cost_threshold));
+    if (!policy) return {};
+    const std::string arguments = CRETO_TRY(canonical_json(Json{{"threshold_id", event.threshold_id},
+                                                                {"current", event.current},
+                                                                {"limit", event.limit},
+                                                                {"unit", event.unit},
+                                                                {"period", event.period}}));
+    contracts::ApprovalRequest asked{
+        .action = {envelope.agent, envelope.delegation_chain, std::nullopt, quota ? "quota.raise" : "cost.continue",
+                   quota ? "Quota" : "CostThreshold", event.threshold_id, arguments},
+        .need = {.policies = {policy->id}, .forbids = {""}, .timeout = std::nullopt, .approvers = {}},
+        .description = fmt::format("{} has used {} of {} {} per {}", envelope.agent.text(), event.current, event.limit, event.unit, event.period),
+        .reasoning = {},
+        .risk_factors = {quota ? "quota nearly used up" : "cost threshold exceeded"}};
+    const Result<ApprovalStatus> created = request_approval(ctx, asked);
+    if (!created) return Error(created.error());
+    return {};
+  }
+
+  Result<std::optional<Policy>> policy_for(const Context& ctx, Trigger trigger) {
+    const std::vector<Policy> policies = CRETO_TRY(list_policies(ctx));
+    for (const Policy& policy : policies)
+      if (std::ranges::find(policy.triggers, trigger) != policy.triggers.end()) return std::optional(policy);
+    return std::optional<Policy>();
+  }
+
+  Result<> deliver(const bus::BusMessage& message) {
+    Context ctx = Context::of_service(self_);
+    ctx.org = message.org;
+    const std::string_view channel = std::string_view(message.subject).substr(notification_subject.size());
+    if (channel != "webhook" || parts_.webhook == nullptr)
+      return oversight_error(ErrorKind::invalid_input, fmt::format("channel `{}`: is not configured", channel));
+    const Result<> sent = parts_.webhook->notify(ctx, message.message_id, message.body);
+    if (!sent) probe_.notification_failed(channel, sent.error());
+    return sent;
+  }
+
+  // --- the scheduler
+
+  /// Sleeps until the earliest deadline, a change, or a minute for what other processes wrote.
+  void run_scheduler() {
+    while (!stopping_) {
+      const std::uint64_t seen = changed_.count();
+      const Result<std::size_t> applied = apply_timeouts();
+      if (!applied) probe_.scheduler_failed(applied.error());
+      const auto earliest = sql::read(parts_.database, Context::of_service(self_), [](sql::Tx& tx) { return store::earliest_deadline(tx); });
+      Nanos wait = std::chrono::minutes(1);
+      if (applied && earliest && *earliest) wait = std::clamp<Nanos>(**earliest - parts_.clock.now(), Nanos(0), wait);
+      if (!applied) wait = std::chrono::seconds(1);
+      if (!stopping_) changed_.wait(seen, wait);
+    }
+  }
+
+  const OversightParts parts_;
+  const OversightOptions options_;
+  Probe probe_;
+  sql::Signal& changed_;
+  Waiters waiters_;
+  const Identity self_ = Identity::service("oversight").value();
+  const Identity metering_ = Identity::service("metering").value();
+  std::atomic<bool> stopping_ = false;
+  std::thread scheduler_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Oversight>> create_oversight(const OversightParts& parts, OversightOptions options) {
+  auto service = std::make_unique<OversightService>(parts, options);
+  CRETO_TRY(service->start());
+  return service;
+}
+
+}  // namespace creto::oversight

@@ -1,0 +1,177 @@
+#include "creto/authz/authz_rpc.h"
+#include "creto/io/rpc_channel.h"
+#include "creto/io/sql.h"
+#include "override_use.h"
+#include "rpc/convert.h"
+#include "store.h"
+
+namespace creto::authz {
+namespace {
+
+constexpr rpc::CallOptions repeatable{.idempotent = true};
+
+class AuthzClient final : public Authz {
+ public:
+  AuthzClient(std::shared_ptr<rpc::Channel> channel, const Clock& clock)
+      : channel_(std::move(channel)), clock_(clock) {}
+
+  Decision check(const Context& ctx, const CheckRequest& request) override {
+    v1::CheckRequest proto;
+    to_proto(request, proto);
+    auto response = call<v1::CheckResponse>(ctx, "Check", proto, repeatable);
+    if (!response) return not_decided(response.error());
+    auto decision = from_proto(response->decision());
+    if (!decision) return not_decided(decision.error());
+    return *std::move(decision);
+  }
+
+  std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) override {
+    v1::CheckBatchRequest proto;
+    for (const CheckRequest& request : requests) to_proto(request, *proto.add_requests());
+    auto response = call<v1::CheckBatchResponse>(ctx, "CheckBatch", proto, repeatable);
+    std::vector<Decision> decisions;
+    for (int i = 0; i < static_cast<int>(requests.size()); ++i) {
+      if (!response) {
+        decisions.push_back(not_decided(response.error()));
+        continue;
+      }
+      if (i >= response->decisions_size()) {
+        decisions.push_back(not_decided(proto::bad_field("decisions", "are fewer than the requests")));
+        continue;
+      }
+      auto decision = from_proto(response->decisions(i));
+      decisions.push_back(decision ? *std::move(decision) : not_decided(decision.error()));
+    }
+    return decisions;
+  }
+
+  Explanation explain(const Context& ctx, const CheckRequest& request) override {
+    v1::CheckRequest proto;
+    to_proto(request, proto);
+    const auto failed = [](const Error& error) {
+      return Explanation{.decision = not_decided(error), .reasons = {}, .errors = {}, .lifted = {}, .snapshot = 0};
+    };
+    auto response = call<v1::ExplainResponse>(ctx, "Explain", proto, repeatable);
+    if (!response) return failed(response.error());
+    auto explanation = from_proto(*response);
+    if (!explanation) return failed(explanation.error());
+    return *std::move(explanation);
+  }
+
+  Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) override {
+    v1::CreatePolicyRequest request;
+    request.set_id(id);
+    request.set_text(std::move(text));
+    const auto response =
+        CRETO_TRY(call<v1::Policy>(ctx, "CreatePolicy", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    return from_proto(response);
+  }
+  Result<Policy> update_policy(const Context& ctx, const PolicyId& id, std::string text,
+                               std::int64_t expected_version) override {
+    v1::UpdatePolicyRequest request;
+    request.set_id(id);
+    request.set_text(std::move(text));
+    request.set_expected_version(expected_version);
+    const auto response =
+        CRETO_TRY(call<v1::Policy>(ctx, "UpdatePolicy", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    return from_proto(response);
+  }
+  Result<> delete_policy(const Context& ctx, const PolicyId& id) override {
+    v1::DeletePolicyRequest request;
+    request.set_id(id);
+    CRETO_TRY(call<v1::DeletePolicyResponse>(ctx, "DeletePolicy", request, {}));
+    return {};
+  }
+  Result<std::vector<Policy>> list_policies(const Context& ctx) override {
+    const auto response =
+        CRETO_TRY(call<v1::ListPoliciesResponse>(ctx, "ListPolicies", v1::ListPoliciesRequest(), repeatable));
+    std::vector<Policy> policies;
+    for (const auto& one : response.policies()) {
+      Policy policy = CRETO_TRY(from_proto(one));
+      policies.push_back(std::move(policy));
+    }
+    return policies;
+  }
+
+  Result<> put_entities(const Context& ctx, std::vector<Entity> entities) override {
+    v1::PutEntitiesRequest request;
+    for (const Entity& entity : entities) request.add_entities(entity_to_text(entity));
+    CRETO_TRY(call<v1::PutEntitiesResponse>(ctx, "PutEntities", request, repeatable));
+    return {};
+  }
+  Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) override {
+    v1::DeleteEntitiesRequest request;
+    for (const EntityUid& uid : uids) to_proto(uid, *request.add_uids());
+    CRETO_TRY(call<v1::DeleteEntitiesResponse>(ctx, "DeleteEntities", request, repeatable));
+    return {};
+  }
+  Result<std::vector<Entity>> list_entities(const Context& ctx) override {
+    const auto response =
+        CRETO_TRY(call<v1::ListEntitiesResponse>(ctx, "ListEntities", v1::ListEntitiesRequest(), repeatable));
+    std::vector<Entity> entities;
+    for (const std::string& text : response.entities()) {
+      Entity entity = CRETO_TRY(entity_from_text(text));
+      entities.push_back(std::move(entity));
+    }
+    return entities;
+  }
+
+  Result<std::string> issue_override(const Context& ctx, const OverrideGrant& grant) override {
+    v1::IssueOverrideRequest request;
+    to_proto(grant, request);
+    const auto response = CRETO_TRY(call<v1::IssueOverrideResponse>(ctx, "IssueOverride", request, repeatable));
+    return response.token();
+  }
+  Result<> revoke_override(const Context& ctx, const RequestId& id) override {
+    v1::RevokeOverrideRequest request;
+    request.set_request_id(id.to_string());
+    CRETO_TRY(call<v1::RevokeOverrideResponse>(ctx, "RevokeOverride", request, repeatable));
+    return {};
+  }
+  Result<bool> is_override_open(const Context& ctx, const RequestId& id) override {
+    v1::IsOverrideOpenRequest request;
+    request.set_request_id(id.to_string());
+    const auto response = CRETO_TRY(call<v1::IsOverrideOpenResponse>(ctx, "IsOverrideOpen", request, repeatable));
+    return response.open();
+  }
+  Result<RequestId> verify_override(const Context& ctx, const CheckRequest& request) override {
+    v1::CheckRequest proto;
+    to_proto(request, proto);
+    const auto response = CRETO_TRY(call<v1::VerifyOverrideResponse>(ctx, "VerifyOverride", proto, repeatable));
+    return proto::from_id<RequestId>(response.request_id(), "request_id");
+  }
+  Result<> consume_override(sql::Tx& tx, const Context& ctx, const CheckRequest& request,
+                            std::string_view operation_id) override {
+    CRETO_TRY(verify_override(ctx, request));
+    const OverrideToken token = CRETO_TRY(read_override_token(request.override_token));
+    return use_token(tx, ctx, token, request, operation_id, clock_.now());
+  }
+
+  Result<> register_extension(Extension&) override {
+    return Error(Product::platform, ErrorKind::invalid_input, "extensions are registered where the service runs");
+  }
+  Result<> refresh(const Context&) override { return {}; }
+
+ private:
+  static Decision not_decided(const Error& error) {
+    return Deny{.reason = "authorization did not answer: " + error.message(), .policy = {}, .transient = true};
+  }
+
+  template <class Res, class Req>
+  Result<Res> call(const Context& ctx, std::string_view method, const Req& request, rpc::CallOptions options) {
+    return channel_->call<Req, Res>(ctx, "/creto.authz.v1.AuthzService/" + std::string(method), request, options);
+  }
+
+  std::shared_ptr<rpc::Channel> channel_;
+  const Clock& clock_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Authz>> create_authz_client(std::shared_ptr<rpc::Channel> channel, sql::Database& database,
+                                                   const Clock& clock) {
+  CRETO_TRY(store::migrate(database));
+  return std::unique_ptr<Authz>(std::make_unique<AuthzClient>(std::move(channel), clock));
+}
+
+}  // namespace creto::authz

@@ -1,0 +1,249 @@
+#include "rpc/convert.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace creto::authz {
+namespace {
+
+using proto::bad_field;
+
+Result<Hash256> hash_from(const std::string& bytes, std::string_view field) {
+  Hash256 hash{};
+  if (bytes.empty()) return hash;
+  if (bytes.size() != hash.size()) return bad_field(field, "has 32 bytes or none");
+  std::copy(bytes.begin(), bytes.end(), hash.begin());
+  return hash;
+}
+
+Result<Json> json_from(const google::protobuf::Value& value, int depth);
+
+Result<Json> json_from(const google::protobuf::Struct& object, int depth) {
+  Json json = Json::object();
+  for (const auto& [name, member] : object.fields()) json[name] = CRETO_TRY(json_from(member, depth + 1));
+  return json;
+}
+
+Result<Json> json_from(const google::protobuf::Value& value, int depth) {
+  if (depth > 64) return bad_field("context", "is nested more than 64 deep");
+  switch (value.kind_case()) {
+    case google::protobuf::Value::kBoolValue:
+      return Json(value.bool_value());
+    case google::protobuf::Value::kStringValue:
+      return Json(value.string_value());
+    case google::protobuf::Value::kNumberValue: {
+      // Struct's numbers are doubles: beyond 2^53 they may have lost what was meant.
+      const double number = value.number_value();
+      if (std::trunc(number) != number || std::abs(number) > 9007199254740992.0) {
+        return bad_field("context", "holds a number that is not whole or beyond 2^53: send `context_json`");
+      }
+      return Json(static_cast<std::int64_t>(number));
+    }
+    case google::protobuf::Value::kStructValue:
+      return json_from(value.struct_value(), depth);
+    case google::protobuf::Value::kListValue: {
+      Json array = Json::array();
+      for (const auto& member : value.list_value().values()) {
+        Json element = CRETO_TRY(json_from(member, depth + 1));
+        array.push_back(std::move(element));
+      }
+      return array;
+    }
+    default:
+      return bad_field("context", "holds null, for which Cedar has no word");
+  }
+}
+
+}  // namespace
+
+void to_proto(const EntityUid& uid, v1::EntityUid& out) {
+  out.set_type(uid.type);
+  out.set_id(uid.id);
+}
+
+Result<EntityUid> from_proto(const v1::EntityUid& uid) {
+  if (uid.type().empty()) return bad_field("type", "of an entity is missing");
+  return EntityUid{uid.type(), uid.id()};
+}
+
+void to_proto(const CheckRequest& request, v1::CheckRequest& out) {
+  out.set_principal(request.principal.text());
+  for (const Identity& link : request.chain) out.add_delegation_chain(link.text());
+  out.set_action(request.action);
+  to_proto(request.resource, *out.mutable_resource());
+  if (!request.context.empty()) {
+    out.set_context_json(attributes_to_json(request.context).dump(-1, ' ', false, Json::error_handler_t::replace));
+  }
+  if (request.arguments_hash != Hash256{}) out.set_arguments_hash(proto::to_text(request.arguments_hash));
+  out.set_override_token(request.override_token);
+}
+
+Result<CheckRequest> from_proto(const v1::CheckRequest& request) {
+  Identity principal = CRETO_TRY(proto::from_identity(request.principal(), "principal"));
+  DelegationChain chain;
+  for (const std::string& link : request.delegation_chain()) {
+    Identity identity = CRETO_TRY(proto::from_identity(link, "delegation_chain"));
+    chain.push_back(std::move(identity));
+  }
+  EntityUid resource = CRETO_TRY(from_proto(request.resource()));
+  Attributes context;
+  if (request.has_context() && !request.context_json().empty()) {
+    return bad_field("context_json", "stands instead of `context`, not beside it");
+  }
+  if (request.has_context()) {
+    const Json json = CRETO_TRY(json_from(request.context(), 0));
+    context = CRETO_TRY(attributes_from_json(json));
+  } else if (!request.context_json().empty()) {
+    const Json json = CRETO_TRY(parse_json(request.context_json()));
+    context = CRETO_TRY(attributes_from_json(json));
+  }
+  const Hash256 hash = CRETO_TRY(hash_from(request.arguments_hash(), "arguments_hash"));
+  return CheckRequest{.principal = std::move(principal),
+                      .chain = std::move(chain),
+                      .action = request.action(),
+                      .resource = std::move(resource),
+                      .context = std::move(context),
+                      .arguments_hash = hash,
+                      .override_token = request.override_token()};
+}
+
+void to_proto(const Decision& decision, v1::Decision& out) {
+  if (std::holds_alternative<Allow>(decision)) {
+    out.mutable_allow();
+  } else if (const auto* deny = std::get_if<Deny>(&decision)) {
+    out.mutable_deny()->set_reason(deny->reason);
+    out.mutable_deny()->set_policy_id(deny->policy);
+    out.mutable_deny()->set_transient(deny->transient);
+  } else if (const auto* oversight = std::get_if<RequiresOversight>(&decision)) {
+    for (const auto& requirement : oversight->requirements) {
+      auto* one = out.mutable_requires_oversight()->add_requirements();
+      one->set_forbid(requirement.forbid);
+      one->set_oversight_policy(requirement.oversight_policy);
+      if (requirement.timeout) proto::set_duration(one->mutable_timeout(), *requirement.timeout);
+      for (const std::string& approver : requirement.approvers) one->add_required_approvers(approver);
+    }
+  } else if (const auto* quota = std::get_if<QuotaExceeded>(&decision)) {
+    out.mutable_quota_exceeded()->set_quota_id(quota->quota_id);
+    out.mutable_quota_exceeded()->set_limit(quota->limit);
+    out.mutable_quota_exceeded()->set_used(quota->used);
+    out.mutable_quota_exceeded()->set_message(quota->message);
+    if (quota->reset_at) proto::set_time(out.mutable_quota_exceeded()->mutable_reset_at(), *quota->reset_at);
+  } else if (const auto* rate = std::get_if<RateLimited>(&decision)) {
+    proto::set_duration(out.mutable_rate_limited()->mutable_retry_after(), rate->retry_after);
+    out.mutable_rate_limited()->set_requests_remaining(rate->requests_remaining);
+  }
+}
+
+Result<Decision> from_proto(const v1::Decision& decision) {
+  switch (decision.result_case()) {
+    case v1::Decision::kAllow:
+      return Decision(Allow{});
+    case v1::Decision::kDeny:
+      return Decision(Deny{.reason = decision.deny().reason(),
+                           .policy = decision.deny().policy_id(),
+                           .transient = decision.deny().transient()});
+    case v1::Decision::kRequiresOversight: {
+      RequiresOversight oversight;
+      for (const auto& one : decision.requires_oversight().requirements()) {
+        RequiresOversight::Requirement requirement{one.forbid(), one.oversight_policy(), std::nullopt, {}};
+        if (one.has_timeout()) requirement.timeout = CRETO_TRY(proto::from_duration(one.timeout(), "timeout"));
+        requirement.approvers.assign(one.required_approvers().begin(), one.required_approvers().end());
+        oversight.requirements.push_back(std::move(requirement));
+      }
+      return Decision(std::move(oversight));
+    }
+    case v1::Decision::kQuotaExceeded: {
+      const auto& from = decision.quota_exceeded();
+      QuotaExceeded quota{from.quota_id(), from.limit(), from.used(), std::nullopt, from.message()};
+      if (from.has_reset_at()) quota.reset_at = CRETO_TRY(proto::from_time(from.reset_at(), "reset_at"));
+      return Decision(std::move(quota));
+    }
+    case v1::Decision::kRateLimited: {
+      const Nanos after = CRETO_TRY(proto::from_duration(decision.rate_limited().retry_after(), "retry_after"));
+      return Decision(RateLimited{after, decision.rate_limited().requests_remaining()});
+    }
+    default:
+      return bad_field("decision", "is missing");
+  }
+}
+
+void to_proto(const Explanation& explanation, v1::ExplainResponse& out) {
+  to_proto(explanation.decision, *out.mutable_decision());
+  for (const PolicyId& id : explanation.reasons) out.add_matched_policies(id);
+  for (const auto& [id, message] : explanation.errors) {
+    auto* one = out.add_errors();
+    one->set_policy_id(id);
+    one->set_message(message);
+  }
+  for (const PolicyId& id : explanation.lifted) out.add_lifted(id);
+  out.set_snapshot(explanation.snapshot);
+}
+
+Result<Explanation> from_proto(const v1::ExplainResponse& response) {
+  Explanation explanation{
+      .decision = Allow{}, .reasons = {}, .errors = {}, .lifted = {}, .snapshot = response.snapshot()};
+  explanation.decision = CRETO_TRY(from_proto(response.decision()));
+  explanation.reasons.assign(response.matched_policies().begin(), response.matched_policies().end());
+  for (const auto& one : response.errors()) explanation.errors.emplace_back(one.policy_id(), one.message());
+  explanation.lifted.assign(response.lifted().begin(), response.lifted().end());
+  return explanation;
+}
+
+void to_proto(const Policy& policy, v1::Policy& out) {
+  out.set_id(policy.id);
+  out.set_text(policy.text);
+  out.set_version(policy.version);
+  proto::set_time(out.mutable_updated_at(), policy.updated_at);
+  out.set_updated_by(policy.updated_by);
+}
+
+Result<Policy> from_proto(const v1::Policy& policy) {
+  const Instant updated_at = CRETO_TRY(proto::from_time(policy.updated_at(), "updated_at"));
+  return Policy{.id = policy.id(),
+                .text = policy.text(),
+                .version = policy.version(),
+                .updated_at = updated_at,
+                .updated_by = policy.updated_by()};
+}
+
+std::string entity_to_text(const Entity& entity) {
+  return entity_to_json(entity).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Result<Entity> entity_from_text(const std::string& text) {
+  const Json json = CRETO_TRY(parse_json(text));
+  return entity_from_json(json);
+}
+
+void to_proto(const OverrideGrant& grant, v1::IssueOverrideRequest& out) {
+  out.set_request_id(grant.request.to_string());
+  out.set_agent(grant.agent.text());
+  out.set_action(grant.action);
+  to_proto(grant.resource, *out.mutable_resource());
+  out.set_arguments_hash(proto::to_text(grant.arguments_hash));
+  for (const auto& lift : grant.lifts) {
+    auto* one = out.add_lifts();
+    one->set_forbid(lift.forbid);
+    one->set_oversight_policy(lift.oversight_policy);
+  }
+  proto::set_time(out.mutable_expires_at(), grant.expires_at);
+}
+
+Result<OverrideGrant> from_proto(const v1::IssueOverrideRequest& request) {
+  const RequestId id = CRETO_TRY(proto::from_id<RequestId>(request.request_id(), "request_id"));
+  Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+  EntityUid resource = CRETO_TRY(from_proto(request.resource()));
+  const Hash256 hash = CRETO_TRY(hash_from(request.arguments_hash(), "arguments_hash"));
+  const Instant expires_at = CRETO_TRY(proto::from_time(request.expires_at(), "expires_at"));
+  OverrideGrant grant{.request = id,
+                      .agent = std::move(agent),
+                      .action = request.action(),
+                      .resource = std::move(resource),
+                      .arguments_hash = hash,
+                      .lifts = {},
+                      .expires_at = expires_at};
+  for (const auto& one : request.lifts()) grant.lifts.push_back({one.forbid(), one.oversight_policy()});
+  return grant;
+}
+
+}  // namespace creto::authz

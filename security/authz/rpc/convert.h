@@ -1,0 +1,30 @@
+#pragma once
+
+#include "creto/authz/authz.h"
+#include "creto/authz/v1/authz.pb.h"
+#include "creto/io/proto.h"
+
+/// `to_proto` is total; `from_proto` refuses what a domain type cannot hold, with invalid_input naming the field.
+namespace creto::authz {
+
+void to_proto(const EntityUid& uid, v1::EntityUid& out);
+Result<EntityUid> from_proto(const v1::EntityUid& uid);
+
+void to_proto(const CheckRequest& request, v1::CheckRequest& out);
+Result<CheckRequest> from_proto(const v1::CheckRequest& request);
+
+void to_proto(const Decision& decision, v1::Decision& out);
+Result<Decision> from_proto(const v1::Decision& decision);
+void to_proto(const Explanation& explanation, v1::ExplainResponse& out);
+Result<Explanation> from_proto(const v1::ExplainResponse& response);
+
+void to_proto(const Policy& policy, v1::Policy& out);
+Result<Policy> from_proto(const v1::Policy& policy);
+
+std::string entity_to_text(const Entity& entity);
+Result<Entity> entity_from_text(const std::string& text);
+
+void to_proto(const OverrideGrant& grant, v1::IssueOverrideRequest& out);
+Result<OverrideGrant> from_proto(const v1::IssueOverrideRequest& request);
+
+}  // namespace creto::authz

@@ -1,0 +1,145 @@
+#include "creto/authz/authz_rpc.h"
+#include "creto/io/rpc.h"
+#include "rpc/convert.h"
+
+namespace creto::authz {
+namespace {
+
+template <class Proto, class Domain>
+Result<Proto> answer(Result<Domain> result) {
+  if (!result) return std::move(result).error();
+  Proto proto;
+  to_proto(*result, proto);
+  return proto;
+}
+
+constexpr auto of_policy = [](const auto& request) { return rpc::Resource{"Policy", request.id()}; };
+constexpr auto of_request = [](const auto& request) { return rpc::Resource{"Approval", request.request_id()}; };
+
+}  // namespace
+
+void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
+  auto service = dispatcher.service("creto.authz.v1.AuthzService");
+
+  service.unary<v1::CheckRequest, v1::CheckResponse>(
+      "Check", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::CheckResponse> {
+        const CheckRequest check = CRETO_TRY(from_proto(request));
+        const Monotonic begin = system_clock().monotonic();
+        const Decision decision = authz.check(ctx, check);
+        v1::CheckResponse response;
+        response.set_evaluation_time_ns(static_cast<std::uint64_t>((system_clock().monotonic() - begin).count()));
+        to_proto(decision, *response.mutable_decision());
+        return response;
+      });
+  service.unary<v1::CheckBatchRequest, v1::CheckBatchResponse>(
+      "CheckBatch", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::CheckBatchRequest& request) -> Result<v1::CheckBatchResponse> {
+        std::vector<CheckRequest> checks;
+        for (const auto& one : request.requests()) {
+          CheckRequest check = CRETO_TRY(from_proto(one));
+          checks.push_back(std::move(check));
+        }
+        v1::CheckBatchResponse response;
+        for (const Decision& decision : authz.check_batch(ctx, checks)) to_proto(decision, *response.add_decisions());
+        return response;
+      });
+  service.unary<v1::CheckRequest, v1::ExplainResponse>(
+      "Explain", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::ExplainResponse> {
+        const CheckRequest check = CRETO_TRY(from_proto(request));
+        v1::ExplainResponse response;
+        to_proto(authz.explain(ctx, check), response);
+        return response;
+      });
+
+  service.unary<v1::CreatePolicyRequest, v1::Policy>(
+      "CreatePolicy", {.resource = of_policy}, [&authz](const Context& ctx, const v1::CreatePolicyRequest& request) {
+        return answer<v1::Policy>(authz.create_policy(ctx, request.id(), request.text()));
+      });
+  service.unary<v1::UpdatePolicyRequest, v1::Policy>(
+      "UpdatePolicy", {.resource = of_policy}, [&authz](const Context& ctx, const v1::UpdatePolicyRequest& request) {
+        return answer<v1::Policy>(authz.update_policy(ctx, request.id(), request.text(), request.expected_version()));
+      });
+  service.unary<v1::DeletePolicyRequest, v1::DeletePolicyResponse>(
+      "DeletePolicy", {.resource = of_policy},
+      [&authz](const Context& ctx, const v1::DeletePolicyRequest& request) -> Result<v1::DeletePolicyResponse> {
+        CRETO_TRY(authz.delete_policy(ctx, request.id()));
+        return v1::DeletePolicyResponse();
+      });
+  service.unary<v1::ListPoliciesRequest, v1::ListPoliciesResponse>(
+      "ListPolicies", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::ListPoliciesRequest&) -> Result<v1::ListPoliciesResponse> {
+        const auto policies = CRETO_TRY(authz.list_policies(ctx));
+        v1::ListPoliciesResponse response;
+        for (const Policy& policy : policies) to_proto(policy, *response.add_policies());
+        return response;
+      });
+
+  service.unary<v1::PutEntitiesRequest, v1::PutEntitiesResponse>(
+      "PutEntities", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::PutEntitiesRequest& request) -> Result<v1::PutEntitiesResponse> {
+        std::vector<Entity> entities;
+        for (const std::string& text : request.entities()) {
+          Entity entity = CRETO_TRY(entity_from_text(text));
+          entities.push_back(std::move(entity));
+        }
+        CRETO_TRY(authz.put_entities(ctx, std::move(entities)));
+        return v1::PutEntitiesResponse();
+      });
+  service.unary<v1::DeleteEntitiesRequest, v1::DeleteEntitiesResponse>(
+      "DeleteEntities", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::DeleteEntitiesRequest& request) -> Result<v1::DeleteEntitiesResponse> {
+        std::vector<EntityUid> uids;
+        for (const auto& one : request.uids()) {
+          EntityUid uid = CRETO_TRY(from_proto(one));
+          uids.push_back(std::move(uid));
+        }
+        CRETO_TRY(authz.delete_entities(ctx, std::move(uids)));
+        return v1::DeleteEntitiesResponse();
+      });
+  service.unary<v1::ListEntitiesRequest, v1::ListEntitiesResponse>(
+      "ListEntities", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::ListEntitiesRequest&) -> Result<v1::ListEntitiesResponse> {
+        const auto entities = CRETO_TRY(authz.list_entities(ctx));
+        v1::ListEntitiesResponse response;
+        for (const Entity& entity : entities) response.add_entities(entity_to_text(entity));
+        return response;
+      });
+
+  service.unary<v1::IssueOverrideRequest, v1::IssueOverrideResponse>(
+      "IssueOverride", {.audited = true, .idempotent = true, .resource = of_request},
+      [&authz](const Context& ctx, const v1::IssueOverrideRequest& request) -> Result<v1::IssueOverrideResponse> {
+        const OverrideGrant grant = CRETO_TRY(from_proto(request));
+        v1::IssueOverrideResponse response;
+        *response.mutable_token() = CRETO_TRY(authz.issue_override(ctx, grant));
+        return response;
+      });
+  service.unary<v1::RevokeOverrideRequest, v1::RevokeOverrideResponse>(
+      "RevokeOverride", {.idempotent = true, .resource = of_request},
+      [&authz](const Context& ctx, const v1::RevokeOverrideRequest& request) -> Result<v1::RevokeOverrideResponse> {
+        const RequestId id = CRETO_TRY(proto::from_id<RequestId>(request.request_id(), "request_id"));
+        CRETO_TRY(authz.revoke_override(ctx, id));
+        return v1::RevokeOverrideResponse();
+      });
+  service.unary<v1::IsOverrideOpenRequest, v1::IsOverrideOpenResponse>(
+      "IsOverrideOpen", {.idempotent = true, .resource = of_request},
+      [&authz](const Context& ctx, const v1::IsOverrideOpenRequest& request) -> Result<v1::IsOverrideOpenResponse> {
+        const RequestId id = CRETO_TRY(proto::from_id<RequestId>(request.request_id(), "request_id"));
+        v1::IsOverrideOpenResponse response;
+        const bool open = CRETO_TRY(authz.is_override_open(ctx, id));
+        response.set_open(open);
+        return response;
+      });
+  service.unary<v1::CheckRequest, v1::VerifyOverrideResponse>(
+      "VerifyOverride", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::VerifyOverrideResponse> {
+        const CheckRequest check = CRETO_TRY(from_proto(request));
+        const RequestId id = CRETO_TRY(authz.verify_override(ctx, check));
+        v1::VerifyOverrideResponse response;
+        response.set_request_id(id.to_string());
+        return response;
+      });
+}
+
+}  // namespace creto::authz
