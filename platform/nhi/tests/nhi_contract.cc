@@ -64,7 +64,7 @@ class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, publi
 struct Human {
   Identity identity;
   crypto::SigningKey key = crypto::SigningKey::generate(hybrid);
-  std::string key_id;
+  std::string key_id = {};
 };
 
 class NhiContract : public ::testing::TestWithParam<Where> {
