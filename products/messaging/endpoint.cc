@@ -24,7 +24,6 @@ using crypto::KemPrivateKey;
 using crypto::KemPublicKey;
 using KeyUse = EndpointStore::KeyUse;
 
-constexpr std::string_view prekey_context = "creto.prekey";  // what nhi checks
 constexpr std::string_view wrap_info = "creto message key v1";
 constexpr Nanos ttl_min = std::chrono::seconds(1);
 constexpr Nanos ttl_max = std::chrono::days(30);
@@ -457,7 +456,7 @@ class SealingEndpoint final : public Endpoint {
     const auto check = [&](nhi::PrekeyUse use, std::uint32_t id, BytesView key,
                            const Signature& signature) -> Result<> {
       const std::string bytes = nhi::prekey_signed_bytes(peer, use, id, key);
-      return bundle.keys.signing.verify(as_bytes(bytes), signature, as_bytes(prekey_context));
+      return bundle.keys.signing.verify(as_bytes(bytes), signature, as_bytes(nhi::prekey_context));
     };
     if (bundle.identity != peer) return failure(ErrorKind::signature_invalid, "the key bundle is somebody else's");
     CRETO_TRY(check(nhi::PrekeyUse::identity_dh, 0, bundle.identity_dh, bundle.identity_dh_signature));
@@ -596,7 +595,7 @@ class SealingEndpoint final : public Endpoint {
 
   Result<Signature> sign_prekey(const Context& ctx, nhi::PrekeyUse use, std::uint32_t id, BytesView key) {
     const std::string bytes = nhi::prekey_signed_bytes(keys_.identity(), use, id, key);
-    return keys_.sign(ctx, as_bytes(bytes), prekey_context);
+    return keys_.sign(ctx, as_bytes(bytes), nhi::prekey_context);
   }
 
   Result<nhi::SignedPrekey> signed_half(const Context& ctx, const EndpointStore::PrivateKey& key) {
