@@ -9,7 +9,7 @@
 #include "creto/crypto/signing.h"
 
 using namespace creto;          // NOLINT: a program of its own
-using namespace creto::crypto;  // NOLINT
+using namespace creto::crypto;  // NOLINT: likewise
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;

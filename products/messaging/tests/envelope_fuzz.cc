@@ -6,7 +6,7 @@
 #include "wire.h"
 
 using namespace creto;             // NOLINT: a program of its own
-using namespace creto::messaging;  // NOLINT
+using namespace creto::messaging;  // NOLINT: likewise
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;

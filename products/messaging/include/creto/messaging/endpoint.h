@@ -99,7 +99,7 @@ Result<std::unique_ptr<EndpointStore>> create_endpoint_store(sql::Database& data
                                                              std::string org, Identity identity);
 
 struct Draft {
-  BytesView body;  ///< up to about 1 MiB less the envelope's own 10 KiB
+  BytesView body = {};  ///< up to about 1 MiB less the envelope's own 10 KiB
   contracts::MessagePriority priority = contracts::MessagePriority::normal;
   Nanos ttl = std::chrono::hours(24);  ///< 1 s to 30 days
   std::optional<MessageId> id = {};    ///< default: a fresh one
