@@ -16,10 +16,10 @@
 namespace creto::consensus {
 
 struct ClusterStatus {
-  std::string node;
-  std::string mode;  ///< "embedded"
+  std::string node{};
+  std::string mode{};  ///< "embedded"
   bool healthy = true;
-  std::string reason;           ///< empty when healthy
+  std::string reason{};         ///< empty when healthy
   std::int64_t ceiling_ns = 0;  ///< saved; no timestamp at or above it has been handed out
 };
 
@@ -31,9 +31,9 @@ class TimestampSource {
  public:
   virtual ~TimestampSource() = default;
 
-  /// Never fails, never waits: memory only, lock-free. Follows the wall clock; where that went back or ran ahead of the ceiling,
-  /// grows from the last timestamp on. Where the ceiling cannot be renewed (one retry), the timestamp has `degraded` set: it
-  /// follows the local clock and grows within this process only.
+  /// Never fails, never waits: memory only, lock-free. Follows the wall clock; where that went back or ran ahead of the
+  /// ceiling, grows from the last timestamp on. Where the ceiling cannot be renewed (one retry), the timestamp has
+  /// `degraded` set: it follows the local clock and grows within this process only.
   virtual Timestamp now() = 0;
 
   /// Places a batch in one order: sorts by (physical, logical, node); returns the indices of `events` in that order.
@@ -57,9 +57,9 @@ class CeilingStore {
 };
 
 struct TimestampOptions {
-  std::string node = "local";              ///< 1 to 15 characters, so that a timestamp allocates nothing
-  Nanos ahead = std::chrono::seconds(5);   ///< how far the ceiling is saved ahead; renewed when half of it is used
-  bool renew_in_background = true;         ///< false: the owner calls `renew` (tests, simulation)
+  std::string node = "local";             ///< 1 to 15 characters, so that a timestamp allocates nothing
+  Nanos ahead = std::chrono::seconds(5);  ///< how far the ceiling is saved ahead; renewed when half of it is used
+  bool renew_in_background = true;        ///< false: the owner calls `renew` (tests, simulation)
 };
 
 /// The source of a single process.
