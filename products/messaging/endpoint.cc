@@ -271,7 +271,7 @@ class SealingEndpoint final : public Endpoint {
       }
     }
     CRETO_TRY(nhi_.publish_key_bundle(ctx, keys_.identity(), upload));
-    return {};
+    return store_.forget_expired(ctx, now);
   }
 
   Result<> end_sessions(const Context& ctx, const Identity& peer) override {

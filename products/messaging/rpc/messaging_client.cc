@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <utility>
 
 #include "convert.h"
+#include "creto/common/clock.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/messaging/messaging_rpc.h"
 
@@ -27,17 +29,27 @@ class MessagingClient final : public Messaging {
     if (wanted.wait < Nanos::zero()) {
       return Error(Product::messaging, ErrorKind::invalid_input, "wait: must be 0 to 30 seconds");
     }
-    v1::ReceiveRequest request;
-    request.set_messages_max(static_cast<std::int32_t>(wanted.messages_max));
-    *request.mutable_wait() = to_proto_duration(wanted.wait);
-    request.set_sandbox_id(to_proto(wanted.sandbox));
-    const auto response = CRETO_TRY(call<v1::ReceiveResponse>(ctx, "Receive", request));
-    std::vector<contracts::ReceivedMessage> messages;
-    for (const auto& one : response.messages()) {
-      auto message = CRETO_TRY(from_proto(one));
-      messages.push_back(std::move(message));
+    if (wanted.wait > std::chrono::seconds(30)) {
+      return Error(Product::messaging, ErrorKind::invalid_input, "wait: must be 0 to 30 seconds");
     }
-    return messages;
+    const Monotonic until = system_clock().monotonic() + wanted.wait;
+    while (true) {
+      // A channel gives up an attempt after a while, so one call waits for less than that.
+      const Nanos left = std::max(Nanos::zero(), until - system_clock().monotonic());
+      const Nanos wait = std::min<Nanos>(left, std::chrono::seconds(5));
+      v1::ReceiveRequest request;
+      request.set_messages_max(static_cast<std::int32_t>(wanted.messages_max));
+      *request.mutable_wait() = to_proto_duration(wait);
+      request.set_sandbox_id(to_proto(wanted.sandbox));
+      const auto response = CRETO_TRY(call<v1::ReceiveResponse>(ctx, "Receive", request));
+      if (response.messages().empty() && left > wait) continue;
+      std::vector<contracts::ReceivedMessage> messages;
+      for (const auto& one : response.messages()) {
+        auto message = CRETO_TRY(from_proto(one));
+        messages.push_back(std::move(message));
+      }
+      return messages;
+    }
   }
 
   Result<> acknowledge(const Context& ctx, const MessageId& message, DeliveryState receipt, const std::string& reason,

@@ -1,4 +1,12 @@
+#include <condition_variable>
+#include <iterator>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
 #include "convert.h"
+#include "creto/common/clock.h"
 #include "creto/io/rpc.h"
 #include "creto/messaging/messaging_rpc.h"
 
@@ -11,6 +19,98 @@ template <class Req>
 rpc::Rule<Req> own_rule(bool idempotent) {
   return {.access = rpc::Access::authenticated, .idempotent = idempotent};
 }
+
+Result<ReceiveRequest> from_proto(const v1::ReceiveRequest& request) {
+  ReceiveRequest wanted;
+  if (request.messages_max() < 0) {
+    return Error(Product::messaging, ErrorKind::invalid_input, "messages_max: must be 1 to 1000");
+  }
+  if (request.messages_max() > 0) wanted.messages_max = static_cast<std::size_t>(request.messages_max());
+  wanted.wait = CRETO_TRY(duration_from_proto(request.wait(), "wait"));
+  wanted.sandbox = CRETO_TRY(sandbox_from_proto(request.sandbox_id()));
+  return wanted;
+}
+
+Result<v1::ReceiveResponse> receive(Messaging& messaging, const Context& ctx, const ReceiveRequest& wanted) {
+  const auto messages = CRETO_TRY(messaging.receive(ctx, wanted));
+  v1::ReceiveResponse response;
+  for (const auto& message : messages) *response.add_messages() = to_proto(message);
+  return response;
+}
+
+/// Calls that wait for their first message: one thread looks for all of them, so that none of the dispatcher's is held.
+class WaitingCalls {
+ public:
+  struct Call {
+    Context ctx;
+    ReceiveRequest wanted;
+    rpc::Reply<v1::ReceiveResponse> reply;
+    Monotonic until;
+  };
+
+  explicit WaitingCalls(Messaging& messaging) : messaging_(messaging), thread_([this] { run(); }) {}
+  ~WaitingCalls() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_one();
+    thread_.join();
+    for (const Call& call : calls_) call.reply(v1::ReceiveResponse());
+  }
+  WaitingCalls(const WaitingCalls&) = delete;
+  WaitingCalls& operator=(const WaitingCalls&) = delete;
+
+  void add(Call call) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (calls_.size() < calls_max) {
+        calls_.push_back(std::move(call));
+        changed_.notify_one();
+        return;
+      }
+    }
+    // Too many wait: this one has waited enough.
+    call.reply(v1::ReceiveResponse());
+  }
+
+ private:
+  static constexpr std::size_t calls_max = 1000;
+  static constexpr auto look_every = std::chrono::milliseconds(50);
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      if (calls_.empty()) {
+        changed_.wait(lock, [this] { return stopping_ || !calls_.empty(); });
+        continue;
+      }
+      std::vector<Call> looking = std::move(calls_);
+      calls_.clear();
+      lock.unlock();
+      std::vector<Call> left;
+      for (Call& call : looking) {
+        auto answer = receive(messaging_, call.ctx, call.wanted);
+        const Monotonic now = system_clock().monotonic();
+        if (!answer || answer->messages_size() > 0 || now >= call.until) {
+          call.reply(std::move(answer));
+        } else {
+          left.push_back(std::move(call));
+        }
+      }
+      lock.lock();
+      calls_.insert(calls_.begin(), std::make_move_iterator(left.begin()), std::make_move_iterator(left.end()));
+      changed_.wait_for(lock, look_every, [this] { return stopping_; });
+    }
+  }
+
+  Messaging& messaging_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Call> calls_;
+  bool stopping_ = false;
+  std::thread thread_;  // last: it uses all of the above
+};
 
 }  // namespace
 
@@ -27,20 +127,20 @@ void register_messaging(rpc::Dispatcher& dispatcher, Messaging& messaging) {
         return response;
       });
 
-  service.unary<v1::ReceiveRequest, v1::ReceiveResponse>(
+  service.deferred<v1::ReceiveRequest, v1::ReceiveResponse>(
       "Receive", own_rule<v1::ReceiveRequest>(true),
-      [&messaging](const Context& ctx, const v1::ReceiveRequest& request) -> Result<v1::ReceiveResponse> {
-        ReceiveRequest wanted;
-        if (request.messages_max() < 0) {
-          return Error(Product::messaging, ErrorKind::invalid_input, "messages_max: must be 1 to 1000");
+      [&messaging, queue = std::make_shared<WaitingCalls>(messaging)](
+          const Context& ctx, const v1::ReceiveRequest& request, rpc::Reply<v1::ReceiveResponse> reply) {
+        auto wanted = from_proto(request);
+        if (!wanted) return reply(std::move(wanted).error());
+        const Nanos wait = std::exchange(wanted->wait, Nanos::zero());
+        // The service checks the range; waiting itself is done here, where it holds no thread.
+        if (wait > std::chrono::seconds(30)) {
+          return reply(Error(Product::messaging, ErrorKind::invalid_input, "wait: must be 0 to 30 seconds"));
         }
-        if (request.messages_max() > 0) wanted.messages_max = static_cast<std::size_t>(request.messages_max());
-        wanted.wait = CRETO_TRY(duration_from_proto(request.wait(), "wait"));
-        wanted.sandbox = CRETO_TRY(sandbox_from_proto(request.sandbox_id()));
-        const auto messages = CRETO_TRY(messaging.receive(ctx, wanted));
-        v1::ReceiveResponse response;
-        for (const auto& message : messages) *response.add_messages() = to_proto(message);
-        return response;
+        auto answer = receive(messaging, ctx, *wanted);
+        if (!answer || answer->messages_size() > 0 || wait == Nanos::zero()) return reply(std::move(answer));
+        queue->add({ctx, *wanted, std::move(reply), system_clock().monotonic() + wait});
       });
 
   service.unary<v1::AcknowledgeRequest, v1::AcknowledgeResponse>(

@@ -674,6 +674,19 @@ TEST_P(MessagingContract, ChecksItsArguments) {
   EXPECT_EQ(kind(messaging->send(as(*alice), nonsense)), "invalid_input");
 }
 
+TEST_P(MessagingContract, ReceivingMayWaitForTheFirstMessage) {
+  // More at once than a server has threads.
+  std::vector<std::future<std::size_t>> waiters;
+  for (int i = 0; i < 12; ++i) {
+    waiters.push_back(std::async(std::launch::async,
+                                 [&] { return messaging->receive(as(*bob), {.wait = seconds(20)}).value().size(); }));
+  }
+  const auto began = std::chrono::steady_clock::now();
+  sent(*alice, sealed(*alice, *bob, "at last"));
+  for (auto& waiter : waiters) EXPECT_EQ(waiter.get(), 1U);
+  EXPECT_LT(std::chrono::steady_clock::now() - began, seconds(15));
+}
+
 INSTANTIATE_TEST_SUITE_P(Everywhere, MessagingContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
                          [](const auto& info) { return ::testing::PrintToString(info.param); });
 

@@ -153,8 +153,8 @@ class Endpoint {
   /// The content was dealt with: it is forgotten. Unknown messages are fine.
   virtual Result<> acknowledge(const Context& ctx, const MessageId& message) = 0;
 
-  /// Makes what private keys are missing or too old, and publishes their public halves. For the start and every day or
-  /// so.
+  /// Makes what private keys are missing or too old, and publishes their public halves. Also forgets what has
+  /// expired. For the start and every day or so.
   virtual Result<> publish_keys(const Context& ctx) = 0;
   /// Ends all sessions with `peer`; the next message begins a new one.
   virtual Result<> end_sessions(const Context& ctx, const Identity& peer) = 0;
