@@ -1,0 +1,436 @@
+// What every Authz keeps, whether it runs here or at the other end of a connection.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "creto/authz/authz_rpc.h"
+#include "creto/crypto/hash.h"
+#include "creto/io/rpc.h"
+#include "creto/io/rpc_channel.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+
+namespace creto::authz {
+namespace {
+
+using std::chrono::hours;
+using std::chrono::seconds;
+
+enum class Where { sqlite, postgres, grpc };
+std::ostream& operator<<(std::ostream& out, Where where) {
+  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
+}
+
+class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
+ public:
+  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
+    auto identity =
+        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
+    return rpc::Caller{identity, {identity}, "default"};
+  }
+  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
+  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
+};
+
+/// Entities that a test moves about.
+class TestSource final : public EntitySource {
+ public:
+  std::uint64_t version() const override { return version_; }
+  Result<std::optional<Entity>> find(const std::string&, const EntityUid& uid) const override {
+    if (failing) return Error(Product::platform, ErrorKind::unavailable, "the source is down");
+    const auto at = entities_.find(uid);
+    if (at == entities_.end()) return std::nullopt;
+    return std::optional(at->second);
+  }
+  void put(Entity entity) {
+    EntityUid uid = entity.uid;
+    entities_.insert_or_assign(std::move(uid), std::move(entity));
+    ++version_;
+  }
+  bool failing = false;
+
+ private:
+  std::map<EntityUid, Entity> entities_;
+  std::uint64_t version_ = 1;
+};
+
+class TestExtension final : public Extension {
+ public:
+  TestExtension(std::string name, int priority) : name_(std::move(name)), priority_(priority) {}
+  std::string_view name() const override { return name_; }
+  int priority() const override { return priority_; }
+  bool denies_on_failure() const override { return closed; }
+  Result<std::optional<Decision>> evaluate(const Context&, const CheckRequest&) override {
+    ++calls;
+    return answer();
+  }
+  bool closed = false;
+  int calls = 0;
+  std::function<Result<std::optional<Decision>>()> answer = [] { return std::optional<Decision>(); };
+
+ private:
+  std::string name_;
+  int priority_;
+};
+
+class AuthzContract : public ::testing::TestWithParam<Where> {
+ protected:
+  AuthzContract()
+      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
+                                                : creto::testing::DatabaseKind::sqlite,
+                  clock) {
+    start();
+  }
+  ~AuthzContract() override { stop(); }
+
+  void start() {
+    db = database_.open();
+    local = create_authz(*db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7))).value();
+    authz = local.get();
+    if (GetParam() != Where::grpc) return;
+    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
+    register_authz(*dispatcher_, *local);
+    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
+    rpc::ChannelOptions options;
+    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
+    options.bearer = [] { return "service:test"; };
+    options.forward_caller = true;
+    client_ = create_authz_client(rpc::Channel::connect(options, clock).value(), *db, clock).value();
+    authz = client_.get();
+  }
+  void stop() {
+    client_.reset();
+    if (server_) server_->stop(seconds(1));
+    server_.reset();
+    if (dispatcher_) dispatcher_->stop();
+    dispatcher_.reset();
+    local.reset();
+    db.reset();
+  }
+
+  void add(const PolicyId& id, std::string text) {
+    auto done = authz->create_policy(ctx, id, std::move(text));
+    ASSERT_TRUE(done) << done.error().to_string();
+  }
+  CheckRequest pay(std::int64_t amount) const {
+    CheckRequest request{.principal = agent,
+                         .chain = {human, agent},
+                         .action = "payments.pay",
+                         .resource = {"Ledger", "main"},
+                         .context = {{"amount", amount}},
+                         .arguments_hash = crypto::sha3_256(as_bytes(std::to_string(amount))),
+                         .override_token = {}};
+    return request;
+  }
+  Decision check(const CheckRequest& request) { return authz->check(ctx, request); }
+
+  OverrideGrant grant_for(const CheckRequest& request) const {
+    return {.request = approval,
+            .agent = request.principal,
+            .action = request.action,
+            .resource = request.resource,
+            .arguments_hash = request.arguments_hash,
+            .lifts = {{"large", "large-payments"}},
+            .expires_at = clock.now() + hours(1)};
+  }
+  Result<> consume(const CheckRequest& request, std::string_view operation) {
+    return db->transaction(ctx, [&](sql::Tx& tx) { return authz->consume_override(tx, ctx, request, operation); });
+  }
+  void add_payment_policies() {
+    add("pay", R"(permit(principal is Agent, action == Action::"payments.pay", resource);)");
+    add("large", R"(@oversight("large-payments") @timeout("2h") @approvers("role:cfo, human:eve@example.com")
+                    forbid(principal, action == Action::"payments.pay", resource) when { context.amount > 10000 };)");
+  }
+
+  creto::testing::FakeClock clock;
+  TestSource source;
+  const Identity human = Identity::human("ada@example.com").value();
+  const Identity agent = Identity::agent(ByteArray<32>{1});
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  const RequestId approval = RequestId::fresh(clock.now());
+  std::unique_ptr<sql::Database> db;
+  std::unique_ptr<Authz> local;
+  Authz* authz = nullptr;
+
+ private:
+  creto::testing::TestDatabase database_;
+  TestPorts ports_;
+  std::unique_ptr<rpc::Dispatcher> dispatcher_;
+  std::unique_ptr<rpc::GrpcServer> server_;
+  std::unique_ptr<Authz> client_;
+};
+
+INSTANTIATE_TEST_SUITE_P(, AuthzContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
+                         database_name);
+
+TEST_P(AuthzContract, DeniesWhatNoPolicyPermits) {
+  const Decision decision = check(pay(1));
+  ASSERT_TRUE(std::holds_alternative<Deny>(decision));
+  EXPECT_EQ(std::get<Deny>(decision).policy, "");
+  EXPECT_EQ(refusal(Product::runtime, decision)->code(), "RT-403");
+}
+
+TEST_P(AuthzContract, AsksAHumanWhereEveryForbidSaysSo) {
+  add_payment_policies();
+  EXPECT_EQ(check(pay(10'000)), Decision(Allow{}));
+  const Decision decision = check(pay(25'000));
+  ASSERT_TRUE(std::holds_alternative<RequiresOversight>(decision)) << to_string(decision);
+  const auto& requirements = std::get<RequiresOversight>(decision).requirements;
+  ASSERT_EQ(requirements.size(), 1u);
+  EXPECT_EQ(requirements[0].forbid, "large");
+  EXPECT_EQ(requirements[0].oversight_policy, "large-payments");
+  EXPECT_EQ(requirements[0].timeout, Nanos(hours(2)));
+  EXPECT_THAT(requirements[0].approvers, ::testing::ElementsAre("role:cfo", "human:eve@example.com"));
+  EXPECT_EQ(refusal(Product::runtime, decision)->code(), "RT-202");
+
+  add("never", R"(forbid(principal, action, resource) when { context.amount > 20000 };)");
+  ASSERT_TRUE(std::holds_alternative<Deny>(check(pay(25'000))));
+  EXPECT_EQ(std::get<Deny>(check(pay(25'000))).policy, "never");
+}
+
+TEST_P(AuthzContract, OversightNeverStandsInForAMissingPermit) {
+  add("large", R"(@oversight("large-payments") forbid(principal, action, resource);)");
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(pay(1))));
+}
+
+TEST_P(AuthzContract, AForbidThatErrsDenies) {
+  add("pay", "permit(principal, action, resource);");
+  add("broken", "@oversight(\"x\") forbid(principal, action, resource) when { context.nothing };");
+  const Decision decision = check(pay(1));
+  ASSERT_TRUE(std::holds_alternative<Deny>(decision));
+  EXPECT_EQ(std::get<Deny>(decision).policy, "broken");
+  const Explanation why = authz->explain(ctx, pay(1));
+  ASSERT_EQ(why.errors.size(), 1u);
+  EXPECT_THAT(why.reasons, ::testing::ElementsAre("pay"));
+}
+
+TEST_P(AuthzContract, AChangeIsSeenByTheNextCheckAndSurvivesARestart) {
+  add("pay", "permit(principal, action, resource);");
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_TRUE(allowed(check(pay(1)))) << "from the cache";
+  ASSERT_TRUE(authz->update_policy(ctx, "pay", "permit(principal, action, resource) when { context.amount > 5 };", 1));
+  EXPECT_FALSE(allowed(check(pay(1)))) << "a cached Allow does not outlive its policy";
+  EXPECT_TRUE(allowed(check(pay(6))));
+  stop();
+  start();
+  EXPECT_FALSE(allowed(check(pay(1))));
+  EXPECT_TRUE(allowed(check(pay(6))));
+  const auto policies = authz->list_policies(ctx);
+  ASSERT_EQ(policies->size(), 1u);
+  EXPECT_EQ(policies->front().version, 2);
+  EXPECT_EQ(policies->front().updated_by, "service:test");
+  ASSERT_TRUE(authz->delete_policy(ctx, "pay"));
+  EXPECT_FALSE(allowed(check(pay(6))));
+  EXPECT_EQ(authz->delete_policy(ctx, "pay").error().kind(), ErrorKind::not_found);
+}
+
+TEST_P(AuthzContract, ABadPolicyReplacesNothing) {
+  add("pay", "permit(principal, action, resource);");
+  const auto refused = [&](std::string text) {
+    auto done = authz->update_policy(ctx, "pay", std::move(text), 0);
+    EXPECT_FALSE(done);
+    return done ? std::string() : done.error().message();
+  };
+  EXPECT_EQ(refused("permit(principal, action, resource) when { ] };"),
+            "line 1, column 44: found `]`, expected an expression");
+  EXPECT_NE(refused(""), "");
+  EXPECT_NE(refused("permit(principal,action,resource); permit(principal,action,resource);"), "");
+  EXPECT_NE(refused("@id(\"other\") permit(principal,action,resource);"), "");
+  EXPECT_NE(refused("@oversight(\"x\") permit(principal,action,resource);"), "") << "oversight lifts forbids";
+  EXPECT_NE(refused("@timeout(\"2h\") forbid(principal,action,resource);"), "");
+  EXPECT_NE(refused("@oversight(\"x\") @timeout(\"soon\") forbid(principal,action,resource);"), "");
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_EQ(authz->create_policy(ctx, "pay", "permit(principal,action,resource);").error().kind(),
+            ErrorKind::already_exists);
+  EXPECT_EQ(authz->update_policy(ctx, "pay", "permit(principal,action,resource);", 7).error().kind(),
+            ErrorKind::conflict);
+  EXPECT_EQ(authz->update_policy(ctx, "none", "permit(principal,action,resource);", 0).error().kind(),
+            ErrorKind::not_found);
+  EXPECT_FALSE(authz->create_policy(ctx, "", "permit(principal,action,resource);"));
+}
+
+TEST_P(AuthzContract, SeesStoredEntitiesAndThoseOfTheSourceAsOne) {
+  add("team", R"(permit(principal in Group::"payers", action in Action::"payments", resource)
+                 when { principal.status == "active" && context.delegation.root == Human::"human:ada@example.com" };)");
+  const EntityUid uid{"Agent", agent.text()};
+  source.put({uid, {{"status", "active"}}, {}, {}});
+  EXPECT_FALSE(allowed(check(pay(1))));
+  ASSERT_TRUE(authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "invoices"}}},
+                                        {{"Group", "invoices"}, {}, {}, {{"Group", "payers"}}},
+                                        {{"Action", "payments.pay"}, {}, {}, {{"Action", "payments"}}}}));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  source.put({uid, {{"status", "suspended"}}, {}, {}});
+  EXPECT_FALSE(allowed(check(pay(1)))) << "a new version of the source drops what was cached";
+  source.put({uid, {{"status", "active"}}, {}, {}});
+  EXPECT_TRUE(allowed(check(pay(1))));
+  ASSERT_TRUE(authz->delete_entities(ctx, {{"Group", "invoices"}}));
+  EXPECT_FALSE(allowed(check(pay(1))));
+  EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
+}
+
+TEST_P(AuthzContract, RefusesAHierarchyWithACycle) {
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
+  auto done = authz->put_entities(ctx, {{{"Group", "b"}, {}, {}, {{"Group", "a"}}}});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().kind(), ErrorKind::invalid_input);
+  EXPECT_EQ(authz->list_entities(ctx)->size(), 1u);
+}
+
+TEST_P(AuthzContract, DeniesWhereEntitiesCannotBeRead) {
+  add("pay", "permit(principal, action, resource) when { principal has status };");
+  source.failing = true;
+  const Decision decision = check(pay(1));
+  ASSERT_TRUE(std::holds_alternative<Deny>(decision));
+  EXPECT_TRUE(std::get<Deny>(decision).transient);
+}
+
+TEST_P(AuthzContract, DeniesRequestsThatMakeNoSense) {
+  add("all", "permit(principal, action, resource);");
+  EXPECT_TRUE(allowed(check(pay(1))));
+  auto request = pay(1);
+  request.chain = {agent, human};
+  EXPECT_FALSE(allowed(check(request))) << "a chain that ends with somebody else";
+  request = pay(1);
+  request.action = std::string(1'000, 'x');
+  EXPECT_FALSE(allowed(check(request)));
+  request = pay(1);
+  request.resource.type = "no type";
+  EXPECT_FALSE(allowed(check(request)));
+  request = pay(1);
+  request.override_token = "crov1.AAAA";
+  EXPECT_FALSE(allowed(check(request)));
+}
+
+TEST_P(AuthzContract, ExtensionsRestrictInTheOrderOfPrecedence) {
+  add_payment_policies();
+  TestExtension quota("quota_enforcer", 100);
+  TestExtension rate("rate", 50);
+  quota.closed = true;
+  ASSERT_TRUE(local->register_extension(quota));
+  ASSERT_TRUE(local->register_extension(rate));
+  EXPECT_FALSE(local->register_extension(rate));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_EQ(quota.calls, 2) << "on a hit too";
+
+  rate.answer = [] { return std::optional<Decision>(RateLimited{seconds(3), 0}); };
+  EXPECT_EQ(check(pay(1)), Decision(RateLimited{seconds(3), 0}));
+  quota.answer = [] { return std::optional<Decision>(QuotaExceeded{"q", 3, 3, std::nullopt, "full"}); };
+  const Decision over = check(pay(25'000));
+  ASSERT_TRUE(std::holds_alternative<QuotaExceeded>(over)) << "over RateLimited and RequiresOversight";
+  EXPECT_EQ(refusal(Product::runtime, over)->caused_by()->code(), "MT-429");
+
+  rate.answer = [] { return Error(Product::platform, ErrorKind::internal, "broken"); };
+  quota.answer = [] { return std::optional<Decision>(Allow{}); };
+  EXPECT_TRUE(allowed(check(pay(1)))) << "a failing extension is passed over";
+  EXPECT_FALSE(allowed(check(pay(25'000)))) << "and an Allow permits nothing";
+  quota.answer = [] { return Error(Product::metering, ErrorKind::unavailable, "broken"); };
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(pay(1)))) << "but the quota enforcer's failure denies";
+  stop();
+}
+
+TEST_P(AuthzContract, ATokenLiftsTheNamedForbidForThisVeryAction) {
+  add_payment_policies();
+  auto request = pay(25'000);
+  auto token = authz->issue_override(ctx, grant_for(request));
+  ASSERT_TRUE(token) << token.error().to_string();
+  EXPECT_EQ(*authz->issue_override(ctx, grant_for(request)), *token);
+  request.override_token = *token;
+  EXPECT_TRUE(allowed(check(request)));
+  EXPECT_THAT(authz->explain(ctx, request).lifted, ::testing::ElementsAre("large"));
+
+  auto other = pay(25'001);
+  other.override_token = *token;
+  EXPECT_FALSE(allowed(check(other))) << "another amount";
+  other = request;
+  other.action = "payments.refund";
+  EXPECT_FALSE(allowed(check(other)));
+  other = request;
+  other.resource.id = "other";
+  EXPECT_FALSE(allowed(check(other)));
+  other = request;
+  other.principal = Identity::agent(ByteArray<32>{2});
+  other.chain = {other.principal};
+  EXPECT_FALSE(allowed(check(other)));
+  for (std::size_t i = 0; i < token->size(); ++i) {
+    other = request;
+    other.override_token[i] = other.override_token[i] == 'A' ? 'B' : 'A';
+    EXPECT_FALSE(allowed(check(other))) << "changed at " << i;
+  }
+
+  add("second", R"(@oversight("other") forbid(principal, action, resource);)");
+  EXPECT_TRUE(std::holds_alternative<RequiresOversight>(check(request))) << "the rest is evaluated anew";
+  ASSERT_TRUE(authz->delete_policy(ctx, "second"));
+  ASSERT_TRUE(authz->update_policy(ctx, "large", "forbid(principal, action, resource);", 0));
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(request))) << "a forbid that asks nobody any more is not lifted";
+}
+
+TEST_P(AuthzContract, ATokenIsUsedByOneOperation) {
+  add_payment_policies();
+  auto request = pay(25'000);
+  request.override_token = *authz->issue_override(ctx, grant_for(request));
+  EXPECT_TRUE(*authz->is_override_open(ctx, approval));
+  auto rolled_back = db->transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(authz->consume_override(tx, ctx, request, "op-0"));
+    return Error(Product::runtime, ErrorKind::internal, "the operation failed");
+  });
+  EXPECT_FALSE(rolled_back);
+  EXPECT_TRUE(consume(request, "op-1")) << "what was not committed used nothing up";
+  EXPECT_TRUE(consume(request, "op-1")) << "the same operation may repeat";
+  EXPECT_FALSE(*authz->is_override_open(ctx, approval));
+  EXPECT_EQ(consume(request, "op-2").error().kind(), ErrorKind::permission_denied);
+  auto other = request;
+  other.arguments_hash[0] ^= 1;
+  EXPECT_FALSE(consume(other, "op-1"));
+  EXPECT_EQ(authz->revoke_override(ctx, approval).error().kind(), ErrorKind::conflict);
+  clock.advance(hours(2));
+  EXPECT_TRUE(consume(request, "op-1")) << "also after its time";
+}
+
+TEST_P(AuthzContract, ATokenEndsByTimeOrByWithdrawal) {
+  add_payment_policies();
+  auto request = pay(25'000);
+  request.override_token = *authz->issue_override(ctx, grant_for(request));
+  ASSERT_TRUE(authz->revoke_override(ctx, approval));
+  EXPECT_FALSE(allowed(check(request)));
+  EXPECT_EQ(consume(request, "op-1").error().kind(), ErrorKind::permission_denied);
+
+  auto grant = grant_for(request);
+  grant.request = RequestId::fresh(clock.now());
+  request.override_token = *authz->issue_override(ctx, grant);
+  EXPECT_TRUE(allowed(check(request)));
+  clock.advance(hours(1));
+  EXPECT_FALSE(allowed(check(request)));
+  EXPECT_EQ(consume(request, "op-1").error().kind(), ErrorKind::expired);
+  grant.expires_at = clock.now() + hours(24 * 31);
+  EXPECT_FALSE(authz->issue_override(ctx, grant));
+}
+
+TEST_P(AuthzContract, OrganizationsShareNothing) {
+  add("pay", "permit(principal, action, resource);");
+  Context elsewhere = ctx;
+  elsewhere.org = "elsewhere";
+  if (GetParam() == Where::grpc) return;  // over the wire the authenticator sets the organization
+  EXPECT_FALSE(allowed(authz->check(elsewhere, pay(1))));
+  EXPECT_TRUE(authz->list_policies(elsewhere)->empty());
+  auto request = pay(25'000);
+  request.override_token = *authz->issue_override(elsewhere, grant_for(request));
+  EXPECT_FALSE(allowed(check(request))) << "nor their tokens";
+}
+
+TEST_P(AuthzContract, AnswersABatchInOrderAndRefusesTooLargeOnes) {
+  add_payment_policies();
+  const std::vector<CheckRequest> batch = {pay(1), pay(25'000), pay(2)};
+  const auto decisions = authz->check_batch(ctx, batch);
+  ASSERT_EQ(decisions.size(), 3u);
+  EXPECT_TRUE(allowed(decisions[0]));
+  EXPECT_TRUE(std::holds_alternative<RequiresOversight>(decisions[1]));
+  const std::vector<CheckRequest> large(1'001, pay(1));
+  for (const Decision& decision : authz->check_batch(ctx, large)) EXPECT_FALSE(allowed(decision));
+}
+
+}  // namespace
+}  // namespace creto::authz
