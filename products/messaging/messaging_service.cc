@@ -35,7 +35,6 @@ constexpr std::size_t topics_max = 1000;
 constexpr std::size_t clean_up_batch = 500;
 constexpr std::size_t reason_bytes_max = 1024;
 constexpr std::string_view usage_subject = "messaging.usage";
-constexpr std::string_view event_context = "creto.event";
 constexpr std::string_view queue_signal = "messaging.queue";
 
 Error failure(ErrorKind kind, std::string message) { return Error(Product::messaging, kind, std::move(message)); }
@@ -366,7 +365,7 @@ class MessagingService final : public Messaging {
     if (event.signature) {
       const std::string bytes = CRETO_TRY(event.signed_bytes());
       const Identity signer = CRETO_TRY(Identity::parse(options_.lifecycle_signer));
-      CRETO_TRY(parts_.nhi.verify(ctx, signer, crypto::sha3_256(as_bytes(bytes)), *event.signature, event_context));
+      CRETO_TRY(parts_.nhi.verify(ctx, signer, as_bytes(bytes), *event.signature, event_signature_context));
     } else if (!options_.unsigned_events) {
       return failure(ErrorKind::signature_invalid, "a lifecycle event without a signature");
     }
@@ -569,7 +568,7 @@ class MessagingService final : public Messaging {
     event.payload = CRETO_TRY(payload.to_json());
     const std::string bytes = CRETO_TRY(event.signed_bytes());
     const Context own = service_context(ctx.org);
-    event.signature = CRETO_TRY(parts_.nhi.sign(own, self_, crypto::sha3_256(as_bytes(bytes)), event_context));
+    event.signature = CRETO_TRY(parts_.nhi.sign(own, self_, as_bytes(bytes), event_signature_context));
     return event.to_json();
   }
 

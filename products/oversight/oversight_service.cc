@@ -67,6 +67,13 @@ Hash256 dedupe_hash(const contracts::GatedAction& action) {
   return crypto::sha3_256(as_bytes(json.dump(-1, ' ', false, Json::error_handler_t::replace)));
 }
 
+/// The longest prefix of at most `max` bytes that does not cut a character.
+std::size_t whole_characters(std::string_view text, std::size_t max) {
+  if (text.size() <= max) return text.size();
+  while (max > 0 && (static_cast<unsigned char>(text[max]) & 0xc0) == 0x80) --max;
+  return max;
+}
+
 std::string_view audit_word(ApprovalState state) {
   switch (state) {
     case ApprovalState::approved: return "approved";
@@ -190,13 +197,18 @@ class OversightService final : public Oversight {
   }
 
   Result<ApprovalStatus> request_approval(const Context& ctx, const contracts::ApprovalRequest& asked) override {
+    const bool may_ask = ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == asked.action.agent);
+    if (!may_ask) return oversight_error(ErrorKind::permission_denied, "only the agent itself or a service asks for its approval");
     CRETO_TRY(check_size(asked));
     const Hash256 dedupe = dedupe_hash(asked.action);
     const Instant now = parts_.clock.now();
     const std::optional<Request> same = CRETO_TRY(sql::read(parts_.database, ctx, [&](sql::Tx& tx) {
       return store::find_same(tx, ctx, dedupe, now - options_.idempotency_window);
     }));
-    if (same && (!is_final(same->state) || same->state == ApprovalState::approved)) return status_of(ctx, *same);
+    if (same) {
+      const bool answers = CRETO_TRY(still_answers(ctx, *same, now));
+      if (answers) return status_of(ctx, *same);
+    }
 
     Request request{.id = RequestId::fresh(now), .action = asked.action};
     request.description = asked.description;
@@ -205,16 +217,14 @@ class OversightService final : public Oversight {
     request.decision_response = "{}";
     request.created_at = now;
     add_context(request);
-    const std::vector<Policy> policies = CRETO_TRY(policies_of(ctx, asked.need.policies));
+    const std::vector<Policy> policies = CRETO_TRY(policies_of(ctx, asked.need));
     request.requirements = CRETO_TRY(begin_requirements(policies, asked.need, now));
     return create(ctx, std::move(request), dedupe);
   }
 
   Result<ApprovalStatus> approval_status(const Context& ctx, const RequestId& id) override {
     const Request request = CRETO_TRY(get(ctx, id));
-    const bool of_the_agent = ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == request.action.agent ||
-                                             std::ranges::find(request.action.delegation_chain, *ctx.caller) != request.action.delegation_chain.end());
-    if (!of_the_agent)
+    if (!is_of_the_agent(ctx, request))
       return oversight_error(ErrorKind::permission_denied, fmt::format("request `{}` is another agent's", id.to_string()));
     return status_of(ctx, request);
   }
@@ -233,6 +243,8 @@ class OversightService final : public Oversight {
 
   Result<> cancel_approval(const Context& ctx, const RequestId& id) override {
     const Result<Request> changed = change(ctx, id, [&](Request& request) -> Result<bool> {
+      if (!is_of_the_agent(ctx, request))
+        return oversight_error(ErrorKind::permission_denied, fmt::format("request `{}` is another agent's", id.to_string()));
       if (is_final(request.state)) return false;
       request.state = ApprovalState::cancelled;
       request.decided_at = parts_.clock.now();
@@ -282,9 +294,11 @@ class OversightService final : public Oversight {
     for (const store::Due& entry : due) {
       Context ctx = Context::of_service(self_);
       ctx.org = entry.org;
-      CRETO_TRY(change(ctx, entry.id, [&](Request& request) -> Result<bool> {
+      // One that cannot be changed now must not keep the others waiting.
+      const Result<Request> changed = change(ctx, entry.id, [&](Request& request) -> Result<bool> {
         return !is_final(request.state) && apply_timeouts_to(request, now);
-      }));
+      });
+      if (!changed) probe_.scheduler_failed(changed.error());
     }
     return due.size();
   }
@@ -299,6 +313,21 @@ class OversightService final : public Oversight {
   }
 
  private:
+  static bool is_of_the_agent(const Context& ctx, const Request& request) {
+    const auto& chain = request.action.delegation_chain;
+    return ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == request.action.agent ||
+                          std::ranges::find(chain, *ctx.caller) != chain.end());
+  }
+
+  /// Whether the earlier request answers a repeated one (OV8): while it is open, and while its approval can still be used.
+  Result<bool> still_answers(const Context& ctx, const Request& earlier, Instant now) {
+    if (!is_final(earlier.state)) return true;
+    if (earlier.state != ApprovalState::approved || now >= earlier.decided_at + options_.override_ttl) return false;
+    Context asking = Context::of_service(self_);
+    asking.org = ctx.org;
+    return parts_.authz.is_override_open(asking, earlier.id);
+  }
+
   static bool apply_timeouts_to(Request& request, Instant now) { return oversight::apply_timeouts(request, now); }
 
   static Result<> check_size(const contracts::ApprovalRequest& asked) {
@@ -313,11 +342,22 @@ class OversightService final : public Oversight {
     return {};
   }
 
-  Result<std::vector<Policy>> policies_of(const Context& ctx, const std::vector<PolicyId>& ids) {
+  /// The named policies. Where a cost threshold asks (no forbid behind it) and names its approvers, no stored one is needed.
+  Result<std::vector<Policy>> policies_of(const Context& ctx, const contracts::ApprovalNeed& need) {
     return sql::read(parts_.database, ctx, [&](sql::Tx& tx) -> Result<std::vector<Policy>> {
       std::vector<Policy> policies;
-      for (const PolicyId& id : ids) {
+      for (std::size_t i = 0; i < need.policies.size(); ++i) {
+        const PolicyId& id = need.policies[i];
         std::optional<Policy> policy = CRETO_TRY(store::find_policy(tx, ctx, id));
+        const bool lifts = i < need.forbids.size() && !need.forbids[i].empty();
+        if (!policy && !lifts && !need.approvers.empty()) {
+          Tier tier{.approvers = {}, .quorum = 1, .timeout = std::chrono::hours(24)};
+          for (const std::string& text : need.approvers) {
+            Identity approver = CRETO_TRY(Identity::parse(text));
+            tier.approvers.push_back(std::move(approver));
+          }
+          policy = Policy{.id = id, .description = {}, .triggers = {Trigger::cost_threshold}, .tiers = {std::move(tier)}};
+        }
         if (!policy) return oversight_error(ErrorKind::not_found, fmt::format("oversight policy `{}` not found", id));
         policies.push_back(*std::move(policy));
       }
@@ -347,7 +387,7 @@ class OversightService final : public Oversight {
       return;
     }
     for (const memory::ScoredEntry& scored : *found) {
-      request.related_memories.push_back(scored.entry.content.substr(0, 2000));
+      request.related_memories.push_back(scored.entry.content.substr(0, whole_characters(scored.entry.content, 2000)));
       request.confidence = std::max(request.confidence, static_cast<double>(scored.relevance));
     }
   }
@@ -414,7 +454,7 @@ class OversightService final : public Oversight {
     const std::string to_sign = CRETO_TRY(envelope.signed_bytes());
     Context signer = Context::of_service(self_);
     signer.org = ctx.org;
-    envelope.signature = CRETO_TRY(parts_.nhi.sign(signer, self_, as_bytes(to_sign), "creto.event.v1"));
+    envelope.signature = CRETO_TRY(parts_.nhi.sign(signer, self_, as_bytes(to_sign), event_signature_context));
     return std::optional(std::move(envelope));
   }
 
@@ -503,7 +543,6 @@ class OversightService final : public Oversight {
                                .expires_at = request.decided_at + options_.override_ttl};
     for (const Requirement& requirement : request.requirements)
       if (!requirement.forbid.empty()) grant.lifts.push_back({requirement.forbid, requirement.policy.id});
-    if (grant.lifts.empty()) return std::string();
     Context issuer = Context::of_service(self_);
     issuer.org = ctx.org;
     return parts_.authz.issue_override(issuer, grant);
@@ -518,7 +557,7 @@ class OversightService final : public Oversight {
     const EventEnvelope envelope = CRETO_TRY(EventEnvelope::from_json(message.body));
     if (!envelope.signature) return oversight_error(ErrorKind::signature_invalid, "cost threshold event: is not signed");
     const std::string signed_bytes = CRETO_TRY(envelope.signed_bytes());
-    CRETO_TRY(parts_.nhi.verify(ctx, metering_, as_bytes(signed_bytes), *envelope.signature, "creto.event.v1"));
+    CRETO_TRY(parts_.nhi.verify(ctx, metering_, as_bytes(signed_bytes), *envelope.signature, event_signature_context));
     const auto event = CRETO_TRY(contracts::CostThresholdExceededEvent::from_json(envelope.payload));
 
     const bool quota = event.kind == "quota_breach";

@@ -44,18 +44,22 @@ Result<std::vector<Requirement>> begin_requirements(const std::vector<Policy>& p
   for (std::size_t i = 0; i < policies.size(); ++i) {
     Policy policy = policies[i];
     for (Tier& tier : policy.tiers) {
-      if (need.timeout) tier.timeout = std::min(tier.timeout, *need.timeout);
+      if (need.timeout && *need.timeout < tier.timeout) {
+        // A shorter time may end a request earlier, but not turn silence into a yes earlier.
+        tier.timeout = *need.timeout;
+        policy.final_action = FinalAction::auto_deny;
+      }
       if (!need.approvers.empty()) {
         std::erase_if(tier.approvers, [&](const Identity& approver) {
           return std::ranges::find(need.approvers, approver.text()) == need.approvers.end();
         });
-        tier.quorum = std::min(tier.quorum, static_cast<std::uint32_t>(tier.approvers.size()));
       }
     }
-    std::erase_if(policy.tiers, [](const Tier& tier) { return tier.approvers.empty(); });
+    // A tier that is left with fewer people than its quorum could never agree; a smaller quorum would widen the policy.
+    std::erase_if(policy.tiers, [](const Tier& tier) { return tier.approvers.size() < tier.quorum; });
     if (policy.tiers.empty())
       return oversight_error(ErrorKind::invalid_input,
-                             fmt::format("approvers: none of them is an approver of the oversight policy `{}`", policy.id));
+                             fmt::format("approvers: too few of them are approvers of the oversight policy `{}`", policy.id));
     Requirement requirement;
     requirement.forbid = i < need.forbids.size() ? need.forbids[i] : PolicyId();
     requirement.tier_ends = now + policy.tiers.front().timeout;

@@ -33,7 +33,8 @@ class Events {
 
  private:
   Result<OutgoingEvent> envelope(std::string_view type, std::string_view subject, const std::string& org,
-                                 const Identity& agent, const DelegationChain& chain, std::string payload);
+                                 const Identity& signer, const Identity& agent, const DelegationChain& chain,
+                                 std::string payload);
   RuntimeServices& services_;
   const Identity service_;
 };

@@ -112,15 +112,22 @@ TEST(Request, MayNotBeApprovedByWhoActsThroughTheAgent) {
 }
 
 TEST(Requirements, AreNarrowedByTheDecisionAndNeverWidened) {
-  const auto narrowed = begin_requirements({two_tiers()}, {.policies = {}, .forbids = {"f"}, .timeout = 5s, .approvers = {cfo.text()}}, start).value();
+  const auto narrowed = begin_requirements({two_tiers()}, {.policies = {}, .forbids = {"f"}, .timeout = 5s, .approvers = {cfo.text(), ada.text()}}, start).value();
   ASSERT_EQ(narrowed.front().policy.tiers.size(), 1U);
-  EXPECT_EQ(narrowed.front().policy.tiers.front().approvers, std::vector{cfo});
-  EXPECT_EQ(narrowed.front().policy.tiers.front().quorum, 1U);
+  EXPECT_EQ(narrowed.front().policy.tiers.front().approvers, (std::vector{cfo, ada}));
+  EXPECT_EQ(narrowed.front().policy.tiers.front().quorum, 2U);
   EXPECT_EQ(narrowed.front().tier_ends, start + 5s);
   EXPECT_EQ(narrowed.front().forbid, "f");
   const auto longer = begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = 24h, .approvers = {}}, start).value();
   EXPECT_EQ(longer.front().tier_ends, start + 10min);
   EXPECT_FALSE(begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {"human:eve@example.com"}}, start));
+  EXPECT_FALSE(begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {cfo.text()}}, start))
+      << "fewer people than the quorum never become a smaller quorum";
+  Policy silent = two_tiers();
+  silent.final_action = FinalAction::auto_approve;
+  Request request = request_under({silent}, {.policies = {}, .forbids = {}, .timeout = 5s, .approvers = {}});
+  EXPECT_TRUE(apply_timeouts(request, start + 1h));
+  EXPECT_EQ(request.state, ApprovalState::timed_out) << "a shorter time is no earlier yes";
 }
 
 TEST(Codec, KeepsARequestWhole) {

@@ -11,6 +11,9 @@
 
 namespace creto {
 
+/// The context under which an event is signed, over `signed_bytes()` as they are (see Nhi::sign).
+inline constexpr std::string_view event_signature_context = "creto.event.v1";
+
 /// The envelope of every cross-product event (000 §6.2). Stored and sent as the canonical JSON of `to_json`; whoever
 /// verifies a signature verifies the bytes it received.
 struct EventEnvelope {
