@@ -1,0 +1,511 @@
+// What every Oversight keeps, whether it runs here or at the other end of a connection: with real identities, keys,
+// policies, bus and webhook.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <mutex>
+
+#include "creto/authz/authz.h"
+#include "creto/consensus/timestamp_source.h"
+#include "creto/contracts/events.h"
+#include "creto/crypto/aead.h"
+#include "creto/crypto/hash.h"
+#include "creto/io/bus.h"
+#include "creto/io/http_server.h"
+#include "creto/io/rpc.h"
+#include "creto/io/rpc_channel.h"
+#include "creto/nhi/nhi.h"
+#include "creto/oversight/oversight_rpc.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+
+namespace creto::oversight {
+namespace {
+
+using namespace std::chrono_literals;
+using contracts::ApprovalState;
+using contracts::ApprovalStatus;
+constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
+
+enum class Where { sqlite, postgres, grpc };
+std::ostream& operator<<(std::ostream& out, Where where) {
+  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
+}
+
+class TestSealer final : public crypto::KeySealer {
+ public:
+  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
+    return key_.seal(plaintext, as_bytes(aad)).encode();
+  }
+  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
+    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
+    return key_.open(ciphertext, as_bytes(aad));
+  }
+  std::string key_id() const override { return "0000000000000000"; }
+
+ private:
+  crypto::AeadKey key_ = crypto::AeadKey::generate();
+};
+
+class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
+ public:
+  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
+    auto identity =
+        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
+    return rpc::Caller{identity, {identity}, "default"};
+  }
+  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
+  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
+};
+
+struct Human {
+  Identity identity;
+  crypto::SigningKey key = crypto::SigningKey::generate(hybrid);
+};
+
+/// Takes webhook calls; the first `failures` are answered with 503.
+class WebhookReceiver {
+ public:
+  WebhookReceiver() {
+    server_ = http::Server::start(
+                  {.port = 0}, [this](const http::Request& request) { return take(request); }, no_telemetry())
+                  .value();
+  }
+  std::string url() const { return fmt::format("http://127.0.0.1:{}/hook", server_->port()); }
+  std::vector<http::Request> wait_for(std::size_t count) {
+    std::unique_lock lock(mutex_);
+    arrived_.wait_for(lock, 20s, [&] { return requests_.size() >= count; });
+    return requests_;
+  }
+  int failures = 0;
+
+ private:
+  http::Response take(const http::Request& request) {
+    const std::lock_guard lock(mutex_);
+    requests_.push_back(request);
+    arrived_.notify_all();
+    return http::Response::text(failures-- > 0 ? 503 : 204, "");
+  }
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::vector<http::Request> requests_;
+  std::unique_ptr<http::Server> server_;
+};
+
+class OversightContract : public ::testing::TestWithParam<Where> {
+ protected:
+  OversightContract()
+      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
+                                                : creto::testing::DatabaseKind::sqlite,
+                  clock) {
+    start();
+    ada = human("ada@example.com");
+    cfo = human("cfo@example.com");
+    ceo = human("ceo@example.com");
+    agent = nhi->register_agent(system, {.name = "payer", .owner = ada->identity}).value().identity;
+    other_agent = nhi->register_agent(system, {.name = "other", .owner = ada->identity}).value().identity;
+  }
+  ~OversightContract() override { stop(); }
+
+  void start() {
+    db = database_.open();
+    ceiling_ = consensus::create_ceiling_store(*db, "test").value();
+    timestamps_ =
+        consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(), {.renew_in_background = false}).value();
+    bus_ = bus::create_embedded_bus(*db, clock, no_telemetry(), {.poll_interval = 20ms}).value();
+    nhi = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    authz = authz::create_authz(*db, clock, no_telemetry(), {}, Secret(Bytes(32, 7))).value();
+    notifier_ = create_webhook_notifier(receiver.url(), Secret(Bytes(32, 9)), clock);
+    service = create_oversight({.database = *db,
+                                .bus = *bus_,
+                                .nhi = *nhi,
+                                .authz = *authz,
+                                .timestamps = *timestamps_,
+                                .clock = clock,
+                                .telemetry = no_telemetry(),
+                                .memory = nullptr,
+                                .webhook = notifier_.get()},
+                               {.schedule = false})
+                  .value();
+    oversight = service.get();
+    if (GetParam() != Where::grpc) return;
+    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
+    register_oversight(*dispatcher_, *service);
+    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
+    rpc::ChannelOptions options;
+    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
+    options.bearer = [] { return "service:test"; };
+    options.forward_caller = true;
+    client_ = create_oversight_client(rpc::Channel::connect(options, clock).value(), clock);
+    oversight = client_.get();
+  }
+  void stop() {
+    client_.reset();
+    if (server_) server_->stop(1s);
+    server_.reset();
+    if (dispatcher_) dispatcher_->stop();
+    dispatcher_.reset();
+    service.reset();
+    bus_.reset();
+    authz.reset();
+    nhi.reset();
+    timestamps_.reset();
+    ceiling_.reset();
+    db.reset();
+  }
+
+  std::unique_ptr<Human> human(const std::string& email) {
+    auto made = std::unique_ptr<Human>(new Human{Identity::human(email).value()});
+    auto done = nhi->register_human(system, made->identity, email, made->key.verifying_key(), std::nullopt);
+    EXPECT_TRUE(done) << done.error().to_string();
+    return made;
+  }
+  Context as(const Identity& who) const { return Context::of(who, {who}); }
+
+  void add_policy(std::uint32_t quorum = 1, FinalAction final_action = FinalAction::auto_deny,
+                  std::vector<std::string> channels = {"cli"}) {
+    auto done = oversight->put_policy(
+        as(ada->identity), {.id = "large-payments",
+                            .description = "over 10 000",
+                            .triggers = {Trigger::authorization, Trigger::quota_breach},
+                            .tiers = {{.approvers = {cfo->identity, ada->identity}, .quorum = quorum, .timeout = 10min},
+                                      {.approvers = {ceo->identity}, .quorum = 1, .timeout = 1h}},
+                            .final_action = final_action,
+                            .allow_self_approval = false,
+                            .channels = std::move(channels)});
+    ASSERT_TRUE(done) << done.error().to_string();
+  }
+  contracts::ApprovalRequest payment(const std::string& amount) const {
+    return {.action = {*agent,
+                       {ada->identity, *agent},
+                       std::nullopt,
+                       "payments.pay",
+                       "Ledger",
+                       "main",
+                       fmt::format(R"({{"amount":"{}","payee":"Swift Courier"}})", amount)},
+            .need = {.policies = {"large-payments"}, .forbids = {"large"}, .timeout = {}, .approvers = {}},
+            .description = "pay " + amount,
+            .reasoning = "the invoice is due",
+            .risk_factors = {"large amount"}};
+  }
+  ApprovalStatus ask(const contracts::ApprovalRequest& request) {
+    auto status = oversight->request_approval(as(*agent), request);
+    EXPECT_TRUE(status) << status.error().to_string();
+    return status.value();
+  }
+  ResponseDocument document(const RequestId& id, const Human& who, bool approve) {
+    const Request request = oversight->get(system, id).value();
+    return {.request = id,
+            .approver = who.identity,
+            .approve = approve,
+            .arguments_hash = request.arguments_hash(),
+            .notes = approve ? "checked" : "not this one",
+            .response = "{}"};
+  }
+  Result<Request> send(const ResponseDocument& document, const crypto::SigningKey& key, const Identity& caller) {
+    const std::string bytes = document.signed_bytes().value();
+    const Signature signature = key.sign(as_bytes(bytes), as_bytes(ResponseDocument::type_name)).value();
+    return oversight->respond(as(caller), bytes, signature);
+  }
+  Result<Request> respond(const RequestId& id, const Human& who, bool approve) {
+    return send(document(id, who, approve), who.key, who.identity);
+  }
+  ApprovalState state_of(const RequestId& id) { return oversight->get(system, id).value().state; }
+
+  creto::testing::FakeClock clock;
+  WebhookReceiver receiver;
+  const Context system = Context::of_service(Identity::service("test").value());
+  std::unique_ptr<sql::Database> db;
+  std::unique_ptr<nhi::Nhi> nhi;
+  std::unique_ptr<authz::Authz> authz;
+  std::unique_ptr<Oversight> service;
+  Oversight* oversight = nullptr;
+  std::unique_ptr<Human> ada, cfo, ceo;
+  std::optional<Identity> agent, other_agent;
+  std::unique_ptr<bus::Bus> bus_;
+
+ private:
+  creto::testing::TestDatabase database_;
+  TestSealer sealer_;
+  TestPorts ports_;
+  std::unique_ptr<consensus::CeilingStore> ceiling_;
+  std::unique_ptr<consensus::TimestampSource> timestamps_;
+  std::unique_ptr<Notifier> notifier_;
+  std::unique_ptr<rpc::Dispatcher> dispatcher_;
+  std::unique_ptr<rpc::GrpcServer> server_;
+  std::unique_ptr<Oversight> client_;
+};
+
+INSTANTIATE_TEST_SUITE_P(, OversightContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
+                         database_name);
+
+TEST_P(OversightContract, AnApprovalLetsExactlyThisActionThroughOnce) {
+  ASSERT_TRUE(authz->create_policy(system, "pay", "permit(principal, action, resource);"));
+  ASSERT_TRUE(
+      authz->create_policy(system, "large", "@oversight(\"large-payments\") forbid(principal, action, resource);"));
+  add_policy();
+  const auto asked = payment("25000.00");
+  const ApprovalStatus pending = ask(asked);
+  EXPECT_EQ(pending.state, ApprovalState::pending);
+  EXPECT_EQ(pending.override_token, "");
+  const auto approved = respond(pending.request, *cfo, true);
+  ASSERT_TRUE(approved) << approved.error().to_string();
+  EXPECT_EQ(approved->state, ApprovalState::approved);
+
+  const ApprovalStatus status = oversight->approval_status(as(*agent), pending.request).value();
+  EXPECT_EQ(status.approver, cfo->identity);
+  EXPECT_EQ(status.notes, "checked");
+  ASSERT_NE(status.override_token, "");
+  authz::CheckRequest check{.principal = *agent,
+                            .chain = {ada->identity, *agent},
+                            .action = "payments.pay",
+                            .resource = {"Ledger", "main"},
+                            .context = {},
+                            .arguments_hash = crypto::sha3_256(as_bytes(asked.action.arguments)),
+                            .override_token = status.override_token};
+  EXPECT_TRUE(authz::allowed(authz->check(system, check)));
+  const auto use = [&](std::string_view operation) {
+    return db->transaction(system, [&](sql::Tx& tx) { return authz->consume_override(tx, system, check, operation); });
+  };
+  EXPECT_TRUE(use("op-1"));
+  EXPECT_FALSE(use("op-2"));
+  check.arguments_hash = crypto::sha3_256(as_bytes(payment("25000.01").action.arguments));
+  EXPECT_FALSE(authz::allowed(authz->check(system, check)));
+}
+
+TEST_P(OversightContract, AskingAgainFindsWhatIsOpenOrStillUsable) {
+  add_policy();
+  const ApprovalStatus first = ask(payment("25000.00"));
+  EXPECT_EQ(ask(payment("25000.00")).request, first.request);
+  EXPECT_NE(ask(payment("25000.01")).request, first.request) << "other arguments are another request";
+  ASSERT_TRUE(respond(first.request, *cfo, true));
+  const ApprovalStatus again = ask(payment("25000.00"));
+  EXPECT_EQ(again.request, first.request);
+  EXPECT_NE(again.override_token, "");
+  clock.advance(2h);
+  EXPECT_NE(ask(payment("25000.00")).request, first.request) << "an approval that ended answers nothing";
+}
+
+TEST_P(OversightContract, ATimeoutIsToldApartFromADenial) {
+  add_policy();
+  const ApprovalStatus denied = ask(payment("1.00"));
+  const ApprovalStatus late = ask(payment("2.00"));
+  ASSERT_TRUE(respond(denied.request, *cfo, false));
+  EXPECT_EQ(oversight->approval_status(as(*agent), denied.request)->state, ApprovalState::denied);
+  EXPECT_EQ(oversight->approval_status(as(*agent), denied.request)->notes, "not this one");
+  clock.advance(10min);
+  ASSERT_TRUE(service->apply_timeouts());
+  EXPECT_EQ(state_of(late.request), ApprovalState::escalated);
+  EXPECT_EQ(respond(late.request, *cfo, true).error().kind(), ErrorKind::permission_denied) << "the first tier is over";
+  clock.advance(1h);
+  ASSERT_TRUE(service->apply_timeouts());
+  const ApprovalStatus status = oversight->approval_status(as(*agent), late.request).value();
+  EXPECT_EQ(status.state, ApprovalState::timed_out);
+  EXPECT_FALSE(status.approver.has_value());
+  EXPECT_EQ(status.override_token, "");
+  EXPECT_EQ(respond(late.request, *ceo, true).error().kind(), ErrorKind::conflict) << "what ended stays as it is";
+}
+
+TEST_P(OversightContract, ARestartLosesNeitherRequestsNorTheirTime) {
+  add_policy();
+  const ApprovalStatus pending = ask(payment("1.00"));
+  stop();
+  clock.advance(2h);
+  start();
+  EXPECT_EQ(state_of(pending.request), ApprovalState::pending);
+  ASSERT_TRUE(service->apply_timeouts());
+  EXPECT_EQ(state_of(pending.request), ApprovalState::timed_out);
+}
+
+TEST_P(OversightContract, CountsOnlySignaturesOfThoseItAsks) {
+  add_policy(2);
+  const ApprovalStatus pending = ask(payment("1.00"));
+  const auto kind = [](const Result<Request>& result) {
+    return result ? std::optional<ErrorKind>() : result.error().kind();
+  };
+  auto good = document(pending.request, *cfo, true);
+  EXPECT_EQ(kind(send(good, ceo->key, cfo->identity)), ErrorKind::signature_invalid) << "another's key";
+  const std::string bytes = good.signed_bytes().value();
+  Signature signature = cfo->key.sign(as_bytes(bytes), as_bytes(ResponseDocument::type_name)).value();
+  for (const std::size_t at : {std::size_t{0}, signature.value.size() - 1}) {
+    Signature forged = signature;
+    forged.value[at] ^= 1;
+    EXPECT_EQ(kind(oversight->respond(as(cfo->identity), bytes, forged)), ErrorKind::signature_invalid)
+        << "both halves count";
+  }
+  std::string changed = bytes;
+  changed.replace(changed.find("checked"), 7, "Checked");
+  EXPECT_EQ(kind(oversight->respond(as(cfo->identity), changed, signature)), ErrorKind::signature_invalid);
+  EXPECT_FALSE(oversight->respond(as(cfo->identity), "nonsense", signature));
+  EXPECT_FALSE(oversight->respond(as(cfo->identity), std::string(1 << 20, 'x'), signature));
+  signature.algorithm = "ed25519";
+  EXPECT_FALSE(oversight->respond(as(cfo->identity), bytes, signature)) << "half a signature is none";
+  good.arguments_hash[0] ^= 1;
+  EXPECT_EQ(kind(send(good, cfo->key, cfo->identity)), ErrorKind::conflict) << "he signed other arguments";
+
+  auto not_asked = respond(pending.request, *ceo, true);
+  ASSERT_FALSE(not_asked);
+  EXPECT_EQ(not_asked.error().code(), "OV-403");
+  EXPECT_EQ(kind(respond(pending.request, *ada, true)), ErrorKind::permission_denied) << "the agent acts for her";
+
+  ASSERT_TRUE(respond(pending.request, *cfo, true));
+  EXPECT_EQ(state_of(pending.request), ApprovalState::pending) << "one of two";
+  EXPECT_TRUE(respond(pending.request, *cfo, true)) << "the same answer again changes nothing";
+  EXPECT_EQ(oversight->get(system, pending.request)->responses.size(), 1u);
+  EXPECT_EQ(kind(respond(pending.request, *cfo, false)), ErrorKind::conflict);
+}
+
+TEST_P(OversightContract, AnAnswerIsForOneRequestAlone) {
+  add_policy();
+  const ApprovalStatus first = ask(payment("1.00"));
+  auto answer = document(first.request, *cfo, true);
+  ASSERT_TRUE(send(answer, cfo->key, cfo->identity));
+  clock.advance(3h);
+  const ApprovalStatus second = ask(payment("1.00"));
+  ASSERT_NE(second.request, first.request);
+  EXPECT_TRUE(send(answer, cfo->key, cfo->identity)) << "the old request is as it was";
+  EXPECT_EQ(state_of(second.request), ApprovalState::pending);
+}
+
+TEST_P(OversightContract, OthersNeitherAskNorLookNorCancel) {
+  add_policy();
+  const auto asked = payment("1.00");
+  EXPECT_EQ(oversight->request_approval(as(*other_agent), asked).error().kind(), ErrorKind::permission_denied);
+  const ApprovalStatus pending = ask(asked);
+  EXPECT_EQ(oversight->approval_status(as(*other_agent), pending.request).error().kind(), ErrorKind::permission_denied);
+  EXPECT_EQ(oversight->cancel_approval(as(*other_agent), pending.request).error().kind(), ErrorKind::permission_denied);
+  EXPECT_EQ(state_of(pending.request), ApprovalState::pending);
+  ASSERT_TRUE(oversight->cancel_approval(as(*agent), pending.request));
+  EXPECT_EQ(state_of(pending.request), ApprovalState::cancelled);
+  EXPECT_TRUE(oversight->cancel_approval(as(*agent), pending.request));
+}
+
+TEST_P(OversightContract, RefusesWhatItCannotShowOrAsk) {
+  auto asked = payment("1.00");
+  EXPECT_EQ(oversight->request_approval(as(*agent), asked).error().kind(), ErrorKind::not_found) << "no such policy";
+  add_policy();
+  asked.need.approvers = {"human:nobody@example.com"};
+  EXPECT_FALSE(oversight->request_approval(as(*agent), asked));
+  asked = payment("1.00");
+  asked.reasoning = std::string(10 << 20, 'x');
+  EXPECT_FALSE(oversight->request_approval(as(*agent), asked));
+  EXPECT_EQ(oversight->get(system, RequestId::fresh(clock.now())).error().kind(), ErrorKind::not_found);
+  EXPECT_TRUE(oversight->list(system, {})->empty()) << "nothing was stored";
+}
+
+TEST_P(OversightContract, WhoWaitsIsToldOnce) {
+  add_policy();
+  const ApprovalStatus pending = ask(payment("1.00"));
+  std::mutex mutex;
+  std::condition_variable told;
+  std::vector<ApprovalStatus> seen;
+  const auto note = [&](const ApprovalStatus& status) {
+    const std::lock_guard lock(mutex);
+    seen.push_back(status);
+    told.notify_all();
+  };
+  auto waiting = oversight->when_final(as(*agent), pending.request, note).value();
+  int dropped_calls = 0;
+  {
+    auto dropped = oversight->when_final(as(*agent), pending.request, [&](const auto&) { ++dropped_calls; }).value();
+  }
+  ASSERT_TRUE(respond(pending.request, *cfo, true));
+  {
+    std::unique_lock lock(mutex);
+    ASSERT_TRUE(told.wait_for(lock, 20s, [&] { return !seen.empty(); }));
+  }
+  EXPECT_EQ(seen[0].state, ApprovalState::approved);
+  EXPECT_NE(seen[0].override_token, "");
+  auto late = oversight->when_final(as(*agent), pending.request, note).value();
+  {
+    std::unique_lock lock(mutex);
+    ASSERT_TRUE(told.wait_for(lock, 20s, [&] { return seen.size() == 2; })) << "at once where it is final already";
+  }
+  EXPECT_EQ(dropped_calls, 0);
+}
+
+TEST_P(OversightContract, WebhooksAreSignedAndRepeatedUntilTaken) {
+  receiver.failures = 1;
+  add_policy(1, FinalAction::auto_deny, {"webhook"});
+  const ApprovalStatus pending = ask(payment("1.00"));
+  clock.advance(1min);  // past the bus' pause before it repeats
+  const auto calls = receiver.wait_for(2);
+  ASSERT_GE(calls.size(), 2u);
+  EXPECT_EQ(calls[0].header("webhook-id"), calls[1].header("webhook-id")) << "a repetition keeps its id";
+  for (const http::Request& call : calls) {
+    const std::string content =
+        fmt::format("{}.{}.{}", call.header("webhook-id"), call.header("webhook-timestamp"), call.body);
+    EXPECT_EQ(call.header("webhook-signature"), "v1," + base64(crypto::hmac_sha256(Bytes(32, 9), as_bytes(content))));
+    EXPECT_NE(call.body.find(pending.request.to_string()), std::string::npos);
+  }
+}
+
+TEST_P(OversightContract, ADecisionLeavesAsASignedEvent) {
+  add_policy();
+  std::mutex mutex;
+  std::vector<EventEnvelope> events;
+  ASSERT_TRUE(bus_->subscribe("test", std::string(contracts::OversightDecisionEvent::subject),
+                              [&](const bus::BusMessage& message) -> Result<> {
+                                auto envelope = CRETO_TRY(EventEnvelope::from_json(message.body));
+                                const std::lock_guard lock(mutex);
+                                events.push_back(std::move(envelope));
+                                return {};
+                              }));
+  const ApprovalStatus pending = ask(payment("1.00"));
+  auto answer = document(pending.request, *cfo, true);
+  answer.response = R"({"new_limit":"200000"})";
+  ASSERT_TRUE(send(answer, cfo->key, cfo->identity));
+  ASSERT_TRUE(bus_->wait_until_idle(20s));
+  const std::lock_guard lock(mutex);
+  ASSERT_EQ(events.size(), 1u);
+  const Identity oversight_service = Identity::service("oversight").value();
+  EXPECT_TRUE(nhi->verify(system, oversight_service, as_bytes(events[0].signed_bytes().value()),
+                          events[0].signature.value(), event_signature_context));
+  const auto event = contracts::OversightDecisionEvent::from_json(events[0].payload).value();
+  EXPECT_EQ(event.request, pending.request);
+  EXPECT_EQ(event.decision, ApprovalState::approved);
+  EXPECT_EQ(event.response, R"({"new_limit":"200000"})");
+}
+
+TEST_P(OversightContract, AQuotaNoticeBecomesARequestOnlyWhereMeteringSignedIt) {
+  add_policy();
+  const Identity metering = Identity::service("metering").value();
+  ASSERT_TRUE(nhi->ensure_service(Context::of_service(metering), metering));
+  const auto publish = [&](const Identity& signer, const std::string& id) {
+    contracts::CostThresholdExceededEvent event;
+    event.kind = "quota_breach";
+    event.threshold_id = id;
+    event.triggering_event = "evt";
+    event.current = "95000";
+    event.limit = "100000";
+    event.unit = "inference_tokens";
+    event.period = "month";
+    EventEnvelope envelope{std::string(event.event_type),
+                           EventId::fresh(clock.now()),
+                           *agent,
+                           {ada->identity, *agent},
+                           Timestamp{.logical = 1, .physical_ns = 1, .node = "test", .degraded = false},
+                           event.to_json().value(),
+                           std::nullopt};
+    envelope.signature =
+        nhi->sign(system, signer, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    const std::string body = envelope.to_json().value();
+    ASSERT_TRUE(db->transaction(system, [&](sql::Tx& tx) {
+      return bus::publish(tx, system, contracts::CostThresholdExceededEvent::subject, envelope.event_id.to_string(),
+                          body);
+    }));
+  };
+  publish(*agent, "forged");
+  publish(metering, "tokens");
+  ASSERT_TRUE(bus_->wait_until_idle(20s));
+  const auto requests = oversight->list(system, {}).value();
+  ASSERT_EQ(requests.size(), 1u);
+  EXPECT_EQ(requests[0].action.action, "quota.raise");
+  EXPECT_EQ(requests[0].action.resource_id, "tokens");
+}
+
+}  // namespace
+}  // namespace creto::oversight
