@@ -132,7 +132,8 @@ class RuntimeService final : public Runtime {
       hub_->close(id);
       sandbox->gone();
     }
-    if (tasks_) tasks_->stop();
+    gateway_tasks_.stop();
+    tasks_.stop();
     for (auto& sandbox : warm) discard(sandbox);
     drivers_.clear();
     proxy_.reset();
@@ -150,8 +151,7 @@ class RuntimeService final : public Runtime {
     CRETO_TRY(make_directory(options_.state_directory, 0700));
     CRETO_TRY(make_directory(options_.state_directory + "/sandboxes", 0700));
     init_program_ = CRETO_TRY(install_init_program(options_.state_directory));
-    tasks_ = std::make_unique<Tasks>(8);
-    doors_ = std::make_unique<AgentDoors>(services_, events_, approvals_, *tasks_, std::move(actions));
+    doors_ = std::make_unique<AgentDoors>(services_, events_, approvals_, gateway_tasks_, std::move(actions));
     CRETO_TRY(services_.nhi.ensure_service(events_.service_context("default"), events_.service()));
 
     CRETO_TRY(driver_for(options_.runtime_class));
@@ -165,6 +165,9 @@ class RuntimeService final : public Runtime {
     network_ = CRETO_TRY(
         SandboxNetwork::create({digest.substr(0, 8), proxy_->tcp_port(), proxy_->dns_port()}, services_.telemetry));
     CRETO_TRY(take_over());
+    // Only now: what ended meanwhile must not be taken down while it is being taken over.
+    tasks_.start(4);
+    gateway_tasks_.start(16);
     CRETO_TRY(doors_->resume());
     if (!options_.pool_image.empty() && options_.pool_size > 0) pool_thread_ = std::thread([this] { keep_pool(); });
     return {};
@@ -617,7 +620,7 @@ class RuntimeService final : public Runtime {
       const auto sandbox = weak.lock();
       if (!sandbox) return;
       sandbox->gone();
-      tasks_->post([this, sandbox, out_of_memory] {
+      tasks_.post([this, sandbox, out_of_memory] {
         {
           const std::lock_guard lock(mutex_);
           const auto warm = std::find(pool_.begin(), pool_.end(), sandbox);
@@ -659,8 +662,11 @@ class RuntimeService final : public Runtime {
       live_.erase(live->id);
     }
     if (live->finishing.exchange(true)) return;
-    live->record.reset();
-    tasks_->post([this, live] { discard(live); });
+    tasks_.post([this, live] {
+      discard(live);
+      std::error_code ignored;
+      std::filesystem::remove_all(live->directory, ignored);
+    });
   }
 
   Live take_warm(const ImageStore::Image& image, const std::string& runtime_class, const ResourceLimits& limits) {
@@ -815,6 +821,7 @@ class RuntimeService final : public Runtime {
     sandbox.state = SandboxState::running;
     {
       live->record = record;
+      arm(live);
       live->open_output();
       CRETO_TRY(open_gateway(live));
       const std::lock_guard lock(mutex_);
@@ -957,15 +964,15 @@ class RuntimeService final : public Runtime {
     live->gateway =
         CRETO_TRY(http::Server::start_async(server,
                                             gateway_handler({record.org, live->id, principal.agent, principal.chain},
-                                                            *doors_, services_, *tasks_, std::move(hooks)),
+                                                            *doors_, services_, gateway_tasks_, std::move(hooks)),
                                             services_.telemetry));
     return {};
   }
 
-  /// Starts the command and the clock. After a restart too: init says so where the command runs already.
-  void begin(const Live& live) {
+  /// Before its init can tell anything: an end that nobody listens to would be lost.
+  void arm(const Live& live) {
     live->on_command_end = [this, weak = std::weak_ptr(live)](int status) {
-      tasks_->post([this, weak, status] {
+      tasks_.post([this, weak, status] {
         const auto sandbox = weak.lock();
         if (!sandbox) return;
         const int code = exit_code_of(status);
@@ -973,12 +980,16 @@ class RuntimeService final : public Runtime {
                code == 0 ? "" : fmt::format("exit code {}", code), code);
       });
     };
+  }
+
+  /// Starts the command and the clock. After a restart too: init says so where the command runs already.
+  void begin(const Live& live) {
     const auto& record = *live->record;
     if (!record.sandbox.command.empty()) {
       auto started = hub_->start(live->id, command_stream, record.working_directory, record.sandbox.command, {});
       if (started) started = hub_->input(live->id, command_stream, {});
       if (!started) {
-        tasks_->post([this, live, error = started.error().to_string()] {
+        tasks_.post([this, live, error = started.error().to_string()] {
           finish(live, TerminationReason::failed, error, std::nullopt);
         });
         return;
@@ -986,7 +997,7 @@ class RuntimeService final : public Runtime {
     }
     if (record.sandbox.limits.time > Nanos(0)) {
       const auto left = *record.sandbox.ready_at + record.sandbox.limits.time - services_.clock.now();
-      tasks_->post_after(std::max<Nanos>(left, Nanos(0)), [this, weak = std::weak_ptr(live)] {
+      tasks_.post_after(std::max<Nanos>(left, Nanos(0)), [this, weak = std::weak_ptr(live)] {
         if (const auto sandbox = weak.lock())
           finish(sandbox, TerminationReason::timeout, "over its time limit", std::nullopt);
       });
@@ -998,7 +1009,7 @@ class RuntimeService final : public Runtime {
 
   void finish(const Live& live, TerminationReason reason, const std::string& detail, std::optional<int> exit_code) {
     if (live->finishing.exchange(true)) return;
-    tasks_->post([this, live, reason, detail, exit_code] { take_down(live, reason, detail, exit_code); });
+    tasks_.post([this, live, reason, detail, exit_code] { take_down(live, reason, detail, exit_code); });
   }
 
   void take_down(const Live& live, TerminationReason reason, const std::string& detail, std::optional<int> exit_code) {
@@ -1032,7 +1043,7 @@ class RuntimeService final : public Runtime {
     if (!recorded && recorded.error().kind() != ErrorKind::conflict) {
       services_.telemetry.error("runtime", "termination_not_recorded",
                                 {{"sandbox", record.sandbox.id.to_string()}, {"error", recorded.error().to_string()}});
-      tasks_->post_after(pause, [this, live, record, usage, pause] {
+      tasks_.post_after(pause, [this, live, record, usage, pause] {
         record_end(live, record, usage, std::min<Nanos>(pause * 2, std::chrono::minutes(1)));
       });
       return;
@@ -1230,6 +1241,7 @@ class RuntimeService final : public Runtime {
 
   Result<> resume(const Live& live) {
     proxy_->admit(live->lease->guest_address, live->id);
+    arm(live);
     live->open_output();
     CRETO_TRY(hub_->listen(live->id, live->run_directory(), live));
     watch(**driver_for(live->runtime_class), live);
@@ -1262,7 +1274,8 @@ class RuntimeService final : public Runtime {
   Approvals approvals_;
   ImageStore images_;
   std::string init_program_;
-  std::unique_ptr<Tasks> tasks_;
+  Tasks tasks_;          ///< beginnings and ends of sandboxes
+  Tasks gateway_tasks_;  ///< what agents ask; may wait for models, upstreams and humans' databases
   std::unique_ptr<AgentDoors> doors_;
   std::unique_ptr<ControlHub> hub_;
   std::unique_ptr<EgressProxy> proxy_;

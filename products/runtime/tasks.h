@@ -11,13 +11,15 @@
 
 namespace creto::runtime {
 
-/// A few threads that do what is due. Thread-safe.
+/// A few threads that do what is due, once started. Thread-safe.
 class Tasks {
  public:
-  explicit Tasks(std::size_t threads) {
+  ~Tasks() { stop(); }
+
+  /// What was posted before is done from now on.
+  void start(std::size_t threads) {
     for (std::size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
   }
-  ~Tasks() { stop(); }
 
   /// Ends after the tasks that run; the rest is dropped. Idempotent.
   void stop() {
