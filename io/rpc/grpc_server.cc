@@ -180,12 +180,11 @@ class StreamCall final : public GrpcCall, public grpc::ServerWriteReactor<ByteBu
     pump();
   }
   void OnCancel() override {
+    std::shared_ptr<StreamCall> alive = self_;
     std::function<void()> closed;
     {
       std::lock_guard lock(mutex_);
       cancelled_ = true;
-      finishing_ = true;
-      status_ = grpc::Status::CANCELLED;
       closed = std::exchange(closed_, nullptr);
       pump();
     }
@@ -203,21 +202,22 @@ class StreamCall final : public GrpcCall, public grpc::ServerWriteReactor<ByteBu
   }
 
  private:
+  /// Writes what waits; ends the call when it is done, or cancelled once no handler looks at the request any more.
   void pump() {
     if (writing_ || finished_) return;
     if (!queue_.empty() && !cancelled_) {
       writing_ = true;
       StartWrite(&queue_.front());
-    } else if (finishing_ || cancelled_) {
+    } else if (finishing_ || (cancelled_ && opened_)) {
       finished_ = true;
-      Finish(status_);
+      Finish(finishing_ ? status_ : grpc::Status::CANCELLED);
     }
   }
 
   std::mutex mutex_;
   std::deque<ByteBuffer> queue_;
   std::size_t queue_max_ = 0;
-  bool writing_ = false, finishing_ = false, finished_ = false, cancelled_ = false, done_ = false;
+  bool opened_ = false, writing_ = false, finishing_ = false, finished_ = false, cancelled_ = false, done_ = false;
   grpc::Status status_;
   std::function<void()> closed_;
   std::shared_ptr<StreamCall> self_;
@@ -239,9 +239,12 @@ class StreamOutlet final : public detail::Outlet {
 };
 
 std::shared_ptr<detail::Outlet> StreamCall::open_stream(std::size_t queue_max) {
+  auto outlet = std::make_shared<StreamOutlet>(self_);
   std::lock_guard lock(mutex_);
   queue_max_ = queue_max;
-  return std::make_shared<StreamOutlet>(self_);
+  opened_ = true;
+  pump();
+  return outlet;
 }
 
 /// The methods of one proto service, registered by name with bytes in and out.

@@ -12,11 +12,13 @@
 
 #include "creto/io/rpc_channel.h"
 #include "creto/nhi/v1/nhi.pb.h"
+#include "echo.pb.h"
 
 namespace creto::rpc {
 namespace {
 
 namespace v1 = nhi::v1;
+using bench::v1::EchoMessage;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
@@ -124,6 +126,25 @@ class Rpc : public testing::Test {
           waiting.push_back(std::move(reply));
           arrived.notify_all();
         });
+    dispatcher->service("creto.bench.v1.EchoService")
+        .stream<EchoMessage, EchoMessage>(
+            "Watch", {}, [this](const Context&, const EchoMessage& request, Stream<EchoMessage> stream) {
+              stream.on_closed([this] { ++closed; });
+              if (request.identity() == "kept") {
+                std::lock_guard lock(mutex);
+                streams.push_back(stream);
+                arrived.notify_all();
+                return;
+              }
+              EchoMessage message;
+              for (int i = 0; i < request.number(); ++i) {
+                message.set_number(i);
+                if (!stream.send(message)) return;
+              }
+              stream.finish(request.identity() == "fails"
+                                ? Result<>(Error(Product::metering, ErrorKind::quota_exceeded, "enough"))
+                                : Result<>());
+            });
     server = GrpcServer::start(*dispatcher, {.port = 0}).value();
     channel = connect("human:ada@example.com");
   }
@@ -174,6 +195,8 @@ class Rpc : public testing::Test {
   Context seen;
   std::atomic<int> calls = 0;
   std::vector<Reply<v1::AgentPublicKeys>> waiting;
+  std::vector<Stream<EchoMessage>> streams;
+  std::atomic<int> closed = 0;
   std::unique_ptr<GrpcServer> server;
   std::shared_ptr<Channel> channel;
 };
@@ -300,6 +323,65 @@ TEST_F(Rpc, AnswersWhatItsHandlerDropped) {
       {}, "/creto.nhi.v1.NhiService/GetPublicKeys", request);
   ASSERT_FALSE(result.has_value());
   EXPECT_EQ(result.error().kind(), ErrorKind::internal);
+}
+
+TEST_F(Rpc, StreamsInOrderAndEndsWithTheHandlersResult) {
+  EchoMessage request;
+  request.set_number(500);
+  std::vector<std::int64_t> numbers;
+  auto collect = [&](const EchoMessage& message) {
+    numbers.push_back(message.number());
+    return true;
+  };
+  constexpr std::string_view watch = "/creto.bench.v1.EchoService/Watch";
+  auto done = channel->stream<EchoMessage>(Context(), watch, request, collect);
+  ASSERT_TRUE(done.has_value()) << done.error().to_string();
+  ASSERT_EQ(numbers.size(), 500u);
+  EXPECT_TRUE(std::ranges::is_sorted(numbers));
+
+  request.set_identity("fails");
+  request.set_number(1);
+  auto failed = channel->stream<EchoMessage>(Context(), watch, request, collect);
+  ASSERT_FALSE(failed.has_value());
+  EXPECT_EQ(failed.error().code(), "MT-429");
+
+  // More than the queue holds while nobody reads: the reader is told, the writer is not held.
+  request.set_identity("");
+  request.set_number(1'000'000);
+  bool first = true;
+  auto behind = channel->stream<EchoMessage>(Context(), watch, request, [&](const EchoMessage&) {
+    if (std::exchange(first, false)) std::this_thread::sleep_for(milliseconds(300));
+    return true;
+  });
+  ASSERT_FALSE(behind.has_value());
+  EXPECT_EQ(behind.error().kind(), ErrorKind::resource_exhausted);
+}
+
+TEST_F(Rpc, TellsAStreamThatItsReaderIsGone) {
+  constexpr int readers = 20;  // more than there are workers
+  EchoMessage request;
+  request.set_identity("kept");
+  std::vector<std::jthread> threads;
+  std::atomic<int> read = 0;
+  for (int i = 0; i < readers; ++i)
+    threads.emplace_back([&] {
+      (void)channel->stream<EchoMessage>(Context(), "/creto.bench.v1.EchoService/Watch", request,
+                                         [&](const EchoMessage&) {
+                                           ++read;
+                                           return false;  // one is enough
+                                         });
+    });
+  {
+    std::unique_lock lock(mutex);
+    ASSERT_TRUE(arrived.wait_for(lock, seconds(30), [&] { return streams.size() == readers; }));
+  }
+  for (const auto& stream : streams) EXPECT_TRUE(stream.send(EchoMessage()));
+  threads.clear();
+  EXPECT_EQ(read, readers);
+  for (int i = 0; i < 500 && closed < readers; ++i) std::this_thread::sleep_for(milliseconds(20));
+  EXPECT_EQ(closed, readers);
+  for (const auto& stream : streams) EXPECT_FALSE(stream.send(EchoMessage()));
+  streams.clear();
 }
 
 TEST_F(Rpc, GivesUpAtTheCallersDeadline) {
