@@ -137,6 +137,20 @@ struct Slot {
     }
   }
 
+  /// Adds what was used at `when`, if the present window still holds it.
+  void replay(std::int64_t units, Instant when) {
+    const std::int64_t ns = unix_ns(when);
+    if (kind == WindowKind::rolling) {
+      const std::int64_t number = ns / step().count();
+      const std::int64_t current = window_begin.get() / step().count();
+      if (number > current || current - number > rolling_steps) return;
+      steps[static_cast<std::size_t>(number % (rolling_steps + 1))] += units;
+    } else if (ns < window_begin.get()) {
+      return;
+    }
+    used.set(add_saturating(used.get(), units));
+  }
+
   std::optional<Instant> reset_at() const {
     if (kind == WindowKind::lifetime) return std::nullopt;
     if (kind != WindowKind::rolling || steps.empty()) return from_unix_ns(window_end.get());
@@ -449,6 +463,7 @@ struct Limits::Impl {
     };
     take(use.agent);
     for (auto ancestor = use.chain.rbegin(); ancestor != use.chain.rend(); ++ancestor) take(ancestor->text());
+    if (use.subscription) billed_to = use.subscription->empty() ? nullptr : lookup(*use.subscription);
     result.push(billed_to);
     return result;
   }
@@ -587,7 +602,7 @@ struct Limits::Impl {
 Limits::Limits(LimitOptions options) : impl_(std::make_unique<Impl>()) { impl_->options = options; }
 Limits::~Limits() = default;
 
-Result<> Limits::put_quota(std::string_view org, const Quota& quota, Instant now) {
+Result<> Limits::put_quota(std::string_view org, const Quota& quota, Instant now, std::span<const Seed> seeds) {
   const std::uint64_t hash = std::hash<std::string_view>()(quota.event_type);
   if (impl_->types.size() >= event_types_max && impl_->type_number(quota.event_type) == 0) {
     return Error(Product::metering, ErrorKind::resource_exhausted,
@@ -624,6 +639,13 @@ Result<> Limits::put_quota(std::string_view org, const Quota& quota, Instant now
   slot->definition = quota;
   slot->limit.set(quota.limit);
   slot->overflow.set(quota.overflow);
+  if (!slot->active.get()) {  // new, or counted nothing while it was removed
+    slot->window_end.set(INT64_MIN);
+    slot->steps.clear();
+    slot->used.set(0);
+    slot->roll(now);
+    for (const Seed& seed : seeds) slot->replay(seed.units, seed.when);
+  }
   slot->roll(now);
   slot->soft_noticed.reset();  // a raised limit may be reached again
   slot->hard_noticed.reset();
@@ -902,17 +924,7 @@ void Limits::replay(std::string_view org, std::string_view subject, std::string_
   const Locked locked(std::array{account});
   each(account->slots, [&](Slot& slot) {
     if (!targets.counts(slot)) return;
-    // Quotas were put with the present window; what lies before it is gone, except in a rolling one.
-    if (slot.kind == WindowKind::rolling) {
-      const std::int64_t width = slot.step().count();
-      const std::int64_t number = unix_ns(when) / width;
-      const std::int64_t current = slot.window_begin.get() / width;
-      if (number > current || current - number > rolling_steps) return;
-      slot.steps[static_cast<std::size_t>(number % (rolling_steps + 1))] += units;
-      slot.used.set(add_saturating(slot.used.get(), units));
-    } else if (unix_ns(when) >= slot.window_begin.get()) {
-      slot.used.set(add_saturating(slot.used.get(), units));
-    }
+    slot.replay(units, when);
   });
   account->roll_meters(when, impl_->options);
   auto type = account->by_type.try_emplace(std::string(event_type), MeterValues{}).first;

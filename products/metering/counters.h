@@ -30,6 +30,8 @@ struct Use {
   std::string_view action{};  ///< of an action: its name is counted as a type too
   std::int64_t units = 1;
   NanoMoney cost = 0;
+  /// None: the one that `bind` tells. Facts say it themselves, since they may be older; empty: nobody is billed.
+  std::optional<std::string_view> subscription{};
 };
 
 /// The answer to a request to spend, or to the question whether it would be granted.
@@ -110,9 +112,14 @@ class Limits {
   ~Limits();
 
   // --- what is allowed
-  /// Replaces the quota of that id; its use so far stays where subject, type and window are the same.
-  /// Errors: resource_exhausted over 256 quotas of one subject, or 4 096 event types.
-  Result<> put_quota(std::string_view org, const Quota& quota, Instant now);
+  /// Replaces the quota of that id; its use so far stays where subject, type and window are the same. A quota that
+  /// begins to count does so from `seeds`, the use of the present window so far. Errors: resource_exhausted over 256
+  /// quotas of one subject, or 4 096 event types.
+  struct Seed {
+    Instant when;
+    std::int64_t units;
+  };
+  Result<> put_quota(std::string_view org, const Quota& quota, Instant now, std::span<const Seed> seeds = {});
   void remove_quota(std::string_view org, const Quota& quota);
   Result<> put_threshold(std::string_view org, const SubjectThreshold& threshold);
   void remove_threshold(std::string_view org, const SubjectThreshold& threshold);

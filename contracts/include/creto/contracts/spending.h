@@ -24,7 +24,8 @@ struct Hold {
   Instant expires_at{};
 };
 
-/// Holds what an agent may spend, then turns it into usage (architecture, "Usage and limits"). Thread-safe.
+/// Holds what an agent may spend, then turns it into usage (architecture, "Usage and limits"). A usage event whose property
+/// `reservation_id` names the hold settles it in the step in which the use is counted. Thread-safe.
 class SpendingLimits {
  public:
   virtual ~SpendingLimits() = default;

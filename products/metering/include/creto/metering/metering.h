@@ -1,0 +1,219 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "creto/common/clock.h"
+#include "creto/common/context.h"
+#include "creto/common/health.h"
+#include "creto/common/signature.h"
+#include "creto/common/telemetry.h"
+#include "creto/contracts/cost_trigger.h"
+#include "creto/contracts/message_cost_tracker.h"
+#include "creto/contracts/spending.h"
+#include "creto/metering/plan.h"
+#include "creto/metering/quota.h"
+
+namespace creto::sql {
+class Database;
+}
+namespace creto::bus {
+class Bus;
+}
+namespace creto::nhi {
+class Nhi;
+}
+namespace creto::authz {
+class Extension;
+}
+namespace creto::consensus {
+class TimestampSource;
+}
+
+namespace creto::metering {
+
+/// What became of an event that was accepted. A repetition is a success and returns the first event's id.
+struct Ingested {
+  EventId id;
+  bool duplicate = false;
+};
+
+struct NewSubscription {
+  std::string agent;  ///< identity of an agent, human or service
+  std::string plan_id;
+  std::int64_t plan_version = 0;  ///< 0: the newest
+};
+
+struct UsageQuery {
+  std::string subject;     ///< an identity: its own use and that of all below it; or a subscription
+  std::string event_type;  ///< empty: all
+  Instant from{};          ///< by the time of the event; half open
+  Instant until = Instant::max();
+};
+struct UsageRow {
+  std::string event_type;
+  std::int64_t events = 0;
+  std::int64_t units = 0;  ///< whole units, as quotas count them
+  Money cost;              ///< as the events stated it, in the accounting currency
+};
+
+struct InvoiceLine {
+  std::string charge;  ///< the charge's id; "base_fee" for the plan's own
+  std::string description;
+  std::string model;
+  std::string group;  ///< value of the metric's group_by
+  Decimal units;
+  std::int64_t events = 0;
+  Decimal exact;  ///< before the fee's one rounding
+  Decimal amount;
+};
+
+/// Final when it exists; never changed afterwards.
+struct Invoice {
+  InvoiceId id;
+  std::int64_t number = 0;  ///< 1, 2, 3, ... without gaps in the organization
+  SubscriptionId subscription;
+  std::string agent;  ///< billed
+  std::string plan_id;
+  std::int64_t plan_version = 0;
+  std::string plan_name;
+  Period period;  ///< begins where the invoice before ended
+  Instant issued_at{};
+  Currency currency = Currency::usd();
+  std::vector<InvoiceLine> lines;
+  Decimal total;
+  std::string document;                ///< canonical JSON (docs/formats.md, "Invoice"): what is signed
+  std::optional<Signature> signature;  ///< hybrid, of service:metering
+  std::string pdf_object;              ///< where storage keeps the PDF; empty until it is there
+  bool sent = false;
+};
+
+/// Where invoices go when they are made. App wires storage, messaging and webhooks behind it. Thread-safe.
+class InvoiceDelivery {
+ public:
+  virtual ~InvoiceDelivery() = default;
+  /// Keeps the PDF under Compliance; returns its place. Called again after a crash: the same key must not make a second
+  /// object that differs.
+  virtual Result<std::string> keep(const Context& ctx, const Invoice& invoice, BytesView pdf) = 0;
+  /// Tells who is billed. Called until it succeeds, so at least once.
+  virtual Result<> send(const Context& ctx, const Invoice& invoice, BytesView pdf) = 0;
+};
+
+/// An event that could not be taken and waits for a human.
+struct RejectedEvent {
+  std::string id;     ///< event id, or the bus' message id where there is none
+  std::string error;  ///< "MT-404: ..."
+  std::string body;   ///< as received
+  Instant when{};
+};
+
+/// Meters what agents use, limits what they may, prices it, and bills it.
+///
+/// Thread-safe. Every change is audited in its transaction. Organizations do not see each other.
+///
+/// Invariant 1: an event counts once, however often it is delivered. Invariant 2: an invoice depends on which events
+/// were accepted before it, not on their order. Invariant 3: no reservation passes the limit of a quota that blocks.
+///
+/// Checks and reservations live in memory and come back from the store at start. Open reservations do not: after a
+/// crash what they held is free again, and what was used arrives as events. Usage counts from the moment its commit
+/// begins.
+///
+/// Errors of every call: invalid_input naming the field; not_found; unavailable.
+class Metering : public contracts::CostTrigger, public contracts::MessageCostTracker, public contracts::SpendingLimits {
+ public:
+  // --- events (docs/formats.md, "Usage event")
+  /// Takes one EventEnvelope with a "runtime_usage" or "message_usage" payload, as received: canonical JSON, signed by
+  /// the agent it is about. Event, idempotency key, attribution, notices and audit commit together. Errors:
+  /// signature_invalid (MT-401); not_found (MT-404: unknown agent); conflict (MT-409: the key was used with other
+  /// content; names the first id); too_large over 64 KiB.
+  virtual Result<Ingested> ingest(const Context& ctx, std::string_view envelope) = 0;
+  /// One answer per event, in order; those that are accepted commit together. At most 1 000.
+  virtual Result<std::vector<Result<Ingested>>> ingest_batch(const Context& ctx,
+                                                             std::span<const std::string> envelopes) = 0;
+  /// Events from the bus that were given up, newest first; at most `limit` (1..1 000).
+  virtual Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) = 0;
+
+  // --- plans and subscriptions
+  /// A plan's next version, or the newest one where it has the same content.
+  virtual Result<Plan> put_plan(const Context& ctx, const Plan& plan) = 0;
+  /// `version` 0: the newest.
+  virtual Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) = 0;
+  virtual Result<std::vector<Plan>> list_plans(const Context& ctx) = 0;  ///< the newest of each, by id
+  /// From now on. Errors: already_exists where the agent has one that has not ended.
+  virtual Result<Subscription> subscribe(const Context& ctx, const NewSubscription& subscription) = 0;
+  /// Usage after now is no longer billed to it. Idempotent.
+  virtual Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) = 0;
+  virtual Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) = 0;
+  /// Newest first; of one agent unless empty; at most 1 000.
+  virtual Result<std::vector<Subscription>> list_subscriptions(const Context& ctx, std::string_view agent) = 0;
+
+  // --- limits
+  /// Creates or replaces. Use so far stays counted. Errors: resource_exhausted over 256 quotas of one subject.
+  virtual Result<Quota> set_quota(const Context& ctx, const Quota& quota) = 0;
+  virtual Result<> delete_quota(const Context& ctx, std::string_view id) = 0;
+  /// Of one subject unless empty; by id.
+  virtual Result<std::vector<Quota>> list_quotas(const Context& ctx, std::string_view subject) = 0;
+  virtual Result<QuotaState> quota_state(const Context& ctx, std::string_view id) = 0;
+  /// Whether `units` more would be granted to the caller's agent. Memory only, < 10 us at p99; consumes nothing.
+  virtual Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent,
+                                                       const DelegationChain& chain, std::string_view event_type,
+                                                       std::int64_t units) = 0;
+  virtual Result<SubjectThreshold> set_threshold(const Context& ctx, const SubjectThreshold& threshold) = 0;
+  virtual Result<> delete_threshold(const Context& ctx, std::string_view id) = 0;
+  virtual Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) = 0;
+
+  // --- usage and invoices
+  virtual Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) = 0;  ///< by event type
+  /// Bills a subscription from where its last invoice ended until `until` (default: now): the base fee for every
+  /// calendar month begun in between, and all accepted events before `until` that no invoice has yet. Events that come
+  /// later go to the next one. Repeating with the same `until` (or idempotency key) returns the first invoice. Errors:
+  /// invalid_input for a future `until`; conflict where the last invoice already reaches beyond it.
+  virtual Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
+                                        std::optional<Instant> until) = 0;
+  virtual Result<Invoice> get_invoice(const Context& ctx, const InvoiceId& id) = 0;
+  /// Newest first; of one subscription unless none; at most 1 000.
+  virtual Result<std::vector<Invoice>> list_invoices(const Context& ctx,
+                                                     const std::optional<SubscriptionId>& subscription) = 0;
+  virtual Result<Bytes> invoice_pdf(const Context& ctx, const InvoiceId& id) = 0;
+};
+
+/// The service in this process.
+class LocalMetering : public Metering {
+ public:
+  /// Refuses by quota inside authorization checks; "quota_enforcer", priority 100. Lives as long as the service.
+  virtual authz::Extension& quota_enforcer() = 0;
+  /// Subscribes to metering.events.> , metering.invoices and oversight.decisions. Call once.
+  virtual Result<> attach(bus::Bus& bus) = 0;
+  /// What is due: holds that end, monthly invoices, invoices not yet signed, idempotency keys past their window. Call
+  /// it every few minutes.
+  virtual Result<> tick() = 0;
+  virtual HealthStatus health() = 0;
+};
+
+struct MeteringOptions {
+  Currency currency = Currency::usd();  ///< of cost thresholds and cost totals; other costs are recorded only
+  Nanos idempotency_window = std::chrono::hours(24 * 7);  ///< from arrival
+  Nanos event_age_max = std::chrono::hours(24 * 366);     ///< older events are refused
+  Nanos event_ahead_max = std::chrono::hours(1);          ///< likewise events from the future
+  Nanos hold_max = std::chrono::hours(24 * 7);            ///< longest reservation
+  bool detect_anomalies = true;
+  std::string issuer = "Creto";  ///< names who bills, on the PDF
+  /// Which use of an authorization request counts against which quota; an action not named here counts under its own
+  /// name.
+  std::vector<std::pair<std::string, std::string>> actions = {{"sandbox.spawn", "sandbox_allocated"},
+                                                              {"inference.call", "inference_tokens"},
+                                                              {"network.egress", "network_egress"},
+                                                              {"message.send", "message_sent"}};
+};
+
+/// The service over its tables in `database`; migrates them and rebuilds the counters. All references must outlive it.
+Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, nhi::Nhi& nhi,
+                                                       consensus::TimestampSource& timestamps,
+                                                       InvoiceDelivery& delivery, const Clock& clock,
+                                                       Telemetry& telemetry, MeteringOptions options = {});
+
+}  // namespace creto::metering

@@ -1,0 +1,274 @@
+#include <fmt/format.h>
+#include <hpdf.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "invoicing.h"
+
+namespace creto::metering {
+namespace {
+
+constexpr float page_width = 595.28f;  // A4 in points
+constexpr float page_height = 841.89f;
+constexpr float margin = 56;
+constexpr float right = page_width - margin;
+constexpr float row_height = 24;
+
+struct Colour {
+  float r, g, b;
+};
+constexpr Colour ink{0.13f, 0.15f, 0.19f};
+constexpr Colour grey{0.45f, 0.48f, 0.53f};
+constexpr Colour rule{0.85f, 0.87f, 0.90f};
+constexpr Colour band{0.955f, 0.962f, 0.972f};
+constexpr Colour accent{0.09f, 0.36f, 0.52f};
+
+/// Thrown out of the library's error callback, which must not return; never leaves this file.
+struct PdfFailure {
+  HPDF_STATUS code;
+};
+void on_error(HPDF_STATUS code, HPDF_STATUS, void*) { throw PdfFailure{code}; }
+
+/// The base fonts know Latin-1; what they do not know becomes a question mark, never a wrong letter.
+std::string latin1(std::string_view utf8) {
+  std::string text;
+  for (std::size_t i = 0; i < utf8.size();) {
+    const auto lead = static_cast<unsigned char>(utf8[i]);
+    const std::size_t length = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+    if (lead >= 0x20 && lead < 0x7F) {
+      text += static_cast<char>(lead);
+    } else if (length == 2 && i + 1 < utf8.size() && (lead == 0xC2 || lead == 0xC3) &&
+               !(lead == 0xC2 && static_cast<unsigned char>(utf8[i + 1]) < 0xA0)) {
+      text += static_cast<char>((lead & 3) << 6 | (static_cast<unsigned char>(utf8[i + 1]) & 0x3F));
+    } else {
+      text += '?';
+    }
+    i += length;
+  }
+  return text;
+}
+
+/// "1,234,567.5"
+std::string grouped(std::string number) {
+  const auto point = number.find('.');
+  auto at = static_cast<std::ptrdiff_t>(point == std::string::npos ? number.size() : point) - 3;
+  const std::ptrdiff_t first = number.starts_with('-') ? 1 : 0;
+  for (; at > first; at -= 3) number.insert(static_cast<std::size_t>(at), ",");
+  return number;
+}
+
+std::string date(Instant instant) {
+  const std::chrono::year_month_day day(std::chrono::floor<std::chrono::days>(instant));
+  static constexpr std::array<std::string_view, 12> months = {"January",   "February", "March",    "April",
+                                                              "May",       "June",     "July",     "August",
+                                                              "September", "October",  "November", "December"};
+  return fmt::format("{} {} {}", static_cast<unsigned>(day.day()), months[static_cast<unsigned>(day.month()) - 1],
+                     static_cast<int>(day.year()));
+}
+/// Midnight ends a period with the day before; any other moment is told to the minute.
+std::string period_text(Period period) {
+  const auto moment = [](Instant at) {
+    const auto day = std::chrono::floor<std::chrono::days>(at);
+    const auto minutes = std::chrono::duration_cast<std::chrono::minutes>(at - day).count();
+    return minutes == 0 ? date(at) : fmt::format("{}, {:02}:{:02}", date(at), minutes / 60, minutes % 60);
+  };
+  const bool midnight = std::chrono::floor<std::chrono::days>(period.end) == period.end;
+  return fmt::format("{} to {} (UTC)", moment(period.begin),
+                     midnight ? date(period.end - Nanos(1)) : moment(period.end));
+}
+
+class Sheet {
+ public:
+  explicit Sheet(const Invoice& invoice) : document_(HPDF_New(on_error, nullptr)), invoice_(invoice) {
+    HPDF_SetCompressionMode(document_.get(), HPDF_COMP_ALL);
+    regular_ = HPDF_GetFont(document_.get(), "Helvetica", "WinAnsiEncoding");
+    bold_ = HPDF_GetFont(document_.get(), "Helvetica-Bold", "WinAnsiEncoding");
+    const std::string title = invoice_number_text(invoice.number);
+    HPDF_SetInfoAttr(document_.get(), HPDF_INFO_TITLE, title.c_str());
+    // The invoice's own time, so that the same invoice gives the same bytes.
+    const std::chrono::year_month_day day(std::chrono::floor<std::chrono::days>(invoice.issued_at));
+    HPDF_Date created{static_cast<int>(day.year()),
+                      static_cast<int>(static_cast<unsigned>(day.month())),
+                      static_cast<int>(static_cast<unsigned>(day.day())),
+                      0,
+                      0,
+                      0,
+                      'Z',
+                      0,
+                      0};
+    HPDF_SetInfoDateAttr(document_.get(), HPDF_INFO_CREATION_DATE, created);
+    HPDF_SetInfoDateAttr(document_.get(), HPDF_INFO_MOD_DATE, created);
+    new_page();
+  }
+
+  void new_page() {
+    page_ = HPDF_AddPage(document_.get());
+    HPDF_Page_SetWidth(page_, page_width);
+    HPDF_Page_SetHeight(page_, page_height);
+    pages_.push_back(page_);
+    y = page_height - margin;
+  }
+
+  float width(const std::string& text, float size, bool bold) {
+    HPDF_Page_SetFontAndSize(page_, bold ? bold_ : regular_, size);
+    return HPDF_Page_TextWidth(page_, text.c_str());
+  }
+  void text(float x, float at_y, std::string_view content, float size, Colour colour, bool bold = false) {
+    draw(x, at_y, latin1(content), size, colour, bold);
+  }
+  void text_right(float x, float at_y, std::string_view content, float size, Colour colour, bool bold = false) {
+    const std::string encoded = latin1(content);
+    draw(x - width(encoded, size, bold), at_y, encoded, size, colour, bold);
+  }
+  /// Cut with an ellipsis where it is wider than `limit`.
+  void text_within(float x, float at_y, std::string_view content, float size, Colour colour, float limit,
+                   bool bold = false) {
+    std::string encoded = latin1(content);
+    if (width(encoded, size, bold) > limit) {
+      while (!encoded.empty() && width(encoded + "...", size, bold) > limit) encoded.pop_back();
+      encoded += "...";
+    }
+    draw(x, at_y, encoded, size, colour, bold);
+  }
+  void line(float at_y, Colour colour = rule, float thickness = 0.75f) {
+    HPDF_Page_SetRGBStroke(page_, colour.r, colour.g, colour.b);
+    HPDF_Page_SetLineWidth(page_, thickness);
+    HPDF_Page_MoveTo(page_, margin, at_y);
+    HPDF_Page_LineTo(page_, right, at_y);
+    HPDF_Page_Stroke(page_);
+  }
+  void box(float x, float at_y, float w, float h, Colour colour) {
+    HPDF_Page_SetRGBFill(page_, colour.r, colour.g, colour.b);
+    HPDF_Page_Rectangle(page_, x, at_y, w, h);
+    HPDF_Page_Fill(page_);
+  }
+
+  Bytes finish() {
+    for (std::size_t i = 0; i < pages_.size(); ++i) {
+      page_ = pages_[i];
+      line(margin - 10);
+      text(margin, margin - 24, fmt::format("{}  ·  {}", invoice_number_text(invoice_.number), invoice_.id.to_string()),
+           7.5f, grey);
+      text_right(right, margin - 24, fmt::format("Page {} of {}", i + 1, pages_.size()), 7.5f, grey);
+    }
+    HPDF_SaveToStream(document_.get());
+    HPDF_UINT32 size = HPDF_GetStreamSize(document_.get());
+    Bytes bytes(size);
+    HPDF_ResetStream(document_.get());
+    HPDF_ReadFromStream(document_.get(), bytes.data(), &size);
+    bytes.resize(size);
+    return bytes;
+  }
+
+  float y = 0;
+
+ private:
+  void draw(float x, float at_y, const std::string& encoded, float size, Colour colour, bool bold) {
+    HPDF_Page_BeginText(page_);
+    HPDF_Page_SetFontAndSize(page_, bold ? bold_ : regular_, size);
+    HPDF_Page_SetRGBFill(page_, colour.r, colour.g, colour.b);
+    HPDF_Page_TextOut(page_, x, at_y, encoded.c_str());
+    HPDF_Page_EndText(page_);
+  }
+
+  struct Free {
+    void operator()(HPDF_Doc document) const { HPDF_Free(document); }
+  };
+  std::unique_ptr<std::remove_pointer_t<HPDF_Doc>, Free> document_;
+  const Invoice& invoice_;
+  HPDF_Font regular_ = nullptr;
+  HPDF_Font bold_ = nullptr;
+  HPDF_Page page_ = nullptr;
+  std::vector<HPDF_Page> pages_;
+};
+
+constexpr float units_column = 372;
+constexpr float events_column = 432;
+
+void table_head(Sheet& sheet) {
+  sheet.box(margin - 8, sheet.y - 8, right - margin + 16, 22, band);
+  sheet.text(margin, sheet.y, "DESCRIPTION", 7.5f, grey, true);
+  sheet.text_right(units_column, sheet.y, "QUANTITY", 7.5f, grey, true);
+  sheet.text_right(events_column, sheet.y, "EVENTS", 7.5f, grey, true);
+  sheet.text_right(right, sheet.y, "AMOUNT", 7.5f, grey, true);
+  sheet.y -= row_height + 2;
+}
+
+Bytes draw(const Invoice& invoice, std::string_view issuer) {
+  Sheet sheet(invoice);
+  const int places = invoice.currency.places();
+  const auto money = [&](const Decimal& amount) { return grouped(amount.to_fixed(places)); };
+
+  sheet.box(0, page_height - 10, page_width, 10, accent);
+  sheet.y -= 24;
+  sheet.text(margin, sheet.y, issuer, 13, accent, true);
+  sheet.text_right(right, sheet.y - 4, "Invoice", 26, ink, true);
+  sheet.y -= 28;
+  sheet.text_right(right, sheet.y, invoice_number_text(invoice.number), 10, grey);
+  sheet.y -= 38;
+
+  const float second = 330;
+  sheet.text(margin, sheet.y, "BILLED TO", 7.5f, grey, true);
+  sheet.text(second, sheet.y, "ISSUED", 7.5f, grey, true);
+  sheet.text_within(margin, sheet.y - 15, invoice.agent, 9.5f, ink, second - margin - 16);
+  sheet.text(second, sheet.y - 15, date(invoice.issued_at), 9.5f, ink);
+  sheet.y -= 42;
+  sheet.text(margin, sheet.y, "SUBSCRIPTION", 7.5f, grey, true);
+  sheet.text(second, sheet.y, "PERIOD", 7.5f, grey, true);
+  sheet.text_within(margin, sheet.y - 15, invoice.subscription.to_string(), 9.5f, ink, second - margin - 16);
+  sheet.text_within(second, sheet.y - 15, period_text(invoice.period), 9.5f, ink, right - second);
+  sheet.y -= 42;
+  sheet.text(margin, sheet.y, "PLAN", 7.5f, grey, true);
+  sheet.text_within(margin, sheet.y - 15, fmt::format("{} (version {})", invoice.plan_name, invoice.plan_version), 9.5f,
+                    ink, right - margin);
+  sheet.y -= 52;
+
+  table_head(sheet);
+  for (const InvoiceLine& line : invoice.lines) {
+    if (sheet.y < margin + 90) {
+      sheet.new_page();
+      sheet.y -= 20;
+      table_head(sheet);
+    }
+    const std::string description =
+        line.group.empty() ? line.description : fmt::format("{} ({})", line.description, line.group);
+    sheet.text_within(margin, sheet.y, description, 9.5f, ink, 240);
+    sheet.text_right(units_column, sheet.y, grouped(line.units.to_string()), 9.5f, ink);
+    if (line.events > 0) sheet.text_right(events_column, sheet.y, grouped(std::to_string(line.events)), 9.5f, grey);
+    sheet.text_right(right, sheet.y, money(line.amount), 9.5f, ink);
+    sheet.line(sheet.y - 9);
+    sheet.y -= row_height;
+  }
+
+  sheet.y -= 10;
+  sheet.text_right(events_column, sheet.y, "Total", 11, ink, true);
+  sheet.text_right(right, sheet.y, fmt::format("{} {}", invoice.currency.code(), money(invoice.total)), 13, ink, true);
+  sheet.y -= 34;
+  if (sheet.y < margin + 40) {
+    sheet.new_page();
+    sheet.y -= 20;
+  }
+  sheet.text(margin, sheet.y, "Each fee is computed exactly and rounded once, half up. Times are UTC.", 8, grey);
+  if (invoice.signature) {
+    sheet.text(
+        margin, sheet.y - 12,
+        fmt::format("The JSON of this invoice is signed by service:metering ({}).", invoice.signature->algorithm), 8,
+        grey);
+  }
+  return sheet.finish();
+}
+
+}  // namespace
+
+Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer) {
+  try {
+    return draw(invoice, issuer);
+  } catch (const PdfFailure& failure) {
+    return Error(Product::metering, ErrorKind::internal,
+                 fmt::format("the PDF library failed with {:#x}", failure.code));
+  }
+}
+
+}  // namespace creto::metering

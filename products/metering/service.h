@@ -1,0 +1,152 @@
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <shared_mutex>
+
+#include "counters.h"
+#include "creto/authz/authz.h"
+#include "creto/consensus/timestamp_source.h"
+#include "creto/metering/metering.h"
+#include "creto/nhi/nhi.h"
+#include "store.h"
+#include "usage_event.h"
+
+namespace creto::metering {
+
+/// The metrics of 001 §10.2.
+class MeteringProbe {
+ public:
+  explicit MeteringProbe(Telemetry& telemetry);
+  void ingested() { ingested_.add(); }
+  void duplicate() { duplicates_.add(); }
+  void rejected() { rejected_.add(); }
+  void refused() { refused_.add(); }
+  void granted() { granted_.add(); }
+  void invoiced() { invoices_.add(); }
+
+ private:
+  Counter& ingested_;
+  Counter& duplicates_;
+  Counter& rejected_;
+  Counter& refused_;
+  Counter& granted_;
+  Counter& invoices_;
+};
+
+/// load -> decide (counters, pricing) -> store -> audit: the one place with order.
+class MeteringService final : public LocalMetering, private authz::Extension {
+ public:
+  MeteringService(sql::Database& database, nhi::Nhi& nhi, consensus::TimestampSource& timestamps,
+                  InvoiceDelivery& delivery, const Clock& clock, Telemetry& telemetry, MeteringOptions options);
+  /// Fills the counters from the store.
+  Result<> load();
+
+  Result<Ingested> ingest(const Context& ctx, std::string_view envelope) override;
+  Result<std::vector<Result<Ingested>>> ingest_batch(const Context& ctx,
+                                                     std::span<const std::string> envelopes) override;
+  Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override;
+
+  Result<Plan> put_plan(const Context& ctx, const Plan& plan) override;
+  Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) override;
+  Result<std::vector<Plan>> list_plans(const Context& ctx) override;
+  Result<Subscription> subscribe(const Context& ctx, const NewSubscription& subscription) override;
+  Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) override;
+  Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) override;
+  Result<std::vector<Subscription>> list_subscriptions(const Context& ctx, std::string_view agent) override;
+
+  Result<Quota> set_quota(const Context& ctx, const Quota& quota) override;
+  Result<> delete_quota(const Context& ctx, std::string_view id) override;
+  Result<std::vector<Quota>> list_quotas(const Context& ctx, std::string_view subject) override;
+  Result<QuotaState> quota_state(const Context& ctx, std::string_view id) override;
+  Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent, const DelegationChain& chain,
+                                               std::string_view event_type, std::int64_t units) override;
+  Result<SubjectThreshold> set_threshold(const Context& ctx, const SubjectThreshold& threshold) override;
+  Result<> delete_threshold(const Context& ctx, std::string_view id) override;
+  Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) override;
+
+  Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) override;
+  Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
+                                std::optional<Instant> until) override;
+  Result<Invoice> get_invoice(const Context& ctx, const InvoiceId& id) override;
+  Result<std::vector<Invoice>> list_invoices(const Context& ctx,
+                                             const std::optional<SubscriptionId>& subscription) override;
+  Result<Bytes> invoice_pdf(const Context& ctx, const InvoiceId& id) override;
+
+  Result<std::optional<contracts::OversightTrigger>> check_cost_threshold(const Context& ctx,
+                                                                          const contracts::BillableEvent& event,
+                                                                          contracts::BillingPeriod period) override;
+  Result<std::vector<contracts::OversightTrigger>> check_multiple_thresholds(
+      const Context& ctx, const contracts::BillableEvent& event,
+      const std::vector<contracts::CostThreshold>& thresholds) override;
+  Result<std::vector<std::optional<contracts::OversightTrigger>>> check_batch(
+      const Context& ctx, const std::vector<contracts::BillableEvent>& events,
+      contracts::BillingPeriod period) override;
+  Result<contracts::AccumulatedCost> accumulated_cost(const Context& ctx, const Identity& agent,
+                                                      contracts::BillingPeriod period) override;
+
+  Result<EventId> track_message_event(const Context& ctx, const contracts::MessageBillableEvent& event) override;
+  Result<contracts::QuotaDecision> check_message_quota(const Context& ctx, const Identity& agent,
+                                                       contracts::MessageEventType type) override;
+
+  Result<contracts::Hold> reserve(const Context& ctx, const contracts::SpendRequest& request) override;
+  Result<> release(const Context& ctx, const ReservationId& id) override;
+
+  authz::Extension& quota_enforcer() override { return *this; }
+  Result<> attach(bus::Bus& bus) override;
+  Result<> tick() override;
+  HealthStatus health() override;
+
+ private:
+  // authz::Extension
+  std::string_view name() const override { return "quota_enforcer"; }
+  int priority() const override { return 100; }
+  bool denies_on_failure() const override { return true; }
+  Result<std::optional<authz::Decision>> evaluate(const Context& ctx, const authz::CheckRequest& request) override;
+
+  struct Candidate;
+  Result<Candidate> prepare(const Context& ctx, UsageEvent event, bool signature_checked) const;
+  Result<std::vector<Result<Ingested>>> take(const Context& ctx, std::vector<Result<Candidate>> candidates);
+  struct SignedNotice {
+    Notice notice;
+    std::string message_id;
+    std::string body;  ///< the envelope
+  };
+  Result<SignedNotice> sign_notice(const Context& ctx, const Candidate& candidate, const Notice& notice);
+  Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
+                                        const DelegationChain& chain, std::string payload, EventId id);
+  Context own(const Context& ctx) const;
+  Result<> ensure_identity(const Context& ctx);
+  Result<NanoMoney> cost_of(const Money& cost) const;
+  std::string subscription_at(const std::string& org, const Identity& agent, const DelegationChain& chain,
+                              Instant when) const;
+  Result<contracts::OversightTrigger> trigger_of(const CostFinding& finding,
+                                                 const contracts::BillableEvent& event) const;
+  Error refusal(const Verdict& verdict, Instant now) const;
+
+  Result<Invoice> finish_invoice(const Context& ctx, Invoice invoice);
+  Result<> deliver(const Context& ctx, const InvoiceId& id);
+  Result<> on_usage(const Context& ctx, std::string_view message_id, std::uint32_t attempt, const std::string& body);
+  Result<> on_decision(const Context& ctx, const std::string& body);
+
+  sql::Database& database_;
+  nhi::Nhi& nhi_;
+  consensus::TimestampSource& timestamps_;
+  InvoiceDelivery& delivery_;
+  const Clock& clock_;
+  Telemetry& telemetry_;
+  const MeteringOptions options_;
+  const Identity self_;
+  MeteringProbe probe_;
+  Limits limits_;
+
+  /// Held shared while facts are counted and stored, alone while what counts them changes.
+  mutable std::shared_mutex rules_mutex_;
+  /// All there ever were, by (org, agent), oldest first. Under `rules_mutex_`.
+  std::map<std::pair<std::string, std::string>, std::vector<Subscription>> subscriptions_;
+  std::mutex identity_mutex_;
+  std::set<std::string> orgs_with_identity_;
+};
+
+}  // namespace creto::metering
