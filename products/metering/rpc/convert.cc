@@ -1,0 +1,258 @@
+#include "rpc/convert.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <nlohmann/json.hpp>
+
+#include "creto/common/json.h"
+#include "creto/contracts/message_cost_tracker.h"
+#include "invoicing.h"
+
+namespace creto::metering {
+
+using proto::bad_field;
+
+Result<std::string> json_of(const google::protobuf::Struct& document) {
+  std::string text;
+  if (!google::protobuf::util::MessageToJsonString(document, &text).ok())
+    return bad_field("document", "must be a JSON object");
+  const Json json = CRETO_TRY(parse_json(text));
+  return canonical_json(json);
+}
+
+Result<google::protobuf::Struct> struct_of(const std::string& json) {
+  google::protobuf::Struct document;
+  if (!google::protobuf::util::JsonStringToMessage(json, &document).ok())
+    return bad_field("document", "must be a JSON object");
+  return document;
+}
+
+common::v1::Money to_proto(const Money& money) {
+  common::v1::Money out;
+  out.set_amount(money.amount.to_string());
+  out.set_currency(money.currency.code());
+  return out;
+}
+
+Result<Money> from_proto(const common::v1::Money& money, std::string_view field) {
+  // A message that was left out is no money.
+  if (money.amount().empty() && money.currency().empty()) return Money{};
+  const auto amount = Decimal::parse(money.amount());
+  if (!amount) return bad_field(field, "must have a decimal amount");
+  auto currency = Currency::parse(money.currency());
+  if (!currency) return bad_field(field, "must have a currency of three capitals");
+  return Money{*amount, *std::move(currency)};
+}
+
+v1::Subscription to_proto(const Subscription& subscription) {
+  v1::Subscription out;
+  out.set_id(subscription.id.to_string());
+  out.set_agent(subscription.agent);
+  out.set_plan_id(subscription.plan_id);
+  out.set_plan_version(subscription.plan_version);
+  proto::set_time(out.mutable_started_at(), subscription.started_at);
+  if (subscription.ended_at) proto::set_time(out.mutable_ended_at(), *subscription.ended_at);
+  return out;
+}
+
+Result<Subscription> from_proto(const v1::Subscription& subscription) {
+  const SubscriptionId id = CRETO_TRY(proto::from_id<SubscriptionId>(subscription.id(), "id"));
+  Subscription out{id, subscription.agent(), subscription.plan_id(), subscription.plan_version(), {}, {}};
+  out.started_at = CRETO_TRY(proto::from_time(subscription.started_at(), "started_at"));
+  if (subscription.has_ended_at()) out.ended_at = CRETO_TRY(proto::from_time(subscription.ended_at(), "ended_at"));
+  return out;
+}
+
+v1::QuotaState to_proto(const QuotaState& state) {
+  v1::QuotaState out;
+  out.set_quota_id(state.quota_id);
+  out.set_subject(state.subject);
+  out.set_event_type(state.event_type);
+  out.set_window(std::string(to_string(state.window)));
+  out.set_overflow(std::string(to_string(state.overflow)));
+  out.set_limit(state.limit);
+  out.set_used(state.used);
+  out.set_held(state.held);
+  if (state.reset_at) proto::set_time(out.mutable_reset_at(), *state.reset_at);
+  return out;
+}
+
+Result<QuotaState> from_proto(const v1::QuotaState& state) {
+  QuotaState out{state.quota_id(), state.subject(), state.event_type(), {}, {},
+                 state.limit(),    state.used(),    state.held(),       {}};
+  out.window = CRETO_TRY(window_kind_from_string(state.window()));
+  out.overflow = CRETO_TRY(overflow_from_string(state.overflow()));
+  if (state.has_reset_at()) out.reset_at = CRETO_TRY(proto::from_time(state.reset_at(), "reset_at"));
+  return out;
+}
+
+v1::QuotaDecision to_proto(const contracts::QuotaDecision& decision) {
+  v1::QuotaDecision out;
+  out.set_allowed(decision.allowed);
+  out.set_quota_id(decision.quota_id);
+  out.set_limit(decision.limit);
+  out.set_used(decision.used);
+  if (decision.reset_at) proto::set_time(out.mutable_reset_at(), *decision.reset_at);
+  return out;
+}
+
+Result<contracts::QuotaDecision> from_proto(const v1::QuotaDecision& decision) {
+  contracts::QuotaDecision out{decision.allowed(), decision.quota_id(), decision.limit(), decision.used(), {}};
+  if (decision.has_reset_at()) out.reset_at = CRETO_TRY(proto::from_time(decision.reset_at(), "reset_at"));
+  return out;
+}
+
+v1::Invoice to_proto(const Invoice& invoice) {
+  v1::Invoice out;
+  out.set_document(invoice.document);
+  if (invoice.signature) proto::set_signature(out.mutable_signature(), *invoice.signature);
+  out.set_pdf_object(invoice.pdf_object);
+  out.set_sent(invoice.sent);
+  return out;
+}
+
+Result<Invoice> from_proto(const v1::Invoice& invoice) {
+  Invoice out = CRETO_TRY(invoice_from_document(invoice.document()));
+  if (invoice.has_signature()) out.signature = proto::from_signature(invoice.signature());
+  out.pdf_object = invoice.pdf_object();
+  out.sent = invoice.sent();
+  return out;
+}
+
+v1::BillableEvent to_proto(const contracts::BillableEvent& event) {
+  v1::BillableEvent out;
+  out.set_event_type(event.event_type);
+  out.set_agent(event.agent.text());
+  set_chain(out, event.delegation_chain);
+  *out.mutable_cost() = to_proto(event.cost);
+  return out;
+}
+
+Result<contracts::BillableEvent> from_proto(const v1::BillableEvent& event) {
+  Identity agent = CRETO_TRY(proto::from_identity(event.agent(), "agent"));
+  DelegationChain chain = CRETO_TRY(chain_from(event.delegation_chain()));
+  Money cost = CRETO_TRY(from_proto(event.cost(), "cost"));
+  return contracts::BillableEvent{event.event_type(), std::move(agent), std::move(chain), std::move(cost)};
+}
+
+v1::CostThreshold to_proto(const contracts::CostThreshold& threshold) {
+  v1::CostThreshold out;
+  out.set_threshold_id(threshold.threshold_id);
+  out.set_period(std::string(contracts::to_string(threshold.period)));
+  *out.mutable_limit() = to_proto(threshold.limit);
+  out.set_action(std::string(contracts::to_string(threshold.action)));
+  for (const std::string& approver : threshold.approvers) out.add_approvers(approver);
+  return out;
+}
+
+Result<contracts::CostThreshold> from_proto(const v1::CostThreshold& threshold) {
+  contracts::CostThreshold out;
+  out.threshold_id = threshold.threshold_id();
+  out.period = CRETO_TRY(contracts::billing_period_from_string(threshold.period()));
+  out.limit = CRETO_TRY(from_proto(threshold.limit(), "limit"));
+  out.action = CRETO_TRY(contracts::threshold_action_from_string(threshold.action()));
+  out.approvers.assign(threshold.approvers().begin(), threshold.approvers().end());
+  return out;
+}
+
+v1::OversightTrigger to_proto(const contracts::OversightTrigger& trigger) {
+  v1::OversightTrigger out;
+  out.set_policy_id(trigger.policy_id);
+  if (const auto* single = std::get_if<contracts::TransactionLimit>(&trigger.reason)) {
+    *out.mutable_transaction_limit()->mutable_amount() = to_proto(single->amount);
+    *out.mutable_transaction_limit()->mutable_limit() = to_proto(single->limit);
+  } else if (const auto* period = std::get_if<contracts::PeriodLimit>(&trigger.reason)) {
+    *out.mutable_period_limit()->mutable_accumulated() = to_proto(period->accumulated);
+    *out.mutable_period_limit()->mutable_limit() = to_proto(period->limit);
+    out.mutable_period_limit()->set_period(std::string(contracts::to_string(period->period)));
+  } else {
+    const auto& anomaly = std::get<contracts::AnomalyDetected>(trigger.reason);
+    out.mutable_anomaly()->set_expected_rate(anomaly.expected_rate);
+    out.mutable_anomaly()->set_actual_rate(anomaly.actual_rate);
+    out.mutable_anomaly()->set_confidence(anomaly.confidence);
+  }
+  *out.mutable_current_cost() = to_proto(trigger.current_cost);
+  *out.mutable_threshold() = to_proto(trigger.threshold);
+  out.set_action(std::string(contracts::to_string(trigger.action)));
+  for (const std::string& approver : trigger.approvers) out.add_approvers(approver);
+  return out;
+}
+
+Result<contracts::OversightTrigger> from_proto(const v1::OversightTrigger& trigger) {
+  contracts::OversightTrigger out;
+  out.policy_id = trigger.policy_id();
+  switch (trigger.reason_case()) {
+    case v1::OversightTrigger::kTransactionLimit: {
+      Money amount = CRETO_TRY(from_proto(trigger.transaction_limit().amount(), "amount"));
+      Money limit = CRETO_TRY(from_proto(trigger.transaction_limit().limit(), "limit"));
+      out.reason = contracts::TransactionLimit{std::move(amount), std::move(limit)};
+      break;
+    }
+    case v1::OversightTrigger::kPeriodLimit: {
+      Money accumulated = CRETO_TRY(from_proto(trigger.period_limit().accumulated(), "accumulated"));
+      Money limit = CRETO_TRY(from_proto(trigger.period_limit().limit(), "limit"));
+      const auto period = CRETO_TRY(contracts::billing_period_from_string(trigger.period_limit().period()));
+      out.reason = contracts::PeriodLimit{std::move(accumulated), std::move(limit), period};
+      break;
+    }
+    case v1::OversightTrigger::kAnomaly:
+      out.reason = contracts::AnomalyDetected{trigger.anomaly().expected_rate(), trigger.anomaly().actual_rate(),
+                                              trigger.anomaly().confidence()};
+      break;
+    case v1::OversightTrigger::REASON_NOT_SET:
+      return bad_field("reason", "is required");
+  }
+  out.current_cost = CRETO_TRY(from_proto(trigger.current_cost(), "current_cost"));
+  out.threshold = CRETO_TRY(from_proto(trigger.threshold(), "threshold"));
+  out.action = CRETO_TRY(contracts::threshold_action_from_string(trigger.action()));
+  out.approvers.assign(trigger.approvers().begin(), trigger.approvers().end());
+  return out;
+}
+
+v1::CheckCostThresholdResponse to_proto(const std::optional<contracts::OversightTrigger>& trigger) {
+  v1::CheckCostThresholdResponse out;
+  if (trigger) *out.mutable_trigger() = to_proto(*trigger);
+  return out;
+}
+
+Result<std::optional<contracts::OversightTrigger>> from_proto(const v1::CheckCostThresholdResponse& response) {
+  if (!response.has_trigger()) return std::optional<contracts::OversightTrigger>();
+  auto trigger = CRETO_TRY(from_proto(response.trigger()));
+  return std::optional(std::move(trigger));
+}
+
+common::v1::EnablementError to_proto(const Error& error) {
+  common::v1::EnablementError out;
+  out.set_code(error.code());
+  out.set_kind(std::string(to_string(error.kind())));
+  out.set_message(error.message());
+  out.set_product(std::string(to_string(error.product())));
+  for (const std::string& context : error.context()) out.add_context(context);
+  out.set_retryable(error.retryable());
+  if (error.retry_after()) proto::set_duration(out.mutable_retry_after(), *error.retry_after());
+  out.set_trace_id(error.trace_id());
+  if (error.caused_by() != nullptr) *out.mutable_caused_by() = to_proto(*error.caused_by());
+  return out;
+}
+
+Error from_proto(const common::v1::EnablementError& error) {
+  Error out =
+      Error(Product::metering, error_kind_from_string(error.kind()).value_or(ErrorKind::internal), error.message())
+          .with_retryable(error.retryable());
+  // "MT-401": the number may differ from its kind's.
+  if (error.code().size() == 6) {
+    int number = 0;
+    for (const char c : std::string_view(error.code()).substr(3))
+      number = c >= '0' && c <= '9' ? number * 10 + (c - '0') : 0;
+    if (number >= 1) out = std::move(out).with_number(number);
+  }
+  for (const std::string& context : error.context()) out = std::move(out).with_context(context);
+  if (error.has_retry_after()) {
+    if (const auto delay = proto::from_duration(error.retry_after(), "retry_after"))
+      out = std::move(out).with_retry_after(*delay);
+  }
+  if (error.has_caused_by()) out = std::move(out).with_cause(from_proto(error.caused_by()));
+  return out;
+}
+
+}  // namespace creto::metering

@@ -1,0 +1,368 @@
+#include "creto/contracts/message_cost_tracker.h"
+#include "creto/io/rpc.h"
+#include "creto/metering/metering_rpc.h"
+#include "rpc/convert.h"
+
+namespace creto::metering {
+namespace {
+
+/// The answer where the domain's value has a total conversion.
+template <class Proto, class Domain>
+Result<Proto> answer(Result<Domain> result) {
+  if (!result) return std::move(result).error();
+  return to_proto(*result);
+}
+
+template <class Domain>
+Result<v1::Document> document(Result<Domain> result) {
+  if (!result) return std::move(result).error();
+  const std::string json = CRETO_TRY(to_json(*result));
+  v1::Document out;
+  *out.mutable_document() = CRETO_TRY(struct_of(json));
+  return out;
+}
+
+template <class Domain>
+Result<v1::Documents> documents(Result<std::vector<Domain>> result) {
+  if (!result) return std::move(result).error();
+  v1::Documents out;
+  for (const Domain& one : *result) {
+    const std::string json = CRETO_TRY(to_json(one));
+    *out.add_documents() = CRETO_TRY(struct_of(json));
+  }
+  return out;
+}
+
+v1::IngestResponse to_proto(const Ingested& ingested) {
+  v1::IngestResponse out;
+  out.set_event_id(ingested.id.to_string());
+  out.set_duplicate(ingested.duplicate);
+  return out;
+}
+
+Result<contracts::MessageEventType> message_type(const std::string& text) {
+  using enum contracts::MessageEventType;
+  for (const auto type : {message_sent, message_received, topic_created, subscription_created}) {
+    if (contracts::to_string(type) == text) return type;
+  }
+  return proto::bad_field("event_type", "is no kind of message event");
+}
+
+constexpr auto of_agent = [](const auto& request) { return rpc::Resource{"Agent", request.agent()}; };
+
+void register_events(rpc::Service& service, Metering& metering) {
+  using enum rpc::Access;
+  service.unary<v1::IngestRequest, v1::IngestResponse>(
+      "Ingest", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::IngestRequest& request) -> Result<v1::IngestResponse> {
+        return answer<v1::IngestResponse>(metering.ingest(ctx, request.event()));
+      });
+  service.unary<v1::IngestBatchRequest, v1::IngestBatchResponse>(
+      "IngestBatch", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::IngestBatchRequest& request) -> Result<v1::IngestBatchResponse> {
+        const std::vector<std::string> events(request.events().begin(), request.events().end());
+        const auto answers = CRETO_TRY(metering.ingest_batch(ctx, events));
+        v1::IngestBatchResponse out;
+        for (const auto& one : answers) {
+          auto* item = out.add_items();
+          if (!one) {
+            *item->mutable_error() = to_proto(one.error());
+          } else {
+            item->set_event_id(one->id.to_string());
+            item->set_duplicate(one->duplicate);
+          }
+        }
+        return out;
+      });
+  service.unary<v1::ListRejectedEventsRequest, v1::ListRejectedEventsResponse>(
+      "ListRejectedEvents", {.idempotent = true},
+      [&metering](const Context& ctx,
+                  const v1::ListRejectedEventsRequest& request) -> Result<v1::ListRejectedEventsResponse> {
+        const auto limit = static_cast<std::size_t>(request.limit() == 0 ? 100 : std::max(request.limit(), 0));
+        const auto events = CRETO_TRY(metering.rejected_events(ctx, limit));
+        v1::ListRejectedEventsResponse out;
+        for (const RejectedEvent& one : events) {
+          auto* event = out.add_events();
+          event->set_id(one.id);
+          event->set_error(one.error);
+          event->set_body(one.body);
+          proto::set_time(event->mutable_when(), one.when);
+        }
+        return out;
+      });
+}
+
+void register_plans(rpc::Service& service, Metering& metering) {
+  service.unary<v1::PutPlanRequest, v1::Document>(
+      "PutPlan", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::PutPlanRequest& request) -> Result<v1::Document> {
+        const std::string json = CRETO_TRY(json_of(request.plan()));
+        const Plan plan = CRETO_TRY(plan_from_json(json));
+        return document(metering.put_plan(ctx, plan));
+      });
+  service.unary<v1::GetPlanRequest, v1::Document>(
+      "GetPlan", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetPlanRequest& request) -> Result<v1::Document> {
+        return document(metering.get_plan(ctx, request.id(), request.version()));
+      });
+  service.unary<v1::ListPlansRequest, v1::Documents>(
+      "ListPlans", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListPlansRequest&) -> Result<v1::Documents> {
+        return documents(metering.list_plans(ctx));
+      });
+  service.unary<v1::SubscribeRequest, v1::Subscription>(
+      "Subscribe", {.resource = of_agent},
+      [&metering](const Context& ctx, const v1::SubscribeRequest& request) -> Result<v1::Subscription> {
+        return answer<v1::Subscription>(
+            metering.subscribe(ctx, {request.agent(), request.plan_id(), request.plan_version()}));
+      });
+  service.unary<v1::EndSubscriptionRequest, v1::Subscription>(
+      "EndSubscription", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::EndSubscriptionRequest& request) -> Result<v1::Subscription> {
+        const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
+        return answer<v1::Subscription>(metering.end_subscription(ctx, id));
+      });
+  service.unary<v1::GetSubscriptionRequest, v1::Subscription>(
+      "GetSubscription", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetSubscriptionRequest& request) -> Result<v1::Subscription> {
+        const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
+        return answer<v1::Subscription>(metering.get_subscription(ctx, id));
+      });
+  service.unary<v1::ListSubscriptionsRequest, v1::ListSubscriptionsResponse>(
+      "ListSubscriptions", {.idempotent = true},
+      [&metering](const Context& ctx,
+                  const v1::ListSubscriptionsRequest& request) -> Result<v1::ListSubscriptionsResponse> {
+        const auto all = CRETO_TRY(metering.list_subscriptions(ctx, request.agent()));
+        v1::ListSubscriptionsResponse out;
+        for (const Subscription& one : all) *out.add_subscriptions() = to_proto(one);
+        return out;
+      });
+}
+
+void register_limits(rpc::Service& service, Metering& metering) {
+  service.unary<v1::SetQuotaRequest, v1::Document>(
+      "SetQuota", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::SetQuotaRequest& request) -> Result<v1::Document> {
+        const std::string json = CRETO_TRY(json_of(request.quota()));
+        const Quota quota = CRETO_TRY(quota_from_json(json));
+        return document(metering.set_quota(ctx, quota));
+      });
+  service.unary<v1::DeleteQuotaRequest, v1::DeleteQuotaResponse>(
+      "DeleteQuota", {},
+      [&metering](const Context& ctx, const v1::DeleteQuotaRequest& request) -> Result<v1::DeleteQuotaResponse> {
+        CRETO_TRY(metering.delete_quota(ctx, request.id()));
+        return v1::DeleteQuotaResponse();
+      });
+  service.unary<v1::ListQuotasRequest, v1::Documents>(
+      "ListQuotas", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListQuotasRequest& request) -> Result<v1::Documents> {
+        return documents(metering.list_quotas(ctx, request.subject()));
+      });
+  service.unary<v1::GetQuotaStateRequest, v1::QuotaState>(
+      "GetQuotaState", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetQuotaStateRequest& request) -> Result<v1::QuotaState> {
+        return answer<v1::QuotaState>(metering.quota_state(ctx, request.id()));
+      });
+  service.unary<v1::CheckQuotaRequest, v1::QuotaDecision>(
+      "CheckQuota", {.inline_call = true, .idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::CheckQuotaRequest& request) -> Result<v1::QuotaDecision> {
+        const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+        const DelegationChain chain = CRETO_TRY(chain_from(request.delegation_chain()));
+        return answer<v1::QuotaDecision>(
+            metering.check_quota(ctx, agent, chain, request.event_type(), request.units()));
+      });
+  service.unary<v1::SetThresholdRequest, v1::Document>(
+      "SetThreshold", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::SetThresholdRequest& request) -> Result<v1::Document> {
+        const std::string json = CRETO_TRY(json_of(request.threshold()));
+        const SubjectThreshold threshold = CRETO_TRY(threshold_from_json(json));
+        return document(metering.set_threshold(ctx, threshold));
+      });
+  service.unary<v1::DeleteThresholdRequest, v1::DeleteThresholdResponse>(
+      "DeleteThreshold", {},
+      [&metering](const Context& ctx,
+                  const v1::DeleteThresholdRequest& request) -> Result<v1::DeleteThresholdResponse> {
+        CRETO_TRY(metering.delete_threshold(ctx, request.id()));
+        return v1::DeleteThresholdResponse();
+      });
+  service.unary<v1::ListThresholdsRequest, v1::Documents>(
+      "ListThresholds", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListThresholdsRequest& request) -> Result<v1::Documents> {
+        return documents(metering.list_thresholds(ctx, request.subject()));
+      });
+}
+
+void register_invoices(rpc::Service& service, Metering& metering) {
+  service.unary<v1::GetUsageRequest, v1::GetUsageResponse>(
+      "GetUsage", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetUsageRequest& request) -> Result<v1::GetUsageResponse> {
+        UsageQuery query{request.subject(), request.event_type(), {}, Instant::max()};
+        if (request.has_from()) query.from = CRETO_TRY(proto::from_time(request.from(), "from"));
+        if (request.has_until()) query.until = CRETO_TRY(proto::from_time(request.until(), "until"));
+        const auto rows = CRETO_TRY(metering.usage(ctx, query));
+        v1::GetUsageResponse out;
+        for (const UsageRow& one : rows) {
+          auto* row = out.add_rows();
+          row->set_event_type(one.event_type);
+          row->set_events(one.events);
+          row->set_units(one.units);
+          *row->mutable_cost() = to_proto(one.cost);
+        }
+        return out;
+      });
+  service.unary<v1::IssueInvoiceRequest, v1::Invoice>(
+      "IssueInvoice", {},
+      [&metering](const Context& ctx, const v1::IssueInvoiceRequest& request) -> Result<v1::Invoice> {
+        const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.subscription(), "subscription"));
+        std::optional<Instant> until;
+        if (request.has_until()) until = CRETO_TRY(proto::from_time(request.until(), "until"));
+        return answer<v1::Invoice>(metering.issue_invoice(ctx, id, until));
+      });
+  service.unary<v1::GetInvoiceRequest, v1::Invoice>(
+      "GetInvoice", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetInvoiceRequest& request) -> Result<v1::Invoice> {
+        const auto id = CRETO_TRY(proto::from_id<InvoiceId>(request.id(), "id"));
+        return answer<v1::Invoice>(metering.get_invoice(ctx, id));
+      });
+  service.unary<v1::ListInvoicesRequest, v1::ListInvoicesResponse>(
+      "ListInvoices", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListInvoicesRequest& request) -> Result<v1::ListInvoicesResponse> {
+        std::optional<SubscriptionId> subscription;
+        if (!request.subscription().empty()) {
+          subscription = CRETO_TRY(proto::from_id<SubscriptionId>(request.subscription(), "subscription"));
+        }
+        const auto all = CRETO_TRY(metering.list_invoices(ctx, subscription));
+        v1::ListInvoicesResponse out;
+        for (const Invoice& one : all) *out.add_invoices() = to_proto(one);
+        return out;
+      });
+  service.unary<v1::GetInvoiceRequest, v1::InvoicePdf>(
+      "GetInvoicePdf", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetInvoiceRequest& request) -> Result<v1::InvoicePdf> {
+        const auto id = CRETO_TRY(proto::from_id<InvoiceId>(request.id(), "id"));
+        const Bytes pdf = CRETO_TRY(metering.invoice_pdf(ctx, id));
+        v1::InvoicePdf out;
+        out.set_pdf(proto::to_text(pdf));
+        return out;
+      });
+}
+
+void register_contracts(rpc::Service& service, Metering& metering) {
+  service.unary<v1::CheckCostThresholdRequest, v1::CheckCostThresholdResponse>(
+      "CheckCostThreshold", {.inline_call = true, .idempotent = true},
+      [&metering](const Context& ctx,
+                  const v1::CheckCostThresholdRequest& request) -> Result<v1::CheckCostThresholdResponse> {
+        const auto event = CRETO_TRY(from_proto(request.event()));
+        const auto period = CRETO_TRY(contracts::billing_period_from_string(request.period()));
+        return answer<v1::CheckCostThresholdResponse>(metering.check_cost_threshold(ctx, event, period));
+      });
+  service.unary<v1::CheckMultipleThresholdsRequest, v1::CheckMultipleThresholdsResponse>(
+      "CheckMultipleThresholds", {.idempotent = true},
+      [&metering](const Context& ctx,
+                  const v1::CheckMultipleThresholdsRequest& request) -> Result<v1::CheckMultipleThresholdsResponse> {
+        const auto event = CRETO_TRY(from_proto(request.event()));
+        std::vector<contracts::CostThreshold> thresholds;
+        for (const auto& one : request.thresholds()) {
+          auto threshold = CRETO_TRY(from_proto(one));
+          thresholds.push_back(std::move(threshold));
+        }
+        const auto triggers = CRETO_TRY(metering.check_multiple_thresholds(ctx, event, thresholds));
+        v1::CheckMultipleThresholdsResponse out;
+        for (const auto& trigger : triggers) *out.add_triggers() = to_proto(trigger);
+        return out;
+      });
+  service.unary<v1::CheckCostBatchRequest, v1::CheckCostBatchResponse>(
+      "CheckCostBatch", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::CheckCostBatchRequest& request) -> Result<v1::CheckCostBatchResponse> {
+        std::vector<contracts::BillableEvent> events;
+        for (const auto& one : request.events()) {
+          auto event = CRETO_TRY(from_proto(one));
+          events.push_back(std::move(event));
+        }
+        const auto period = CRETO_TRY(contracts::billing_period_from_string(request.period()));
+        const auto triggers = CRETO_TRY(metering.check_batch(ctx, events, period));
+        v1::CheckCostBatchResponse out;
+        for (const auto& trigger : triggers) *out.add_answers() = to_proto(trigger);
+        return out;
+      });
+  service.unary<v1::GetAccumulatedCostRequest, v1::AccumulatedCost>(
+      "GetAccumulatedCost", {.idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::GetAccumulatedCostRequest& request) -> Result<v1::AccumulatedCost> {
+        const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+        const auto period = CRETO_TRY(contracts::billing_period_from_string(request.period()));
+        const auto cost = CRETO_TRY(metering.accumulated_cost(ctx, agent, period));
+        v1::AccumulatedCost out;
+        out.set_agent(cost.agent.text());
+        out.set_period(std::string(contracts::to_string(cost.period)));
+        *out.mutable_total() = to_proto(cost.total);
+        for (const auto& [type, amount] : cost.by_event_type) (*out.mutable_by_event_type())[type] = to_proto(amount);
+        return out;
+      });
+  service.unary<v1::TrackMessageEventRequest, v1::IngestResponse>(
+      "TrackMessageEvent", {.idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::TrackMessageEventRequest& request) -> Result<v1::IngestResponse> {
+        // Unsigned events: believed only where a service of ours says so.
+        if (!ctx.caller || ctx.caller->kind() != Identity::Kind::service) {
+          return Error(Product::metering, ErrorKind::permission_denied, "only a service may report messages unsigned");
+        }
+        Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+        DelegationChain chain = CRETO_TRY(chain_from(request.delegation_chain()));
+        const auto type = CRETO_TRY(message_type(request.event_type()));
+        const auto priority = CRETO_TRY(contracts::message_priority_from_string(request.priority()));
+        const contracts::MessageBillableEvent event{request.idempotency_key(),
+                                                    std::move(agent),
+                                                    std::move(chain),
+                                                    type,
+                                                    proto::from_timestamp(request.timestamp()),
+                                                    request.message_size_bytes(),
+                                                    request.recipient_count(),
+                                                    priority};
+        const EventId id = CRETO_TRY(metering.track_message_event(ctx, event));
+        v1::IngestResponse out;
+        out.set_event_id(id.to_string());
+        return out;
+      });
+  service.unary<v1::CheckMessageQuotaRequest, v1::QuotaDecision>(
+      "CheckMessageQuota", {.inline_call = true, .idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::CheckMessageQuotaRequest& request) -> Result<v1::QuotaDecision> {
+        const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+        const auto type = CRETO_TRY(message_type(request.event_type()));
+        return answer<v1::QuotaDecision>(metering.check_message_quota(ctx, agent, type));
+      });
+  service.unary<v1::ReserveRequest, v1::Hold>(
+      "Reserve", {.idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::ReserveRequest& request) -> Result<v1::Hold> {
+        const auto id = CRETO_TRY(proto::from_id<ReservationId>(request.id(), "id"));
+        Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+        DelegationChain chain = CRETO_TRY(chain_from(request.delegation_chain()));
+        const Decimal units = CRETO_TRY(Decimal::parse(request.units().empty() ? "1" : request.units()));
+        Money cost = CRETO_TRY(from_proto(request.cost(), "cost"));
+        const Nanos hold_for = CRETO_TRY(proto::from_duration(request.hold_for(), "hold_for"));
+        const auto hold = CRETO_TRY(metering.reserve(
+            ctx, {id, std::move(agent), std::move(chain), request.event_type(), units, std::move(cost), hold_for}));
+        v1::Hold out;
+        out.set_id(hold.id.to_string());
+        proto::set_time(out.mutable_expires_at(), hold.expires_at);
+        return out;
+      });
+  service.unary<v1::ReleaseRequest, v1::ReleaseResponse>(
+      "Release", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ReleaseRequest& request) -> Result<v1::ReleaseResponse> {
+        const auto id = CRETO_TRY(proto::from_id<ReservationId>(request.id(), "id"));
+        CRETO_TRY(metering.release(ctx, id));
+        return v1::ReleaseResponse();
+      });
+}
+
+}  // namespace
+
+void register_metering(rpc::Dispatcher& dispatcher, Metering& metering) {
+  auto service = dispatcher.service("creto.metering.v1.MeteringService");
+  register_events(service, metering);
+  register_plans(service, metering);
+  register_limits(service, metering);
+  register_invoices(service, metering);
+  register_contracts(service, metering);
+}
+
+}  // namespace creto::metering

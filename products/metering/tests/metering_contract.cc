@@ -1,0 +1,656 @@
+// What every Metering keeps, whether it runs here over either database or at the other end of a connection.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "creto/audit/audit_log.h"
+#include "creto/authz/authz.h"
+#include "creto/consensus/timestamp_source.h"
+#include "creto/contracts/events.h"
+#include "creto/crypto/aead.h"
+#include "creto/io/bus.h"
+#include "creto/io/rpc.h"
+#include "creto/io/rpc_channel.h"
+#include "creto/metering/metering_rpc.h"
+#include "creto/nhi/nhi.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+
+namespace creto::metering {
+namespace {
+
+using namespace std::chrono_literals;
+using contracts::BillingPeriod;
+
+enum class Where { sqlite, postgres, grpc };
+std::ostream& operator<<(std::ostream& out, Where where) {
+  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
+}
+
+/// The key that seals nhi's keys here; the vault's own is tested there.
+class TestSealer final : public crypto::KeySealer {
+ public:
+  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
+    return key_.seal(plaintext, as_bytes(aad)).encode();
+  }
+  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
+    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
+    return key_.open(ciphertext, as_bytes(aad));
+  }
+  std::string key_id() const override { return "0000000000000000"; }
+
+ private:
+  crypto::AeadKey key_ = crypto::AeadKey::generate();
+};
+
+/// Believes whom the test says it is.
+class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
+ public:
+  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
+    auto identity =
+        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
+    return rpc::Caller{identity, {identity}, "default"};
+  }
+  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
+  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
+};
+
+class Mailbox final : public InvoiceDelivery {
+ public:
+  Result<std::string> keep(const Context&, const Invoice& invoice, BytesView pdf) override {
+    const std::scoped_lock lock(mutex_);
+    kept.emplace_back(invoice.number, to_bytes(pdf));
+    return "default/invoices/" + invoice.id.to_string();
+  }
+  Result<> send(const Context&, const Invoice& invoice, BytesView) override {
+    const std::scoped_lock lock(mutex_);
+    if (failures > 0) {
+      --failures;
+      return Error(Product::messaging, ErrorKind::unavailable, "nobody answers");
+    }
+    sent.push_back(invoice.number);
+    return {};
+  }
+  int failures = 0;
+  std::vector<std::pair<std::int64_t, Bytes>> kept;
+  std::vector<std::int64_t> sent;
+
+ private:
+  std::mutex mutex_;
+};
+
+class MeteringContract : public ::testing::TestWithParam<Where> {
+ protected:
+  MeteringContract()
+      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
+                                                : creto::testing::DatabaseKind::sqlite,
+                  clock) {
+    start();
+    EXPECT_TRUE(nhi->ensure_service(ctx, *ctx.caller));
+    parent = agent("invoice-agent", *ctx.caller);
+    child = agent("invoice-agent-child", *parent);
+  }
+  ~MeteringContract() override { stop(); }
+
+  void start() {
+    db = database_.open();
+    nhi = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    ceiling_ = consensus::create_ceiling_store(*db, "test").value();
+    time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
+                                               {.node = "test", .renew_in_background = false})
+                .value();
+    local = create_metering(*db, *nhi, *time_, mailbox, clock, no_telemetry()).value();
+    metering = local.get();
+    if (GetParam() != Where::grpc) return;
+    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
+    register_metering(*dispatcher_, *local);
+    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
+    rpc::ChannelOptions options;
+    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
+    options.bearer = [] { return "service:test"; };
+    options.forward_caller = true;
+    client_ = create_metering_client(rpc::Channel::connect(options, clock).value());
+    metering = client_.get();
+  }
+  void stop() {
+    client_.reset();
+    if (server_) server_->stop(1s);
+    server_.reset();
+    if (dispatcher_) dispatcher_->stop();
+    dispatcher_.reset();
+    bus.reset();
+    local.reset();
+    time_.reset();
+    ceiling_.reset();
+    nhi.reset();
+    db.reset();
+  }
+  void with_bus() {
+    bus = bus::create_embedded_bus(*db, clock, no_telemetry(), {.poll_interval = 10ms}).value();
+    ASSERT_TRUE(local->attach(*bus));
+  }
+
+  std::optional<Identity> agent(std::string name, const Identity& owner) {
+    auto made = nhi->register_agent(
+        ctx,
+        {.name = std::move(name), .type = nhi::AgentType::autonomous, .owner = {}, .valid_for = {}, .attributes = {}});
+    EXPECT_TRUE(made) << made.error().to_string();
+    auto delegated = nhi->create_delegation(Context::of(owner, {owner}),
+                                            {owner, made->identity, {}, {"*"}, clock.now() + 24h, {}, {}, {}, {}});
+    EXPECT_TRUE(delegated) << delegated.error().to_string();
+    return made->identity;
+  }
+  DelegationChain chain_of(const Identity& who) {
+    if (who == *child) return {*ctx.caller, *parent, *child};
+    return {*ctx.caller, who};
+  }
+
+  struct Draft {
+    std::string type = "inference_tokens";
+    std::string key;
+    std::string properties = R"({"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p"})";
+    std::string units = "100";
+    std::string cost;
+    std::optional<Instant> when;
+  };
+  std::string event(const Identity& who, const Draft& draft) {
+    contracts::RuntimeUsageEvent usage{draft.type, draft.key, draft.properties, Decimal::literal(draft.units), {}};
+    if (!draft.cost.empty()) usage.cost = Money{Decimal::literal(draft.cost), Currency::usd()};
+    Timestamp time = time_->now();
+    if (draft.when) time.physical_ns = unix_ns(*draft.when);
+    EventEnvelope envelope{
+        "runtime_usage", EventId::fresh(clock.now()), who, chain_of(who), time, usage.to_json().value(), {}};
+    envelope.signature = nhi->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), "creto.event.v1").value();
+    return envelope.to_json().value();
+  }
+  std::string sandbox(const Identity& who, std::string key) {
+    return event(who, {.type = "sandbox_allocated",
+                       .key = std::move(key),
+                       .properties = R"({"runtime_class":"runsc","sandbox_id":"sb-1"})",
+                       .units = "1",
+                       .cost = {},
+                       .when = {}});
+  }
+  Draft keyed(std::string key) {
+    Draft draft;
+    draft.key = std::move(key);
+    return draft;
+  }
+  Quota quota(std::string id, const Identity& subject, std::int64_t limit, std::string type = "sandbox_allocated") {
+    Quota result;
+    result.id = std::move(id);
+    result.subject = subject.text();
+    result.event_type = std::move(type);
+    result.limit = limit;
+    return result;
+  }
+  contracts::SpendRequest ask(const Identity& who, std::string type, std::string_view units = "1",
+                              std::string_view cost = "0") {
+    return {ReservationId::fresh(clock.now()),
+            who,
+            chain_of(who),
+            std::move(type),
+            Decimal::literal(units),
+            Money{Decimal::literal(cost), Currency::usd()},
+            10min};
+  }
+  std::int64_t rows(const std::string& sql) {
+    std::int64_t count = -1;
+    EXPECT_TRUE(db->read(ctx, [&](sql::Tx& tx) -> Result<> {
+      const auto result = CRETO_TRY(tx.query(sql));
+      count = result.front().integer(0);
+      return {};
+    }));
+    return count;
+  }
+  template <class T>
+  static std::string code(const Result<T>& result) {
+    return result ? "ok" : result.error().code();
+  }
+
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
+  creto::testing::TestDatabase database_;
+  TestSealer sealer_;
+  TestPorts ports_;
+  Mailbox mailbox;
+  std::unique_ptr<sql::Database> db;
+  std::unique_ptr<nhi::Nhi> nhi;
+  std::unique_ptr<consensus::CeilingStore> ceiling_;
+  std::unique_ptr<consensus::TimestampSource> time_;
+  std::unique_ptr<LocalMetering> local;
+  std::unique_ptr<Metering> client_;
+  std::unique_ptr<rpc::Dispatcher> dispatcher_;
+  std::unique_ptr<rpc::GrpcServer> server_;
+  std::unique_ptr<bus::Bus> bus;
+  Metering* metering = nullptr;
+  std::optional<Identity> parent, child;
+};
+
+constexpr std::string_view plan_text = R"({"id":"agent-standard","name":"Agent standard","base_fee":"19","charges":[
+  {"id":"tokens","description":"Tokens","model":"graduated","metric":{"event_type":"inference_tokens","aggregation":"sum","property":"units"},
+   "price":{"tiers":[{"up_to":"1000","per_unit":"0.01"},{"per_unit":"0.001"}]}},
+  {"id":"sandboxes","description":"Sandboxes","model":"standard","metric":{"event_type":"sandbox_allocated"},"price":{"per_unit":"0.5"}}]})";
+
+TEST_P(MeteringContract, AnEventCountsOnceAndARepetitionReturnsTheFirst) {
+  const std::string one = event(*parent, keyed("k1"));
+  const auto first = metering->ingest(ctx, one);
+  ASSERT_TRUE(first) << first.error().to_string();
+  EXPECT_FALSE(first->duplicate);
+  const auto again = metering->ingest(ctx, one);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(again->duplicate);
+  EXPECT_EQ(again->id, first->id);
+  const auto other = metering->ingest(ctx, event(*parent, keyed("k1")));
+  EXPECT_EQ(code(other), "MT-409");
+  EXPECT_NE(other.error().message().find(first->id.to_string()), std::string::npos);
+  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = {}, .from = {}}).value();
+  ASSERT_EQ(usage.size(), 1u);
+  EXPECT_EQ(usage[0].events, 1);
+  EXPECT_EQ(usage[0].units, 100);
+}
+
+TEST_P(MeteringContract, AKeyMayBeUsedAgainAfterSevenDays) {
+  const auto first = metering->ingest(ctx, event(*parent, keyed("k1"))).value();
+  clock.advance(24h * 7 + 1s);
+  const auto second = metering->ingest(ctx, event(*parent, keyed("k1")));
+  ASSERT_TRUE(second) << second.error().to_string();
+  EXPECT_NE(second->id, first.id);
+  EXPECT_FALSE(second->duplicate);
+}
+
+TEST_P(MeteringContract, ABatchAnswersForEachEvent) {
+  const std::string good = event(*parent, keyed("a"));
+  std::string forged = event(*parent, keyed("b"));
+  forged.replace(forged.find("\"100\""), 5, "\"999\"");
+  EventEnvelope unsigned_event = EventEnvelope::from_json(event(*parent, keyed("c"))).value();
+  unsigned_event.signature.reset();
+  const auto answers =
+      metering
+          ->ingest_batch(ctx, std::vector<std::string>{good, forged, "{", good, unsigned_event.to_json().value(),
+                                                       event(*child, keyed("a"))})
+          .value();
+  ASSERT_EQ(answers.size(), 6u);
+  EXPECT_TRUE(answers[0]);
+  EXPECT_EQ(code(answers[1]), "MT-401");
+  EXPECT_EQ(code(answers[2]), "MT-400");
+  EXPECT_TRUE(answers[3]->duplicate);
+  EXPECT_EQ(code(answers[4]), "MT-401");
+  EXPECT_TRUE(answers[5]);
+  EXPECT_EQ(rows("SELECT count(*) FROM metering_events"), 2);
+}
+
+TEST_P(MeteringContract, AnUnknownAgentIsNotFoundAndMayBeTriedAgain) {
+  const Identity stranger = Identity::agent(ByteArray<32>{9});
+  const contracts::RuntimeUsageEvent usage{"sandbox_terminated", "k", R"({"sandbox_id":"sb-1"})", Decimal(1), {}};
+  const EventEnvelope envelope{"runtime_usage",         EventId::fresh(clock.now()), stranger, {stranger}, time_->now(),
+                               usage.to_json().value(), Signature{"ml-dsa-65", {1}}};
+  const auto refused = metering->ingest(ctx, envelope.to_json().value());
+  EXPECT_EQ(code(refused), "MT-404");
+  EXPECT_TRUE(refused.error().retryable());
+}
+
+TEST_P(MeteringContract, EventsFarFromNowAreRefused) {
+  Draft draft = keyed("k");
+  draft.when = clock.now() + 2h;
+  EXPECT_EQ(code(metering->ingest(ctx, event(*parent, draft))), "MT-400");
+  draft.when = clock.now() - 24h * 400;
+  EXPECT_EQ(code(metering->ingest(ctx, event(*parent, draft))), "MT-400");
+}
+
+TEST_P(MeteringContract, UsageCountsForEveryAncestor) {
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, keyed("k1"))));
+  for (const Identity& who : {*child, *parent, *ctx.caller}) {
+    const auto usage =
+        metering->usage(ctx, {.subject = who.text(), .event_type = "inference_tokens", .from = {}}).value();
+    ASSERT_EQ(usage.size(), 1u) << who.text();
+    EXPECT_EQ(usage[0].units, 100);
+  }
+}
+
+TEST_P(MeteringContract, AQuotaRefusesWithItsReset) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 2)));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "2")));
+  const auto refused = metering->reserve(ctx, ask(*child, "sandbox_allocated"));
+  ASSERT_EQ(code(refused), "MT-429");
+  EXPECT_EQ(refused.error().message(), "monthly quota of `sandbox_allocated` exceeded (2/2)");
+  EXPECT_EQ(refused.error().retry_after(), from_rfc3339("2026-12-01T00:00:00Z").value() - clock.now());
+  const auto decision = metering->check_quota(ctx, *child, chain_of(*child), "sandbox_allocated", 1).value();
+  EXPECT_FALSE(decision.allowed);
+  EXPECT_EQ(decision.quota_id, "sandboxes");
+  // A fact is recorded whatever the quota says.
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "3")));
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 3);
+  // Raised, it grants again; gone, nothing limits.
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 4)));
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "sandbox_allocated")));
+  ASSERT_TRUE(metering->delete_quota(ctx, "sandboxes"));
+  EXPECT_EQ(code(metering->quota_state(ctx, "sandboxes")), "MT-404");
+}
+
+TEST_P(MeteringContract, AQuotaMadeLaterKnowsWhatWasUsed) {
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "sandbox_allocated"))), "MT-429");
+}
+
+TEST_P(MeteringContract, AReservationIsSettledByTheEventThatNamesIt) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("tokens", *parent, 1'000, "inference_tokens")));
+  const auto request = ask(*parent, "inference_tokens", "900");
+  ASSERT_TRUE(metering->reserve(ctx, request));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "inference_tokens", "101"))), "MT-429");
+  Draft draft = keyed("k1");
+  draft.properties = R"({"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p","reservation_id":")" +
+                     request.id.to_string() + R"("})";
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, draft)));
+  const QuotaState state = metering->quota_state(ctx, "tokens").value();
+  EXPECT_EQ(state.used, 100);
+  EXPECT_EQ(state.held, 0);
+  const auto other = ask(*parent, "inference_tokens", "900");
+  ASSERT_TRUE(metering->reserve(ctx, other));
+  ASSERT_TRUE(metering->release(ctx, other.id));
+  EXPECT_EQ(metering->quota_state(ctx, "tokens")->held, 0);
+}
+
+TEST_P(MeteringContract, CountersComeBackAfterARestart) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 2)));
+  ASSERT_TRUE(metering->set_threshold(ctx, {ctx.caller->text(),
+                                            {"budget",
+                                             BillingPeriod::month,
+                                             {Decimal(1), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {}}}));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  Draft draft = keyed("c");
+  draft.cost = "0.75";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  stop();
+  start();
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
+  EXPECT_TRUE(metering->ingest(ctx, sandbox(*child, "2")));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "sandbox_allocated"))), "MT-429");
+  const contracts::BillableEvent next{"payment", *child, chain_of(*child), {Decimal::literal("0.26"), Currency::usd()}};
+  EXPECT_TRUE(metering->check_cost_threshold(ctx, next, BillingPeriod::month)->has_value());
+  const auto total = metering->accumulated_cost(ctx, *ctx.caller, BillingPeriod::month).value();
+  EXPECT_EQ(total.total.amount, Decimal::literal("0.75"));
+  EXPECT_EQ(total.by_event_type.at("inference_tokens").amount, Decimal::literal("0.75"));
+}
+
+TEST_P(MeteringContract, CostThresholdsTriggerOversight) {
+  ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(),
+                                            {"one",
+                                             BillingPeriod::transaction,
+                                             {Decimal(10'000), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {"human:cfo@example.com"}}}));
+  const auto spend = [&](std::int64_t amount) {
+    return contracts::BillableEvent{"payment", *child, chain_of(*child), {Decimal(amount), Currency::usd()}};
+  };
+  EXPECT_FALSE(metering->check_cost_threshold(ctx, spend(10'000), BillingPeriod::month)->has_value());
+  const auto trigger = metering->check_cost_threshold(ctx, spend(15'000), BillingPeriod::month).value();
+  ASSERT_TRUE(trigger);
+  EXPECT_EQ(trigger->policy_id, "one");
+  EXPECT_EQ(trigger->current_cost.amount, Decimal(15'000));
+  EXPECT_EQ(trigger->threshold.amount, Decimal(10'000));
+  EXPECT_EQ(trigger->approvers, std::vector<std::string>{"human:cfo@example.com"});
+  const auto batch = metering->check_batch(ctx, {spend(1), spend(20'000)}, BillingPeriod::month).value();
+  EXPECT_FALSE(batch[0]);
+  EXPECT_TRUE(batch[1]);
+  const auto several = metering->check_multiple_thresholds(
+      ctx, spend(500),
+      {{"a", BillingPeriod::hour, {Decimal(499), Currency::usd()}, contracts::ThresholdAction::block, {}},
+       {"b", BillingPeriod::day, {Decimal(500), Currency::usd()}, contracts::ThresholdAction::block, {}}});
+  ASSERT_EQ(several->size(), 1u);
+  EXPECT_EQ(several->front().policy_id, "a");
+  EXPECT_EQ(code(metering->check_cost_threshold(
+                ctx, {"payment", *child, {}, {Decimal(1), Currency::parse("EUR").value()}}, BillingPeriod::day)),
+            "MT-400");
+}
+
+TEST_P(MeteringContract, MessagesAreTrackedOnceAndLimited) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("messages", *parent, 1, "message_sent")));
+  const contracts::MessageBillableEvent sent{"msg-1",
+                                             *parent,
+                                             chain_of(*parent),
+                                             contracts::MessageEventType::message_sent,
+                                             time_->now(),
+                                             512,
+                                             1,
+                                             contracts::MessagePriority::normal};
+  EXPECT_TRUE(metering->check_message_quota(ctx, *parent, contracts::MessageEventType::message_sent)->allowed);
+  const auto first = metering->track_message_event(ctx, sent);
+  ASSERT_TRUE(first) << first.error().to_string();
+  EXPECT_EQ(metering->track_message_event(ctx, sent).value(), *first);
+  auto changed = sent;
+  changed.message_size_bytes = 513;
+  EXPECT_EQ(code(metering->track_message_event(ctx, changed)), "MT-409");
+  const auto decision = metering->check_message_quota(ctx, *parent, contracts::MessageEventType::message_sent).value();
+  EXPECT_FALSE(decision.allowed);
+  EXPECT_EQ(decision.used, 1);
+}
+
+TEST_P(MeteringContract, PlansHaveVersionsAndSubscriptionsKeepTheirs) {
+  const Plan plan = plan_from_json(plan_text).value();
+  EXPECT_EQ(metering->put_plan(ctx, plan)->version, 1);
+  EXPECT_EQ(metering->put_plan(ctx, plan)->version, 1);
+  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
+  Plan dearer = plan;
+  dearer.base_fee = Decimal(29);
+  EXPECT_EQ(metering->put_plan(ctx, dearer)->version, 2);
+  EXPECT_EQ(metering->get_subscription(ctx, subscription.id)->plan_version, 1);
+  EXPECT_EQ(metering->get_plan(ctx, "agent-standard", 1)->base_fee, Decimal(19));
+  EXPECT_EQ(metering->list_plans(ctx)->size(), 1u);
+  EXPECT_EQ(code(metering->subscribe(ctx, {parent->text(), "agent-standard", 0})), "MT-409");
+  EXPECT_EQ(code(metering->subscribe(ctx, {child->text(), "nothing", 0})), "MT-404");
+  ASSERT_TRUE(metering->end_subscription(ctx, subscription.id));
+  EXPECT_TRUE(metering->end_subscription(ctx, subscription.id)->ended_at);
+  EXPECT_TRUE(metering->subscribe(ctx, {parent->text(), "agent-standard", 2}));
+  EXPECT_EQ(metering->list_subscriptions(ctx, parent->text())->size(), 2u);
+}
+
+TEST_P(MeteringContract, AnInvoiceBillsEverythingOnceAndIsSigned) {
+  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
+  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
+  clock.advance(1h);
+  for (int i = 0; i < 12; ++i)
+    ASSERT_TRUE(metering->ingest(ctx, event(i % 2 == 0 ? *parent : *child, keyed(std::to_string(i)))));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "s")));
+  clock.advance(1h);
+  const Instant until = clock.now();
+  const Invoice invoice = metering->issue_invoice(ctx, subscription.id, until).value();
+  EXPECT_EQ(invoice.number, 1);
+  // 19 + 1000 * 0.01 + 200 * 0.001 + 0.5
+  EXPECT_EQ(invoice.total, Decimal::literal("29.7"));
+  ASSERT_TRUE(invoice.signature);
+  const Identity self = Identity::service("metering").value();
+  const std::string signed_text = "creto.invoice.v1\n" + invoice.document;
+  EXPECT_TRUE(nhi->verify(ctx, self, as_bytes(signed_text), *invoice.signature, "creto.invoice.v1"));
+  EXPECT_EQ(metering->issue_invoice(ctx, subscription.id, until)->id, invoice.id);
+  EXPECT_TRUE(as_text(metering->invoice_pdf(ctx, invoice.id).value()).starts_with("%PDF-"));
+  // A late event goes to the next invoice; the month is paid.
+  Draft late = keyed("late");
+  late.when = until - 30min;
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, late)));
+  clock.advance(1h);
+  const Invoice next = metering->issue_invoice(ctx, subscription.id, {}).value();
+  EXPECT_EQ(next.number, 2);
+  EXPECT_EQ(next.total, Decimal(1));
+  EXPECT_EQ(next.period.begin, until);
+  EXPECT_EQ(metering->list_invoices(ctx, subscription.id)->size(), 2u);
+  EXPECT_EQ(code(metering->issue_invoice(ctx, subscription.id, until - 1s)), "MT-409");
+}
+
+TEST_P(MeteringContract, AnInvoiceDoesNotDependOnOrderOrRepetitionOfDelivery) {
+  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
+  std::vector<std::string> totals;
+  std::mt19937_64 random(13);
+  for (const Identity& who : {*parent, *child}) {
+    const Subscription subscription = metering->subscribe(ctx, {who.text(), "agent-standard", 0}).value();
+    clock.advance(1min);
+    std::vector<std::string> deliveries;
+    for (int i = 0; i < 15; ++i) {
+      Draft draft = keyed(std::to_string(i));
+      draft.units = std::to_string(50 + i * 7);
+      deliveries.push_back(event(who, draft));
+    }
+    for (int i = 0; i < 15; ++i) deliveries.push_back(deliveries[random() % 15]);
+    std::ranges::shuffle(deliveries, random);
+    for (std::size_t i = 0; i < deliveries.size();) {
+      const std::size_t size = std::min<std::size_t>(1 + random() % 6, deliveries.size() - i);
+      const auto answers = metering->ingest_batch(ctx, std::span(deliveries).subspan(i, size));
+      ASSERT_TRUE(answers) << answers.error().to_string();
+      i += size;
+    }
+    clock.advance(1min);
+    totals.push_back(metering->issue_invoice(ctx, subscription.id, {})->total.to_string());
+  }
+  EXPECT_EQ(totals[0], totals[1]);
+}
+
+TEST_P(MeteringContract, MonthsAreBilledWhenTheyAreOver) {
+  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
+  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
+  ASSERT_TRUE(local->tick());
+  EXPECT_TRUE(metering->list_invoices(ctx, subscription.id)->empty());
+  clock.set(from_rfc3339("2026-12-01T00:00:01Z").value());
+  ASSERT_TRUE(local->tick());
+  ASSERT_TRUE(local->tick());
+  const auto invoices = metering->list_invoices(ctx, subscription.id).value();
+  ASSERT_EQ(invoices.size(), 1u);
+  EXPECT_EQ(invoices[0].total, Decimal(19));
+}
+
+TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  std::mutex mutex;
+  std::vector<EventEnvelope> notices;
+  ASSERT_TRUE(bus->subscribe("test", "metering.thresholds", [&](const bus::BusMessage& message) -> Result<> {
+    const std::scoped_lock lock(mutex);
+    notices.push_back(EventEnvelope::from_json(message.body).value());
+    return {};
+  }));
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 3)));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
+      return bus::publish(tx, ctx, "metering.events.runtime", fmt::format("m{}", i),
+                          sandbox(*child, fmt::format("s{}", i)));
+    }));
+  }
+  ASSERT_TRUE(bus->wait_until_idle(30s));
+  ASSERT_EQ(notices.size(), 1u);
+  const auto notice = contracts::CostThresholdExceededEvent::from_json(notices[0].payload).value();
+  EXPECT_EQ(notice.kind, "quota_breach");
+  EXPECT_EQ(notice.threshold_id, "sandboxes");
+  EXPECT_EQ(notice.current, "3");
+  EXPECT_TRUE(nhi->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
+                          *notices[0].signature, "creto.event.v1"));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "sandbox_allocated"))), "MT-429");
+
+  const Identity oversight = Identity::service("oversight").value();
+  ASSERT_TRUE(nhi->ensure_service(Context::of_service(oversight), oversight));
+  const contracts::OversightDecisionEvent decision{RequestId::fresh(clock.now()),
+                                                   {},
+                                                   contracts::ApprovalState::approved,
+                                                   "human:cfo@example.com",
+                                                   "",
+                                                   "quota.raise",
+                                                   R"({"current":"3","limit":"3","threshold_id":"sandboxes"})",
+                                                   R"({"new_limit":"5"})"};
+  const auto publish = [&](const Identity& signer, std::string id) {
+    EventEnvelope envelope{"oversight_decision", EventId::fresh(clock.now()), *child, chain_of(*child),
+                           time_->now(),         decision.to_json().value(),  {}};
+    envelope.signature =
+        nhi->sign(Context::of_service(signer), signer, as_bytes(envelope.signed_bytes().value()), "creto.event.v1")
+            .value();
+    ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
+      return bus::publish(tx, ctx, "oversight.decisions", id, envelope.to_json().value());
+    }));
+    ASSERT_TRUE(bus->wait_until_idle(30s));
+  };
+  publish(*ctx.caller, "forged");
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->limit, 3);
+  publish(oversight, "real");
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->limit, 5);
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "sandbox_allocated")));
+}
+
+TEST_P(MeteringContract, WhatTheBusBringsInVainWaitsForAHuman) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  std::string forged = event(*parent, keyed("b"));
+  forged.replace(forged.find("\"100\""), 5, "\"999\"");
+  ASSERT_TRUE(db->transaction(
+      ctx, [&](sql::Tx& tx) { return bus::publish(tx, ctx, "metering.events.runtime", "m1", forged); }));
+  ASSERT_TRUE(bus->wait_until_idle(30s));
+  const auto rejected = metering->rejected_events(ctx, 10).value();
+  ASSERT_EQ(rejected.size(), 1u);
+  EXPECT_EQ(rejected[0].body, forged);
+  EXPECT_NE(rejected[0].error.find("MT-401"), std::string::npos);
+}
+
+TEST_P(MeteringContract, InvoicesAreKeptAndSentUntilItSucceeds) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  mailbox.failures = 1;
+  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
+  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
+  clock.advance(1h);
+  const Invoice invoice = metering->issue_invoice(ctx, subscription.id, {}).value();
+  for (int i = 0; i < 200 && !metering->get_invoice(ctx, invoice.id)->sent; ++i) {
+    clock.advance(1s);
+    std::this_thread::sleep_for(20ms);
+  }
+  const Invoice sent = metering->get_invoice(ctx, invoice.id).value();
+  EXPECT_TRUE(sent.sent);
+  EXPECT_FALSE(sent.pdf_object.empty());
+  EXPECT_EQ(mailbox.kept.size(), 1u);
+  EXPECT_EQ(mailbox.sent, std::vector<std::int64_t>{1});
+}
+
+TEST_P(MeteringContract, TheQuotaEnforcerRefusesInsideAuthorization) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  authz::CheckRequest request{*child, chain_of(*child), "sandbox.spawn", {"Image", "python"}, {}, {}, {}};
+  EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, request)->has_value());
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  const auto decision = local->quota_enforcer().evaluate(ctx, request).value();
+  ASSERT_TRUE(decision);
+  const auto& exceeded = std::get<authz::QuotaExceeded>(*decision);
+  EXPECT_EQ(exceeded.quota_id, "sandboxes");
+  EXPECT_EQ(exceeded.limit, 1);
+  EXPECT_EQ(exceeded.used, 1);
+  EXPECT_EQ(exceeded.reset_at, from_rfc3339("2026-12-01T00:00:00Z").value());
+}
+
+TEST_P(MeteringContract, OrganizationsDoNotSeeEachOther) {
+  if (GetParam() == Where::grpc) GTEST_SKIP() << "the connection decides the organization";
+  Context other = ctx;
+  other.org = "other";
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 0)));
+  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
+  EXPECT_TRUE(metering->list_quotas(other, "")->empty());
+  EXPECT_TRUE(metering->list_plans(other)->empty());
+  EXPECT_TRUE(metering->reserve(other, ask(*parent, "sandbox_allocated")));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "sandbox_allocated"))), "MT-429");
+}
+
+TEST_P(MeteringContract, EveryChangeIsAudited) {
+  const std::int64_t before = rows("SELECT count(*) FROM audit_pending");
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
+  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 3);
+}
+
+INSTANTIATE_TEST_SUITE_P(, MeteringContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
+                         [](const auto& info) { return ::testing::PrintToString(info.param); });
+
+}  // namespace
+}  // namespace creto::metering
