@@ -18,7 +18,6 @@ namespace {
 
 using contracts::BillingPeriod;
 
-constexpr std::string_view event_context = "creto.event.v1";  // under which events are signed
 constexpr std::string_view invoice_context = "creto.invoice.v1";
 constexpr std::size_t batch_max = 1'000;
 constexpr std::size_t page = 5'000;
@@ -141,7 +140,7 @@ Result<EventEnvelope> MeteringService::signed_envelope(const Context& ctx, std::
   CRETO_TRY(ensure_identity(ctx));
   EventEnvelope envelope{std::string(type), id, agent, chain, timestamps_.now(), std::move(payload), {}};
   const std::string bytes = CRETO_TRY(envelope.signed_bytes());
-  envelope.signature = CRETO_TRY(nhi_.sign(own(ctx), self_, as_bytes(bytes), event_context));
+  envelope.signature = CRETO_TRY(nhi_.sign(own(ctx), self_, as_bytes(bytes), event_signature_context));
   return envelope;
 }
 
@@ -186,7 +185,7 @@ Result<MeteringService::Candidate> MeteringService::prepare(const Context& ctx, 
                    fmt::format("event: `{}` is no signature for events", algorithm.substr(0, 64)))
           .with_number(401);
     }
-    auto verified = nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_context);
+    auto verified = nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_signature_context);
     if (!verified) {
       if (verified.error().category() == ErrorCategory::transient) return verified.error();
       return error(ErrorKind::signature_invalid, "event: the signature does not verify")
@@ -996,7 +995,7 @@ Result<> MeteringService::on_decision(const Context& ctx, const std::string& bod
   if (canonical != body) return error(ErrorKind::invalid_input, "decision: must be canonical JSON");
   const std::string bytes = CRETO_TRY(envelope.signed_bytes());
   const Identity oversight = CRETO_TRY(Identity::service("oversight"));
-  CRETO_TRY(nhi_.verify(own(ctx), oversight, as_bytes(bytes), *envelope.signature, event_context));
+  CRETO_TRY(nhi_.verify(own(ctx), oversight, as_bytes(bytes), *envelope.signature, event_signature_context));
 
   auto quota = CRETO_TRY(
       sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_quota(tx, ctx.org, raise->quota_id); }));

@@ -165,7 +165,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     if (draft.when) time.physical_ns = unix_ns(*draft.when);
     EventEnvelope envelope{
         "runtime_usage", EventId::fresh(clock.now()), who, chain_of(who), time, usage.to_json().value(), {}};
-    envelope.signature = nhi->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), "creto.event.v1").value();
+    envelope.signature = nhi->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
     return envelope.to_json().value();
   }
   std::string sandbox(const Identity& who, std::string key) {
@@ -551,7 +551,7 @@ TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
   EXPECT_EQ(notice.threshold_id, "sandboxes");
   EXPECT_EQ(notice.current, "3");
   EXPECT_TRUE(nhi->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
-                          *notices[0].signature, "creto.event.v1"));
+                          *notices[0].signature, event_signature_context));
   EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "sandbox_allocated"))), "MT-429");
 
   const Identity oversight = Identity::service("oversight").value();
@@ -568,7 +568,7 @@ TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
     EventEnvelope envelope{"oversight_decision", EventId::fresh(clock.now()), *child, chain_of(*child),
                            time_->now(),         decision.to_json().value(),  {}};
     envelope.signature =
-        nhi->sign(Context::of_service(signer), signer, as_bytes(envelope.signed_bytes().value()), "creto.event.v1")
+        nhi->sign(Context::of_service(signer), signer, as_bytes(envelope.signed_bytes().value()), event_signature_context)
             .value();
     ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
       return bus::publish(tx, ctx, "oversight.decisions", id, envelope.to_json().value());
