@@ -33,13 +33,6 @@ Result<v1::Documents> documents(Result<std::vector<Domain>> result) {
   return out;
 }
 
-v1::IngestResponse to_proto(const Ingested& ingested) {
-  v1::IngestResponse out;
-  out.set_event_id(ingested.id.to_string());
-  out.set_duplicate(ingested.duplicate);
-  return out;
-}
-
 Result<contracts::MessageEventType> message_type(const std::string& text) {
   using enum contracts::MessageEventType;
   for (const auto type : {message_sent, message_received, topic_created, subscription_created}) {
@@ -51,11 +44,14 @@ Result<contracts::MessageEventType> message_type(const std::string& text) {
 constexpr auto of_agent = [](const auto& request) { return rpc::Resource{"Agent", request.agent()}; };
 
 void register_events(rpc::Service& service, Metering& metering) {
-  using enum rpc::Access;
   service.unary<v1::IngestRequest, v1::IngestResponse>(
       "Ingest", {.idempotent = true},
       [&metering](const Context& ctx, const v1::IngestRequest& request) -> Result<v1::IngestResponse> {
-        return answer<v1::IngestResponse>(metering.ingest(ctx, request.event()));
+        const Ingested ingested = CRETO_TRY(metering.ingest(ctx, request.event()));
+        v1::IngestResponse out;
+        out.set_event_id(ingested.id.to_string());
+        out.set_duplicate(ingested.duplicate);
+        return out;
       });
   service.unary<v1::IngestBatchRequest, v1::IngestBatchResponse>(
       "IngestBatch", {.idempotent = true},

@@ -91,7 +91,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
                                                 : creto::testing::DatabaseKind::sqlite,
                   clock) {
     start();
-    EXPECT_TRUE(nhi->ensure_service(ctx, *ctx.caller));
+    EXPECT_TRUE(registry->ensure_service(ctx, *ctx.caller));
     parent = agent("invoice-agent", *ctx.caller);
     child = agent("invoice-agent-child", *parent);
   }
@@ -99,12 +99,12 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
 
   void start() {
     db = database_.open();
-    nhi = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    registry = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
     ceiling_ = consensus::create_ceiling_store(*db, "test").value();
     time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
                                                {.node = "test", .renew_in_background = false})
                 .value();
-    local = create_metering(*db, *nhi, *time_, mailbox, clock, no_telemetry()).value();
+    local = create_metering(*db, *registry, *time_, mailbox, clock, no_telemetry()).value();
     metering = local.get();
     if (GetParam() != Where::grpc) return;
     dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
@@ -123,25 +123,25 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     server_.reset();
     if (dispatcher_) dispatcher_->stop();
     dispatcher_.reset();
-    bus.reset();
+    carrier.reset();
     local.reset();
     time_.reset();
     ceiling_.reset();
-    nhi.reset();
+    registry.reset();
     db.reset();
   }
   void with_bus() {
-    bus = bus::create_embedded_bus(*db, clock, no_telemetry(), {.poll_interval = 10ms}).value();
-    ASSERT_TRUE(local->attach(*bus));
+    carrier = bus::create_embedded_bus(*db, clock, no_telemetry(), {.poll_interval = 10ms}).value();
+    ASSERT_TRUE(local->attach(*carrier));
   }
 
   std::optional<Identity> agent(std::string name, const Identity& owner) {
-    auto made = nhi->register_agent(
+    auto made = registry->register_agent(
         ctx,
         {.name = std::move(name), .type = nhi::AgentType::autonomous, .owner = {}, .valid_for = {}, .attributes = {}});
     EXPECT_TRUE(made) << made.error().to_string();
-    auto delegated = nhi->create_delegation(Context::of(owner, {owner}),
-                                            {owner, made->identity, {}, {"*"}, clock.now() + 24h, {}, {}, {}, {}});
+    auto delegated = registry->create_delegation(Context::of(owner, {owner}),
+                                                 {owner, made->identity, {}, {"*"}, clock.now() + 24h, {}, {}, {}, {}});
     EXPECT_TRUE(delegated) << delegated.error().to_string();
     return made->identity;
   }
@@ -165,7 +165,8 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     if (draft.when) time.physical_ns = unix_ns(*draft.when);
     EventEnvelope envelope{
         "runtime_usage", EventId::fresh(clock.now()), who, chain_of(who), time, usage.to_json().value(), {}};
-    envelope.signature = nhi->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    envelope.signature =
+        registry->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
     return envelope.to_json().value();
   }
   std::string sandbox(const Identity& who, std::string key) {
@@ -220,14 +221,14 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   TestPorts ports_;
   Mailbox mailbox;
   std::unique_ptr<sql::Database> db;
-  std::unique_ptr<nhi::Nhi> nhi;
+  std::unique_ptr<nhi::Nhi> registry;
   std::unique_ptr<consensus::CeilingStore> ceiling_;
   std::unique_ptr<consensus::TimestampSource> time_;
   std::unique_ptr<LocalMetering> local;
   std::unique_ptr<Metering> client_;
   std::unique_ptr<rpc::Dispatcher> dispatcher_;
   std::unique_ptr<rpc::GrpcServer> server_;
-  std::unique_ptr<bus::Bus> bus;
+  std::unique_ptr<bus::Bus> carrier;
   Metering* metering = nullptr;
   std::optional<Identity> parent, child;
 };
@@ -471,7 +472,7 @@ TEST_P(MeteringContract, AnInvoiceBillsEverythingOnceAndIsSigned) {
   ASSERT_TRUE(invoice.signature);
   const Identity self = Identity::service("metering").value();
   const std::string signed_text = "creto.invoice.v1\n" + invoice.document;
-  EXPECT_TRUE(nhi->verify(ctx, self, as_bytes(signed_text), *invoice.signature, "creto.invoice.v1"));
+  EXPECT_TRUE(registry->verify(ctx, self, as_bytes(signed_text), *invoice.signature, "creto.invoice.v1"));
   EXPECT_EQ(metering->issue_invoice(ctx, subscription.id, until)->id, invoice.id);
   EXPECT_TRUE(as_text(metering->invoice_pdf(ctx, invoice.id).value()).starts_with("%PDF-"));
   // A late event goes to the next invoice; the month is paid.
@@ -532,7 +533,7 @@ TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
   ASSERT_FALSE(HasFatalFailure());
   std::mutex mutex;
   std::vector<EventEnvelope> notices;
-  ASSERT_TRUE(bus->subscribe("test", "metering.thresholds", [&](const bus::BusMessage& message) -> Result<> {
+  ASSERT_TRUE(carrier->subscribe("test", "metering.thresholds", [&](const bus::BusMessage& message) -> Result<> {
     const std::scoped_lock lock(mutex);
     notices.push_back(EventEnvelope::from_json(message.body).value());
     return {};
@@ -544,18 +545,18 @@ TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
                           sandbox(*child, fmt::format("s{}", i)));
     }));
   }
-  ASSERT_TRUE(bus->wait_until_idle(30s));
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
   ASSERT_EQ(notices.size(), 1u);
   const auto notice = contracts::CostThresholdExceededEvent::from_json(notices[0].payload).value();
   EXPECT_EQ(notice.kind, "quota_breach");
   EXPECT_EQ(notice.threshold_id, "sandboxes");
   EXPECT_EQ(notice.current, "3");
-  EXPECT_TRUE(nhi->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
-                          *notices[0].signature, event_signature_context));
+  EXPECT_TRUE(registry->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
+                               *notices[0].signature, event_signature_context));
   EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "sandbox_allocated"))), "MT-429");
 
   const Identity oversight = Identity::service("oversight").value();
-  ASSERT_TRUE(nhi->ensure_service(Context::of_service(oversight), oversight));
+  ASSERT_TRUE(registry->ensure_service(Context::of_service(oversight), oversight));
   const contracts::OversightDecisionEvent decision{RequestId::fresh(clock.now()),
                                                    {},
                                                    contracts::ApprovalState::approved,
@@ -567,13 +568,14 @@ TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
   const auto publish = [&](const Identity& signer, std::string id) {
     EventEnvelope envelope{"oversight_decision", EventId::fresh(clock.now()), *child, chain_of(*child),
                            time_->now(),         decision.to_json().value(),  {}};
-    envelope.signature =
-        nhi->sign(Context::of_service(signer), signer, as_bytes(envelope.signed_bytes().value()), event_signature_context)
-            .value();
+    envelope.signature = registry
+                             ->sign(Context::of_service(signer), signer, as_bytes(envelope.signed_bytes().value()),
+                                    event_signature_context)
+                             .value();
     ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
       return bus::publish(tx, ctx, "oversight.decisions", id, envelope.to_json().value());
     }));
-    ASSERT_TRUE(bus->wait_until_idle(30s));
+    ASSERT_TRUE(carrier->wait_until_idle(30s));
   };
   publish(*ctx.caller, "forged");
   EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->limit, 3);
@@ -589,7 +591,7 @@ TEST_P(MeteringContract, WhatTheBusBringsInVainWaitsForAHuman) {
   forged.replace(forged.find("\"100\""), 5, "\"999\"");
   ASSERT_TRUE(db->transaction(
       ctx, [&](sql::Tx& tx) { return bus::publish(tx, ctx, "metering.events.runtime", "m1", forged); }));
-  ASSERT_TRUE(bus->wait_until_idle(30s));
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
   const auto rejected = metering->rejected_events(ctx, 10).value();
   ASSERT_EQ(rejected.size(), 1u);
   EXPECT_EQ(rejected[0].body, forged);
