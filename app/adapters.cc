@@ -115,15 +115,18 @@ class StoredInvoices final : public Invoices {
   Result<std::string> keep(const Context& ctx, const metering::Invoice& invoice, BytesView pdf) override {
     Context self = Context::of_service(self_);
     self.org = ctx.org;
-    storage::NewObject object{.key = invoice.id.to_string() + ".pdf", .owner = self_};
-    object.bucket = "invoices";
-    object.classification = storage::Classification::compliance;
-    object.content_type = "application/pdf";
-    object.metadata = {{"number", std::to_string(invoice.number)}, {"billed", invoice.agent}};
+    const storage::NewObject object{.bucket = "invoices",
+                                    .key = invoice.id.to_string() + ".pdf",
+                                    .owner = self_,
+                                    .classification = storage::Classification::compliance,
+                                    .content_type = "application/pdf",
+                                    .metadata = {{"number", std::to_string(invoice.number)}, {"billed", invoice.agent}},
+                                    .ttl = std::nullopt,
+                                    .expected_hash = std::nullopt};
     const std::string place = object.bucket + "/" + object.key;
     // After a crash it may be there already: the same invoice has one PDF.
     const Result<storage::ObjectMetadata> there =
-        storage_.get_metadata(self, storage::StorageRef{.bucket = object.bucket, .key = object.key});
+        storage_.get_metadata(self, storage::StorageRef{.bucket = object.bucket, .key = object.key, .version = {}});
     if (there) return place;
     if (there.error().kind() != ErrorKind::not_found) return Error(there.error());
     const Result<storage::ObjectMetadata> stored = storage_.store(self, object, pdf);
