@@ -86,7 +86,8 @@ Result<Output> health(const Home& home) {
   const http::Response response = CRETO_TRY(http::Client::create(system_clock())->send(Context(), request));
   const Json report = CRETO_TRY(parse_json(response.body));
   std::string text = fmt::format("{}\n", report.value("status", "unknown"));
-  for (const auto& [name, entry] : report.value("checks", Json::object()).items())
+  const Json checks = report.value("checks", Json::object());
+  for (const auto& [name, entry] : checks.items())
     text += fmt::format("  {:<12} {:<10} {}\n", name, entry.value("status", ""), entry.value("reason", ""));
   return Output{std::move(text), report.dump(2), response.status == 200 ? 0 : 5};
 }
