@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <filesystem>
@@ -15,6 +16,7 @@
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/spending.h"
 #include "creto/crypto/aead.h"
+#include "creto/crypto/hash.h"
 #include "creto/io/http_client.h"
 #include "creto/io/http_server.h"
 #include "creto/io/rpc.h"
@@ -29,7 +31,7 @@
 namespace creto::runtime {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
 
 struct Setup {
@@ -210,7 +212,7 @@ umoci init --layout "$0/base"; umoci new --image "$0/base:latest"; umoci raw add
   return made.path;
 }
 
-class RuntimeContract : public testing::TestWithParam<Setup> {
+class RuntimeContract : public ::testing::TestWithParam<Setup> {
  protected:
   RuntimeContract() : database_(GetParam().database) {}
 
@@ -537,7 +539,13 @@ TEST_P(RuntimeContract, SecretsAreInMemoryInsideAndRevokedAtTheEnd) {
       {.argv = {"grep", "-r", "-l", "agents-own-key", options().state_directory + "/" + GetParam().runtime_class}});
   EXPECT_EQ(leaked.value().output, "");
   ASSERT_TRUE(runtime->terminate(as(ada->identity), sandbox.id));
-  EXPECT_EQ(count("vault_delegations", "doc LIKE '%revoked%' OR 1 = 1") >= 1, true);
+  const auto doc = sql::read(*db, as_service(), [&](sql::Tx& tx) -> Result<std::string> {
+                     const auto rows = CRETO_TRY(
+                         tx.query("SELECT doc FROM runtime_sandboxes WHERE id = $1", {sandbox.id.to_string()}));
+                     return rows.front().text(0);
+                   }).value();
+  const auto lent = vault::SecretDelegationId::parse(parse_json(doc).value()["secret_delegation"].get<std::string>());
+  EXPECT_EQ(vault->get_delegation(as(*agent), lent.value()).value().status, vault::DelegationStatus::revoked);
 }
 
 TEST_P(RuntimeContract, ExecAnswersWithOutputExitCodeAndTimeout) {
@@ -687,12 +695,12 @@ TEST_P(RuntimeContract, AWarmSandboxIsClaimedAndReplaced) {
 
 using creto::testing::DatabaseKind;
 INSTANTIATE_TEST_SUITE_P(, RuntimeContract,
-                         testing::Values(Setup{"runsc", DatabaseKind::sqlite, false},
-                                         Setup{"runc", DatabaseKind::postgres, false},
-                                         Setup{"runc", DatabaseKind::sqlite, true}),
+                         ::testing::Values(Setup{"runsc", DatabaseKind::sqlite, false},
+                                           Setup{"runc", DatabaseKind::postgres, false},
+                                           Setup{"runc", DatabaseKind::sqlite, true}),
                          [](const auto& info) {
                            return fmt::format("{}_{}_{}", info.param.runtime_class,
-                                              testing::PrintToString(info.param.database),
+                                              ::testing::PrintToString(info.param.database),
                                               info.param.remote ? "remote" : "local");
                          });
 
