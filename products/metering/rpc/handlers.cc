@@ -56,11 +56,7 @@ void register_events(rpc::Service& service, Metering& metering) {
   service.unary<v1::IngestRequest, v1::IngestResponse>(
       "Ingest", {.idempotent = true},
       [&metering](const Context& ctx, const v1::IngestRequest& request) -> Result<v1::IngestResponse> {
-        const Ingested ingested = CRETO_TRY(metering.ingest(ctx, request.event()));
-        v1::IngestResponse out;
-        out.set_event_id(ingested.id.to_string());
-        out.set_duplicate(ingested.duplicate);
-        return out;
+        return answer<v1::IngestResponse>(metering.ingest(ctx, request.event()));
       });
   service.unary<v1::IngestBatchRequest, v1::IngestBatchResponse>(
       "IngestBatch", {.idempotent = true},
