@@ -142,7 +142,7 @@ TEST_F(Http, FinishesTheRunningRequestWhenItStops) {
                     {.port = 0},
                     [&](const Request&) {
                       entered.count_down();
-                      std::this_thread::sleep_for(milliseconds(200));
+                      std::this_thread::sleep_for(milliseconds(200));  // tidy(sleep): a slow handler
                       return Response::text(200, "done");
                     },
                     no_telemetry())

@@ -350,7 +350,7 @@ TEST_F(Rpc, StreamsInOrderAndEndsWithTheHandlersResult) {
   request.set_number(1'000'000);
   bool first = true;
   auto behind = channel->stream<EchoMessage>(Context(), watch, request, [&](const EchoMessage&) {
-    if (std::exchange(first, false)) std::this_thread::sleep_for(milliseconds(300));
+    if (std::exchange(first, false)) std::this_thread::sleep_for(milliseconds(300));  // tidy(sleep): a slow reader
     return true;
   });
   ASSERT_FALSE(behind.has_value());
@@ -551,7 +551,7 @@ TEST(RpcTls, KnowsItsCallerByHisCertificateAndNegotiatesThePostQuantumGroup) {
                      ->call<v1::GetAgentRequest, v1::Agent>({}, "/creto.nhi.v1.NhiService/GetAgent", {});
   EXPECT_FALSE(refused.has_value());
   // gRPC takes its refused connections down in the background.
-  std::this_thread::sleep_for(milliseconds(500));
+  std::this_thread::sleep_for(milliseconds(500));  // tidy(sleep): it shows no sign of being done
 }
 
 }  // namespace

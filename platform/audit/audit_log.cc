@@ -395,7 +395,8 @@ Result<bool> Log::sequence_once() {
   const std::uint64_t before = size_;
   const auto growth = CRETO_TRY(tlog::grow(before, reader(), entries));
   CRETO_TRY(write_files(growth));
-  Signed now{growth.size, growth.root, CRETO_TRY(sign(growth.size, growth.root))};
+  std::string note = CRETO_TRY(sign(growth.size, growth.root));
+  Signed now{growth.size, growth.root, std::move(note)};
   CRETO_TRY(io::write_durably(files_, options_.directory / "checkpoint", as_bytes(now.note), 0644));
   CRETO_TRY(finish_batch(batch, std::move(now)));
 

@@ -231,7 +231,9 @@ struct Rhythm {
 struct Account {
   Account(std::uint64_t h, std::string_view o, std::string_view s) : hash(h), org(o), subject(s) {}
   ~Account() {
+    // tidy(delete): a list that readers walk without a lock owns its nodes itself
     for (Slot* slot = slots.load(); slot != nullptr;) delete std::exchange(slot, slot->next.load());
+    // tidy(delete): as above
     for (ThresholdSlot* slot = thresholds.load(); slot != nullptr;) delete std::exchange(slot, slot->next.load());
   }
   Account(const Account&) = delete;
@@ -632,7 +634,7 @@ Result<> Limits::put_quota(std::string_view org, const Quota& quota, Instant now
       return Error(Product::metering, ErrorKind::resource_exhausted,
                    fmt::format("`{}` already has {} quotas", quota.subject, quotas_per_subject_max));
     }
-    slot = new Slot(quota, type->number);
+    slot = new Slot(quota, type->number);  // tidy(new): the list below owns it
     append(account->slots, slot);
     ++account->slot_count;
   }
@@ -681,7 +683,7 @@ Result<> Limits::put_threshold(std::string_view org, const SubjectThreshold& thr
       return Error(Product::metering, ErrorKind::resource_exhausted,
                    fmt::format("`{}` already has {} cost thresholds", threshold.subject, thresholds_per_subject_max));
     }
-    slot = new ThresholdSlot(rule.threshold_id, threshold.subject, rule.period);
+    slot = new ThresholdSlot(rule.threshold_id, threshold.subject, rule.period);  // tidy(new): the list below owns it
     append(account->thresholds, slot);
     ++account->threshold_count;
   }

@@ -161,7 +161,7 @@ TEST_P(SqlSource, IsUniqueAndGrowsAcrossThreadsAndRestarts) {
     for (auto& mine : taken) {
       threads.emplace_back([&] {
         for (int i = 0; i < 2'000; ++i) mine.push_back(source->now());
-        std::this_thread::sleep_for(80ms);  // over several renewals
+        std::this_thread::sleep_for(80ms);  // tidy(sleep): over several renewals
         for (int i = 0; i < 100; ++i) mine.push_back(source->now());
       });
     }

@@ -608,7 +608,7 @@ TEST_P(MeteringContract, InvoicesAreKeptAndSentUntilItSucceeds) {
   const Invoice invoice = metering->issue_invoice(ctx, subscription.id, {}).value();
   for (int i = 0; i < 200 && !metering->get_invoice(ctx, invoice.id)->sent; ++i) {
     clock.advance(1s);
-    std::this_thread::sleep_for(20ms);
+    std::this_thread::sleep_for(20ms);  // tidy(sleep): between two looks at the condition
   }
   const Invoice sent = metering->get_invoice(ctx, invoice.id).value();
   EXPECT_TRUE(sent.sent);

@@ -497,8 +497,8 @@ int main(int argc, char** argv) {
   }
   socket_path = argv[1];
   sandbox_id = argv[2];
-  run_uid = static_cast<uid_t>(atoi(argv[3]));
-  run_gid = static_cast<gid_t>(atoi(argv[4]));
+  run_uid = static_cast<uid_t>(atoi(argv[3]));  // tidy(c-string): written by the runtime, no libstdc++ here
+  run_gid = static_cast<gid_t>(atoi(argv[4]));  // tidy(c-string): same
   umask(077);
   signal(SIGPIPE, SIG_IGN);
   prctl(PR_SET_DUMPABLE, 0);

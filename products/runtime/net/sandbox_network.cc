@@ -24,7 +24,7 @@ class Network final : public SandboxNetwork {
       : options_(std::move(options)),
         telemetry_(telemetry),
         table_("creto_" + options_.instance),
-        random_(std::random_device()()) {}
+        random_(std::random_device()()) {}  // tidy(random): which slot comes first is no secret
 
   /// Rebuilt whole, in one transaction of nftables: an earlier process' ports are not ours. Elements are put back by
   /// `adopt`.
@@ -181,7 +181,7 @@ table inet {0} {{
   Telemetry& telemetry_;
   const std::string table_;
   std::mutex mutex_;
-  std::mt19937 random_;
+  std::mt19937 random_;  // tidy(random-engine): as above
 };
 
 }  // namespace

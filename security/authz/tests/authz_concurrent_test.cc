@@ -163,11 +163,11 @@ TEST(AuthzService, NoCheckSeesAnAllowThatAChangeHasTakenBack) {
     ++epoch;
     ASSERT_TRUE(authz->update_policy(ctx, "p", "forbid(principal, action, resource);", 0));
     ++epoch;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // tidy(sleep): lets the readers see this epoch
     ++epoch;
     ASSERT_TRUE(authz->update_policy(ctx, "p", "permit(principal, action, resource);", 0));
     ++epoch;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // tidy(sleep): lets the readers see this epoch
   }
   stop = true;
   for (auto& checker : checkers) checker.join();

@@ -60,16 +60,16 @@ class Value {
                            std::shared_ptr<const RecordBox>, DecimalValue, IpValue, DatetimeValue, DurationValue>;
 
   Value(bool value) : rep_(value) {}                            // NOLINT: literals read well in a context
-  Value(std::int64_t value) : rep_(value) {}                    // NOLINT
-  Value(int value) : rep_(static_cast<std::int64_t>(value)) {}  // NOLINT
-  Value(std::string value) : rep_(std::move(value)) {}          // NOLINT
-  Value(std::string_view value) : rep_(std::string(value)) {}   // NOLINT
-  Value(const char* value) : rep_(std::string(value)) {}        // NOLINT
-  Value(EntityUid value) : rep_(std::move(value)) {}            // NOLINT
-  Value(DecimalValue value) : rep_(value) {}                    // NOLINT
-  Value(IpValue value) : rep_(value) {}                         // NOLINT
-  Value(DatetimeValue value) : rep_(value) {}                   // NOLINT
-  Value(DurationValue value) : rep_(value) {}                   // NOLINT
+  Value(std::int64_t value) : rep_(value) {}                    // NOLINT(google-explicit-constructor)
+  Value(int value) : rep_(static_cast<std::int64_t>(value)) {}  // NOLINT(google-explicit-constructor)
+  Value(std::string value) : rep_(std::move(value)) {}          // NOLINT(google-explicit-constructor)
+  Value(std::string_view value) : rep_(std::string(value)) {}   // NOLINT(google-explicit-constructor)
+  Value(const char* value) : rep_(std::string(value)) {}        // NOLINT(google-explicit-constructor)
+  Value(EntityUid value) : rep_(std::move(value)) {}            // NOLINT(google-explicit-constructor)
+  Value(DecimalValue value) : rep_(value) {}                    // NOLINT(google-explicit-constructor)
+  Value(IpValue value) : rep_(value) {}                         // NOLINT(google-explicit-constructor)
+  Value(DatetimeValue value) : rep_(value) {}                   // NOLINT(google-explicit-constructor)
+  Value(DurationValue value) : rep_(value) {}                   // NOLINT(google-explicit-constructor)
 
   static Value set(std::vector<Value> elements);
   /// Of two attributes with one name the later counts.
