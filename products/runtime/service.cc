@@ -511,8 +511,9 @@ class RuntimeService final : public Runtime {
             .with_cause(std::move(held).error());
       }
     }
-    auto spawned = bring_up(ctx, own, *driver, image, spec, check, parent, resident_of, started);
-    if (services_.limits)
+    auto spawned = bring_up(ctx, own, *driver, image, spec, check, parent, resident_of, hold, started);
+    // Otherwise the usage event settles it, in the same step in which it counts.
+    if (services_.limits && !spawned)
       if (auto released = services_.limits->release(own, hold); !released)
         services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
     if (!spawned) return std::move(spawned).error();
@@ -551,7 +552,8 @@ class RuntimeService final : public Runtime {
   Result<Sandbox> bring_up(const Context& ctx, const Context& own, SandboxDriver& driver,
                            const ImageStore::Image& image, const SandboxSpec& spec, const authz::CheckRequest& check,
                            const std::optional<SandboxId>& parent,
-                           const std::function<Result<Principal>()>& resident_of, Monotonic started) {
+                           const std::function<Result<Principal>()>& resident_of, const ReservationId& hold,
+                           Monotonic started) {
     const auto deadline = std::min(ctx.deadline, started + options_.ready_timeout);
     bool warm = true;
     auto live = take_warm(image, driver.traits().name, spec.limits);
@@ -559,12 +561,17 @@ class RuntimeService final : public Runtime {
       warm = false;
       live = CRETO_TRY(make_sandbox(driver, image, spec.limits, deadline));
     }
-    auto claimed = claim(ctx, own, live, image, spec, check, parent, resident_of, warm, deadline);
+    auto claimed = claim(ctx, own, live, image, spec, check, parent, resident_of, hold, warm, deadline);
     if (!claimed) {
       drop(live);
       return claimed;
     }
-    if (claimed->id != live->id) drop(live);  // a parallel call with the same key was quicker
+    if (claimed->id != live->id) {  // a parallel call with the same key was quicker
+      drop(live);
+      if (services_.limits)
+        if (auto released = services_.limits->release(own, hold); !released)
+          services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+    }
     const auto took = services_.clock.monotonic() - started;
     services_.telemetry
         .histogram("runtime_sandbox_spawn_duration_seconds", "From the request to ready",
@@ -640,14 +647,15 @@ class RuntimeService final : public Runtime {
 
   /// Removes every trace of a sandbox on this machine. Idempotent.
   void discard(const Live& live) {
-    live->gateway.reset();
-    hub_->close(live->id);
-    live->gone();
+    // What runs inside first: its requests to the gateway end with it.
     if (auto driver = driver_for(live->runtime_class)) {
       if (auto removed = (*driver)->remove(live->id); !removed)
         services_.telemetry.error("runtime", "sandbox_remove_failed",
                                   {{"sandbox", live->id.to_string()}, {"error", removed.error().to_string()}});
     }
+    live->gateway.reset();
+    hub_->close(live->id);
+    live->gone();
     proxy_->dismiss(live->id);
     if (live->lease) network_->release(*live->lease);
     std::error_code ignored;
@@ -720,7 +728,7 @@ class RuntimeService final : public Runtime {
   Result<Sandbox> claim(const Context& ctx, const Context& own, const Live& live, const ImageStore::Image& image,
                         const SandboxSpec& spec, const authz::CheckRequest& check,
                         const std::optional<SandboxId>& parent, const std::function<Result<Principal>()>& resident_of,
-                        bool warm, Monotonic deadline) {
+                        const ReservationId& hold, bool warm, Monotonic deadline) {
     {
       const std::lock_guard lock(mutex_);
       if (live_.size() >= options_.sandboxes_max)
@@ -779,7 +787,7 @@ class RuntimeService final : public Runtime {
       return other.sandbox;
     }
 
-    auto ready = make_ready(agent_ctx, live, record, secrets, deadline);
+    auto ready = make_ready(agent_ctx, live, record, secrets, hold, deadline);
     if (!ready) {
       // The row stays, as a spawn that failed: whoever repeats the call learns the same.
       revoke_secrets(record);
@@ -806,7 +814,7 @@ class RuntimeService final : public Runtime {
   }
 
   Result<> make_ready(const Context& agent_ctx, const Live& live, SandboxRecord& record,
-                      vault::DelegatedSecrets& secrets, Monotonic deadline) {
+                      vault::DelegatedSecrets& secrets, const ReservationId& hold, Monotonic deadline) {
     auto& sandbox = record.sandbox;
     const auto sandbox_key = crypto::SigningKey::generate(crypto::SignatureAlgorithm::ed25519);
     CRETO_TRY(send_claim(live, record, secrets, sandbox_key));
@@ -831,7 +839,7 @@ class RuntimeService final : public Runtime {
     contracts::RuntimeUsageEvent usage;
     usage.usage_type = "sandbox_allocated";
     usage.idempotency_key = "allocated:" + sandbox.id.to_string();
-    usage.properties = CRETO_TRY(usage_properties(sandbox, Json::object()));
+    usage.properties = CRETO_TRY(usage_properties(sandbox, Json{{"reservation_id", hold.to_string()}}));
     // Who asked for it is who is billed and limited: a child counts for itself, and through its chain for everybody
     // above.
     auto allocated = CRETO_TRY(events_.usage(record.org, sandbox.agent, sandbox.delegation_chain, usage));
@@ -853,6 +861,8 @@ class RuntimeService final : public Runtime {
     }));
     // From here on it is real: whatever happens now ends it, and nothing un-spawns it.
     begin(live);
+    // Its end may have come while nobody was listed for it.
+    if (live->ended()) finish(live, TerminationReason::failed, "the sandbox ended unexpectedly", std::nullopt);
     return {};
   }
 
@@ -1162,6 +1172,7 @@ class RuntimeService final : public Runtime {
       usage.units = Decimal(static_cast<std::int64_t>(bytes));
       usage.properties = CRETO_TRY(canonical_json(Json{{"sandbox_id", record.sandbox.id.to_string()},
                                                        {"destination", closed.target.text()},
+                                                       {"bytes_transferred", std::to_string(bytes)},
                                                        {"bytes_out", std::to_string(closed.bytes_out)},
                                                        {"bytes_in", std::to_string(closed.bytes_in)}}));
       auto event = CRETO_TRY(events_.usage(record.org, record.sandbox.agent, record.sandbox.delegation_chain, usage));

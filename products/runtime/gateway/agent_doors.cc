@@ -269,8 +269,9 @@ Result<ActionOutcome> AgentDoors::perform(const Context& ctx, OperationRecord op
     contracts::RuntimeUsageEvent usage;
     usage.usage_type = "action";
     usage.idempotency_key = operation.id;
-    usage.properties =
-        CRETO_TRY(canonical_json(Json{{"action", action.name}, {"sandbox_id", operation.sandbox.to_string()}}));
+    usage.properties = CRETO_TRY(canonical_json(Json{{"action", action.name},
+                                                     {"sandbox_id", operation.sandbox.to_string()},
+                                                     {"reservation_id", hold_of(operation.id).to_string()}}));
     usage.cost = checked.cost;
     auto event = CRETO_TRY(events_.usage(operation.org, operation.agent, agent_ctx.chain, usage));
     outgoing.push_back(std::move(event));
@@ -292,7 +293,8 @@ Result<ActionOutcome> AgentDoors::perform(const Context& ctx, OperationRecord op
   });
   // `conflict`: a parallel repeat recorded the same outcome of the same operation.
   if (!done && done.error().kind() != ErrorKind::conflict) return std::move(done).error();
-  if (services_.limits)
+  // What succeeded settles its hold by its usage event.
+  if (services_.limits && !succeeded)
     if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
       services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
   return ActionOutcome{operation.status, operation.result, std::nullopt};
@@ -462,7 +464,8 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
                                                    {"model_id", response->model},
                                                    {"provider", response->provider},
                                                    {"input_tokens", response->usage.prompt_tokens},
-                                                   {"cached_input_tokens", response->usage.cached_prompt_tokens},
+                                                   {"cached_tokens", response->usage.cached_prompt_tokens},
+                                                   {"reservation_id", hold_of(operation.id).to_string()},
                                                    {"output_tokens", response->usage.completion_tokens},
                                                    {"reasoning_tokens", response->usage.reasoning_tokens}}));
   auto event = CRETO_TRY(events_.usage(resident.org, resident.agent, resident.chain, usage));
@@ -474,7 +477,6 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
     CRETO_TRY(Events::publish(tx, ctx, {event}));
     return {};
   }));
-  release();
   return operation.result;
 }
 

@@ -66,14 +66,12 @@ class TestLimits final : public contracts::SpendingLimits {
   Result<contracts::Hold> reserve(const Context&, const contracts::SpendRequest& request) override {
     if (request.event_type == "sandbox_allocated" && left-- <= 0)
       return Error(Product::metering, ErrorKind::quota_exceeded, "monthly quota of `sandbox_allocated` exceeded");
-    ++held;
     return contracts::Hold{request.id, {}};
   }
   Result<> release(const Context&, const ReservationId&) override {
-    --held;
     return {};
   }
-  std::atomic<int> left = 1000, held = 0;
+  std::atomic<int> left = 1000;
 };
 
 /// One human, who answers when the test says so.
@@ -476,7 +474,6 @@ TEST_P(RuntimeContract, RunsACommandAttestsItAndReportsItsEnd) {
   EXPECT_EQ(ended.exit_code, 3);
   EXPECT_EQ(output(sandbox.id), agent->text() + "\n");
   EXPECT_EQ(runtime->output(as(ada->identity), sandbox.id, OutputStream::err, 0).value().bytes, "oops\n");
-  EXPECT_EQ(limits.held, 0);
 }
 
 TEST_P(RuntimeContract, AForgedAttestationIsRefused) {
@@ -595,7 +592,6 @@ TEST_P(RuntimeContract, AnActionIsPaidOnceWithCredentialsTheAgentNeverSees) {
   EXPECT_EQ(pay(sandbox.id, "11.00", "k1").status, 409);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/actions/steal").status, 404);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/actions/pay", Json{{"arguments", {{"amount", 10}}}}).status, 400);
-  EXPECT_EQ(limits.held, 0);
 }
 
 TEST_P(RuntimeContract, AnApprovalPermitsExactlyItsActionOnce) {
