@@ -109,7 +109,9 @@ TEST_F(StorageOnFaultyDisk, EveryFlippedBitIsAHashMismatch) {
     files_.flip_bit(file_of(*stored), byte * 8);
     const auto got = get("a");
     EXPECT_FALSE(got) << byte;
-    if (!got && byte > 6) EXPECT_EQ(got.error().kind(), ErrorKind::hash_mismatch) << byte << got.error().to_string();
+    if (!got && byte > 6) {
+      EXPECT_EQ(got.error().kind(), ErrorKind::hash_mismatch) << byte << got.error().to_string();
+    }
     files_.flip_bit(file_of(*stored), byte * 8);
   }
   EXPECT_TRUE(get("a"));
