@@ -58,12 +58,12 @@ const std::vector<Verb> table = {
      {{"QUERY", "query", "text", text, true}, {"--agent", "agent", "identity"}, {"--limit", "limit", "", number}},
      {"relevance_score", "memory.type", "memory.content"}},
 
-    {"policies create", "a Cedar policy; refused where the set would not be valid", "creto.authz.v1.AuthorizationService/CreatePolicy",
+    {"policies create", "a Cedar policy; refused where the set would not be valid", "creto.authz.v1.AuthzService/CreatePolicy",
      {{"ID", "id", "", text, true}, {"--file", "text", "Cedar text, or -", file, true}}, {}},
-    {"policies update", "replace a policy", "creto.authz.v1.AuthorizationService/UpdatePolicy",
+    {"policies update", "replace a policy", "creto.authz.v1.AuthzService/UpdatePolicy",
      {{"ID", "id", "", text, true}, {"--file", "text", "Cedar text, or -", file, true}, {"--version", "expected_version", "refuse unless it is this one", number}}, {}},
-    {"policies delete", "remove a policy", "creto.authz.v1.AuthorizationService/DeletePolicy", {{"ID", "id", "", text, true}}, {}},
-    {"policies list", "the policies in force", "creto.authz.v1.AuthorizationService/ListPolicies", {}, {"id", "version", "updated_by"}},
+    {"policies delete", "remove a policy", "creto.authz.v1.AuthzService/DeletePolicy", {{"ID", "id", "", text, true}}, {}},
+    {"policies list", "the policies in force", "creto.authz.v1.AuthzService/ListPolicies", {}, {"id", "version", "updated_by"}},
 
     {"sandboxes spawn", "start an agent in a sandbox", "creto.runtime.v1.RuntimeService/SpawnSandbox",
      {{"IMAGE", "image", "", text, true}, {"--agent", "agent", "identity it runs as; default: you"}, {"--command", "command", "program, then each argument; repeatable", list},
