@@ -110,7 +110,7 @@ const std::vector<Verb> table = {
 
     {"audit query", "what happened, newest first", "creto.audit.v1.AuditService/Query",
      {{"--who", "who", "anywhere in the delegation chain"}, {"--what", "what", "exact, or a prefix with *"}, {"--resource", "resource", "exact, or a prefix with *"},
-      {"--limit", "limit", "", number}}, {"index", "record.what", "record.outcome", "record.who", "record.resource"}},
+      {"--limit", "limit", "", number}, {"--cursor", "cursor", "`next_cursor` of the page before"}}, {"index", "record.what", "record.outcome", "record.who", "record.resource"}},
     {"audit proof", "that a record is in the signed log", "creto.audit.v1.AuditService/GetProof", {{"ID", "id", "", text, true}}, {}},
     {"audit checkpoint", "the newest signed checkpoint", "creto.audit.v1.AuditService/GetCheckpoint", {}, {}},
     {"audit flush", "wait until everything so far is in the signed log", "creto.audit.v1.AuditService/Flush", {}, {}},
