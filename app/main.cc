@@ -243,9 +243,14 @@ int run(int argc, char** argv) {
         continue;
       }
       const bool repeatable = parameter.kind == Parameter::Kind::pair || parameter.kind == Parameter::Kind::list;
-      CLI::Option* option = sub->add_option(std::string(parameter.name), target, std::string(parameter.help));
-      option->expected(1)->required(parameter.required);
-      if (repeatable) option->expected(1, 64)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      CLI::Option* option =
+          repeatable ? sub->add_option(std::string(parameter.name), target, std::string(parameter.help))
+                     : sub->add_option_function<std::string>(
+                           std::string(parameter.name), [&target](const std::string& value) { target = {value}; },
+                           std::string(parameter.help));
+      option->required(parameter.required);
+      // One value each time, so that what follows is not taken for another.
+      if (repeatable) option->expected(1)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     }
     sub->callback([&chosen, &verb, &target = given[v], &flags] {
       chosen = [&verb, &target, &flags] { return run_verb(verb, target, flags); };
