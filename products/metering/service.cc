@@ -157,6 +157,12 @@ Result<NanoMoney> MeteringService::cost_of(const Money& cost) const {
   return to_nano_money(cost.amount);
 }
 
+Result<NanoMoney> MeteringService::limited_cost(const Money& cost) const {
+  // What another currency costs is recorded when it happens; limits of money do not see it.
+  if (!(cost.currency == options_.currency)) return 0;
+  return cost_of(cost);
+}
+
 std::string MeteringService::subscription_at(const std::string& org, const Identity& agent,
                                              const DelegationChain& chain, Instant when) const {
   const auto of = [&](const Identity& identity) -> const Subscription* {
@@ -687,7 +693,7 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
                  fmt::format("hold_for: must be positive and at most {}", creto::to_string(options_.hold_max)));
   }
   const std::int64_t units = CRETO_TRY(to_whole_units(request.units));
-  const NanoMoney cost = CRETO_TRY(cost_of(request.cost));
+  const NanoMoney cost = CRETO_TRY(limited_cost(request.cost));
   const Instant now = clock_.now();
   const Instant until = now + request.hold_for;
   // A name that is no usage type is that of an action.
@@ -768,7 +774,7 @@ Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_t
   if (event.delegation_chain.size() > delegation_chain_max_depth) {
     return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
   }
-  const NanoMoney cost = CRETO_TRY(cost_of(event.cost));
+  const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
   const auto finding = limits_.check_cost({.org = ctx.org,
                                            .agent = event.agent.text(),
                                            .chain = event.delegation_chain,
@@ -784,7 +790,7 @@ Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_t
 Result<std::vector<contracts::OversightTrigger>> MeteringService::check_multiple_thresholds(
     const Context& ctx, const contracts::BillableEvent& event,
     const std::vector<contracts::CostThreshold>& thresholds) {
-  const NanoMoney cost = CRETO_TRY(cost_of(event.cost));
+  const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
   const Use use{.org = ctx.org, .agent = event.agent.text(), .event_type = event.event_type, .units = 0, .cost = cost};
   std::vector<contracts::OversightTrigger> triggers;
   for (const contracts::CostThreshold& threshold : thresholds) {

@@ -119,6 +119,7 @@ class MeteringService final : public LocalMetering, private authz::Extension {
   Context own(const Context& ctx) const;
   Result<> ensure_identity(const Context& ctx);
   Result<NanoMoney> cost_of(const Money& cost) const;
+  Result<NanoMoney> limited_cost(const Money& cost) const;
   std::string subscription_at(const std::string& org, const Identity& agent, const DelegationChain& chain,
                               Instant when) const;
   Result<contracts::OversightTrigger> trigger_of(const CostFinding& finding,
