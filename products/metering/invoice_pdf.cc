@@ -69,14 +69,19 @@ std::string date(Instant instant) {
 }
 /// Midnight ends a period with the day before; any other moment is told to the minute.
 std::string period_text(Period period) {
-  const auto moment = [](Instant at) {
+  const auto short_date = [](Instant at) {
+    std::string text = date(at);
+    const auto month = text.find(' ') + 1;
+    return text.substr(0, month + 3) + text.substr(text.find(' ', month));
+  };
+  const auto moment = [&](Instant at) {
     const auto day = std::chrono::floor<std::chrono::days>(at);
     const auto minutes = std::chrono::duration_cast<std::chrono::minutes>(at - day).count();
-    return minutes == 0 ? date(at) : fmt::format("{}, {:02}:{:02}", date(at), minutes / 60, minutes % 60);
+    return minutes == 0 ? short_date(at) : fmt::format("{}, {:02}:{:02}", short_date(at), minutes / 60, minutes % 60);
   };
   const bool midnight = std::chrono::floor<std::chrono::days>(period.end) == period.end;
   return fmt::format("{} to {} (UTC)", moment(period.begin),
-                     midnight ? date(period.end - Nanos(1)) : moment(period.end));
+                     midnight ? short_date(period.end - Nanos(1)) : moment(period.end));
 }
 
 class Sheet {
@@ -210,19 +215,17 @@ Bytes draw(const Invoice& invoice, std::string_view issuer) {
   sheet.y -= 38;
 
   const float second = 330;
-  sheet.text(margin, sheet.y, "BILLED TO", 7.5f, grey, true);
-  sheet.text(second, sheet.y, "ISSUED", 7.5f, grey, true);
-  sheet.text_within(margin, sheet.y - 15, invoice.agent, 9.5f, ink, second - margin - 16);
-  sheet.text(second, sheet.y - 15, date(invoice.issued_at), 9.5f, ink);
+  const auto field = [&](float x, std::string_view name, std::string_view value, float limit) {
+    sheet.text(x, sheet.y, name, 7.5f, grey, true);
+    sheet.text_within(x, sheet.y - 15, value, 9.5f, ink, limit);
+  };
+  field(margin, "BILLED TO", invoice.agent, right - margin);
   sheet.y -= 42;
-  sheet.text(margin, sheet.y, "SUBSCRIPTION", 7.5f, grey, true);
-  sheet.text(second, sheet.y, "PERIOD", 7.5f, grey, true);
-  sheet.text_within(margin, sheet.y - 15, invoice.subscription.to_string(), 9.5f, ink, second - margin - 16);
-  sheet.text_within(second, sheet.y - 15, period_text(invoice.period), 9.5f, ink, right - second);
+  field(margin, "SUBSCRIPTION", invoice.subscription.to_string(), second - margin - 16);
+  field(second, "ISSUED", date(invoice.issued_at), right - second);
   sheet.y -= 42;
-  sheet.text(margin, sheet.y, "PLAN", 7.5f, grey, true);
-  sheet.text_within(margin, sheet.y - 15, fmt::format("{} (version {})", invoice.plan_name, invoice.plan_version), 9.5f,
-                    ink, right - margin);
+  field(margin, "PLAN", fmt::format("{} (version {})", invoice.plan_name, invoice.plan_version), second - margin - 16);
+  field(second, "PERIOD", period_text(invoice.period), right - second);
   sheet.y -= 52;
 
   table_head(sheet);

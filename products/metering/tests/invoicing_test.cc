@@ -94,7 +94,7 @@ TEST(Invoice, AddsUpToTheCent) {
   EXPECT_EQ(priced.lines[4].amount, d("0.04"));
   // 3.30125 + 20 + 20 + 1.075
   EXPECT_EQ(priced.lines[5].exact, d("44.37625"));
-  EXPECT_EQ(priced.total, d("63.65"));
+  EXPECT_EQ(priced.total, d("63.66"));
 }
 
 TEST(Invoice, DoesNotDependOnTheOrderOfDelivery) {

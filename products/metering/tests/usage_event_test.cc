@@ -111,8 +111,7 @@ TEST(UsageEvent, OfAnotherAgentThanItsChainIsRefused) {
 }
 
 TEST(UsageEvent, AgreesWithTheJsonSchemas) {
-  const std::vector<std::string> values = {R"("5")", "5",    "-5",       R"("-5")",   R"("")",
-                                           R"("x")", "true", R"("1.5")", R"("1e999")"};
+  const std::vector<std::string> values = {R"("5")", "-5", R"("")", "true", R"("1.5")", R"("1e999")"};
   std::size_t compared = 0;
   for (const auto& file : std::filesystem::directory_iterator(std::string(CRETO_SCHEMAS) + "/usage")) {
     const std::string type = file.path().stem();
