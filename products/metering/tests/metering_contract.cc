@@ -10,6 +10,7 @@
 
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
+#include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
 #include "creto/crypto/aead.h"
