@@ -101,7 +101,10 @@ class Log final : public AuditLog {
     }
     return sql::write(db_, ctx, [&](sql::Tx& tx) -> Result<std::vector<AuditId>> {
       std::vector<AuditId> ids;
-      for (const AuditRecord& entry : records) ids.push_back(CRETO_TRY(record(tx, ctx, entry)));
+      for (const AuditRecord& entry : records) {
+        const AuditId id = CRETO_TRY(record(tx, ctx, entry));
+        ids.push_back(id);
+      }
       return ids;
     });
   }
@@ -136,9 +139,10 @@ class Log final : public AuditLog {
     status.size = signed_now().size;
     status.origin = options_.origin;
     for (const auto& key : verifiers_) status.verifier_keys += key.text() + "\n";
-    status.pending = static_cast<std::uint64_t>(CRETO_TRY(sql::read(db_, ctx, [](sql::Tx& tx) -> Result<std::int64_t> {
+    const std::int64_t pending = CRETO_TRY(sql::read(db_, ctx, [](sql::Tx& tx) -> Result<std::int64_t> {
       return CRETO_TRY(tx.query("SELECT count(*) FROM audit_pending")).front().integer(0);
-    })));
+    }));
+    status.pending = static_cast<std::uint64_t>(pending);
     std::lock_guard lock(signed_mutex_);
     status.problem = problem_;
     return status;
@@ -277,7 +281,8 @@ Result<> Log::recover() {
   telemetry_.warn(
       "audit", "audit_index_behind",
       {{"indexed", static_cast<std::int64_t>(size_)}, {"signed", static_cast<std::int64_t>(checkpoint.size)}});
-  return rebuild_index(size_, CRETO_TRY(tlog::verify_log(reader(), verifiers_)));
+  const tlog::VerifiedLog verified = CRETO_TRY(tlog::verify_log(reader(), verifiers_));
+  return rebuild_index(size_, verified);
 }
 
 Result<> Log::rebuild_index(std::uint64_t from, const tlog::VerifiedLog& log) {
@@ -508,8 +513,9 @@ Error Log::not_here(sql::Tx& tx, const Context& ctx, const AuditId& id) {
 
 Result<AuditEntry> Log::get(const Context& ctx, const AuditId& id) {
   return sql::read(db_, ctx, [&](sql::Tx& tx) -> Result<AuditEntry> {
-    const auto rows = CRETO_TRY(
-        tx.query("SELECT idx, entry FROM audit_entries WHERE org = $1 AND id = $2", {ctx.org, id.to_string()}));
+    const auto rows =
+        CRETO_TRY(tx.query("SELECT idx, entry FROM audit_entries WHERE org = $1 AND id = $2 ORDER BY idx LIMIT 1",
+                           {ctx.org, id.to_string()}));
     if (rows.empty()) return not_here(tx, ctx, id);
     auto parsed = CRETO_TRY(parse_entry(rows.front().text(1)));
     return AuditEntry{static_cast<std::uint64_t>(rows.front().integer(0)), std::move(parsed.record),

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <array>
 
 #include "audit_tables.h"
@@ -50,7 +52,24 @@ CREATE TABLE audit_who (
   PRIMARY KEY (org, who, idx)
 );
 )sql"},
+    {2, "ids", R"sql(
+-- Not unique: an entry that repeats an id must never keep the log from going on. record() refuses it before.
+DROP INDEX audit_entries_id;
+CREATE INDEX audit_entries_id ON audit_entries (org, id);
+CREATE INDEX audit_pending_id ON audit_pending (org, id);
+)sql"},
 };
+
+Error refusal(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
+
+/// Whether the log has or will have an entry of that id.
+Result<bool> is_known(sql::Tx& tx, const std::string& org, const std::string& id) {
+  const auto rows =
+      CRETO_TRY(tx.query("SELECT 1 FROM audit_pending WHERE org = $1 AND id = $2 "
+                         "UNION ALL SELECT 1 FROM audit_entries WHERE org = $1 AND id = $2 LIMIT 1",
+                         {org, id}));
+  return !rows.empty();
+}
 
 }  // namespace
 
@@ -77,10 +96,22 @@ AuditRecord AuditRecord::of(const Context& ctx, std::string what, std::string re
 Result<> prepare(sql::Database& db) { return sql::migrate(db, "audit", steps); }
 
 Result<AuditId> record(sql::Tx& tx, const Context& ctx, AuditRecord record) {
-  const AuditId id = record.id ? *record.id : AuditId::fresh(tx.now());
-  record.id = id;
+  if (record.id) {
+    const std::string given = record.id->to_string();
+    const bool known = CRETO_TRY(is_known(tx, ctx.org, given));
+    if (known) {
+      return refusal(ErrorKind::already_exists, fmt::format("there is an audit record `{}` already", given));
+    }
+  } else {
+    record.id = AuditId::fresh(tx.now());
+  }
+  const AuditId id = *record.id;
   if (record.timestamp.physical_ns == 0) record.timestamp.physical_ns = unix_ns(tx.now());
   const std::string entry = CRETO_TRY(to_entry(ctx.org, record));
+  // What could be written but not read back would stop the sequencer, and with it the whole log.
+  if (auto parsed = parse_entry(entry); !parsed) {
+    return refusal(ErrorKind::invalid_input, fmt::format("audit record: {}", parsed.error().message()));
+  }
   CRETO_TRY(
       tx.exec("INSERT INTO audit_pending (org, id, entry) VALUES ($1, $2, $3)", {ctx.org, id.to_string(), entry}));
   tx.after_commit([&signal = tx.database().signal(pending_signal)] { signal.raise(); });

@@ -103,7 +103,8 @@ Result<std::vector<VerifierKey>> parse_key_file(std::string_view text) {
     text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
     if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
     if (line.empty() || line.front() == '#') continue;
-    keys.push_back(CRETO_TRY(VerifierKey::parse(line)));
+    VerifierKey key = CRETO_TRY(VerifierKey::parse(line));
+    keys.push_back(std::move(key));
   }
   if (keys.empty()) return refusal(ErrorKind::invalid_input, "the key file has no verifier key");
   return keys;

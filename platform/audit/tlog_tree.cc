@@ -34,10 +34,12 @@ Result<> inclusion(std::uint64_t begin, std::uint64_t index, std::uint64_t size,
   const std::uint64_t left = std::uint64_t{1} << split_level(size);
   if (index < left) {
     CRETO_TRY(inclusion(begin, index, left, nodes, path));
-    path.push_back(CRETO_TRY(range_hash(begin + left, size - left, nodes)));
+    const Hash256 other = CRETO_TRY(range_hash(begin + left, size - left, nodes));
+    path.push_back(other);
   } else {
     CRETO_TRY(inclusion(begin + left, index - left, size - left, nodes, path));
-    path.push_back(CRETO_TRY(range_hash(begin, left, nodes)));
+    const Hash256 other = CRETO_TRY(range_hash(begin, left, nodes));
+    path.push_back(other);
   }
   return {};
 }
@@ -46,16 +48,21 @@ Result<> inclusion(std::uint64_t begin, std::uint64_t index, std::uint64_t size,
 Result<> consistency(std::uint64_t begin, std::uint64_t old_size, std::uint64_t size, bool whole,
                      const NodeReader& nodes, std::vector<Hash256>& path) {
   if (old_size == size) {
-    if (!whole) path.push_back(CRETO_TRY(range_hash(begin, size, nodes)));
+    if (!whole) {
+      const Hash256 hash = CRETO_TRY(range_hash(begin, size, nodes));
+      path.push_back(hash);
+    }
     return {};
   }
   const std::uint64_t left = std::uint64_t{1} << split_level(size);
   if (old_size <= left) {
     CRETO_TRY(consistency(begin, old_size, left, whole, nodes, path));
-    path.push_back(CRETO_TRY(range_hash(begin + left, size - left, nodes)));
+    const Hash256 other = CRETO_TRY(range_hash(begin + left, size - left, nodes));
+    path.push_back(other);
   } else {
     CRETO_TRY(consistency(begin + left, old_size - left, size - left, false, nodes, path));
-    path.push_back(CRETO_TRY(range_hash(begin, left, nodes)));
+    const Hash256 other = CRETO_TRY(range_hash(begin, left, nodes));
+    path.push_back(other);
   }
   return {};
 }

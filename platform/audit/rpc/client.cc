@@ -22,7 +22,10 @@ class AuditClient final : public AuditLog {
     for (const AuditRecord& record : records) to_proto(record, *request.add_records());
     auto response = CRETO_TRY(call<v1::LogBatchResponse>(ctx, "LogBatch", request));
     std::vector<AuditId> ids;
-    for (const auto& text : response.ids()) ids.push_back(CRETO_TRY(AuditId::parse(text)));
+    for (const auto& text : response.ids()) {
+      const AuditId id = CRETO_TRY(AuditId::parse(text));
+      ids.push_back(id);
+    }
     return ids;
   }
   Result<AuditPage> query(const Context& ctx, const AuditFilter& filter) override {
@@ -52,7 +55,10 @@ class AuditClient final : public AuditLog {
     request.set_old_size(old_size);
     auto response = CRETO_TRY(call<v1::GetConsistencyResponse>(ctx, "GetConsistency", request, repeatable));
     std::vector<Hash256> path;
-    for (const auto& bytes : response.path()) path.push_back(CRETO_TRY(hash_from(bytes, "path")));
+    for (const auto& bytes : response.path()) {
+      const Hash256 hash = CRETO_TRY(hash_from(bytes, "path"));
+      path.push_back(hash);
+    }
     return path;
   }
   Result<bool> verify(const Context& ctx, const AuditId& id, const InclusionProof& proof,

@@ -150,7 +150,10 @@ Result<InclusionProof> from_proto(const v1::MerkleProof& proof) {
   auto root = CRETO_TRY(hash_from(proof.root(), "proof.root"));
   if (proof.path_size() > path_max) return bad_field("proof.path", "has more than 64 hashes");
   std::vector<Hash256> path;
-  for (const auto& bytes : proof.path()) path.push_back(CRETO_TRY(hash_from(bytes, "proof.path")));
+  for (const auto& bytes : proof.path()) {
+    const Hash256 hash = CRETO_TRY(hash_from(bytes, "proof.path"));
+    path.push_back(hash);
+  }
   return InclusionProof{id, proof.index(), proof.tree_size(), leaf, root, std::move(path), proof.checkpoint()};
 }
 
