@@ -362,13 +362,9 @@ class MessagingService final : public Messaging {
   Result<> on_lifecycle(const bus::BusMessage& message) {
     const EventEnvelope event = CRETO_TRY(EventEnvelope::from_json(message.body));
     const Context ctx = service_context(message.org);
-    if (event.signature) {
-      const std::string bytes = CRETO_TRY(event.signed_bytes());
-      const Identity signer = CRETO_TRY(Identity::parse(options_.lifecycle_signer));
-      CRETO_TRY(parts_.nhi.verify(ctx, signer, as_bytes(bytes), *event.signature, event_signature_context));
-    } else if (!options_.unsigned_events) {
-      return failure(ErrorKind::signature_invalid, "a lifecycle event without a signature");
-    }
+    if (!event.signature) return failure(ErrorKind::signature_invalid, "a lifecycle event without a signature");
+    const std::string bytes = CRETO_TRY(event.signed_bytes());
+    CRETO_TRY(parts_.nhi.verify(ctx, runtime_, as_bytes(bytes), *event.signature, event_signature_context));
     const auto lifecycle = CRETO_TRY(contracts::SandboxLifecycleEvent::from_json(event.payload));
     if (lifecycle.change != "terminated") return {};
     return sandbox_terminated(ctx, lifecycle.sandbox);
@@ -605,6 +601,7 @@ class MessagingService final : public Messaging {
   MessagingParts parts_;
   const MessagingOptions options_;
   const Identity self_;
+  const Identity runtime_ = *Identity::service("runtime");  // whose word on sandboxes counts
   Counter& sent_;
   Counter& delivered_;
   Counter& refused_;

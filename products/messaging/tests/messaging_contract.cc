@@ -561,6 +561,8 @@ TEST_P(MessagingContract, PublishesSignedReceipts) {
   EXPECT_EQ(receipt->receipt, "failed");
   EXPECT_EQ(receipt->failure_reason, "cannot be parsed");
   ASSERT_TRUE(event->signature);
+  EXPECT_TRUE(nhi_->verify(as(*bob), *Identity::service("messaging"), as_bytes(event->signed_bytes().value()),
+                           *event->signature, event_signature_context));
   bus->unsubscribe("test.receipts");
 }
 
@@ -639,11 +641,25 @@ TEST_P(MessagingContract, ASandboxTakesItsSubscriptionsAlong) {
                       .timestamp = timestamps_->now(),
                       .payload = gone.to_json().value(),
                       .signature = {}};
-  const std::string body = event.to_json().value();
-  ASSERT_TRUE(db->transaction({}, [&](sql::Tx& tx) {
-    return bus::publish(tx, as(*bob), contracts::SandboxLifecycleEvent::subject, event.event_id.to_string(), body);
-  }));
-  ASSERT_TRUE(bus->wait_until_idle(seconds(20)));
+  const auto publish = [&](const std::string& id) {
+    const std::string body = event.to_json().value();
+    ASSERT_TRUE(db->transaction({}, [&](sql::Tx& tx) {
+      return bus::publish(tx, as(*bob), contracts::SandboxLifecycleEvent::subject, id, body);
+    }));
+    ASSERT_TRUE(bus->wait_until_idle(seconds(20)));
+  };
+  const auto sign_as = [&](std::string_view name) {
+    const Identity signer = *Identity::service(name);
+    ASSERT_TRUE(nhi_->ensure_service(as(signer), signer));
+    event.signature =
+        nhi_->sign(as(signer), signer, as_bytes(event.signed_bytes().value()), event_signature_context).value();
+  };
+  publish("unsigned");
+  sign_as("somebody");
+  publish("of somebody else");
+  EXPECT_THAT(*messaging->subscribers(as(*alice), "news"), SizeIs(1)) << "only the runtime may say so";
+  sign_as("runtime");
+  publish("of the runtime");
   EXPECT_THAT(*messaging->subscribers(as(*alice), "news"), IsEmpty());
   const auto status = messaging->status(as(*alice), id);
   ASSERT_TRUE(status);

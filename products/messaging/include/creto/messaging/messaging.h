@@ -137,9 +137,6 @@ struct MessagingOptions {
   Nanos ttl_max = std::chrono::days(30);
   Nanos clock_skew = std::chrono::minutes(5);  ///< how far in the future a message may say it was sent
   std::int64_t queue_max = 100'000;            ///< messages waiting for one recipient
-  /// Whose signature a lifecycle event bears.
-  std::string lifecycle_signer = "service:runtime";
-  bool unsigned_events = true;  ///< taken from a bus that lives in our own database
 };
 
 struct MessagingParts {
