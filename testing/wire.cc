@@ -33,10 +33,10 @@ struct Wire::Ports {
   Nothing auditor;
 };
 
-Wire::Wire()
+Wire::Wire(const Clock& clock)
     : ports_(std::make_unique<Ports>()),
       dispatcher_(rpc::Dispatcher::create(
-          rpc::Ports{ports_->authenticator, ports_->authorizer, ports_->auditor, no_telemetry(), system_clock()})) {}
+          rpc::Ports{ports_->authenticator, ports_->authorizer, ports_->auditor, no_telemetry(), clock})) {}
 
 Wire::~Wire() {
   if (server_) server_->stop(Nanos(0));

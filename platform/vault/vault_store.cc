@@ -154,7 +154,7 @@ Result<std::vector<SecretHead>> list_heads(sql::Tx& tx, const Context& ctx, std:
   const SecretRef from = after.value_or(SecretRef{});
   const auto rows =
       CRETO_TRY(tx.query(select(head_columns,
-                                "FROM vault_secrets WHERE org = $1 AND substr(path, 1, $2) = $3"
+                                "FROM vault_secrets WHERE org = $1 AND substr(path, 1, CAST($2 AS INTEGER)) = $3"
                                 " AND (path > $4 OR (path = $4 AND name > $5)) ORDER BY path, name LIMIT $6"),
                          {ctx.org, static_cast<std::int64_t>(path_prefix.size()), path_prefix, from.path, from.name,
                           static_cast<std::int64_t>(limit)}));

@@ -127,7 +127,7 @@ Result<std::vector<StoredObject>> list(sql::Tx& tx, const Context& ctx, const Li
   const std::string classification = query.classification ? std::string(to_string(*query.classification)) : "";
   const auto rows = CRETO_TRY(tx.query(
       select("FROM storage_objects WHERE org = $1 AND owner = $2 AND ($3 = '' OR classification = $3)"
-             " AND ($4 = '' OR bucket = $4) AND substr(object_key, 1, $5) = $6"
+             " AND ($4 = '' OR bucket = $4) AND substr(object_key, 1, CAST($5 AS INTEGER)) = $6"
              " AND (bucket > $7 OR (bucket = $7 AND object_key > $8)) AND (expires_at IS NULL OR expires_at > $9)"
              " AND NOT EXISTS (SELECT 1 FROM storage_objects n WHERE n.org = storage_objects.org"
              "  AND n.bucket = storage_objects.bucket AND n.object_key = storage_objects.object_key"

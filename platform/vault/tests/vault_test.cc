@@ -40,7 +40,7 @@ VaultFactory over_the_wire() {
   return {"client", [](VaultOptions) {
             struct Remote {
               Local local{testing::DatabaseKind::sqlite};
-              testing::Wire wire;
+              testing::Wire wire{local.clock};
               std::unique_ptr<Vault> client;
             };
             auto all = std::make_shared<Remote>();

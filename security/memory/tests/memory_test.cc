@@ -37,7 +37,7 @@ MemoryFactory over_the_wire() {
             struct Remote {
               explicit Remote(MemoryOptions o) : local(testing::DatabaseKind::sqlite, o) {}
               Local local;
-              testing::Wire wire;
+              testing::Wire wire{local.clock};
               std::unique_ptr<Memory> client;
             };
             auto all = std::make_shared<Remote>(options);

@@ -51,15 +51,16 @@ StorageFactory local(std::string name, testing::DatabaseKind kind) {
 StorageFactory over_the_wire() {
   return {"client", [](StorageOptions options) {
             struct Remote : OnDisk {
-              testing::Wire wire;
+              std::unique_ptr<testing::Wire> wire;
               std::unique_ptr<Storage> client;
             };
             auto all = std::make_shared<Remote>();
             options.root = all->directory / "objects";
             all->local = std::make_unique<Local>(testing::DatabaseKind::sqlite, io::real_files(), options);
             auto& l = *all->local;
-            register_storage(all->wire.dispatcher(), *l.storage, l.clock);
-            all->client = create_storage_client(all->wire.serve());
+            all->wire = std::make_unique<testing::Wire>(l.clock);
+            register_storage(all->wire->dispatcher(), *l.storage, l.clock);
+            all->client = create_storage_client(all->wire->serve());
             return StorageUnderTest{all, all->client.get(), &l.access, &l.clock};
           }};
 }

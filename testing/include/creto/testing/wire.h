@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "creto/common/clock.h"
 #include "creto/io/rpc.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/testing/temp_dir.h"
@@ -13,7 +14,8 @@ namespace creto::testing {
 /// ours; it authorizes everything, because what is tested is the service itself.
 class Wire {
  public:
-  Wire();
+  /// `clock` is the service's own: deadlines are told by it.
+  explicit Wire(const Clock& clock);
   ~Wire();
 
   rpc::Dispatcher& dispatcher() { return *dispatcher_; }
