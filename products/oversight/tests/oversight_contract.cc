@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "creto/authz/authz.h"
+#include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
 #include "creto/crypto/aead.h"
