@@ -547,6 +547,7 @@ TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
     }));
   }
   ASSERT_TRUE(carrier->wait_until_idle(30s));
+  ASSERT_TRUE(carrier->wait_until_idle(30s));  // the notice itself, which the first wait has caused
   ASSERT_EQ(notices.size(), 1u);
   const auto notice = contracts::CostThresholdExceededEvent::from_json(notices[0].payload).value();
   EXPECT_EQ(notice.kind, "quota_breach");
