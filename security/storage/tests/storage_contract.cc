@@ -73,7 +73,7 @@ TEST_P(StorageContract, AFailedSourceLeavesNothing) {
         return Error(Product::platform, ErrorKind::cancelled, "gone");
       });
   EXPECT_EQ(kind(stored), ErrorKind::cancelled);
-  EXPECT_EQ(kind(get("half")), ErrorKind::not_found);
+  EXPECT_EQ(kind(get("half")), ErrorKind::permission_denied);
   EXPECT_EQ(storage().quota(as(agent_), agent_)->used_bytes, 0u);
 }
 
@@ -90,8 +90,8 @@ TEST_P(StorageContract, KeepsVersionsUntilTheyAreDeleted) {
   ASSERT_TRUE(storage().remove(as(agent_), second->ref));
   EXPECT_EQ(*get("a"), "one");
   ASSERT_TRUE(storage().remove(as(agent_), at("a")));
-  EXPECT_EQ(kind(get("a")), ErrorKind::not_found);
-  EXPECT_EQ(kind(storage().remove(as(agent_), at("a"))), ErrorKind::not_found);
+  EXPECT_EQ(kind(get("a")), ErrorKind::permission_denied);
+  EXPECT_EQ(kind(storage().remove(as(agent_), at("a"))), ErrorKind::permission_denied);
 }
 
 TEST_P(StorageContract, ListsTheLatestOfEachPageByPage) {
@@ -144,7 +144,7 @@ TEST_P(StorageContract, WhatHasExpiredIsGone) {
   spec.ttl = minutes(1);
   ASSERT_TRUE(storage().store(as(agent_), spec, as_bytes("x")));
   clock().advance(minutes(1));
-  EXPECT_EQ(kind(get("a")), ErrorKind::not_found);
+  EXPECT_EQ(kind(get("a")), ErrorKind::permission_denied);
 }
 
 TEST_P(StorageContract, ComplianceObjectsStaySevenYears) {

@@ -176,7 +176,7 @@ TEST_F(StorageOnFaultyDisk, AFullDiskRefusesAndKeepsNothing) {
   files_.set_disk_bytes_max(9000);
   EXPECT_EQ(put("b", std::string(5000, 'x')).error().kind(), ErrorKind::resource_exhausted);
   EXPECT_TRUE(get("a"));
-  EXPECT_EQ(get("b").error().kind(), ErrorKind::not_found);
+  EXPECT_EQ(get("b").error().kind(), ErrorKind::permission_denied);
   EXPECT_EQ(files_there(), 1u);
 }
 
