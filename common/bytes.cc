@@ -23,7 +23,8 @@ constexpr std::size_t base58_length_max = 256;
 constexpr std::array<std::int8_t, 256> reverse(std::string_view alphabet) {
   std::array<std::int8_t, 256> table{};
   table.fill(-1);
-  for (std::size_t i = 0; i < alphabet.size(); ++i) table[static_cast<std::uint8_t>(alphabet[i])] = static_cast<std::int8_t>(i);
+  for (std::size_t i = 0; i < alphabet.size(); ++i)
+    table[static_cast<std::uint8_t>(alphabet[i])] = static_cast<std::int8_t>(i);
   return table;
 }
 constexpr auto from_standard = reverse(base64_standard);
@@ -38,8 +39,10 @@ std::string encode64(BytesView bytes, std::string_view alphabet, bool pad) {
     std::uint32_t group = 0;
     for (std::size_t k = 0; k < 3; ++k) group = group << 8 | (k < n ? bytes[i + k] : 0U);
     for (std::size_t k = 0; k < 4; ++k) {
-      if (k <= n) text += alphabet[group >> (18 - 6 * k) & 63];
-      else if (pad) text += '=';
+      if (k <= n)
+        text += alphabet[group >> (18 - 6 * k) & 63];
+      else if (pad)
+        text += '=';
     }
   }
   return text;
@@ -106,7 +109,8 @@ std::string base64url(BytesView bytes) { return encode64(bytes, base64_url, fals
 Result<Bytes> from_base64url(std::string_view text) { return decode64(text, from_url, false); }
 
 std::string base58(BytesView bytes) {
-  const auto zeros = static_cast<std::size_t>(std::ranges::find_if(bytes, [](std::uint8_t b) { return b != 0; }) - bytes.begin());
+  const auto zeros =
+      static_cast<std::size_t>(std::ranges::find_if(bytes, [](std::uint8_t b) { return b != 0; }) - bytes.begin());
   Bytes digits;  // least significant first
   for (const std::uint8_t byte : bytes.subspan(zeros)) {
     std::uint32_t carry = byte;

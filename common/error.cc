@@ -63,22 +63,32 @@ const KindInfo& info(ErrorKind kind) { return kinds[static_cast<std::size_t>(kin
 
 std::string_view code_prefix(Product product) {
   switch (product) {
-    case Product::platform: return "PL";
-    case Product::runtime: return "RT";
-    case Product::metering: return "MT";
-    case Product::oversight: return "OV";
-    case Product::messaging: return "MS";
+    case Product::platform:
+      return "PL";
+    case Product::runtime:
+      return "RT";
+    case Product::metering:
+      return "MT";
+    case Product::oversight:
+      return "OV";
+    case Product::messaging:
+      return "MS";
   }
   std::unreachable();
 }
 
 std::string_view to_string(Product product) {
   switch (product) {
-    case Product::platform: return "platform";
-    case Product::runtime: return "runtime";
-    case Product::metering: return "metering";
-    case Product::oversight: return "oversight";
-    case Product::messaging: return "messaging";
+    case Product::platform:
+      return "platform";
+    case Product::runtime:
+      return "runtime";
+    case Product::metering:
+      return "metering";
+    case Product::oversight:
+      return "oversight";
+    case Product::messaging:
+      return "messaging";
   }
   std::unreachable();
 }
@@ -94,11 +104,16 @@ std::optional<ErrorKind> error_kind_from_string(std::string_view text) {
 
 std::string_view to_string(ErrorCategory category) {
   switch (category) {
-    case ErrorCategory::transient: return "transient";
-    case ErrorCategory::permanent: return "permanent";
-    case ErrorCategory::security: return "security";
-    case ErrorCategory::authorization: return "authorization";
-    case ErrorCategory::oversight: return "oversight";
+    case ErrorCategory::transient:
+      return "transient";
+    case ErrorCategory::permanent:
+      return "permanent";
+    case ErrorCategory::security:
+      return "security";
+    case ErrorCategory::authorization:
+      return "authorization";
+    case ErrorCategory::oversight:
+      return "oversight";
   }
   std::unreachable();
 }
@@ -116,8 +131,15 @@ struct Error::Rep {
 };
 
 Error::Error(Product product, ErrorKind kind, std::string message)
-    : rep_(new Rep{product, kind, info(kind).number, std::move(message), {}, std::nullopt,
-                   info(kind).category == ErrorCategory::transient, std::nullopt, {}}) {}
+    : rep_(new Rep{product,
+                   kind,
+                   info(kind).number,
+                   std::move(message),
+                   {},
+                   std::nullopt,
+                   info(kind).category == ErrorCategory::transient,
+                   std::nullopt,
+                   {}}) {}
 Error::Error(const Error& other) : rep_(std::make_unique<Rep>(*other.rep_)) {}
 Error& Error::operator=(const Error& other) {
   if (this != &other) rep_ = std::make_unique<Rep>(*other.rep_);

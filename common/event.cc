@@ -80,7 +80,13 @@ Result<EventEnvelope> EventEnvelope::from_json(std::string_view text) {
     signature = Signature{algorithm, std::move(bytes)};
   }
   std::string canonical_payload = CRETO_TRY(canonical_json(payload));
-  return EventEnvelope{type, id, std::move(agent), std::move(chain), std::move(timestamp), std::move(canonical_payload), std::move(signature)};
+  return EventEnvelope{type,
+                       id,
+                       std::move(agent),
+                       std::move(chain),
+                       std::move(timestamp),
+                       std::move(canonical_payload),
+                       std::move(signature)};
 }
 
 }  // namespace creto

@@ -8,9 +8,12 @@ namespace creto {
 
 std::string_view to_string(Health health) {
   switch (health) {
-    case Health::healthy: return "healthy";
-    case Health::degraded: return "degraded";
-    case Health::unhealthy: return "unhealthy";
+    case Health::healthy:
+      return "healthy";
+    case Health::degraded:
+      return "degraded";
+    case Health::unhealthy:
+      return "unhealthy";
   }
   std::unreachable();
 }

@@ -11,7 +11,8 @@ ByteArray<16> fresh_uuid7(Instant now) {
   ByteArray<16> uuid;
   const ssize_t got = getrandom(uuid.data(), uuid.size(), 0);
   CRETO_ASSERT(got == static_cast<ssize_t>(uuid.size()));
-  const auto ms = static_cast<std::uint64_t>(std::chrono::floor<std::chrono::milliseconds>(now).time_since_epoch().count());
+  const auto ms =
+      static_cast<std::uint64_t>(std::chrono::floor<std::chrono::milliseconds>(now).time_since_epoch().count());
   for (std::size_t i = 0; i < 6; ++i) uuid[i] = static_cast<std::uint8_t>(ms >> (40 - 8 * i));
   uuid[6] = static_cast<std::uint8_t>(0x70 | (uuid[6] & 0x0F));
   uuid[8] = static_cast<std::uint8_t>(0x80 | (uuid[8] & 0x3F));
@@ -21,7 +22,8 @@ ByteArray<16> fresh_uuid7(Instant now) {
 std::string format_id(std::string_view prefix, const ByteArray<16>& uuid) {
   const std::string digits = hex(uuid);
   const std::string_view d = digits;
-  return fmt::format("{}-{}-{}-{}-{}-{}", prefix, d.substr(0, 8), d.substr(8, 4), d.substr(12, 4), d.substr(16, 4), d.substr(20));
+  return fmt::format("{}-{}-{}-{}-{}-{}", prefix, d.substr(0, 8), d.substr(8, 4), d.substr(12, 4), d.substr(16, 4),
+                     d.substr(20));
 }
 
 Result<ByteArray<16>> parse_id(std::string_view prefix, std::string_view text) {

@@ -62,7 +62,9 @@ Result<Identity> Identity::service(std::string_view name) {
 }
 
 std::string_view Identity::name() const {
-  const std::string_view prefix = kind_ == Kind::agent ? agent_prefix : kind_ == Kind::human ? human_prefix : service_prefix;
+  const std::string_view prefix = kind_ == Kind::agent   ? agent_prefix
+                                  : kind_ == Kind::human ? human_prefix
+                                                         : service_prefix;
   return std::string_view(text_).substr(prefix.size());
 }
 

@@ -47,7 +47,8 @@ struct Mpd {
 struct DecimalAccess {
   static void load(const Decimal& from, Mpd& to) {
     const bool negative = from.coefficient_ < 0;
-    const auto magnitude = negative ? 0 - static_cast<Unsigned128>(from.coefficient_) : static_cast<Unsigned128>(from.coefficient_);
+    const auto magnitude =
+        negative ? 0 - static_cast<Unsigned128>(from.coefficient_) : static_cast<Unsigned128>(from.coefficient_);
     to.words[0] = static_cast<mpd_uint_t>(magnitude % word_radix);
     to.words[1] = static_cast<mpd_uint_t>(magnitude / word_radix);
     to.value.len = to.words[1] != 0 ? 2 : 1;
@@ -80,7 +81,8 @@ struct DecimalAccess {
     const mpd_context_t context = exact_context();
     std::uint32_t status = 0;
     operation(&result.value, &x.value, &y.value, &context, &status);
-    if ((status & (MPD_Inexact | MPD_IEEE_Invalid_operation | MPD_Overflow | MPD_Underflow)) != 0) return out_of_range(name);
+    if ((status & (MPD_Inexact | MPD_IEEE_Invalid_operation | MPD_Overflow | MPD_Underflow)) != 0)
+      return out_of_range(name);
     return store(result, name);
   }
 };
@@ -101,8 +103,10 @@ Result<Decimal> Decimal::parse(std::string_view text) {
   bool any_digit = false;
   for (std::size_t i = 0; i < text.size(); ++i) {  // mpdecimal would also read "inf", "nan" and a leading plus
     const char c = text[i];
-    if (c >= '0' && c <= '9') any_digit = true;
-    else if (!(c == '.' || ((c == 'e' || c == 'E') && any_digit) || (c == '-' && (i == 0 || text[i - 1] == 'e' || text[i - 1] == 'E')) ||
+    if (c >= '0' && c <= '9')
+      any_digit = true;
+    else if (!(c == '.' || ((c == 'e' || c == 'E') && any_digit) ||
+               (c == '-' && (i == 0 || text[i - 1] == 'e' || text[i - 1] == 'E')) ||
                (c == '+' && i > 0 && (text[i - 1] == 'e' || text[i - 1] == 'E'))))
       return malformed();
   }
@@ -111,7 +115,8 @@ Result<Decimal> Decimal::parse(std::string_view text) {
   const mpd_context_t context = exact_context();
   std::uint32_t status = 0;
   mpd_qset_string(&value.value, std::string(text).c_str(), &context, &status);
-  if (status & (MPD_Inexact | MPD_Conversion_syntax | MPD_IEEE_Invalid_operation | MPD_Overflow | MPD_Underflow)) return malformed();
+  if (status & (MPD_Inexact | MPD_Conversion_syntax | MPD_IEEE_Invalid_operation | MPD_Overflow | MPD_Underflow))
+    return malformed();
   auto result = DecimalAccess::store(value, "literal");
   if (!result) return malformed();
   return result;
@@ -125,9 +130,11 @@ Decimal Decimal::literal(std::string_view text) {
 
 std::string Decimal::to_string() const {
   if (coefficient_ == 0) return "0";
-  auto magnitude = coefficient_ < 0 ? 0 - static_cast<Unsigned128>(coefficient_) : static_cast<Unsigned128>(coefficient_);
+  auto magnitude =
+      coefficient_ < 0 ? 0 - static_cast<Unsigned128>(coefficient_) : static_cast<Unsigned128>(coefficient_);
   std::string digits;
-  for (; magnitude > 0; magnitude /= 10) digits.insert(digits.begin(), static_cast<char>('0' + static_cast<int>(magnitude % 10)));
+  for (; magnitude > 0; magnitude /= 10)
+    digits.insert(digits.begin(), static_cast<char>('0' + static_cast<int>(magnitude % 10)));
   if (exponent_ >= 0) {
     digits.append(static_cast<std::size_t>(exponent_), '0');
   } else {
@@ -149,7 +156,9 @@ std::string Decimal::to_fixed(int places) const {
   return text.append(static_cast<std::size_t>(places) - have, '0');
 }
 
-Result<Decimal> Decimal::add(const Decimal& a, const Decimal& b) { return DecimalAccess::exactly(a, b, "sum", mpd_qadd); }
+Result<Decimal> Decimal::add(const Decimal& a, const Decimal& b) {
+  return DecimalAccess::exactly(a, b, "sum", mpd_qadd);
+}
 Result<Decimal> Decimal::subtract(const Decimal& a, const Decimal& b) {
   return DecimalAccess::exactly(a, b, "difference", mpd_qsub);
 }
@@ -187,10 +196,18 @@ Result<Decimal> Decimal::round(int places, Rounding rounding) const {
   mpd_maxcontext(&context);
   context.traps = 0;
   switch (rounding) {
-    case Rounding::half_up: context.round = MPD_ROUND_HALF_UP; break;
-    case Rounding::half_even: context.round = MPD_ROUND_HALF_EVEN; break;
-    case Rounding::up: context.round = MPD_ROUND_UP; break;
-    case Rounding::down: context.round = MPD_ROUND_DOWN; break;
+    case Rounding::half_up:
+      context.round = MPD_ROUND_HALF_UP;
+      break;
+    case Rounding::half_even:
+      context.round = MPD_ROUND_HALF_EVEN;
+      break;
+    case Rounding::up:
+      context.round = MPD_ROUND_UP;
+      break;
+    case Rounding::down:
+      context.round = MPD_ROUND_DOWN;
+      break;
   }
   std::uint32_t status = 0;
   mpd_qrescale(&result.value, &x.value, -places, &context, &status);
@@ -201,7 +218,8 @@ Decimal Decimal::negated() const { return Decimal(-coefficient_, exponent_); }
 
 Result<std::int64_t> Decimal::to_integer() const {
   const auto refuse = [&] {
-    return Error(Product::platform, ErrorKind::invalid_input, fmt::format("decimal `{}`: must be a 64-bit integer", to_string()));
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 fmt::format("decimal `{}`: must be a 64-bit integer", to_string()));
   };
   if (exponent_ < 0) return refuse();
   Int128 value = coefficient_;
@@ -230,7 +248,9 @@ Result<Currency> Currency::parse(std::string_view code) {
   static constexpr std::string_view none[] = {"BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW",
                                               "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF"};
   static constexpr std::string_view three[] = {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"};
-  const int places = std::ranges::find(none, code) != std::end(none) ? 0 : std::ranges::find(three, code) != std::end(three) ? 3 : 2;
+  const int places = std::ranges::find(none, code) != std::end(none)     ? 0
+                     : std::ranges::find(three, code) != std::end(three) ? 3
+                                                                         : 2;
   return Currency(std::string(code), places);
 }
 

@@ -62,9 +62,12 @@ std::string to_rfc3339(Instant instant) {
                                  static_cast<unsigned>(date.month()), static_cast<unsigned>(date.day()),
                                  time.hours().count(), time.minutes().count(), time.seconds().count());
   if (const auto ns = time.subseconds().count(); ns != 0) {
-    if (ns % 1'000'000 == 0) text += fmt::format(".{:03}", ns / 1'000'000);
-    else if (ns % 1'000 == 0) text += fmt::format(".{:06}", ns / 1'000);
-    else text += fmt::format(".{:09}", ns);
+    if (ns % 1'000'000 == 0)
+      text += fmt::format(".{:03}", ns / 1'000'000);
+    else if (ns % 1'000 == 0)
+      text += fmt::format(".{:06}", ns / 1'000);
+    else
+      text += fmt::format(".{:09}", ns);
   }
   return text + "Z";
 }
@@ -116,14 +119,20 @@ Result<Instant> from_rfc3339(std::string_view whole) {
 
 Result<Nanos> parse_duration(std::string_view whole) {
   const auto malformed = [&](std::string_view rule) {
-    return Error(Product::platform, ErrorKind::invalid_input, fmt::format("duration `{}`: {}", whole.substr(0, 64), rule));
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 fmt::format("duration `{}`: {}", whole.substr(0, 64), rule));
   };
   struct Unit {
     std::string_view name;
     std::int64_t ns;
   };
-  static constexpr Unit units[] = {{"ns", 1},           {"us", 1'000},          {"ms", 1'000'000},         {"s", 1'000'000'000},
-                                   {"m", 60'000'000'000}, {"h", 3'600'000'000'000}, {"d", 86'400'000'000'000}};
+  static constexpr Unit units[] = {{"ns", 1},
+                                   {"us", 1'000},
+                                   {"ms", 1'000'000},
+                                   {"s", 1'000'000'000},
+                                   {"m", 60'000'000'000},
+                                   {"h", 3'600'000'000'000},
+                                   {"d", 86'400'000'000'000}};
   std::string_view text = whole;
   std::int64_t total = 0;
   if (text.empty()) return malformed("is empty");

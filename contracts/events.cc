@@ -53,8 +53,8 @@ Result<RuntimeUsageEvent> RuntimeUsageEvent::from_json(std::string_view text) {
   const Json json = CRETO_TRY(parse_json(text));
   PayloadReader reader(json, event_type);
   RuntimeUsageEvent event;
-  event.usage_type =
-      reader.word("usage_type", {"sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress", "action"});
+  event.usage_type = reader.word(
+      "usage_type", {"sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress", "action"});
   event.idempotency_key = reader.text("idempotency_key");
   if (event.idempotency_key.empty() || event.idempotency_key.size() > 256)
     reader.refuse("idempotency_key", "must have 1 to 256 characters");
@@ -150,7 +150,8 @@ Result<OversightDecisionEvent> OversightDecisionEvent::from_json(std::string_vie
   if (!approver.empty()) CRETO_TRY(Identity::parse(approver));
   std::string arguments = CRETO_TRY(canonical_json(arguments_json));
   std::string response = CRETO_TRY(canonical_json(response_json));
-  return OversightDecisionEvent{request, sandbox, decision, approver, notes, action, std::move(arguments), std::move(response)};
+  return OversightDecisionEvent{
+      request, sandbox, decision, approver, notes, action, std::move(arguments), std::move(response)};
 }
 
 Result<std::string> SandboxLifecycleEvent::to_json() const {

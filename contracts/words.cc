@@ -1,5 +1,5 @@
-#include <array>
 #include <fmt/format.h>
+#include <array>
 #include <utility>
 
 #include "creto/contracts/approval_gate.h"
@@ -30,7 +30,8 @@ Result<Enum> read(const std::array<Word<Enum>, N>& words, std::string_view what,
     if (word.text == text) return word.value;
     allowed += fmt::format("{}`{}`", allowed.empty() ? "" : ", ", word.text);
   }
-  return Error(Product::platform, ErrorKind::invalid_input, fmt::format("{} `{}`: must be one of {}", what, text.substr(0, 64), allowed));
+  return Error(Product::platform, ErrorKind::invalid_input,
+               fmt::format("{} `{}`: must be one of {}", what, text.substr(0, 64), allowed));
 }
 
 constexpr std::array<Word<BillingPeriod>, 5> periods = {{{BillingPeriod::transaction, "transaction"},
@@ -51,21 +52,28 @@ constexpr std::array<Word<MessagePriority>, 4> priorities = {{{MessagePriority::
                                                               {MessagePriority::normal, "normal"},
                                                               {MessagePriority::high, "high"},
                                                               {MessagePriority::urgent, "urgent"}}};
-constexpr std::array<Word<MessageEventType>, 4> message_events = {{{MessageEventType::message_sent, "message_sent"},
-                                                                   {MessageEventType::message_received, "message_received"},
-                                                                   {MessageEventType::topic_created, "topic_created"},
-                                                                   {MessageEventType::subscription_created, "subscription_created"}}};
+constexpr std::array<Word<MessageEventType>, 4> message_events = {
+    {{MessageEventType::message_sent, "message_sent"},
+     {MessageEventType::message_received, "message_received"},
+     {MessageEventType::topic_created, "topic_created"},
+     {MessageEventType::subscription_created, "subscription_created"}}};
 
 }  // namespace
 
 std::string_view to_string(BillingPeriod period) { return spell(periods, period); }
-Result<BillingPeriod> billing_period_from_string(std::string_view text) { return read(periods, "billing period", text); }
+Result<BillingPeriod> billing_period_from_string(std::string_view text) {
+  return read(periods, "billing period", text);
+}
 std::string_view to_string(ThresholdAction action) { return spell(actions, action); }
-Result<ThresholdAction> threshold_action_from_string(std::string_view text) { return read(actions, "threshold action", text); }
+Result<ThresholdAction> threshold_action_from_string(std::string_view text) {
+  return read(actions, "threshold action", text);
+}
 std::string_view to_string(ApprovalState state) { return spell(states, state); }
 Result<ApprovalState> approval_state_from_string(std::string_view text) { return read(states, "approval state", text); }
 std::string_view to_string(MessagePriority priority) { return spell(priorities, priority); }
-Result<MessagePriority> message_priority_from_string(std::string_view text) { return read(priorities, "priority", text); }
+Result<MessagePriority> message_priority_from_string(std::string_view text) {
+  return read(priorities, "priority", text);
+}
 std::string_view to_string(MessageEventType type) { return spell(message_events, type); }
 
 }  // namespace creto::contracts

@@ -1,8 +1,8 @@
 #include <gtest/gtest.h>
 
 #include "creto/common/circuit_breaker.h"
-#include "creto/common/retry.h"
 #include "creto/common/result.h"
+#include "creto/common/retry.h"
 
 namespace creto {
 namespace {
@@ -15,7 +15,8 @@ Error quota_error() {
 }
 
 TEST(Error, CarriesTheChainOfTheSpecificationsExample) {
-  const Error error = Error(Product::runtime, ErrorKind::quota_exceeded, "cannot spawn sandbox").with_cause(quota_error());
+  const Error error =
+      Error(Product::runtime, ErrorKind::quota_exceeded, "cannot spawn sandbox").with_cause(quota_error());
   EXPECT_EQ(error.code(), "RT-429");
   ASSERT_NE(error.caused_by(), nullptr);
   EXPECT_EQ(error.caused_by()->code(), "MT-429");

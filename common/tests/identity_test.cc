@@ -18,8 +18,9 @@ TEST(Identity, RoundTripsAnAgentsKey) {
 
 TEST(Identity, HasOneSpellingPerPrincipal) {
   EXPECT_EQ(Identity::human("Ada@Example.com").value().text(), "human:ada@example.com");
-  for (const char* text : {"human:Ada@example.com", "human:@x", "human:a@", "human:a@b@c", "human:a b@c", "service:Metering",
-                           "service:", "agent:nhi:ed25519:", "agent:nhi:ed25519:zz", "agent:x", "", "human:"})
+  for (const char* text :
+       {"human:Ada@example.com", "human:@x", "human:a@", "human:a@b@c", "human:a b@c", "service:Metering",
+        "service:", "agent:nhi:ed25519:", "agent:nhi:ed25519:zz", "agent:x", "", "human:"})
     EXPECT_FALSE(Identity::parse(text)) << text;
 }
 

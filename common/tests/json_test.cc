@@ -54,8 +54,13 @@ TEST(JsonReader, NamesTheFieldAndTheRule) {
 }
 
 TEST(EventEnvelope, RoundTripsAndRefusesUnknownFields) {
-  EventEnvelope event{"runtime_usage", EventId::fresh(from_unix_ns(5)), Identity::service("runtime").value(),
-                      {Identity::human("a@b").value()}, Timestamp{1, 2, "n1", false}, R"({"units":"3"})", Signature{"ed25519", {1, 2}}};
+  EventEnvelope event{"runtime_usage",
+                      EventId::fresh(from_unix_ns(5)),
+                      Identity::service("runtime").value(),
+                      {Identity::human("a@b").value()},
+                      Timestamp{1, 2, "n1", false},
+                      R"({"units":"3"})",
+                      Signature{"ed25519", {1, 2}}};
   const std::string json = event.to_json().value();
   const EventEnvelope again = EventEnvelope::from_json(json).value();
   EXPECT_EQ(again.to_json().value(), json);

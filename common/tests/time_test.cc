@@ -20,9 +20,9 @@ TEST(Rfc3339, RoundTripsEveryPrecision) {
 }
 
 TEST(Rfc3339, RefusesDatesThatDoNotExist) {
-  for (const char* text : {"2023-02-29T00:00:00Z", "2024-13-01T00:00:00Z", "2024-01-01T24:00:00Z", "2024-01-01T00:00:60Z",
-                           "2024-01-01T00:00:00", "2024-01-01", "", "1600-01-01T00:00:00Z", "2024-01-01T00:00:00.Z",
-                           "2024-01-01T00:00:00Zx", "2024-01-01T00:00:00+25:00"})
+  for (const char* text : {"2023-02-29T00:00:00Z", "2024-13-01T00:00:00Z", "2024-01-01T24:00:00Z",
+                           "2024-01-01T00:00:60Z", "2024-01-01T00:00:00", "2024-01-01", "", "1600-01-01T00:00:00Z",
+                           "2024-01-01T00:00:00.Z", "2024-01-01T00:00:00Zx", "2024-01-01T00:00:00+25:00"})
     EXPECT_FALSE(from_rfc3339(text)) << text;
 }
 
@@ -31,7 +31,8 @@ TEST(Duration, ReadsWhatItWrites) {
   EXPECT_EQ(parse_duration("250ms").value(), 250ms);
   EXPECT_EQ(to_string(Nanos(26h + 3s)), "1d2h3s");
   EXPECT_EQ(to_string(Nanos(0)), "0s");
-  for (const char* text : {"", "1", "h", "-1s", "1 s", "1y", "99999999999d"}) EXPECT_FALSE(parse_duration(text)) << text;
+  for (const char* text : {"", "1", "h", "-1s", "1 s", "1y", "99999999999d"})
+    EXPECT_FALSE(parse_duration(text)) << text;
 }
 
 TEST(Timestamp, OrdersByPhysicalThenLogicalThenNode) {

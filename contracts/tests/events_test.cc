@@ -15,13 +15,15 @@ namespace {
 /// The part of JSON Schema that our schemas use; returns the path of the first violation.
 std::string violation(const Json& schema, const Json& value, const std::string& path) {
   if (schema.contains("const") && value != schema["const"]) return path + ": const";
-  if (schema.contains("enum") && std::ranges::find(schema["enum"], value) == schema["enum"].end()) return path + ": enum";
+  if (schema.contains("enum") && std::ranges::find(schema["enum"], value) == schema["enum"].end())
+    return path + ": enum";
   if (schema.contains("type")) {
     const std::string type = schema["type"];
     const bool fits = type == "object" ? value.is_object() : type == "array" ? value.is_array() : value.is_string();
     if (!fits) return path + ": type";
   }
-  if (schema.contains("pattern") && !std::regex_search(value.get<std::string>(), std::regex(schema["pattern"].get<std::string>())))
+  if (schema.contains("pattern") &&
+      !std::regex_search(value.get<std::string>(), std::regex(schema["pattern"].get<std::string>())))
     return path + ": pattern";
   if (schema.contains("properties")) {
     for (const auto& [key, member] : value.items()) {
@@ -66,14 +68,24 @@ void expect_round_trip_under_schema(const Event& event) {
 
 TEST(Events, RoundTripUnderTheirSchemas) {
   const Instant now = from_unix_ns(1);
-  expect_round_trip_under_schema(RuntimeUsageEvent{"inference_tokens", "k1", R"({"model_id":"m"})", Decimal::literal("300"),
+  expect_round_trip_under_schema(RuntimeUsageEvent{"inference_tokens", "k1", R"({"model_id":"m"})",
+                                                   Decimal::literal("300"),
                                                    Money{Decimal::literal("0.02"), Currency::usd()}});
-  expect_round_trip_under_schema(CostThresholdExceededEvent{"quota_breach", "q1", "evt", "95", "100", "sandbox_allocated", "month",
-                                                            ThresholdAction::notify_only, {"human:cfo@example.com"}});
-  expect_round_trip_under_schema(OversightDecisionEvent{RequestId::fresh(now), SandboxId::fresh(now), ApprovalState::approved,
-                                                        "human:cfo@example.com", "verified", "payments.pay", R"({"amount":"25000"})", "{}"});
+  expect_round_trip_under_schema(CostThresholdExceededEvent{"quota_breach",
+                                                            "q1",
+                                                            "evt",
+                                                            "95",
+                                                            "100",
+                                                            "sandbox_allocated",
+                                                            "month",
+                                                            ThresholdAction::notify_only,
+                                                            {"human:cfo@example.com"}});
+  expect_round_trip_under_schema(OversightDecisionEvent{RequestId::fresh(now), SandboxId::fresh(now),
+                                                        ApprovalState::approved, "human:cfo@example.com", "verified",
+                                                        "payments.pay", R"({"amount":"25000"})", "{}"});
   expect_round_trip_under_schema(SandboxLifecycleEvent{SandboxId::fresh(now), "terminated", "completed"});
-  expect_round_trip_under_schema(DeliveryReceiptEvent{MessageId::fresh(now), Identity::service("x").value(), "read", ""});
+  expect_round_trip_under_schema(
+      DeliveryReceiptEvent{MessageId::fresh(now), Identity::service("x").value(), "read", ""});
   expect_round_trip_under_schema(
       OversightNotificationEvent{RequestId::fresh(now), "webhook", "human:cfo@example.com", "pay 25000", "due today"});
 }

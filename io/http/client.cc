@@ -169,7 +169,8 @@ class ClientImpl final : public Client {
       return std::move(transfer.response);
     }
     if (transfer.stopped)
-      return Error(Product::platform, ErrorKind::cancelled, fmt::format("the answer of `{}` was not read to its end", host));
+      return Error(Product::platform, ErrorKind::cancelled,
+                   fmt::format("the answer of `{}` was not read to its end", host));
     if (transfer.too_large)
       return Error(Product::platform, ErrorKind::too_large,
                    fmt::format("the answer of `{}` is over {} bytes", host, request.body_bytes_max));

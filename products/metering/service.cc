@@ -191,7 +191,8 @@ Result<MeteringService::Candidate> MeteringService::prepare(const Context& ctx, 
                    fmt::format("event: `{}` is no signature for events", algorithm.substr(0, 64)))
           .with_number(401);
     }
-    auto verified = nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_signature_context);
+    auto verified =
+        nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_signature_context);
     if (!verified) {
       if (verified.error().category() == ErrorCategory::transient) return verified.error();
       return error(ErrorKind::signature_invalid, "event: the signature does not verify")

@@ -69,7 +69,9 @@ std::vector<std::string> texts_from(const Json& list) {
 Json to_json(const Policy& policy) {
   Json tiers = Json::array();
   for (const Tier& tier : policy.tiers)
-    tiers.push_back({{"approvers", to_json(tier.approvers)}, {"quorum", tier.quorum}, {"timeout_ns", std::to_string(tier.timeout.count())}});
+    tiers.push_back({{"approvers", to_json(tier.approvers)},
+                     {"quorum", tier.quorum},
+                     {"timeout_ns", std::to_string(tier.timeout.count())}});
   Json triggers = Json::array();
   for (const Trigger trigger : policy.triggers) triggers.push_back(std::string(to_string(trigger)));
   return {{"id", policy.id},
@@ -111,7 +113,9 @@ Result<Policy> policy_from(const Json& json) {
   return policy;
 }
 
-Json to_json(const Signature& signature) { return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}}; }
+Json to_json(const Signature& signature) {
+  return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}};
+}
 
 Result<Signature> signature_from(const Json& json) {
   JsonReader reader(json, "signature");
@@ -127,7 +131,9 @@ std::string ns_text(Instant instant) { return std::to_string(unix_ns(instant)); 
 }  // namespace
 
 std::string_view to_string(FinalAction action) { return spell(final_actions, action); }
-Result<FinalAction> final_action_from_string(std::string_view text) { return read(final_actions, "final action", text); }
+Result<FinalAction> final_action_from_string(std::string_view text) {
+  return read(final_actions, "final action", text);
+}
 std::string_view to_string(Trigger trigger) { return spell(trigger_words, trigger); }
 Result<Trigger> trigger_from_string(std::string_view text) { return read(trigger_words, "trigger", text); }
 
@@ -135,7 +141,8 @@ Hash256 Request::arguments_hash() const { return crypto::sha3_256(as_bytes(actio
 
 Result<> validate(const Policy& policy) {
   const auto id_character = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           c == '-';
   };
   if (policy.id.empty() || policy.id.size() > 128 || !std::ranges::all_of(policy.id, id_character))
     return invalid("policy.id: must be 1 to 128 of a-z, A-Z, 0-9, `.`, `_` and `-`");
@@ -148,15 +155,18 @@ Result<> validate(const Policy& policy) {
     if (tier.approvers.empty() || tier.approvers.size() > 64) return invalid(path + ".approvers: must be 1 to 64");
     for (const Identity& approver : tier.approvers) {
       if (!approver.is_human()) return invalid(fmt::format("{}.approvers: `{}` is not a human", path, approver.text()));
-      if (std::ranges::count(tier.approvers, approver) != 1) return invalid(fmt::format("{}.approvers: `{}` is named twice", path, approver.text()));
+      if (std::ranges::count(tier.approvers, approver) != 1)
+        return invalid(fmt::format("{}.approvers: `{}` is named twice", path, approver.text()));
     }
-    if (tier.quorum < 1 || tier.quorum > tier.approvers.size()) return invalid(path + ".quorum: must be 1 to the number of approvers");
+    if (tier.quorum < 1 || tier.quorum > tier.approvers.size())
+      return invalid(path + ".quorum: must be 1 to the number of approvers");
     if (tier.timeout < std::chrono::seconds(1) || tier.timeout > std::chrono::days(30))
       return invalid(path + ".timeout: must be 1s to 30d");
   }
   if (policy.channels.size() > 8) return invalid("policy.channels: must be at most 8");
   for (const std::string& channel : policy.channels)
-    if (channel != "cli" && channel != "webhook") return invalid(fmt::format("policy.channels: `{}` is neither `cli` nor `webhook`", channel.substr(0, 64)));
+    if (channel != "cli" && channel != "webhook")
+      return invalid(fmt::format("policy.channels: `{}` is neither `cli` nor `webhook`", channel.substr(0, 64)));
   return {};
 }
 
@@ -241,7 +251,8 @@ Result<Request> decode_request(std::string_view text) {
   std::optional<SandboxId> sandbox_id;
   if (!sandbox.empty()) sandbox_id = CRETO_TRY(SandboxId::parse(sandbox));
   Request request{.id = request_id,
-                  .action = {std::move(agent_identity), std::move(delegation_chain), sandbox_id, action, resource_type, resource_id, arguments}};
+                  .action = {std::move(agent_identity), std::move(delegation_chain), sandbox_id, action, resource_type,
+                             resource_id, arguments}};
   request.version = static_cast<std::uint64_t>(version);
   request.state = CRETO_TRY(contracts::approval_state_from_string(state));
   request.description = description;
@@ -264,7 +275,8 @@ Result<Request> decode_request(std::string_view text) {
     requirement.met_by_timeout = r.boolean_or("met_by_timeout", false);
     CRETO_TRY(r.finish());
     requirement.policy = CRETO_TRY(policy_from(policy_json));
-    if (tier < 0 || static_cast<std::size_t>(tier) >= requirement.policy.tiers.size()) return invalid("request.requirements[].tier: does not exist");
+    if (tier < 0 || static_cast<std::size_t>(tier) >= requirement.policy.tiers.size())
+      return invalid("request.requirements[].tier: does not exist");
     requirement.tier = static_cast<std::uint32_t>(tier);
     request.requirements.push_back(std::move(requirement));
   }
@@ -279,7 +291,8 @@ Result<Request> decode_request(std::string_view text) {
     CRETO_TRY(r.finish());
     Identity identity = CRETO_TRY(Identity::parse(approver));
     Signature signature = CRETO_TRY(signature_from(signature_json));
-    request.responses.push_back(Response{std::move(identity), approve, notes, document, std::move(signature), from_unix_ns(received)});
+    request.responses.push_back(
+        Response{std::move(identity), approve, notes, document, std::move(signature), from_unix_ns(received)});
   }
   return request;
 }
@@ -299,10 +312,13 @@ Result<std::string> ResponseDocument::signed_bytes() const {
 
 Result<ResponseDocument> ResponseDocument::from_signed_bytes(std::string_view bytes) {
   if (bytes.size() > document_bytes_max)
-    return Error(Product::oversight, ErrorKind::too_large, fmt::format("response document: is over {} bytes", document_bytes_max));
+    return Error(Product::oversight, ErrorKind::too_large,
+                 fmt::format("response document: is over {} bytes", document_bytes_max));
   const std::string prefix = std::string(type_name) + "\n";
-  if (!bytes.starts_with(prefix)) return invalid(fmt::format("response document: must begin with `{}` and a newline", type_name));
-  const Json json = CRETO_TRY(parse_json(bytes.substr(prefix.size()), {.bytes_max = document_bytes_max, .depth_max = 32}));
+  if (!bytes.starts_with(prefix))
+    return invalid(fmt::format("response document: must begin with `{}` and a newline", type_name));
+  const Json json =
+      CRETO_TRY(parse_json(bytes.substr(prefix.size()), {.bytes_max = document_bytes_max, .depth_max = 32}));
   JsonReader reader(json, "response document");
   if (reader.integer("schema_version") != schema_version) reader.refuse("schema_version", "must be 1");
   const std::string request = reader.text("request_id");
@@ -319,7 +335,8 @@ Result<ResponseDocument> ResponseDocument::from_signed_bytes(std::string_view by
   Identity identity = CRETO_TRY(Identity::parse(approver));
   const Bytes hash = CRETO_TRY(from_hex(hash_text));
   ResponseDocument document{.request = request_id, .approver = std::move(identity)};
-  if (hash.size() != document.arguments_hash.size()) return invalid("response document.arguments_sha3_256: must be 64 hex digits");
+  if (hash.size() != document.arguments_hash.size())
+    return invalid("response document.arguments_sha3_256: must be 64 hex digits");
   std::ranges::copy(hash, document.arguments_hash.begin());
   document.approve = decision == "approve";
   document.notes = notes;

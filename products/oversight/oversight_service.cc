@@ -32,7 +32,9 @@ using contracts::is_final;
 constexpr std::string_view notification_subject = "oversight.notifications.";
 constexpr std::size_t memories_shown_max = 5;
 
-Error oversight_error(ErrorKind kind, std::string message) { return Error(Product::oversight, kind, std::move(message)); }
+Error oversight_error(ErrorKind kind, std::string message) {
+  return Error(Product::oversight, kind, std::move(message));
+}
 
 /// The probe of this module: what it counts, in one place (001 §10.2).
 class Probe {
@@ -40,7 +42,9 @@ class Probe {
   explicit Probe(Telemetry& telemetry) : telemetry_(telemetry) {}
   void created(const Request& request) {
     for (const Requirement& requirement : request.requirements)
-      telemetry_.counter("oversight_requests_created_total", "requests for approval", {{"policy_id", requirement.policy.id}}).add();
+      telemetry_
+          .counter("oversight_requests_created_total", "requests for approval", {{"policy_id", requirement.policy.id}})
+          .add();
   }
   void moved(ApprovalState from, ApprovalState to) {
     telemetry_
@@ -55,8 +59,12 @@ class Probe {
   void notification_failed(std::string_view channel, const Error& error) {
     telemetry_.warn("oversight", "notification_failed", {{"channel", channel}, {"error", error.to_string()}});
   }
-  void context_missing(const Error& error) { telemetry_.warn("oversight", "context_missing", {{"error", error.to_string()}}); }
-  void scheduler_failed(const Error& error) { telemetry_.error("oversight", "scheduler_failed", {{"error", error.to_string()}}); }
+  void context_missing(const Error& error) {
+    telemetry_.warn("oversight", "context_missing", {{"error", error.to_string()}});
+  }
+  void scheduler_failed(const Error& error) {
+    telemetry_.error("oversight", "scheduler_failed", {{"error", error.to_string()}});
+  }
 
  private:
   Telemetry& telemetry_;
@@ -76,12 +84,18 @@ std::size_t whole_characters(std::string_view text, std::size_t max) {
 
 std::string_view audit_word(ApprovalState state) {
   switch (state) {
-    case ApprovalState::approved: return "approved";
-    case ApprovalState::denied: return "denied";
-    case ApprovalState::escalated: return "escalated";
-    case ApprovalState::timed_out: return "timeout";
-    case ApprovalState::cancelled: return "cancelled";
-    case ApprovalState::pending: return "response_received";
+    case ApprovalState::approved:
+      return "approved";
+    case ApprovalState::denied:
+      return "denied";
+    case ApprovalState::escalated:
+      return "escalated";
+    case ApprovalState::timed_out:
+      return "timeout";
+    case ApprovalState::cancelled:
+      return "cancelled";
+    case ApprovalState::pending:
+      return "response_received";
   }
   std::unreachable();
 }
@@ -117,7 +131,10 @@ class Waiters {
 class OversightService final : public Oversight {
  public:
   OversightService(const OversightParts& parts, OversightOptions options)
-      : parts_(parts), options_(options), probe_(parts.telemetry), changed_(parts.database.signal("oversight.changed")) {}
+      : parts_(parts),
+        options_(options),
+        probe_(parts.telemetry),
+        changed_(parts.database.signal("oversight.changed")) {}
 
   ~OversightService() override {
     for (const char* consumer : {"oversight-thresholds", "oversight-notifications"}) parts_.bus.unsubscribe(consumer);
@@ -143,11 +160,14 @@ class OversightService final : public Oversight {
   Result<Policy> put_policy(const Context& ctx, const Policy& policy) override {
     CRETO_TRY(validate(policy));
     if (parts_.webhook == nullptr && std::ranges::find(policy.channels, "webhook") != policy.channels.end())
-      return oversight_error(ErrorKind::invalid_input, "policy.channels: no webhook is configured (oversight.webhook.url)");
+      return oversight_error(ErrorKind::invalid_input,
+                             "policy.channels: no webhook is configured (oversight.webhook.url)");
     for (const Tier& tier : policy.tiers)
       for (const Identity& approver : tier.approvers) {
         const bool known = CRETO_TRY(parts_.nhi.is_registered(ctx, approver));
-        if (!known) return oversight_error(ErrorKind::invalid_input, fmt::format("policy.tiers: `{}` is not registered", approver.text()));
+        if (!known)
+          return oversight_error(ErrorKind::invalid_input,
+                                 fmt::format("policy.tiers: `{}` is not registered", approver.text()));
       }
     CRETO_TRY(parts_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
       CRETO_TRY(store::put_policy(tx, ctx, policy));
@@ -170,7 +190,8 @@ class OversightService final : public Oversight {
 
   // --- the gate
 
-  Result<contracts::ApprovalCheck> check_approval_required(const Context& ctx, const contracts::GatedAction& action) override {
+  Result<contracts::ApprovalCheck> check_approval_required(const Context& ctx,
+                                                           const contracts::GatedAction& action) override {
     authz::CheckRequest request{.principal = action.agent,
                                 .chain = action.delegation_chain,
                                 .action = action.action,
@@ -187,7 +208,8 @@ class OversightService final : public Oversight {
       for (const auto& requirement : oversight->requirements) {
         need.policies.push_back(requirement.oversight_policy);
         need.forbids.push_back(requirement.forbid);
-        if (requirement.timeout) need.timeout = need.timeout ? std::min(*need.timeout, *requirement.timeout) : *requirement.timeout;
+        if (requirement.timeout)
+          need.timeout = need.timeout ? std::min(*need.timeout, *requirement.timeout) : *requirement.timeout;
         need.approvers.insert(need.approvers.end(), requirement.approvers.begin(), requirement.approvers.end());
       }
       return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(need)});
@@ -197,8 +219,10 @@ class OversightService final : public Oversight {
   }
 
   Result<ApprovalStatus> request_approval(const Context& ctx, const contracts::ApprovalRequest& asked) override {
-    const bool may_ask = ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == asked.action.agent);
-    if (!may_ask) return oversight_error(ErrorKind::permission_denied, "only the agent itself or a service asks for its approval");
+    const bool may_ask =
+        ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == asked.action.agent);
+    if (!may_ask)
+      return oversight_error(ErrorKind::permission_denied, "only the agent itself or a service asks for its approval");
     CRETO_TRY(check_size(asked));
     const Hash256 dedupe = dedupe_hash(asked.action);
     const Instant now = parts_.clock.now();
@@ -225,11 +249,13 @@ class OversightService final : public Oversight {
   Result<ApprovalStatus> approval_status(const Context& ctx, const RequestId& id) override {
     const Request request = CRETO_TRY(get(ctx, id));
     if (!is_of_the_agent(ctx, request))
-      return oversight_error(ErrorKind::permission_denied, fmt::format("request `{}` is another agent's", id.to_string()));
+      return oversight_error(ErrorKind::permission_denied,
+                             fmt::format("request `{}` is another agent's", id.to_string()));
     return status_of(ctx, request);
   }
 
-  Result<Subscription> when_final(const Context& ctx, const RequestId& id, std::function<void(const ApprovalStatus&)> on_final) override {
+  Result<Subscription> when_final(const Context& ctx, const RequestId& id,
+                                  std::function<void(const ApprovalStatus&)> on_final) override {
     // Registered before the state is read: a decision in between calls it, and it is called once.
     auto called = std::make_shared<std::atomic<bool>>(false);
     auto once = [called, on_final = std::move(on_final)](const ApprovalStatus& status) {
@@ -244,7 +270,8 @@ class OversightService final : public Oversight {
   Result<> cancel_approval(const Context& ctx, const RequestId& id) override {
     const Result<Request> changed = change(ctx, id, [&](Request& request) -> Result<bool> {
       if (!is_of_the_agent(ctx, request))
-        return oversight_error(ErrorKind::permission_denied, fmt::format("request `{}` is another agent's", id.to_string()));
+        return oversight_error(ErrorKind::permission_denied,
+                               fmt::format("request `{}` is another agent's", id.to_string()));
       if (is_final(request.state)) return false;
       request.state = ApprovalState::cancelled;
       request.decided_at = parts_.clock.now();
@@ -257,28 +284,35 @@ class OversightService final : public Oversight {
   // --- requests
 
   Result<Request> get(const Context& ctx, const RequestId& id) override {
-    std::optional<Request> request = CRETO_TRY(sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::find(tx, ctx, id); }));
+    std::optional<Request> request =
+        CRETO_TRY(sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::find(tx, ctx, id); }));
     if (!request) return oversight_error(ErrorKind::not_found, fmt::format("request `{}` not found", id.to_string()));
     return *std::move(request);
   }
 
   Result<std::vector<Request>> list(const Context& ctx, const RequestFilter& filter) override {
-    if (filter.limit < 1 || filter.limit > 1000) return oversight_error(ErrorKind::invalid_input, "limit: must be 1 to 1000");
+    if (filter.limit < 1 || filter.limit > 1000)
+      return oversight_error(ErrorKind::invalid_input, "limit: must be 1 to 1000");
     return sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::list(tx, ctx, filter); });
   }
 
   Result<Request> respond(const Context& ctx, const std::string& bytes, const Signature& signature) override {
     const ResponseDocument document = CRETO_TRY(ResponseDocument::from_signed_bytes(bytes));
     if (signature.algorithm != "hybrid-ed25519-ml-dsa-65")
-      return oversight_error(ErrorKind::unsupported_algorithm, fmt::format("signature algorithm `{}`: must be `hybrid-ed25519-ml-dsa-65`", signature.algorithm.substr(0, 64)));
+      return oversight_error(ErrorKind::unsupported_algorithm,
+                             fmt::format("signature algorithm `{}`: must be `hybrid-ed25519-ml-dsa-65`",
+                                         signature.algorithm.substr(0, 64)));
     CRETO_TRY(parts_.nhi.verify(ctx, document.approver, as_bytes(bytes), signature, ResponseDocument::type_name));
     return change(ctx, document.request, [&](Request& request) -> Result<bool> {
-      const auto repeated = std::ranges::find_if(request.responses, [&](const Response& r) { return r.document == bytes; });
+      const auto repeated =
+          std::ranges::find_if(request.responses, [&](const Response& r) { return r.document == bytes; });
       if (repeated != request.responses.end()) return false;
       if (is_final(request.state))
-        return oversight_error(ErrorKind::conflict, fmt::format("request `{}` is {} already", request.id.to_string(), contracts::to_string(request.state)));
+        return oversight_error(ErrorKind::conflict, fmt::format("request `{}` is {} already", request.id.to_string(),
+                                                                contracts::to_string(request.state)));
       if (document.arguments_hash != request.arguments_hash())
-        return oversight_error(ErrorKind::conflict, "response document.arguments_sha3_256: is not of this request's arguments");
+        return oversight_error(ErrorKind::conflict,
+                               "response document.arguments_sha3_256: is not of this request's arguments");
       const Instant now = parts_.clock.now();
       if (apply_timeouts_to(request, now) && is_final(request.state)) return true;
       const Response response{document.approver, document.approve, document.notes, bytes, signature, now};
@@ -290,7 +324,8 @@ class OversightService final : public Oversight {
   Result<std::size_t> apply_timeouts() override {
     const Context read_ctx = Context::of_service(self_);
     const Instant now = parts_.clock.now();
-    const std::vector<store::Due> due = CRETO_TRY(sql::read(parts_.database, read_ctx, [&](sql::Tx& tx) { return store::due(tx, now); }));
+    const std::vector<store::Due> due =
+        CRETO_TRY(sql::read(parts_.database, read_ctx, [&](sql::Tx& tx) { return store::due(tx, now); }));
     for (const store::Due& entry : due) {
       Context ctx = Context::of_service(self_);
       ctx.org = entry.org;
@@ -319,7 +354,8 @@ class OversightService final : public Oversight {
                           std::ranges::find(chain, *ctx.caller) != chain.end());
   }
 
-  /// Whether the earlier request answers a repeated one (OV8): while it is open, and while its approval can still be used.
+  /// Whether the earlier request answers a repeated one (OV8): while it is open, and while its approval can still be
+  /// used.
   Result<bool> still_answers(const Context& ctx, const Request& earlier, Instant now) {
     if (!is_final(earlier.state)) return true;
     if (earlier.state != ApprovalState::approved || now >= earlier.decided_at + options_.override_ttl) return false;
@@ -337,12 +373,15 @@ class OversightService final : public Oversight {
     if (asked.action.arguments.size() > (64 << 10)) return refuse("arguments", 64 << 10);
     if (asked.reasoning.size() > (16 << 10)) return refuse("reasoning", 16 << 10);
     if (asked.description.size() > 1024) return refuse("description", 1024);
-    if (asked.risk_factors.size() > 32) return oversight_error(ErrorKind::invalid_input, "risk_factors: must be at most 32");
-    if (asked.need.policies.empty()) return oversight_error(ErrorKind::invalid_input, "need.policies: must name at least one");
+    if (asked.risk_factors.size() > 32)
+      return oversight_error(ErrorKind::invalid_input, "risk_factors: must be at most 32");
+    if (asked.need.policies.empty())
+      return oversight_error(ErrorKind::invalid_input, "need.policies: must name at least one");
     return {};
   }
 
-  /// The named policies. Where a cost threshold asks (no forbid behind it) and names its approvers, no stored one is needed.
+  /// The named policies. Where a cost threshold asks (no forbid behind it) and names its approvers, no stored one is
+  /// needed.
   Result<std::vector<Policy>> policies_of(const Context& ctx, const contracts::ApprovalNeed& need) {
     return sql::read(parts_.database, ctx, [&](sql::Tx& tx) -> Result<std::vector<Policy>> {
       std::vector<Policy> policies;
@@ -356,7 +395,8 @@ class OversightService final : public Oversight {
             Identity approver = CRETO_TRY(Identity::parse(text));
             tier.approvers.push_back(std::move(approver));
           }
-          policy = Policy{.id = id, .description = {}, .triggers = {Trigger::cost_threshold}, .tiers = {std::move(tier)}};
+          policy =
+              Policy{.id = id, .description = {}, .triggers = {Trigger::cost_threshold}, .tiers = {std::move(tier)}};
         }
         if (!policy) return oversight_error(ErrorKind::not_found, fmt::format("oversight policy `{}` not found", id));
         policies.push_back(*std::move(policy));
@@ -402,19 +442,20 @@ class OversightService final : public Oversight {
   }
 
   Result<> record(sql::Tx& tx, const Context& ctx, const Request& request, std::string_view what) {
-    audit::AuditRecord entry = audit::AuditRecord::of(ctx, std::string(what), "oversight:request:" + request.id.to_string());
+    audit::AuditRecord entry =
+        audit::AuditRecord::of(ctx, std::string(what), "oversight:request:" + request.id.to_string());
     entry.why = request.action.action + " on " + request.action.resource_type + "::" + request.action.resource_id;
     if (request.state == ApprovalState::denied) entry.outcome = audit::Outcome::denied;
     if (request.state == ApprovalState::timed_out) entry.outcome = audit::Outcome::timeout;
     if (!request.responses.empty()) entry.signature = request.responses.back().signature;
     Json policies = Json::array();
     for (const Requirement& requirement : request.requirements) policies.push_back(requirement.policy.id);
-    entry.metadata = CRETO_TRY(canonical_json(
-        Json{{"agent", request.action.agent.text()},
-             {"arguments_sha3_256", hex(request.arguments_hash())},
-             {"policies", std::move(policies)},
-             {"state", std::string(contracts::to_string(request.state))},
-             {"approver", request.responses.empty() ? "" : request.responses.back().approver.text()}}));
+    entry.metadata = CRETO_TRY(
+        canonical_json(Json{{"agent", request.action.agent.text()},
+                            {"arguments_sha3_256", hex(request.arguments_hash())},
+                            {"policies", std::move(policies)},
+                            {"state", std::string(contracts::to_string(request.state))},
+                            {"approver", request.responses.empty() ? "" : request.responses.back().approver.text()}}));
     const Result<audit::AuditId> id = audit::record(tx, ctx, std::move(entry));
     if (!id) return Error(id.error());
     return {};
@@ -428,7 +469,8 @@ class OversightService final : public Oversight {
           if (channel != "cli" && std::ranges::find(channels, channel) == channels.end()) channels.push_back(channel);
     for (const std::string& channel : channels)
       for (const Identity& approver : asked_now(request)) {
-        const contracts::OversightNotificationEvent event{request.id, channel, approver.text(), request.description, request.reasoning};
+        const contracts::OversightNotificationEvent event{request.id, channel, approver.text(), request.description,
+                                                          request.reasoning};
         const std::string body = CRETO_TRY(event.to_json());
         const std::string id = fmt::format("{}.{}.{}", request.id.to_string(), request.version, approver.text());
         CRETO_TRY(bus::publish(tx, ctx, std::string(notification_subject) + channel, id, body));
@@ -449,8 +491,13 @@ class OversightService final : public Oversight {
         request.action.arguments,
         request.decision_response};
     std::string payload = CRETO_TRY(event.to_json());
-    EventEnvelope envelope{std::string(contracts::OversightDecisionEvent::event_type), EventId::fresh(parts_.clock.now()),
-                           request.action.agent, request.action.delegation_chain, parts_.timestamps.now(), std::move(payload), std::nullopt};
+    EventEnvelope envelope{std::string(contracts::OversightDecisionEvent::event_type),
+                           EventId::fresh(parts_.clock.now()),
+                           request.action.agent,
+                           request.action.delegation_chain,
+                           parts_.timestamps.now(),
+                           std::move(payload),
+                           std::nullopt};
     const std::string to_sign = CRETO_TRY(envelope.signed_bytes());
     Context signer = Context::of_service(self_);
     signer.org = ctx.org;
@@ -461,7 +508,8 @@ class OversightService final : public Oversight {
   Result<ApprovalStatus> create(const Context& ctx, Request request, const Hash256& dedupe) {
     CRETO_TRY(parts_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
       // Two at once: the second finds the first's.
-      const std::optional<Request> same = CRETO_TRY(store::find_same(tx, ctx, dedupe, request.created_at - options_.idempotency_window));
+      const std::optional<Request> same =
+          CRETO_TRY(store::find_same(tx, ctx, dedupe, request.created_at - options_.idempotency_window));
       if (same && !is_final(same->state)) {
         request = *same;
         return {};
@@ -476,8 +524,8 @@ class OversightService final : public Oversight {
     return status_of(ctx, request);
   }
 
-  /// Reads, decides, signs, and writes if nobody else was faster; then tells who waits. `decide` returns whether it changed
-  /// anything.
+  /// Reads, decides, signs, and writes if nobody else was faster; then tells who waits. `decide` returns whether it
+  /// changed anything.
   template <class Decide>
   Result<Request> change(const Context& ctx, const RequestId& id, Decide decide) {
     for (;;) {
@@ -498,7 +546,8 @@ class OversightService final : public Oversight {
         if (request.state == ApprovalState::escalated && moved) CRETO_TRY(notify(tx, ctx, request));
         if (event) {
           const std::string body = CRETO_TRY(event->to_json());
-          CRETO_TRY(bus::publish(tx, ctx, contracts::OversightDecisionEvent::subject, event->event_id.to_string(), body));
+          CRETO_TRY(
+              bus::publish(tx, ctx, contracts::OversightDecisionEvent::subject, event->event_id.to_string(), body));
         }
         tx.after_commit([this] { changed_.raise(); });
         return {};
@@ -522,8 +571,13 @@ class OversightService final : public Oversight {
   }
 
   Result<ApprovalStatus> status_of(const Context& ctx, const Request& request) {
-    ApprovalStatus status{.request = request.id, .state = request.state, .approver = std::nullopt, .signature = std::nullopt,
-                          .notes = {}, .override_token = {}, .decided_at = request.decided_at};
+    ApprovalStatus status{.request = request.id,
+                          .state = request.state,
+                          .approver = std::nullopt,
+                          .signature = std::nullopt,
+                          .notes = {},
+                          .override_token = {},
+                          .decided_at = request.decided_at};
     if (is_final(request.state) && !request.responses.empty()) {
       status.approver = request.responses.back().approver;
       status.signature = request.responses.back().signature;
@@ -555,13 +609,15 @@ class OversightService final : public Oversight {
     Context ctx = Context::of_service(self_);
     ctx.org = message.org;
     const EventEnvelope envelope = CRETO_TRY(EventEnvelope::from_json(message.body));
-    if (!envelope.signature) return oversight_error(ErrorKind::signature_invalid, "cost threshold event: is not signed");
+    if (!envelope.signature)
+      return oversight_error(ErrorKind::signature_invalid, "cost threshold event: is not signed");
     const std::string signed_bytes = CRETO_TRY(envelope.signed_bytes());
     CRETO_TRY(parts_.nhi.verify(ctx, metering_, as_bytes(signed_bytes), *envelope.signature, event_signature_context));
     const auto event = CRETO_TRY(contracts::CostThresholdExceededEvent::from_json(envelope.payload));
 
     const bool quota = event.kind == "quota_breach";
-    const std::optional<Policy> policy = CRETO_TRY(policy_for(ctx, quota ? Trigger::quota_breach : Trigger::cost_threshold));
+    const std::optional<Policy> policy =
+        CRETO_TRY(policy_for(ctx, quota ? Trigger::quota_breach : Trigger::cost_threshold));
     if (!policy) return {};
     const std::string arguments = CRETO_TRY(canonical_json(Json{{"threshold_id", event.threshold_id},
                                                                 {"current", event.current},
@@ -572,7 +628,8 @@ class OversightService final : public Oversight {
         .action = {envelope.agent, envelope.delegation_chain, std::nullopt, quota ? "quota.raise" : "cost.continue",
                    quota ? "Quota" : "CostThreshold", event.threshold_id, arguments},
         .need = {.policies = {policy->id}, .forbids = {""}, .timeout = std::nullopt, .approvers = {}},
-        .description = fmt::format("{} has used {} of {} {} per {}", envelope.agent.text(), event.current, event.limit, event.unit, event.period),
+        .description = fmt::format("{} has used {} of {} {} per {}", envelope.agent.text(), event.current, event.limit,
+                                   event.unit, event.period),
         .reasoning = {},
         .risk_factors = {quota ? "quota nearly used up" : "cost threshold exceeded"}};
     const Result<ApprovalStatus> created = request_approval(ctx, asked);
@@ -606,7 +663,8 @@ class OversightService final : public Oversight {
       const std::uint64_t seen = changed_.count();
       const Result<std::size_t> applied = apply_timeouts();
       if (!applied) probe_.scheduler_failed(applied.error());
-      const auto earliest = sql::read(parts_.database, Context::of_service(self_), [](sql::Tx& tx) { return store::earliest_deadline(tx); });
+      const auto earliest = sql::read(parts_.database, Context::of_service(self_),
+                                      [](sql::Tx& tx) { return store::earliest_deadline(tx); });
       Nanos wait = std::chrono::minutes(1);
       if (applied && earliest && *earliest) wait = std::clamp<Nanos>(**earliest - parts_.clock.now(), Nanos(0), wait);
       if (!applied) wait = std::chrono::seconds(1);

@@ -12,7 +12,9 @@ namespace {
 using contracts::ApprovalState;
 using contracts::is_final;
 
-Error oversight_error(ErrorKind kind, std::string message) { return Error(Product::oversight, kind, std::move(message)); }
+Error oversight_error(ErrorKind kind, std::string message) {
+  return Error(Product::oversight, kind, std::move(message));
+}
 
 const Tier& current_tier(const Requirement& requirement) { return requirement.policy.tiers[requirement.tier]; }
 
@@ -38,8 +40,8 @@ std::size_t approvals(const Request& request, const Requirement& requirement) {
 
 }  // namespace
 
-Result<std::vector<Requirement>> begin_requirements(const std::vector<Policy>& policies, const contracts::ApprovalNeed& need,
-                                                    Instant now) {
+Result<std::vector<Requirement>> begin_requirements(const std::vector<Policy>& policies,
+                                                    const contracts::ApprovalNeed& need, Instant now) {
   std::vector<Requirement> requirements;
   for (std::size_t i = 0; i < policies.size(); ++i) {
     Policy policy = policies[i];
@@ -58,8 +60,9 @@ Result<std::vector<Requirement>> begin_requirements(const std::vector<Policy>& p
     // A tier that is left with fewer people than its quorum could never agree; a smaller quorum would widen the policy.
     std::erase_if(policy.tiers, [](const Tier& tier) { return tier.approvers.size() < tier.quorum; });
     if (policy.tiers.empty())
-      return oversight_error(ErrorKind::invalid_input,
-                             fmt::format("approvers: too few of them are approvers of the oversight policy `{}`", policy.id));
+      return oversight_error(
+          ErrorKind::invalid_input,
+          fmt::format("approvers: too few of them are approvers of the oversight policy `{}`", policy.id));
     Requirement requirement;
     requirement.forbid = i < need.forbids.size() ? need.forbids[i] : PolicyId();
     requirement.tier_ends = now + policy.tiers.front().timeout;
@@ -75,16 +78,21 @@ Result<> apply_response(Request& request, const Response& response, std::string_
     return !requirement.met && contains(current_tier(requirement).approvers, response.approver);
   });
   if (!asked)
-    return oversight_error(ErrorKind::permission_denied, fmt::format("`{}` is not asked by this request", response.approver.text()));
-  const bool answered = std::ranges::any_of(request.responses, [&](const Response& earlier) { return earlier.approver == response.approver; });
+    return oversight_error(ErrorKind::permission_denied,
+                           fmt::format("`{}` is not asked by this request", response.approver.text()));
+  const bool answered = std::ranges::any_of(
+      request.responses, [&](const Response& earlier) { return earlier.approver == response.approver; });
   if (answered)
-    return oversight_error(ErrorKind::conflict, fmt::format("`{}` has answered this request already", response.approver.text()));
-  const bool own_agent = contains(request.action.delegation_chain, response.approver) || request.action.agent == response.approver;
+    return oversight_error(ErrorKind::conflict,
+                           fmt::format("`{}` has answered this request already", response.approver.text()));
+  const bool own_agent =
+      contains(request.action.delegation_chain, response.approver) || request.action.agent == response.approver;
   for (const Requirement& requirement : request.requirements) {
     if (response.approve && own_agent && !requirement.policy.allow_self_approval && !requirement.met &&
         contains(current_tier(requirement).approvers, response.approver))
-      return oversight_error(ErrorKind::permission_denied,
-                             fmt::format("`{}` acts through this agent and may not approve for himself", response.approver.text()));
+      return oversight_error(
+          ErrorKind::permission_denied,
+          fmt::format("`{}` acts through this agent and may not approve for himself", response.approver.text()));
   }
 
   request.responses.push_back(response);

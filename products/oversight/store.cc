@@ -50,21 +50,24 @@ Result<> prepare(sql::Database& database) { return sql::migrate(database, "overs
 
 Result<> put_policy(sql::Tx& tx, const Context& ctx, const Policy& policy) {
   const std::string doc = CRETO_TRY(encode(policy));
-  CRETO_TRY(tx.exec("INSERT INTO oversight_policies (org, id, doc) VALUES ($1, $2, $3) "
-                    "ON CONFLICT (org, id) DO UPDATE SET doc = excluded.doc",
-                    {ctx.org, policy.id, doc}));
+  CRETO_TRY(
+      tx.exec("INSERT INTO oversight_policies (org, id, doc) VALUES ($1, $2, $3) "
+              "ON CONFLICT (org, id) DO UPDATE SET doc = excluded.doc",
+              {ctx.org, policy.id, doc}));
   return {};
 }
 
 Result<std::optional<Policy>> find_policy(sql::Tx& tx, const Context& ctx, const PolicyId& id) {
-  const sql::Rows rows = CRETO_TRY(tx.query("SELECT doc FROM oversight_policies WHERE org = $1 AND id = $2", {ctx.org, id}));
+  const sql::Rows rows =
+      CRETO_TRY(tx.query("SELECT doc FROM oversight_policies WHERE org = $1 AND id = $2", {ctx.org, id}));
   if (rows.empty()) return std::optional<Policy>();
   Policy policy = CRETO_TRY(decode_policy(rows.front().text(0)));
   return std::optional(std::move(policy));
 }
 
 Result<std::vector<Policy>> list_policies(sql::Tx& tx, const Context& ctx) {
-  const sql::Rows rows = CRETO_TRY(tx.query("SELECT doc FROM oversight_policies WHERE org = $1 ORDER BY id", {ctx.org}));
+  const sql::Rows rows =
+      CRETO_TRY(tx.query("SELECT doc FROM oversight_policies WHERE org = $1 ORDER BY id", {ctx.org}));
   std::vector<Policy> policies;
   for (const sql::Row row : rows) {
     Policy policy = CRETO_TRY(decode_policy(row.text(0)));
@@ -74,27 +77,28 @@ Result<std::vector<Policy>> list_policies(sql::Tx& tx, const Context& ctx) {
 }
 
 Result<bool> delete_policy(sql::Tx& tx, const Context& ctx, const PolicyId& id) {
-  const std::int64_t deleted = CRETO_TRY(tx.exec("DELETE FROM oversight_policies WHERE org = $1 AND id = $2", {ctx.org, id}));
+  const std::int64_t deleted =
+      CRETO_TRY(tx.exec("DELETE FROM oversight_policies WHERE org = $1 AND id = $2", {ctx.org, id}));
   return deleted == 1;
 }
 
 Result<> insert(sql::Tx& tx, const Context& ctx, const Request& request, BytesView dedupe) {
   const std::string doc = CRETO_TRY(encode(request));
-  CRETO_TRY(tx.exec("INSERT INTO oversight_requests (org, id, version, state, open, agent, dedupe, created_ns, deadline_ns, doc) "
-                    "VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9)",
-                    {ctx.org, request.id.to_string(), static_cast<std::int64_t>(request.version),
-                     contracts::to_string(request.state), request.action.agent.text(), dedupe, request.created_at,
-                     next_deadline(request), doc}));
+  CRETO_TRY(tx.exec(
+      "INSERT INTO oversight_requests (org, id, version, state, open, agent, dedupe, created_ns, deadline_ns, doc) "
+      "VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9)",
+      {ctx.org, request.id.to_string(), static_cast<std::int64_t>(request.version), contracts::to_string(request.state),
+       request.action.agent.text(), dedupe, request.created_at, next_deadline(request), doc}));
   return write_asked(tx, ctx, request);
 }
 
 Result<bool> replace(sql::Tx& tx, const Context& ctx, const Request& request, std::uint64_t expected) {
   const std::string doc = CRETO_TRY(encode(request));
-  const std::int64_t changed = CRETO_TRY(
-      tx.exec("UPDATE oversight_requests SET version = $3, state = $4, open = $5, deadline_ns = $6, doc = $7 "
-              "WHERE org = $1 AND id = $2 AND version = $8 AND open = 1",
-              {ctx.org, request.id.to_string(), static_cast<std::int64_t>(request.version), contracts::to_string(request.state),
-               contracts::is_final(request.state) ? 0 : 1, next_deadline(request), doc, static_cast<std::int64_t>(expected)}));
+  const std::int64_t changed = CRETO_TRY(tx.exec(
+      "UPDATE oversight_requests SET version = $3, state = $4, open = $5, deadline_ns = $6, doc = $7 "
+      "WHERE org = $1 AND id = $2 AND version = $8 AND open = 1",
+      {ctx.org, request.id.to_string(), static_cast<std::int64_t>(request.version), contracts::to_string(request.state),
+       contracts::is_final(request.state) ? 0 : 1, next_deadline(request), doc, static_cast<std::int64_t>(expected)}));
   if (changed != 1) return false;
   CRETO_TRY(write_asked(tx, ctx, request));
   return true;
@@ -105,8 +109,9 @@ Result<std::optional<Request>> find(sql::Tx& tx, const Context& ctx, const Reque
 }
 
 Result<std::optional<Request>> find_same(sql::Tx& tx, const Context& ctx, BytesView dedupe, Instant since) {
-  return first_request(tx.query(std::string(select_doc) + "WHERE org = $1 AND dedupe = $2 AND created_ns >= $3 ORDER BY created_ns DESC LIMIT 1",
-                                {ctx.org, dedupe, since}));
+  return first_request(tx.query(
+      std::string(select_doc) + "WHERE org = $1 AND dedupe = $2 AND created_ns >= $3 ORDER BY created_ns DESC LIMIT 1",
+      {ctx.org, dedupe, since}));
 }
 
 Result<std::vector<Request>> list(sql::Tx& tx, const Context& ctx, const RequestFilter& filter) {
@@ -137,7 +142,8 @@ Result<std::vector<Request>> list(sql::Tx& tx, const Context& ctx, const Request
 
 Result<std::vector<Due>> due(sql::Tx& tx, Instant now) {
   const sql::Rows rows = CRETO_TRY(tx.query(
-      "SELECT org, id FROM oversight_requests WHERE open = 1 AND deadline_ns <= $1 ORDER BY deadline_ns LIMIT 100", {now}));
+      "SELECT org, id FROM oversight_requests WHERE open = 1 AND deadline_ns <= $1 ORDER BY deadline_ns LIMIT 100",
+      {now}));
   std::vector<Due> result;
   for (const sql::Row row : rows) {
     const RequestId id = CRETO_TRY(RequestId::parse(row.text(1)));

@@ -21,7 +21,8 @@ Result<OutgoingEvent> Events::envelope(std::string_view type, std::string_view s
   EventEnvelope envelope{std::string(type),  id,          agent, chain, services_.timestamps.now(),
                          std::move(payload), std::nullopt};
   const auto bytes = CRETO_TRY(envelope.signed_bytes());
-  envelope.signature = CRETO_TRY(services_.nhi.sign(service_context(org), signer, as_bytes(bytes), event_signature_context));
+  envelope.signature =
+      CRETO_TRY(services_.nhi.sign(service_context(org), signer, as_bytes(bytes), event_signature_context));
   auto body = CRETO_TRY(envelope.to_json());
   return OutgoingEvent{std::string(subject), id.to_string(), std::move(body)};
 }

@@ -66,7 +66,7 @@ int run(int argc, char** argv) {
   FreeOfCharge costs;
   const Clock& clock = system_clock();
   const Context root = Context::of_service(*Identity::service("bench"));
-  const auto nhi = nhi::create_nhi(*db, sealer, clock, no_telemetry()).value();
+  const auto nhi = nhi::create_nhi(*db, sealer, clock).value();
   nhi->ensure_service(root, *root.caller).value();
   const auto authz = authz::create_authz(*db, clock, no_telemetry(), {}, crypto::random_secret(32)).value();
   authz->create_policy(root, "all", "permit (principal, action, resource);").value();

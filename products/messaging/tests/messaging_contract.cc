@@ -125,7 +125,7 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
 
   void start() {
     db = database_.open();
-    nhi_ = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    nhi_ = nhi::create_nhi(*db, sealer_, clock).value();
     authz_ = authz::create_authz(*db, clock, no_telemetry(), {}, Secret::copy_of(BytesView(override_key_))).value();
     ceiling_ = consensus::create_ceiling_store(*db, "test").value();
     timestamps_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry()).value();

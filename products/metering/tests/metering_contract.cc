@@ -100,7 +100,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
 
   void start() {
     db = database_.open();
-    registry = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    registry = nhi::create_nhi(*db, sealer_, clock).value();
     ceiling_ = consensus::create_ceiling_store(*db, "test").value();
     time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
                                                {.node = "test", .renew_in_background = false})

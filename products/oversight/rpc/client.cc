@@ -14,7 +14,8 @@ constexpr rpc::CallOptions repeatable{.idempotent = true};
 
 class OversightClient final : public Oversight {
  public:
-  OversightClient(std::shared_ptr<rpc::Channel> channel, const Clock& clock) : channel_(std::move(channel)), clock_(clock) {}
+  OversightClient(std::shared_ptr<rpc::Channel> channel, const Clock& clock)
+      : channel_(std::move(channel)), clock_(clock) {}
 
   Result<Policy> put_policy(const Context& ctx, const Policy& policy) override {
     v1::Policy request;
@@ -70,7 +71,8 @@ class OversightClient final : public Oversight {
     return from_proto(response);
   }
 
-  Result<contracts::ApprovalCheck> check_approval_required(const Context& ctx, const contracts::GatedAction& action) override {
+  Result<contracts::ApprovalCheck> check_approval_required(const Context& ctx,
+                                                           const contracts::GatedAction& action) override {
     v1::GatedAction request;
     to_proto(action, request);
     const auto response = CRETO_TRY((call<v1::ApprovalCheck>(ctx, "CheckApprovalRequired", request)));
@@ -89,21 +91,23 @@ class OversightClient final : public Oversight {
     return status(ctx, "GetApprovalStatus", request);
   }
 
-  Result<Subscription> when_final(const Context& ctx, const RequestId& id, std::function<void(const ApprovalStatus&)> on_final) override {
+  Result<Subscription> when_final(const Context& ctx, const RequestId& id,
+                                  std::function<void(const ApprovalStatus&)> on_final) override {
     CRETO_TRY(approval_status(ctx, id));
     v1::GetApprovalStatusRequest request;
     request.set_id(id.to_string());
-    auto waiting = std::make_shared<std::jthread>([this, ctx, request, on_final = std::move(on_final)](std::stop_token stop) {
-      while (!stop.stop_requested()) {
-        Context attempt = ctx;
-        attempt.deadline = clock_.monotonic() + std::chrono::seconds(1);
-        const Result<ApprovalStatus> final = status(attempt, "AwaitApproval", request);
-        if (final && contracts::is_final(final->state)) {
-          if (!stop.stop_requested()) on_final(*final);
-          return;
-        }
-      }
-    });
+    auto waiting =
+        std::make_shared<std::jthread>([this, ctx, request, on_final = std::move(on_final)](std::stop_token stop) {
+          while (!stop.stop_requested()) {
+            Context attempt = ctx;
+            attempt.deadline = clock_.monotonic() + std::chrono::seconds(1);
+            const Result<ApprovalStatus> final = status(attempt, "AwaitApproval", request);
+            if (final && contracts::is_final(final->state)) {
+              if (!stop.stop_requested()) on_final(*final);
+              return;
+            }
+          }
+        });
     return Subscription(waiting, waiting.get());
   }
 
@@ -123,7 +127,8 @@ class OversightClient final : public Oversight {
  private:
   template <class Response, class Req>
   Result<Response> call(const Context& ctx, std::string_view method, const Req& request) {
-    return channel_->call<Req, Response>(ctx, "/creto.oversight.v1.OversightService/" + std::string(method), request, repeatable);
+    return channel_->call<Req, Response>(ctx, "/creto.oversight.v1.OversightService/" + std::string(method), request,
+                                         repeatable);
   }
 
   template <class Req>

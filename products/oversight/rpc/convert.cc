@@ -113,8 +113,10 @@ Result<contracts::GatedAction> from_proto(const v1::GatedAction& from) {
   Identity agent = CRETO_TRY(proto::from_identity(from.agent(), "action.agent"));
   DelegationChain chain = CRETO_TRY(identities(from.delegation_chain(), "action.delegation_chain"));
   std::optional<SandboxId> sandbox;
-  if (!from.sandbox_id().empty()) sandbox = CRETO_TRY(proto::from_id<SandboxId>(from.sandbox_id(), "action.sandbox_id"));
-  return contracts::GatedAction{std::move(agent), std::move(chain), sandbox, from.action(), from.resource_type(), from.resource_id(), from.arguments()};
+  if (!from.sandbox_id().empty())
+    sandbox = CRETO_TRY(proto::from_id<SandboxId>(from.sandbox_id(), "action.sandbox_id"));
+  return contracts::GatedAction{std::move(agent),     std::move(chain),   sandbox,         from.action(),
+                                from.resource_type(), from.resource_id(), from.arguments()};
 }
 
 void to_proto(const contracts::ApprovalNeed& from, v1::ApprovalNeed& to) {
@@ -134,20 +136,26 @@ Result<contracts::ApprovalNeed> from_proto(const v1::ApprovalNeed& from) {
 }
 
 void to_proto(const contracts::ApprovalCheck& from, v1::ApprovalCheck& to) {
-  if (const auto* required = std::get_if<contracts::ApprovalRequired>(&from)) to_proto(required->need, *to.mutable_required());
-  else if (const auto* prohibited = std::get_if<contracts::Prohibited>(&from)) to.set_prohibited(prohibited->reason);
-  else to.set_not_required(true);
+  if (const auto* required = std::get_if<contracts::ApprovalRequired>(&from))
+    to_proto(required->need, *to.mutable_required());
+  else if (const auto* prohibited = std::get_if<contracts::Prohibited>(&from))
+    to.set_prohibited(prohibited->reason);
+  else
+    to.set_not_required(true);
 }
 
 Result<contracts::ApprovalCheck> from_proto(const v1::ApprovalCheck& from) {
   switch (from.result_case()) {
-    case v1::ApprovalCheck::kNotRequired: return contracts::ApprovalCheck(contracts::NotRequired{});
-    case v1::ApprovalCheck::kProhibited: return contracts::ApprovalCheck(contracts::Prohibited{from.prohibited()});
+    case v1::ApprovalCheck::kNotRequired:
+      return contracts::ApprovalCheck(contracts::NotRequired{});
+    case v1::ApprovalCheck::kProhibited:
+      return contracts::ApprovalCheck(contracts::Prohibited{from.prohibited()});
     case v1::ApprovalCheck::kRequired: {
       contracts::ApprovalNeed need = CRETO_TRY(from_proto(from.required()));
       return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(need)});
     }
-    case v1::ApprovalCheck::RESULT_NOT_SET: break;
+    case v1::ApprovalCheck::RESULT_NOT_SET:
+      break;
   }
   return proto::bad_field("result", "must be set");
 }
@@ -163,7 +171,8 @@ void to_proto(const contracts::ApprovalRequest& from, v1::RequestApprovalRequest
 Result<contracts::ApprovalRequest> from_proto(const v1::RequestApprovalRequest& from) {
   contracts::GatedAction action = CRETO_TRY(from_proto(from.action()));
   contracts::ApprovalNeed need = CRETO_TRY(from_proto(from.need()));
-  return contracts::ApprovalRequest{std::move(action), std::move(need), from.description(), from.reasoning(), strings(from.risk_factors())};
+  return contracts::ApprovalRequest{std::move(action), std::move(need), from.description(), from.reasoning(),
+                                    strings(from.risk_factors())};
 }
 
 void to_proto(const contracts::ApprovalStatus& from, v1::ApprovalStatus& to) {
@@ -181,11 +190,17 @@ void to_proto(const contracts::ApprovalStatus& from, v1::ApprovalStatus& to) {
 
 Result<contracts::ApprovalStatus> from_proto(const v1::ApprovalStatus& from) {
   const RequestId id = CRETO_TRY(proto::from_id<RequestId>(from.request_id(), "request_id"));
-  contracts::ApprovalStatus status{.request = id, .state = contracts::ApprovalState::pending, .approver = std::nullopt,
-                                   .signature = std::nullopt, .notes = from.notes(), .override_token = from.override_token(), .decided_at = {}};
+  contracts::ApprovalStatus status{.request = id,
+                                   .state = contracts::ApprovalState::pending,
+                                   .approver = std::nullopt,
+                                   .signature = std::nullopt,
+                                   .notes = from.notes(),
+                                   .override_token = from.override_token(),
+                                   .decided_at = {}};
   status.state = CRETO_TRY(contracts::approval_state_from_string(from.state()));
   if (!from.approver().empty()) status.approver = CRETO_TRY(proto::from_identity(from.approver(), "approver"));
-  if (from.has_signature()) status.signature = Signature{from.signature().algorithm(), to_bytes(from.signature().value())};
+  if (from.has_signature())
+    status.signature = Signature{from.signature().algorithm(), to_bytes(from.signature().value())};
   if (from.has_decided_at()) status.decided_at = CRETO_TRY(proto::from_time(from.decided_at(), "decided_at"));
   return status;
 }

@@ -44,7 +44,8 @@ void register_oversight(rpc::Dispatcher& dispatcher, Oversight& oversight) {
   auto service = dispatcher.service("creto.oversight.v1.OversightService");
 
   service.unary<v1::Policy, v1::Policy>(
-      "PutPolicy", {.idempotent = true, .resource = [](const v1::Policy& r) { return rpc::Resource{"OversightPolicy", r.id()}; }},
+      "PutPolicy",
+      {.idempotent = true, .resource = [](const v1::Policy& r) { return rpc::Resource{"OversightPolicy", r.id()}; }},
       [&oversight](const Context& ctx, const v1::Policy& r) -> Result<v1::Policy> {
         const Policy policy = CRETO_TRY(from_proto(r));
         return answer<v1::Policy>(oversight.put_policy(ctx, policy));
@@ -58,7 +59,8 @@ void register_oversight(rpc::Dispatcher& dispatcher, Oversight& oversight) {
         return response;
       });
   service.unary<v1::DeletePolicyRequest, v1::DeletePolicyResponse>(
-      "DeletePolicy", {.resource = [](const v1::DeletePolicyRequest& r) { return rpc::Resource{"OversightPolicy", r.id()}; }},
+      "DeletePolicy",
+      {.resource = [](const v1::DeletePolicyRequest& r) { return rpc::Resource{"OversightPolicy", r.id()}; }},
       [&oversight](const Context& ctx, const v1::DeletePolicyRequest& r) -> Result<v1::DeletePolicyResponse> {
         CRETO_TRY(oversight.delete_policy(ctx, r.id()));
         return v1::DeletePolicyResponse();
@@ -112,17 +114,19 @@ void register_oversight(rpc::Dispatcher& dispatcher, Oversight& oversight) {
         const Result<RequestId> id = proto::from_id<RequestId>(r.id(), "id");
         if (!id) return reply(Error(id.error()));
         auto waiting = std::make_shared<Waiting>();
-        const auto subscription = oversight.when_final(ctx, *id, [reply, waiting](const contracts::ApprovalStatus& status) {
-          v1::ApprovalStatus response;
-          to_proto(status, response);
-          reply(std::move(response));
-          waiting->end();
-        });
+        const auto subscription =
+            oversight.when_final(ctx, *id, [reply, waiting](const contracts::ApprovalStatus& status) {
+              v1::ApprovalStatus response;
+              to_proto(status, response);
+              reply(std::move(response));
+              waiting->end();
+            });
         if (!subscription) return reply(Error(subscription.error()));
         waiting->keep(*subscription);
       });
   service.unary<v1::CancelRequestRequest, v1::CancelRequestResponse>(
-      "CancelRequest", {.idempotent = true, .resource = [](const v1::CancelRequestRequest& r) { return request_of(r.id()); }},
+      "CancelRequest",
+      {.idempotent = true, .resource = [](const v1::CancelRequestRequest& r) { return request_of(r.id()); }},
       [&oversight](const Context& ctx, const v1::CancelRequestRequest& r) -> Result<v1::CancelRequestResponse> {
         const RequestId id = CRETO_TRY(proto::from_id<RequestId>(r.id(), "id"));
         CRETO_TRY(oversight.cancel_approval(ctx, id));

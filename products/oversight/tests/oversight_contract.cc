@@ -117,7 +117,7 @@ class OversightContract : public ::testing::TestWithParam<Where> {
     timestamps_ =
         consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(), {.renew_in_background = false}).value();
     bus_ = bus::create_embedded_bus(*db, clock, no_telemetry(), {.poll_interval = 20ms}).value();
-    nhi = nhi::create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    nhi = nhi::create_nhi(*db, sealer_, clock).value();
     authz = authz::create_authz(*db, clock, no_telemetry(), {}, Secret(Bytes(32, 7))).value();
     notifier_ = create_webhook_notifier(receiver.url(), Secret(Bytes(32, 9)), clock);
     service = create_oversight({.database = *db,

@@ -20,22 +20,26 @@ Policy two_tiers() {
   return {.id = "large-payments",
           .description = "",
           .triggers = {Trigger::authorization},
-          .tiers = {{.approvers = {cfo, ada}, .quorum = 2, .timeout = 10min}, {.approvers = {ceo}, .quorum = 1, .timeout = 1h}},
+          .tiers = {{.approvers = {cfo, ada}, .quorum = 2, .timeout = 10min},
+                    {.approvers = {ceo}, .quorum = 1, .timeout = 1h}},
           .final_action = FinalAction::auto_deny,
           .allow_self_approval = false,
           .channels = {"cli"}};
 }
 
 Request request_under(std::vector<Policy> policies, const contracts::ApprovalNeed& need = {}) {
-  Request request{.id = RequestId::fresh(start),
-                  .action = {agent, {agent}, std::nullopt, "payments.pay", "Ledger", "main", R"({"amount":"25000.00"})"}};
+  Request request{
+      .id = RequestId::fresh(start),
+      .action = {agent, {agent}, std::nullopt, "payments.pay", "Ledger", "main", R"({"amount":"25000.00"})"}};
   request.requirements = begin_requirements(policies, need, start).value();
   request.created_at = start;
   request.decision_response = "{}";
   return request;
 }
 
-Response answer(const Identity& approver, bool approve) { return {approver, approve, "because", "doc", {"x", {1}}, start}; }
+Response answer(const Identity& approver, bool approve) {
+  return {approver, approve, "because", "doc", {"x", {1}}, start};
+}
 
 TEST(Request, IsApprovedByAQuorumOfItsTier) {
   Request request = request_under({two_tiers()});
@@ -112,16 +116,25 @@ TEST(Request, MayNotBeApprovedByWhoActsThroughTheAgent) {
 }
 
 TEST(Requirements, AreNarrowedByTheDecisionAndNeverWidened) {
-  const auto narrowed = begin_requirements({two_tiers()}, {.policies = {}, .forbids = {"f"}, .timeout = 5s, .approvers = {cfo.text(), ada.text()}}, start).value();
+  const auto narrowed =
+      begin_requirements({two_tiers()},
+                         {.policies = {}, .forbids = {"f"}, .timeout = 5s, .approvers = {cfo.text(), ada.text()}},
+                         start)
+          .value();
   ASSERT_EQ(narrowed.front().policy.tiers.size(), 1U);
   EXPECT_EQ(narrowed.front().policy.tiers.front().approvers, (std::vector{cfo, ada}));
   EXPECT_EQ(narrowed.front().policy.tiers.front().quorum, 2U);
   EXPECT_EQ(narrowed.front().tier_ends, start + 5s);
   EXPECT_EQ(narrowed.front().forbid, "f");
-  const auto longer = begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = 24h, .approvers = {}}, start).value();
+  const auto longer =
+      begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = 24h, .approvers = {}}, start)
+          .value();
   EXPECT_EQ(longer.front().tier_ends, start + 10min);
-  EXPECT_FALSE(begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {"human:eve@example.com"}}, start));
-  EXPECT_FALSE(begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {cfo.text()}}, start))
+  EXPECT_FALSE(begin_requirements(
+      {two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {"human:eve@example.com"}},
+      start));
+  EXPECT_FALSE(begin_requirements(
+      {two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {cfo.text()}}, start))
       << "fewer people than the quorum never become a smaller quorum";
   Policy silent = two_tiers();
   silent.final_action = FinalAction::auto_approve;
@@ -139,7 +152,8 @@ TEST(Codec, KeepsARequestWhole) {
 }
 
 TEST(ResponseDocument, IsReadFromTheSignedBytesAlone) {
-  const ResponseDocument document{.request = RequestId::fresh(start), .approver = cfo, .approve = true, .arguments_hash = {1, 2}, .notes = "fine"};
+  const ResponseDocument document{
+      .request = RequestId::fresh(start), .approver = cfo, .approve = true, .arguments_hash = {1, 2}, .notes = "fine"};
   const std::string bytes = document.signed_bytes().value();
   const ResponseDocument again = ResponseDocument::from_signed_bytes(bytes).value();
   EXPECT_EQ(again.signed_bytes().value(), bytes);

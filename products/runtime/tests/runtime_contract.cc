@@ -68,9 +68,7 @@ class TestLimits final : public contracts::SpendingLimits {
       return Error(Product::metering, ErrorKind::quota_exceeded, "monthly quota of `sandbox_allocated` exceeded");
     return contracts::Hold{request.id, {}};
   }
-  Result<> release(const Context&, const ReservationId&) override {
-    return {};
-  }
+  Result<> release(const Context&, const ReservationId&) override { return {}; }
   std::atomic<int> left = 1000;
 };
 
@@ -219,7 +217,7 @@ class RuntimeContract : public ::testing::TestWithParam<Setup> {
     if (!images) GTEST_SKIP() << "no image can be made here: " << images.error().to_string();
     images_ = *images;
     db = database_.open();
-    nhi = nhi::create_nhi(*db, sealer_, system_clock(), no_telemetry()).value();
+    nhi = nhi::create_nhi(*db, sealer_, system_clock()).value();
     std::vector<const authz::EntitySource*> none;
     authz = authz::create_authz(*db, system_clock(), no_telemetry(), none, Secret(Bytes(32, 7))).value();
     ceiling_ = consensus::create_ceiling_store(*db, "local").value();

@@ -92,8 +92,7 @@ class StorageOnFaultyDisk : public ::testing::Test {
   std::size_t files_there() {
     std::size_t count = files_.list("/objects/tmp")->size();
     const auto directories = *files_.list("/objects/objects");
-    for (const auto& directory : directories)
-      count += files_.list("/objects/objects/" + directory)->size();
+    for (const auto& directory : directories) count += files_.list("/objects/objects/" + directory)->size();
     return count;
   }
 

@@ -21,9 +21,7 @@ using Hash256 = ByteArray<32>;
 inline BytesView as_bytes(std::string_view text) {
   return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
 }
-inline std::string_view as_text(BytesView bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
+inline std::string_view as_text(BytesView bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
 inline Bytes to_bytes(std::string_view text) { return {text.begin(), text.end()}; }
 inline Bytes to_bytes(BytesView bytes) { return {bytes.begin(), bytes.end()}; }
 

@@ -23,17 +23,17 @@ enum class ErrorKind : std::uint8_t {
   // any product
   not_found,
   already_exists,
-  conflict,             ///< the state does not permit it, or an idempotency key was used with other content
-  invalid_input,        ///< the message names the field and the rule
-  unauthenticated,      ///< no identity, or one that could not be proved
-  permission_denied,    ///< the identity is known and may not
-  expired,              ///< token, secret, delegation or message is past its time
-  too_large,            ///< over a stated size limit
-  resource_exhausted,   ///< disk, storage quota or queue is full
+  conflict,            ///< the state does not permit it, or an idempotency key was used with other content
+  invalid_input,       ///< the message names the field and the rule
+  unauthenticated,     ///< no identity, or one that could not be proved
+  permission_denied,   ///< the identity is known and may not
+  expired,             ///< token, secret, delegation or message is past its time
+  too_large,           ///< over a stated size limit
+  resource_exhausted,  ///< disk, storage quota or queue is full
   rate_limited,
   timeout,
   cancelled,
-  unavailable,          ///< a dependency does not answer; the outcome may be unknown, repeating is safe
+  unavailable,  ///< a dependency does not answer; the outcome may be unknown, repeating is safe
   internal,
   // metering
   quota_exceeded,
@@ -82,17 +82,17 @@ class Error {
   ErrorKind kind() const;
   ErrorCategory category() const { return category_of(kind()); }
   Product product() const;
-  int number() const;               ///< 1..999
-  std::string code() const;         ///< "MT-429"
+  int number() const;        ///< 1..999
+  std::string code() const;  ///< "MT-429"
   const std::string& message() const;
   const std::vector<std::string>& context() const;
-  const Error* caused_by() const;   ///< null where there is none
+  const Error* caused_by() const;  ///< null where there is none
   bool retryable() const;
   std::optional<std::chrono::nanoseconds> retry_after() const;
   const std::string& trace_id() const;
 
   Error&& with_number(int number) &&;
-  Error&& with_context(std::string context) &&;    ///< outermost last
+  Error&& with_context(std::string context) &&;  ///< outermost last
   Error&& with_cause(Error cause) &&;
   Error&& with_retryable(bool retryable) &&;
   Error&& with_retry_after(std::chrono::nanoseconds delay) &&;

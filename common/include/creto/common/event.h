@@ -17,12 +17,12 @@ inline constexpr std::string_view event_signature_context = "creto.event.v1";
 /// The envelope of every cross-product event (000 §6.2). Stored and sent as the canonical JSON of `to_json`; whoever
 /// verifies a signature verifies the bytes it received.
 struct EventEnvelope {
-  std::string event_type;          ///< "runtime_usage", "sandbox_lifecycle", ...: names a schema in contracts/schemas
+  std::string event_type;  ///< "runtime_usage", "sandbox_lifecycle", ...: names a schema in contracts/schemas
   EventId event_id;
-  Identity agent;                  ///< whose action this is about
+  Identity agent;  ///< whose action this is about
   DelegationChain delegation_chain;
   Timestamp timestamp;
-  std::string payload;             ///< canonical JSON of the event's own type
+  std::string payload;  ///< canonical JSON of the event's own type
   std::optional<Signature> signature;
 
   /// SHA3-256 input: the type's name, then the canonical JSON of everything but the signature, schema_version included.

@@ -13,12 +13,12 @@ std::string_view to_string(Health health);
 
 struct HealthStatus {
   Health health = Health::healthy;
-  std::string reason;   ///< empty when healthy
+  std::string reason;  ///< empty when healthy
 };
 
 struct HealthCheck {
   std::string name;
-  bool critical = true;   ///< an unhealthy critical one makes the whole unhealthy, another only degraded (003 §14.1)
+  bool critical = true;  ///< an unhealthy critical one makes the whole unhealthy, another only degraded (003 §14.1)
   std::function<HealthStatus()> check;
 };
 

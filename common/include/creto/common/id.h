@@ -39,10 +39,10 @@ class Id {
   ByteArray<16> bytes_;
 };
 
-#define CRETO_ID(Name, text)                              \
-  struct Name##Tag {                                      \
-    static constexpr std::string_view prefix = text;      \
-  };                                                      \
+#define CRETO_ID(Name, text)                         \
+  struct Name##Tag {                                 \
+    static constexpr std::string_view prefix = text; \
+  };                                                 \
   using Name = Id<Name##Tag>
 
 CRETO_ID(SandboxId, "sb");

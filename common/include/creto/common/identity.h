@@ -21,8 +21,8 @@ class Identity {
 
   static Result<Identity> parse(std::string_view text);
   static Identity agent(const ByteArray<32>& ed25519_public_key);
-  static Result<Identity> human(std::string_view email);    ///< lower-cased; 3 to 254 characters with one '@'
-  static Result<Identity> service(std::string_view name);   ///< [a-z0-9-]{1,63}
+  static Result<Identity> human(std::string_view email);   ///< lower-cased; 3 to 254 characters with one '@'
+  static Result<Identity> service(std::string_view name);  ///< [a-z0-9-]{1,63}
 
   Kind kind() const { return kind_; }
   bool is_agent() const { return kind_ == Kind::agent; }

@@ -33,15 +33,15 @@ class JsonReader {
   JsonReader(const Json& object, std::string path);
   ~JsonReader();
 
-  std::string text(std::string_view key);                              ///< required
+  std::string text(std::string_view key);  ///< required
   std::string text_or(std::string_view key, std::string_view otherwise);
-  std::int64_t integer(std::string_view key);                          ///< a number, or its decimal string
+  std::int64_t integer(std::string_view key);  ///< a number, or its decimal string
   std::int64_t integer_or(std::string_view key, std::int64_t otherwise);
   bool boolean_or(std::string_view key, bool otherwise);
   /// The member as it is; null where absent.
   const Json& any(std::string_view key);
-  const Json& array(std::string_view key);    ///< empty array where absent
-  const Json& object(std::string_view key);   ///< empty object where absent
+  const Json& array(std::string_view key);   ///< empty array where absent
+  const Json& object(std::string_view key);  ///< empty object where absent
 
   /// "path.key: `rule`", for checks the caller makes itself.
   void refuse(std::string_view key, std::string_view rule);

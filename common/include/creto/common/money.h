@@ -50,8 +50,8 @@ class Decimal {
   __extension__ typedef __int128 Int128;
   Decimal(Int128 coefficient, int exponent) : coefficient_(coefficient), exponent_(exponent) {}
   friend struct DecimalAccess;
-  Int128 coefficient_ = 0;   ///< value = coefficient * 10^exponent; |coefficient| < 10^38
-  int exponent_ = 0;         ///< -28..28; normalised: no trailing zeros, zero has exponent 0
+  Int128 coefficient_ = 0;  ///< value = coefficient * 10^exponent; |coefficient| < 10^38
+  int exponent_ = 0;        ///< -28..28; normalised: no trailing zeros, zero has exponent 0
 };
 
 /// ISO 4217 code of three capitals; knows how many places the currency has.
@@ -60,7 +60,7 @@ class Currency {
   static Result<Currency> parse(std::string_view code);
   static Currency usd();
   const std::string& code() const { return code_; }
-  int places() const { return places_; }   ///< 2 for most, 0 for JPY, 3 for KWD
+  int places() const { return places_; }  ///< 2 for most, 0 for JPY, 3 for KWD
   friend bool operator==(const Currency& a, const Currency& b) { return a.code_ == b.code_; }
 
  private:
@@ -79,7 +79,7 @@ struct Money {
   static Result<Money> subtract(const Money& a, const Money& b);
   /// The one rounding where a fee is made: half up to the currency's places.
   Result<Money> rounded() const;
-  std::string to_string() const;   ///< "12.50 USD"
+  std::string to_string() const;  ///< "12.50 USD"
   friend bool operator==(const Money&, const Money&) = default;
 };
 

@@ -21,9 +21,9 @@ class [[nodiscard]] Result : public std::expected<T, Error> {
 
 /// The value of a Result, or an early return of its error. Always a whole statement: right of `=`, after `return`, or
 /// alone (inside a braced initialiser GCC 12 leaks what was already built; tools/tidy checks the shape).
-#define CRETO_TRY(expression)                                                             \
-  ({                                                                                      \
-    auto&& creto_try_result = (expression);                                               \
-    if (!creto_try_result) return ::creto::Error(std::move(creto_try_result).error());    \
-    *std::move(creto_try_result);                                                         \
+#define CRETO_TRY(expression)                                                          \
+  ({                                                                                   \
+    auto&& creto_try_result = (expression);                                            \
+    if (!creto_try_result) return ::creto::Error(std::move(creto_try_result).error()); \
+    *std::move(creto_try_result);                                                      \
   })

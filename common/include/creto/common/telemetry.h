@@ -42,7 +42,7 @@ class Gauge {
 class Histogram {
  public:
   virtual ~Histogram() = default;
-  virtual void observe(double value) = 0;   ///< seconds or bytes, as the metric's name says
+  virtual void observe(double value) = 0;  ///< seconds or bytes, as the metric's name says
 };
 using Labels = std::initializer_list<std::pair<std::string_view, std::string_view>>;
 

@@ -32,10 +32,10 @@ std::string to_string(Nanos duration);
 
 /// Consensus time (003 §8.2): totally ordered by (physical, logical, node), unique, and increasing across restarts.
 struct Timestamp {
-  std::uint64_t logical = 0;      ///< orders timestamps of equal physical time
-  std::int64_t physical_ns = 0;   ///< Unix nanoseconds; what is meant where one number is asked
-  std::string node;               ///< who issued it
-  bool degraded = false;          ///< taken from the local clock because consensus did not answer (003 §8.4)
+  std::uint64_t logical = 0;     ///< orders timestamps of equal physical time
+  std::int64_t physical_ns = 0;  ///< Unix nanoseconds; what is meant where one number is asked
+  std::string node;              ///< who issued it
+  bool degraded = false;         ///< taken from the local clock because consensus did not answer (003 §8.4)
 
   Instant instant() const { return from_unix_ns(physical_ns); }
   friend bool operator==(const Timestamp&, const Timestamp&) = default;

@@ -18,27 +18,27 @@ struct GatedAction {
   Identity agent;
   DelegationChain delegation_chain;
   std::optional<SandboxId> sandbox;
-  std::string action;                   ///< Cedar action id: "payments.pay", "sandbox.spawn"
-  std::string resource_type;            ///< Cedar entity type and id
+  std::string action;         ///< Cedar action id: "payments.pay", "sandbox.spawn"
+  std::string resource_type;  ///< Cedar entity type and id
   std::string resource_id;
-  std::string arguments;                ///< canonical JSON of the exact arguments
+  std::string arguments;  ///< canonical JSON of the exact arguments
 };
 
 /// Why a human is asked; from the authorization decision, narrowed by annotations (architecture, "Decisions").
 struct ApprovalNeed {
-  std::vector<PolicyId> policies;       ///< oversight policies; every one must be met
-  /// Beside each of `policies`, the Cedar forbid that its approval lifts; empty text where no Cedar policy asked (a cost
-  /// threshold). The override token of the approval lifts exactly these.
+  std::vector<PolicyId> policies;  ///< oversight policies; every one must be met
+  /// Beside each of `policies`, the Cedar forbid that its approval lifts; empty text where no Cedar policy asked (a
+  /// cost threshold). The override token of the approval lifts exactly these.
   std::vector<PolicyId> forbids;
-  std::optional<Nanos> timeout;         ///< may shorten the oversight policies' own, never lengthen
-  std::vector<std::string> approvers;   ///< may narrow, never widen
+  std::optional<Nanos> timeout;        ///< may shorten the oversight policies' own, never lengthen
+  std::vector<std::string> approvers;  ///< may narrow, never widen
 };
 
 struct ApprovalRequest {
   GatedAction action;
   ApprovalNeed need;
-  std::string description;              ///< one line for people
-  std::string reasoning;                ///< the agent's own words; shown as such
+  std::string description;  ///< one line for people
+  std::string reasoning;    ///< the agent's own words; shown as such
   std::vector<std::string> risk_factors;
 };
 
@@ -51,10 +51,10 @@ inline bool is_final(ApprovalState state) { return state > ApprovalState::escala
 struct ApprovalStatus {
   RequestId request;
   ApprovalState state;
-  std::optional<Identity> approver;         ///< who decided; none while open or after a timeout
-  std::optional<Signature> signature;       ///< the approver's, over the response
-  std::string notes;                        ///< of the approver, or the reason of a denial
-  std::string override_token;               ///< only when approved, only shown to the requesting agent
+  std::optional<Identity> approver;    ///< who decided; none while open or after a timeout
+  std::optional<Signature> signature;  ///< the approver's, over the response
+  std::string notes;                   ///< of the approver, or the reason of a denial
+  std::string override_token;          ///< only when approved, only shown to the requesting agent
   Instant decided_at{};
 };
 

@@ -20,7 +20,7 @@ Result<BillingPeriod> billing_period_from_string(std::string_view text);
 
 /// Something that costs, before or after it happened (000 §1.1). The cost is stated by who knows it.
 struct BillableEvent {
-  std::string event_type;          ///< "payment", "inference_tokens", ...
+  std::string event_type;  ///< "payment", "inference_tokens", ...
   Identity agent;
   DelegationChain delegation_chain;
   Money cost;
@@ -35,7 +35,7 @@ struct CostThreshold {
   BillingPeriod period = BillingPeriod::month;
   Money limit;
   ThresholdAction action = ThresholdAction::require_approval;
-  std::vector<std::string> approvers;   ///< for require_approval: identities or "role:…"
+  std::vector<std::string> approvers;  ///< for require_approval: identities or "role:…"
 };
 
 struct TransactionLimit {
@@ -43,19 +43,19 @@ struct TransactionLimit {
   Money limit;
 };
 struct PeriodLimit {
-  Money accumulated;                    ///< with the event in question
+  Money accumulated;  ///< with the event in question
   Money limit;
   BillingPeriod period;
 };
 struct AnomalyDetected {
-  double expected_rate;                 ///< per hour
+  double expected_rate;  ///< per hour
   double actual_rate;
-  double confidence;                    ///< 0..1
+  double confidence;  ///< 0..1
 };
 using CostThresholdReason = std::variant<TransactionLimit, PeriodLimit, AnomalyDetected>;
 
 struct OversightTrigger {
-  PolicyId policy_id;                   ///< the threshold's id
+  PolicyId policy_id;  ///< the threshold's id
   CostThresholdReason reason;
   Money current_cost;
   Money threshold;
@@ -81,8 +81,8 @@ class CostTrigger {
   virtual Result<std::optional<OversightTrigger>> check_cost_threshold(const Context& ctx, const BillableEvent& event,
                                                                        BillingPeriod period) = 0;
   /// Every one of `thresholds` that `event` would exceed.
-  virtual Result<std::vector<OversightTrigger>> check_multiple_thresholds(const Context& ctx, const BillableEvent& event,
-                                                                          const std::vector<CostThreshold>& thresholds) = 0;
+  virtual Result<std::vector<OversightTrigger>> check_multiple_thresholds(
+      const Context& ctx, const BillableEvent& event, const std::vector<CostThreshold>& thresholds) = 0;
   /// One answer per event, in order; each event is judged as if the others did not happen.
   virtual Result<std::vector<std::optional<OversightTrigger>>> check_batch(const Context& ctx,
                                                                            const std::vector<BillableEvent>& events,

@@ -20,11 +20,12 @@ struct RuntimeUsageEvent {
   static constexpr std::string_view event_type = "runtime_usage";
   static constexpr std::string_view subject = "metering.events.runtime";
 
-  std::string usage_type;               ///< "sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress", "action"
+  std::string
+      usage_type;  ///< "sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress", "action"
   std::string idempotency_key;
-  std::string properties;               ///< canonical JSON object; numbers as decimal strings or integers
-  Decimal units = Decimal(1);           ///< what quotas of `usage_type` count: sandboxes, tokens, bytes, calls
-  std::optional<Money> cost;            ///< where the producer knows it
+  std::string properties;      ///< canonical JSON object; numbers as decimal strings or integers
+  Decimal units = Decimal(1);  ///< what quotas of `usage_type` count: sandboxes, tokens, bytes, calls
+  std::optional<Money> cost;   ///< where the producer knows it
 
   Result<std::string> to_json() const;
   static Result<RuntimeUsageEvent> from_json(std::string_view text);
@@ -35,12 +36,12 @@ struct CostThresholdExceededEvent {
   static constexpr std::string_view event_type = "cost_threshold_exceeded";
   static constexpr std::string_view subject = "metering.thresholds";
 
-  std::string kind;                     ///< "cost_threshold" or "quota_breach"
-  std::string threshold_id;             ///< of the threshold or quota
-  std::string triggering_event;         ///< its event id or type
-  std::string current;                  ///< decimal: money for a cost threshold, units for a quota
+  std::string kind;              ///< "cost_threshold" or "quota_breach"
+  std::string threshold_id;      ///< of the threshold or quota
+  std::string triggering_event;  ///< its event id or type
+  std::string current;           ///< decimal: money for a cost threshold, units for a quota
   std::string limit;
-  std::string unit;                     ///< currency code, or the quota's event type
+  std::string unit;  ///< currency code, or the quota's event type
   std::string period;
   ThresholdAction action = ThresholdAction::notify_only;
   std::vector<std::string> approvers;
@@ -57,12 +58,12 @@ struct OversightDecisionEvent {
 
   RequestId request;
   std::optional<SandboxId> sandbox;
-  ApprovalState decision;               ///< approved, denied, escalated, timed_out or cancelled
-  std::string approver;                 ///< identity; empty on a timeout
+  ApprovalState decision;  ///< approved, denied, escalated, timed_out or cancelled
+  std::string approver;    ///< identity; empty on a timeout
   std::string notes;
   std::string action;
-  std::string arguments;                ///< canonical JSON of the request's arguments
-  std::string response;                 ///< canonical JSON the approver may attach: {"new_limit":"200000"}
+  std::string arguments;  ///< canonical JSON of the request's arguments
+  std::string response;   ///< canonical JSON the approver may attach: {"new_limit":"200000"}
 
   Result<std::string> to_json() const;
   static Result<OversightDecisionEvent> from_json(std::string_view text);
@@ -74,8 +75,8 @@ struct SandboxLifecycleEvent {
   static constexpr std::string_view subject = "runtime.lifecycle";
 
   SandboxId sandbox;
-  std::string change;                   ///< "created", "terminated", "checkpointed", "restored"
-  std::string detail;                   ///< attestation hash, termination reason or checkpoint id
+  std::string change;  ///< "created", "terminated", "checkpointed", "restored"
+  std::string detail;  ///< attestation hash, termination reason or checkpoint id
 
   Result<std::string> to_json() const;
   static Result<SandboxLifecycleEvent> from_json(std::string_view text);
@@ -88,7 +89,7 @@ struct DeliveryReceiptEvent {
 
   MessageId message;
   Identity recipient;
-  std::string receipt;                  ///< "delivered", "read", "failed"
+  std::string receipt;  ///< "delivered", "read", "failed"
   std::string failure_reason;
 
   Result<std::string> to_json() const;
@@ -100,7 +101,7 @@ struct OversightNotificationEvent {
   static constexpr std::string_view event_type = "oversight_notification";
 
   RequestId request;
-  std::string channel;                  ///< "webhook", "cli", "slack", "email"
+  std::string channel;  ///< "webhook", "cli", "slack", "email"
   std::string approver;
   std::string description;
   std::string reasoning;

@@ -27,10 +27,10 @@ struct MessageBillableEvent {
 /// What is left before a request to spend is refused.
 struct QuotaDecision {
   bool allowed = true;
-  std::string quota_id;                 ///< empty where no quota applies
+  std::string quota_id;  ///< empty where no quota applies
   std::int64_t limit = 0;
   std::int64_t used = 0;
-  std::optional<Instant> reset_at;      ///< none for a lifetime quota
+  std::optional<Instant> reset_at;  ///< none for a lifetime quota
 };
 
 /// Metering takes what messaging does (000 §1.4). Thread-safe.
@@ -41,7 +41,8 @@ class MessageCostTracker {
   /// Records a fact; a repeated key with the same content returns the first id.
   virtual Result<EventId> track_message_event(const Context& ctx, const MessageBillableEvent& event) = 0;
   /// Consumes nothing; memory only, < 10 us at p99.
-  virtual Result<QuotaDecision> check_message_quota(const Context& ctx, const Identity& agent, MessageEventType type) = 0;
+  virtual Result<QuotaDecision> check_message_quota(const Context& ctx, const Identity& agent,
+                                                    MessageEventType type) = 0;
 };
 
 }  // namespace creto::contracts

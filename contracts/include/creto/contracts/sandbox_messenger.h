@@ -18,11 +18,11 @@ struct SealedMessage {
   MessageId message_id;
   Identity sender;
   Identity recipient;
-  std::string topic;               ///< empty for a direct message
+  std::string topic;  ///< empty for a direct message
   MessagePriority priority = MessagePriority::normal;
   Instant sent_at{};
   Nanos ttl = std::chrono::hours(24);
-  Bytes envelope;                  ///< docs/formats.md, "Messages"; at most 1 MiB, larger payloads go through storage
+  Bytes envelope;  ///< docs/formats.md, "Messages"; at most 1 MiB, larger payloads go through storage
 };
 
 struct ReceivedMessage {
@@ -37,8 +37,10 @@ class SandboxMessenger {
 
   /// Idempotent by message id for 30 days; < 5 ms at p99.
   /// Errors: delivery_denied (policy), quota_exceeded, recipient_not_found, signature_invalid, expired, too_large.
-  virtual Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId& sandbox, const SealedMessage& message) = 0;
-  virtual Result<TopicSubscriptionId> subscribe_sandbox(const Context& ctx, const SandboxId& sandbox, std::string_view topic) = 0;
+  virtual Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId& sandbox,
+                                              const SealedMessage& message) = 0;
+  virtual Result<TopicSubscriptionId> subscribe_sandbox(const Context& ctx, const SandboxId& sandbox,
+                                                        std::string_view topic) = 0;
   virtual Result<> unsubscribe_sandbox(const Context& ctx, const TopicSubscriptionId& subscription) = 0;
   /// Oldest first, priority before age; stays in the queue until acknowledged.
   virtual Result<std::vector<ReceivedMessage>> receive_for_sandbox(const Context& ctx, const SandboxId& sandbox,

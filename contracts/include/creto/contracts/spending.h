@@ -10,12 +10,12 @@
 namespace creto::contracts {
 
 struct SpendRequest {
-  ReservationId id;                     ///< the operation's own; repeating it returns the first hold
+  ReservationId id;  ///< the operation's own; repeating it returns the first hold
   Identity agent;
   DelegationChain delegation_chain;
-  std::string event_type;               ///< which quotas apply: "sandbox_allocated", "inference_tokens", "payment"
+  std::string event_type;  ///< which quotas apply: "sandbox_allocated", "inference_tokens", "payment"
   Decimal units = Decimal(1);
-  Money cost;                           ///< zero where only units count
+  Money cost;  ///< zero where only units count
   Nanos hold_for = std::chrono::minutes(10);
 };
 
@@ -24,8 +24,8 @@ struct Hold {
   Instant expires_at{};
 };
 
-/// Holds what an agent may spend, then turns it into usage (architecture, "Usage and limits"). A usage event whose property
-/// `reservation_id` names the hold settles it in the step in which the use is counted. Thread-safe.
+/// Holds what an agent may spend, then turns it into usage (architecture, "Usage and limits"). A usage event whose
+/// property `reservation_id` names the hold settles it in the step in which the use is counted. Thread-safe.
 class SpendingLimits {
  public:
   virtual ~SpendingLimits() = default;

@@ -36,49 +36,49 @@ namespace creto::oversight {
 
 /// Who is asked at one level, and for how long.
 struct Tier {
-  std::vector<Identity> approvers;   ///< 1 to 64 humans
-  std::uint32_t quorum = 1;          ///< how many of them must approve; at most their number
-  Nanos timeout = std::chrono::hours(2);   ///< 1 s to 30 days; then the next tier is asked
+  std::vector<Identity> approvers;        ///< 1 to 64 humans
+  std::uint32_t quorum = 1;               ///< how many of them must approve; at most their number
+  Nanos timeout = std::chrono::hours(2);  ///< 1 s to 30 days; then the next tier is asked
 };
 
 enum class FinalAction : std::uint8_t { auto_deny, auto_approve };
 std::string_view to_string(FinalAction action);
 Result<FinalAction> final_action_from_string(std::string_view text);
 
-/// What asks for a human: an authorization decision names its policy itself; the others take the first policy, by id, that
-/// lists them.
+/// What asks for a human: an authorization decision names its policy itself; the others take the first policy, by id,
+/// that lists them.
 enum class Trigger : std::uint8_t { authorization, cost_threshold, quota_breach };
 std::string_view to_string(Trigger trigger);
 Result<Trigger> trigger_from_string(std::string_view text);
 
 struct Policy {
-  PolicyId id;                       ///< 1 to 128 of [a-zA-Z0-9._-]: the text of @oversight
-  std::string description;           ///< up to 1 000 characters
+  PolicyId id;              ///< 1 to 128 of [a-zA-Z0-9._-]: the text of @oversight
+  std::string description;  ///< up to 1 000 characters
   std::vector<Trigger> triggers = {Trigger::authorization};
-  std::vector<Tier> tiers;           ///< 1 to 8, asked in order
-  FinalAction final_action = FinalAction::auto_deny;   ///< when the last tier's time is over
-  bool allow_self_approval = false;  ///< whether a human in the agent's own delegation chain may approve
-  std::vector<std::string> channels = {"cli"};         ///< "cli", "webhook"
+  std::vector<Tier> tiers;                            ///< 1 to 8, asked in order
+  FinalAction final_action = FinalAction::auto_deny;  ///< when the last tier's time is over
+  bool allow_self_approval = false;             ///< whether a human in the agent's own delegation chain may approve
+  std::vector<std::string> channels = {"cli"};  ///< "cli", "webhook"
 };
 
 /// One approver's signed answer.
 struct Response {
   Identity approver;
   bool approve = false;
-  std::string notes;                 ///< shown to the agent
-  std::string document;              ///< the signed bytes, as received (docs/formats.md, "Approval response")
+  std::string notes;     ///< shown to the agent
+  std::string document;  ///< the signed bytes, as received (docs/formats.md, "Approval response")
   Signature signature;
   Instant received_at{};
 };
 
 /// One policy that a request has to satisfy.
 struct Requirement {
-  Policy policy;                     ///< as it was when the request was made, narrowed by what the decision said
-  PolicyId forbid;                   ///< the Cedar policy its approval lifts; empty where none asked
-  std::uint32_t tier = 0;            ///< who is asked now
+  Policy policy;           ///< as it was when the request was made, narrowed by what the decision said
+  PolicyId forbid;         ///< the Cedar policy its approval lifts; empty where none asked
+  std::uint32_t tier = 0;  ///< who is asked now
   Instant tier_ends{};
   bool met = false;
-  bool met_by_timeout = false;       ///< the final action approved
+  bool met_by_timeout = false;  ///< the final action approved
 };
 
 struct Request {
@@ -87,16 +87,16 @@ struct Request {
   contracts::ApprovalState state = contracts::ApprovalState::pending;
   contracts::GatedAction action;
   std::string description{};
-  std::string reasoning{};             ///< the agent's own words
+  std::string reasoning{};  ///< the agent's own words
   std::vector<std::string> related_memories{};
-  double confidence = 0;             ///< memory's, in the reasoning; 0 where there is none
+  double confidence = 0;  ///< memory's, in the reasoning; 0 where there is none
   std::vector<std::string> risk_factors{};
-  std::string context_problem{};       ///< "OV-503: …" where memory gave no context; empty otherwise
+  std::string context_problem{};  ///< "OV-503: …" where memory gave no context; empty otherwise
   std::vector<Requirement> requirements{};
   std::vector<Response> responses{};
-  std::string decision_response{};     ///< the JSON object the deciding approver attached; "{}" otherwise
+  std::string decision_response{};  ///< the JSON object the deciding approver attached; "{}" otherwise
   Instant created_at{};
-  Instant decided_at{};              ///< once final
+  Instant decided_at{};  ///< once final
 
   /// SHA3-256 of `action.arguments`: what an approval and its token are bound to.
   Hash256 arguments_hash() const;
@@ -107,9 +107,9 @@ struct ResponseDocument {
   RequestId request;
   Identity approver;
   bool approve = false;
-  Hash256 arguments_hash{};          ///< so that he approves what he saw
+  Hash256 arguments_hash{};  ///< so that he approves what he saw
   std::string notes{};
-  std::string response = "{}";       ///< a JSON object for whoever acts on the decision: {"new_limit":"200000"}
+  std::string response = "{}";  ///< a JSON object for whoever acts on the decision: {"new_limit":"200000"}
 
   static constexpr std::string_view type_name = "creto.oversight.response.v1";
   Result<std::string> signed_bytes() const;
@@ -126,11 +126,11 @@ struct RequestFilter {
   std::optional<RequestId> before;   ///< page: those older than this
 };
 
-/// Thread-safe. Every change is audited in its transaction, and every decision leaves as an `oversight_decision` event in
-/// it. Waiting holds no thread.
+/// Thread-safe. Every change is audited in its transaction, and every decision leaves as an `oversight_decision` event
+/// in it. Waiting holds no thread.
 ///
-/// Invariant 1: a final request never changes. Invariant 2: it is approved only where every requirement is met, each by a
-/// quorum of valid signatures of its current tier, or by a policy whose final action is to approve. Invariant 3: an
+/// Invariant 1: a final request never changes. Invariant 2: it is approved only where every requirement is met, each by
+/// a quorum of valid signatures of its current tier, or by a policy whose final action is to approve. Invariant 3: an
 /// approval's token fits this agent, action, resource and arguments alone.
 ///
 /// Errors of every call: invalid_input naming the field; not_found; unavailable.
@@ -150,8 +150,8 @@ class Oversight : public contracts::ApprovalGate {
   /// where the request is final, he has answered already, or the document is for other arguments.
   virtual Result<Request> respond(const Context& ctx, const std::string& document, const Signature& signature) = 0;
 
-  /// Applies what is due by the clock: next tiers, final actions. Returns how many requests changed. Runs by itself in the
-  /// background too.
+  /// Applies what is due by the clock: next tiers, final actions. Returns how many requests changed. Runs by itself in
+  /// the background too.
   virtual Result<std::size_t> apply_timeouts() = 0;
 
   virtual HealthStatus health() = 0;
@@ -169,10 +169,10 @@ class Notifier {
 std::unique_ptr<Notifier> create_webhook_notifier(std::string url, Secret secret, const Clock& clock);
 
 struct OversightOptions {
-  Nanos idempotency_window = std::chrono::hours(24);   ///< same agent, action, resource, arguments: the open request
-  Nanos override_ttl = std::chrono::hours(1);          ///< of the token, from the decision
+  Nanos idempotency_window = std::chrono::hours(24);  ///< same agent, action, resource, arguments: the open request
+  Nanos override_ttl = std::chrono::hours(1);         ///< of the token, from the decision
   Nanos memory_timeout = std::chrono::milliseconds(500);
-  bool schedule = true;              ///< false: only `apply_timeouts` (tests)
+  bool schedule = true;  ///< false: only `apply_timeouts` (tests)
 };
 
 struct OversightParts {
@@ -183,11 +183,12 @@ struct OversightParts {
   consensus::TimestampSource& timestamps;
   const Clock& clock;
   Telemetry& telemetry;
-  memory::Memory* memory = nullptr;     ///< null: no context
-  Notifier* webhook = nullptr;          ///< null: policies with the channel "webhook" are refused
+  memory::Memory* memory = nullptr;  ///< null: no context
+  Notifier* webhook = nullptr;       ///< null: policies with the channel "webhook" are refused
 };
 
-/// Migrates, makes `service:oversight` known to nhi, consumes `metering.thresholds` and its own notifications from the bus.
+/// Migrates, makes `service:oversight` known to nhi, consumes `metering.thresholds` and its own notifications from the
+/// bus.
 Result<std::unique_ptr<Oversight>> create_oversight(const OversightParts& parts, OversightOptions options = {});
 
 }  // namespace creto::oversight
