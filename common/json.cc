@@ -17,7 +17,8 @@ Error invalid(std::string message) { return Error(Product::platform, ErrorKind::
 /// Builds the value and refuses, while reading, what `JsonLimits` and I-JSON (RFC 7493) forbid.
 class LimitedBuilder final : public nlohmann::json_sax<Json> {
  public:
-  LimitedBuilder(Json& root, std::size_t depth_max) : depth_max_(depth_max), builder_(root, /*allow_exceptions=*/false) {}
+  LimitedBuilder(Json& root, std::size_t depth_max)
+      : depth_max_(depth_max), builder_(root, /*allow_exceptions=*/false) {}
 
   std::optional<Error> problem;
 
@@ -58,7 +59,8 @@ class LimitedBuilder final : public nlohmann::json_sax<Json> {
  private:
   bool deeper() {
     if (++depth_ <= depth_max_) return true;
-    problem = Error(Product::platform, ErrorKind::too_large, fmt::format("json: nested deeper than {} levels", depth_max_));
+    problem =
+        Error(Product::platform, ErrorKind::too_large, fmt::format("json: nested deeper than {} levels", depth_max_));
     return false;
   }
 
@@ -73,7 +75,8 @@ class LimitedBuilder final : public nlohmann::json_sax<Json> {
 std::string ecmascript_number(double value) {
   if (value == 0) return "0";
   std::array<char, 32> buffer;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), std::fabs(value), std::chars_format::scientific).ptr;
+  const auto end =
+      std::to_chars(buffer.data(), buffer.data() + buffer.size(), std::fabs(value), std::chars_format::scientific).ptr;
   std::string_view text(buffer.data(), static_cast<std::size_t>(end - buffer.data()));
   const auto e = text.find('e');
   std::string digits(text.substr(0, e));
@@ -92,7 +95,8 @@ std::string ecmascript_number(double value) {
   } else if (-6 < n && n <= 0) {
     result = "0." + std::string(static_cast<std::size_t>(-n), '0') + digits;
   } else {
-    result = digits.substr(0, 1) + (k > 1 ? "." + digits.substr(1) : "") + fmt::format("e{}{}", n - 1 >= 0 ? "+" : "-", std::abs(n - 1));
+    result = digits.substr(0, 1) + (k > 1 ? "." + digits.substr(1) : "") +
+             fmt::format("e{}{}", n - 1 >= 0 ? "+" : "-", std::abs(n - 1));
   }
   return value < 0 ? "-" + result : result;
 }
@@ -101,16 +105,32 @@ void write_string(const std::string& text, std::string& out) {
   out += '"';
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
-        if (static_cast<unsigned char>(c) < 0x20) out += fmt::format("\\u{:04x}", static_cast<int>(c));
-        else out += c;
+        if (static_cast<unsigned char>(c) < 0x20)
+          out += fmt::format("\\u{:04x}", static_cast<int>(c));
+        else
+          out += c;
     }
   }
   out += '"';
@@ -130,8 +150,12 @@ bool utf16_less(const std::string& a, const std::string& b) {
 
 Result<> write_canonical(const Json& value, std::string& out) {
   switch (value.type()) {
-    case Json::value_t::null: out += "null"; return {};
-    case Json::value_t::boolean: out += value.get<bool>() ? "true" : "false"; return {};
+    case Json::value_t::null:
+      out += "null";
+      return {};
+    case Json::value_t::boolean:
+      out += value.get<bool>() ? "true" : "false";
+      return {};
     case Json::value_t::number_integer:
     case Json::value_t::number_unsigned: {
       constexpr std::int64_t exact = 1LL << 53;
@@ -178,7 +202,8 @@ Result<> write_canonical(const Json& value, std::string& out) {
       return {};
     }
     case Json::value_t::binary:
-    case Json::value_t::discarded: break;
+    case Json::value_t::discarded:
+      break;
   }
   return invalid("canonical json: value has no JSON form");
 }
@@ -216,7 +241,8 @@ struct JsonReader::Rep {
   Json null = nullptr;
 };
 
-JsonReader::JsonReader(const Json& object, std::string path) : rep_(new Rep{.object = object, .path = std::move(path), .read = {}, .problem = std::nullopt}) {
+JsonReader::JsonReader(const Json& object, std::string path)
+    : rep_(new Rep{.object = object, .path = std::move(path), .read = {}, .problem = std::nullopt}) {
   if (!object.is_object()) rep_->problem = invalid(fmt::format("{}: must be an object", rep_->path));
 }
 JsonReader::~JsonReader() = default;
@@ -298,3 +324,6 @@ Result<> JsonReader::finish() {
 }
 
 }  // namespace creto
+
+// For every other source file, which finds it declared in cmake/pch.h.
+template class nlohmann::basic_json<>;
