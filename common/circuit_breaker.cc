@@ -25,12 +25,12 @@ Result<> CircuitBreaker::admit() {
     return {};
   }
   const Nanos wait = state_ == State::open ? open_until_ - now : Nanos(0);
-  return Error(Product::platform, ErrorKind::unavailable, fmt::format("`{}` is not called: its circuit is open", dependency_))
+  return Error(Product::platform, ErrorKind::unavailable,
+               fmt::format("`{}` is not called: its circuit is open", dependency_))
       .with_retry_after(wait);
 }
 
-void CircuitBreaker::settle(const Error* error) {
-  const bool failed = error != nullptr && error->category() == ErrorCategory::transient;
+void CircuitBreaker::settle(bool failed) {
   const std::lock_guard lock(mutex_);
   if (state_ == State::half_open && !failed) {
     if (++successes_ >= options_.half_open_requests) {

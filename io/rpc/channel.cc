@@ -55,7 +55,9 @@ class ChannelImpl final : public Channel {
                         CallOptions options) override {
     bool repeatable = options.idempotent || !ctx.idempotency_key.empty();
     for (std::uint32_t attempt = 1;; ++attempt) {
-      auto result = breaker_.run([&] { return attempt_once(ctx, method, request, response); });
+      bool answered = false;
+      auto result = breaker_.run([&] { return attempt_once(ctx, method, request, response, answered); },
+                                 [&](const Error& error) { return is_failure(error, answered); });
       if (result || !repeatable || category_of(result.error().kind()) != ErrorCategory::transient ||
           attempt >= options_.attempts_max)
         return result;
@@ -67,7 +69,8 @@ class ChannelImpl final : public Channel {
 
   Result<> stream_messages(const Context& ctx, std::string_view method, const Message& request, Message& message,
                            const std::function<bool()>& each) override {
-    return breaker_.run([&]() -> Result<> {
+    bool answered = false;
+    auto read_all = [&]() -> Result<> {
       grpc::ClientContext client;
       prepare(client, ctx, /*limit=*/false);
       ByteBuffer bytes = CRETO_TRY(serialize(request));
@@ -88,11 +91,17 @@ class ChannelImpl final : public Channel {
           return {};
         }
       }
-      return result_of(reader->Finish(), method);
-    });
+      return result_of(reader->Finish(), method, answered);
+    };
+    return breaker_.run(read_all, [&](const Error& error) { return is_failure(error, answered); });
   }
 
  private:
+  /// A server that says for itself "not yet" or "too many" is well; only what the connection says counts against it.
+  static bool is_failure(const Error& error, bool answered) {
+    return !answered && error.category() == ErrorCategory::transient;
+  }
+
   void prepare(grpc::ClientContext& client, const Context& ctx, bool limit) {
     if (limit || ctx.deadline != Monotonic::max()) {
       Nanos left = ctx.deadline == Monotonic::max() ? options_.timeout : ctx.deadline - clock_.monotonic();
@@ -118,7 +127,8 @@ class ChannelImpl final : public Channel {
     return bytes;
   }
 
-  Result<> attempt_once(const Context& ctx, std::string_view method, const Message& request, Message& response) {
+  Result<> attempt_once(const Context& ctx, std::string_view method, const Message& request, Message& response,
+                        bool& answered) {
     if (ctx.expired(clock_)) return Error(Product::platform, ErrorKind::timeout, "the deadline has passed");
     grpc::ClientContext client;
     prepare(client, ctx, /*limit=*/true);
@@ -128,16 +138,20 @@ class ChannelImpl final : public Channel {
     grpc::internal::RpcMethod rpc(name.c_str(), grpc::internal::RpcMethod::NORMAL_RPC);
     grpc::Status status =
         grpc::internal::BlockingUnaryCall<ByteBuffer, ByteBuffer>(channel_.get(), rpc, &client, bytes, &received);
-    CRETO_TRY(result_of(status, method));
+    CRETO_TRY(result_of(status, method, answered));
     if (!grpc::GenericDeserialize<grpc::ProtoBufferReader, Message>(&received, &response).ok())
       return Error(Product::platform, ErrorKind::internal,
                    fmt::format("`{}` answered with a malformed message", method));
     return {};
   }
 
-  Result<> result_of(const grpc::Status& status, std::string_view method) const {
+  /// Sets `answered` when the server itself said how the call went.
+  Result<> result_of(const grpc::Status& status, std::string_view method, bool& answered) const {
     if (status.ok()) return {};
-    if (auto error = from_status_details(status.error_details())) return *std::move(error);
+    if (auto error = from_status_details(status.error_details())) {
+      answered = true;
+      return *std::move(error);
+    }
     ErrorKind kind = kind_of_grpc_status(static_cast<int>(status.error_code()));
     return Error(Product::platform, kind,
                  fmt::format("`{}` at `{}`: {}", method, options_.endpoint, status.error_message()));

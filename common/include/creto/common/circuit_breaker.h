@@ -9,9 +9,9 @@
 namespace creto {
 
 struct CircuitBreakerOptions {
-  std::uint32_t failure_threshold = 5;                ///< consecutive failures that open it
-  Nanos reset_timeout = std::chrono::seconds(30);     ///< how long it stays open
-  std::uint32_t half_open_requests = 3;               ///< trial calls at once; as many successes close it
+  std::uint32_t failure_threshold = 5;             ///< consecutive failures that open it
+  Nanos reset_timeout = std::chrono::seconds(30);  ///< how long it stays open
+  std::uint32_t half_open_requests = 3;            ///< trial calls at once; as many successes close it
 };
 
 /// Keeps a failing dependency from being called (001 §11.3, 003 §13.2). One per dependency. Thread-safe.
@@ -25,9 +25,16 @@ class CircuitBreaker {
   /// Errors: unavailable, naming the dependency and when it will be tried again; else what `call` returns.
   template <class F>
   auto run(F&& call) -> decltype(call()) {
+    return run(call, [](const Error& error) { return error.category() == ErrorCategory::transient; });
+  }
+
+  /// The same for a caller who knows better which errors speak of the dependency: those for which `failed` is true
+  /// count.
+  template <class F, class P>
+  auto run(F&& call, P&& failed) -> decltype(call()) {
     if (auto admitted = admit(); !admitted) return std::move(admitted).error();
     auto result = call();
-    settle(result ? nullptr : &result.error());
+    settle(!result && failed(result.error()));
     return result;
   }
 
@@ -35,7 +42,7 @@ class CircuitBreaker {
 
  private:
   Result<> admit();
-  void settle(const Error* error);
+  void settle(bool failed);
 
   const std::string dependency_;
   const CircuitBreakerOptions options_;
