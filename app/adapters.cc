@@ -28,7 +28,8 @@ class NhiOwnerKeys final : public storage::OwnerKeys {
     return WrappingKey{keys.key_id, std::string(crypto::to_string(keys.kem->algorithm())), keys.kem->bytes()};
   }
 
-  Result<Secret> decapsulate(const Context& ctx, const Identity& owner, std::string_view key_id, BytesView ciphertext) override {
+  Result<Secret> decapsulate(const Context& ctx, const Identity& owner, std::string_view key_id,
+                             BytesView ciphertext) override {
     Context self = Context::of_service(self_);
     self.org = ctx.org;
     return nhi_.decapsulate(self, owner, key_id, ciphertext);
@@ -55,7 +56,8 @@ class AgentEndpoints final : public runtime::MessageEndpoint {
     return endpoint->seal(as_agent, recipient, draft);
   }
 
-  Result<runtime::OpenedMessage> open(const Context& ctx, const Identity& agent, const contracts::ReceivedMessage& message) override {
+  Result<runtime::OpenedMessage> open(const Context& ctx, const Identity& agent,
+                                      const contracts::ReceivedMessage& message) override {
     messaging::Endpoint* endpoint = CRETO_TRY(endpoint_of(ctx, agent));
     const messaging::OpenedMessage opened = CRETO_TRY(endpoint->open(acting_as(ctx, agent), message.message));
     return runtime::OpenedMessage{.id = opened.id,
@@ -135,9 +137,16 @@ class StoredInvoices final : public Invoices {
   }
 
   Result<> send(const Context& ctx, const metering::Invoice& invoice, BytesView) override {
-    const Json signature = invoice.signature ? Json{{"algorithm", invoice.signature->algorithm}, {"value", base64(invoice.signature->value)}} : Json();
-    const std::string body =
-        Json{{"type", "invoice"}, {"id", invoice.id.to_string()}, {"document", invoice.document}, {"signature", signature}, {"pdf", invoice.pdf_object}}.dump();
+    const Json signature = invoice.signature ? Json{{"algorithm", invoice.signature->algorithm},
+                                                    {"value", base64(invoice.signature->value)}}
+                                             : Json();
+    const std::string body = Json{
+        {"type", "invoice"},
+        {"id", invoice.id.to_string()},
+        {"document", invoice.document},
+        {"signature", signature},
+        {"pdf",
+         invoice.pdf_object}}.dump();
     if (!webhook_url_.empty()) {
       http::ClientRequest request;
       request.method = "POST";
@@ -146,7 +155,8 @@ class StoredInvoices final : public Invoices {
       request.body = body;
       const http::Response response = CRETO_TRY(client_->send(ctx, request));
       if (response.status < 200 || response.status >= 300)
-        return Error(Product::metering, ErrorKind::unavailable, fmt::format("invoice webhook: answered {}", response.status));
+        return Error(Product::metering, ErrorKind::unavailable,
+                     fmt::format("invoice webhook: answered {}", response.status));
     }
     return message(ctx, invoice, body);
   }
@@ -183,8 +193,8 @@ class StoredInvoices final : public Invoices {
 
 std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi) { return std::make_unique<NhiOwnerKeys>(nhi); }
 
-std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
-                                                          const Clock& clock) {
+std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer,
+                                                          nhi::Nhi& nhi, const Clock& clock) {
   return std::make_unique<AgentEndpoints>(database, sealer, nhi, clock);
 }
 

@@ -13,7 +13,8 @@ namespace creto::crypto {
 class KeySealer;
 }
 
-/// What one product asks for and others give; products do not see each other, so the composition root is where they meet.
+/// What one product asks for and others give; products do not see each other, so the composition root is where they
+/// meet.
 namespace creto::app {
 
 /// Objects are wrapped for the keys that nhi holds.
@@ -21,10 +22,11 @@ std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi);
 
 /// One messaging endpoint for each agent that runs here, made when first needed: its keys stay outside the sandbox.
 /// A session where the recipient has published keys, an envelope otherwise.
-std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
-                                                          const Clock& clock);
+std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer,
+                                                          nhi::Nhi& nhi, const Clock& clock);
 
-/// Invoices: the PDF under Compliance in storage, then a webhook where one is configured, and a message to who is billed.
+/// Invoices: the PDF under Compliance in storage, then a webhook where one is configured, and a message to who is
+/// billed.
 class Invoices : public metering::InvoiceDelivery {
  public:
   static std::unique_ptr<Invoices> create(storage::Storage& storage, std::string webhook_url, const Clock& clock);

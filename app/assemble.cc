@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 
 #include "adapters.h"
@@ -14,12 +15,16 @@
 namespace creto::app {
 namespace {
 
+/// What a process may leave out; the platform below is in each.
+constexpr std::array<std::string_view, 4> products = {"metering", "oversight", "messaging", "runtime"};
+
 Result<LogLevel> log_level(const std::string& text) {
   if (text == "debug") return LogLevel::debug;
   if (text == "info") return LogLevel::info;
   if (text == "warn") return LogLevel::warn;
   if (text == "error") return LogLevel::error;
-  return Error(Product::platform, ErrorKind::invalid_input, fmt::format("log.level `{}`: must be debug, info, warn or error", text));
+  return Error(Product::platform, ErrorKind::invalid_input,
+               fmt::format("log.level `{}`: must be debug, info, warn or error", text));
 }
 
 Result<std::unique_ptr<sql::Database>> open_database(const System& system) {
@@ -35,7 +40,8 @@ Result<std::unique_ptr<sql::Database>> open_database(const System& system) {
 
 Result<std::unique_ptr<audit::AuditLog>> open_log(System& system) {
   const Secret seeds = CRETO_TRY(read_sealed(system.home.log_keys(), *system.sealer));
-  if (seeds.size() != 64) return Error(Product::platform, ErrorKind::invalid_input, "audit log keys: have the wrong length");
+  if (seeds.size() != 64)
+    return Error(Product::platform, ErrorKind::invalid_input, "audit log keys: have the wrong length");
   crypto::SigningKey ed25519 =
       CRETO_TRY(crypto::SigningKey::from_seed(crypto::SignatureAlgorithm::ed25519, seeds.reveal().first(32)));
   crypto::SigningKey ml_dsa =
@@ -68,15 +74,24 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
   system->ceilings = CRETO_TRY(consensus::create_ceiling_store(*system->database, "local"));
   system->timestamps = CRETO_TRY(consensus::create_timestamp_source(*system->ceilings, clock, telemetry));
   system->audit = CRETO_TRY(open_log(*system));
-  system->nhi = CRETO_TRY(nhi::create_nhi(*system->database, *system->sealer, clock, telemetry));
+  system->nhi = CRETO_TRY(nhi::create_nhi(*system->database, *system->sealer, clock));
 
   system->entities = entities_of(*system->nhi, *system->database);
   Secret override_key = CRETO_TRY(read_sealed(home.override_key(), *system->sealer));
-  system->authz = CRETO_TRY(authz::create_authz(*system->database, clock, telemetry, {system->entities.get()}, std::move(override_key)));
+  system->authz = CRETO_TRY(
+      authz::create_authz(*system->database, clock, telemetry, {system->entities.get()}, std::move(override_key)));
   system->delegations = delegation_limits(*system->nhi);
   CRETO_TRY(system->authz->register_extension(*system->delegations));
   system->access = access_through(*system->authz);
   return system;
+}
+
+Result<> check_services(const std::vector<std::string>& services) {
+  for (const std::string& service : services)
+    if (std::ranges::find(products, service) == products.end())
+      return Error(Product::platform, ErrorKind::invalid_input,
+                   fmt::format("services `{}`: must be one of {}", service, fmt::join(products, ", ")));
+  return {};
 }
 
 namespace {
@@ -100,7 +115,8 @@ Result<inference::InjectionMode> injection_mode(const std::string& text) {
   if (text == "block") return inference::InjectionMode::block;
   if (text == "flag") return inference::InjectionMode::flag;
   if (text == "off") return inference::InjectionMode::off;
-  return Error(Product::platform, ErrorKind::invalid_input, fmt::format("inference.injection `{}`: must be block, flag or off", text));
+  return Error(Product::platform, ErrorKind::invalid_input,
+               fmt::format("inference.injection `{}`: must be block, flag or off", text));
 }
 
 Result<> assemble_inference(System& system) {
@@ -115,13 +131,15 @@ Result<> assemble_inference(System& system) {
   system.provider = CRETO_TRY(inference::create_openai_provider(std::move(provider)));
   inference::InferenceOptions options;
   options.injection_mode = CRETO_TRY(injection_mode(settings.injection));
-  system.inference = CRETO_TRY(inference::create_inference(*system.provider, *system.database, system_clock(), *system.telemetry, options));
+  system.inference = CRETO_TRY(
+      inference::create_inference(*system.provider, *system.database, system_clock(), *system.telemetry, options));
   return {};
 }
 
 Result<Secret> read_webhook_secret(System& system) {
   if (system.settings.webhook_secret.empty())
-    return Error(Product::platform, ErrorKind::invalid_input, "oversight.webhook.secret: is required with oversight.webhook.url");
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 "oversight.webhook.secret: is required with oversight.webhook.url");
   return configured_secret(system, system.settings.webhook_secret);
 }
 
@@ -129,7 +147,8 @@ Result<> assemble_runtime(System& system) {
   const Settings& settings = system.settings;
   runtime::RuntimeOptions options;
   options.state_directory = system.home.sandboxes().string();
-  options.image_directory = settings.image_directory.empty() ? (system.home.root / "images").string() : settings.image_directory;
+  options.image_directory =
+      settings.image_directory.empty() ? (system.home.root / "images").string() : settings.image_directory;
   options.runtime_class = settings.sandbox_runtime;
   options.pool_image = settings.pool_image;
   options.pool_size = static_cast<std::size_t>(settings.pool_size);
@@ -164,22 +183,24 @@ Result<> assemble_services(System& system) {
   system.vault = CRETO_TRY(vault::create_vault(database, *system.sealer, *system.access, clock));
   CRETO_TRY(assemble_inference(system));
 
-  system.embedder = system.provider && !system.settings.inference_embedding_model.empty()
-                        ? memory::create_provider_embedder(*system.provider, system.settings.inference_embedding_model,
-                                                           static_cast<std::size_t>(system.settings.inference_embedding_dimension))
-                        : memory::create_hash_embedder();
+  system.embedder =
+      system.provider && !system.settings.inference_embedding_model.empty()
+          ? memory::create_provider_embedder(*system.provider, system.settings.inference_embedding_model,
+                                             static_cast<std::size_t>(system.settings.inference_embedding_dimension))
+          : memory::create_hash_embedder();
   system.memory = CRETO_TRY(memory::create_memory(database, *system.embedder, *system.access, clock, telemetry));
 
   system.owner_keys = owner_keys_of(*system.nhi);
   Secret presign_key = CRETO_TRY(read_sealed(system.home.presign_key(), *system.sealer));
   storage::StorageOptions storage_options;
   storage_options.root = system.home.objects();
-  system.storage = CRETO_TRY(storage::create_storage(database, io::real_files(), *system.owner_keys, *system.access, clock, telemetry,
-                                                     std::move(presign_key), storage_options));
+  system.storage = CRETO_TRY(storage::create_storage(database, io::real_files(), *system.owner_keys, *system.access,
+                                                     clock, telemetry, std::move(presign_key), storage_options));
 
   if (wanted(system, "metering")) {
     system.invoices = Invoices::create(*system.storage, system.settings.invoice_webhook_url, clock);
-    system.metering = CRETO_TRY(metering::create_metering(database, *system.nhi, *system.timestamps, *system.invoices, clock, telemetry));
+    system.metering = CRETO_TRY(
+        metering::create_metering(database, *system.nhi, *system.timestamps, *system.invoices, clock, telemetry));
     CRETO_TRY(system.authz->register_extension(system.metering->quota_enforcer()));
     CRETO_TRY(system.metering->attach(*system.bus));
   }

@@ -25,17 +25,20 @@ class ChoreThread final : public Chores {
  private:
   void run() {
     std::unique_lock lock(mutex_);
-    while (!stopping_) {
+    for (std::uint64_t second = 0; !stopping_; ++second) {
       lock.unlock();
-      do_all();
+      Context ctx = Context::of_service(self_);
+      ctx.org = system_.settings.org;
+      if (second % 60 == 0) each_minute(ctx);
+      // Only another process can have changed policies behind our back, and only where it shares the database.
+      if (system_.database->dialect() == sql::Dialect::postgres)
+        attempt("authz", [&] { return system_.authz->refresh(ctx); });
       lock.lock();
-      wake_.wait_for(lock, std::chrono::minutes(1), [this] { return stopping_; });
+      wake_.wait_for(lock, std::chrono::seconds(1), [this] { return stopping_; });
     }
   }
 
-  void do_all() {
-    Context ctx = Context::of_service(self_);
-    ctx.org = system_.settings.org;
+  void each_minute(const Context& ctx) {
     if (system_.metering) attempt("metering", [&] { return system_.metering->tick(); });
     if (system_.messaging) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
     attempt("memory", [&] { return system_.memory->sweep(ctx); });
@@ -46,7 +49,8 @@ class ChoreThread final : public Chores {
   template <class F>
   void attempt(std::string_view chore, F action) {
     const auto result = action();
-    if (!result) system_.telemetry->error("platform", "chore_failed", {{"chore", chore}, {"error", result.error().to_string()}});
+    if (!result)
+      system_.telemetry->error("platform", "chore_failed", {{"chore", chore}, {"error", result.error().to_string()}});
   }
 
   System& system_;

@@ -69,6 +69,11 @@ Result<Json> sign_delegation(const Home& home, cli::Server& server, const std::s
                                                                {"signature", signature_json(delegation.signature)}});
 }
 
+Error no_server(const Home& home) {
+  return Error(Product::platform, ErrorKind::unavailable,
+               fmt::format("no server runs on `{}`: start it with `creto serve`", home.root.string()));
+}
+
 }  // namespace
 
 Result<Output> show_config(const Home& home) {
@@ -78,8 +83,7 @@ Result<Output> show_config(const Home& home) {
 
 Result<Output> health(const Home& home) {
   const auto ports = read_ports(home);
-  if (!ports)
-    return Error(Product::platform, ErrorKind::unavailable, fmt::format("no server runs on `{}`: start it with `creto serve`", home.root.string()));
+  if (!ports) return no_server(home);
   http::ClientRequest request;
   request.url = fmt::format("http://{}/health", ports->health);
   request.timeout = std::chrono::seconds(5);
@@ -92,14 +96,31 @@ Result<Output> health(const Home& home) {
   return Output{std::move(text), report.dump(2), response.status == 200 ? 0 : 5};
 }
 
+Result<Output> openapi(const Home& home) {
+  const auto ports = read_ports(home);
+  if (!ports) return no_server(home);
+  const Settings settings = CRETO_TRY(Settings::load(home));
+  http::ClientRequest request;
+  request.url = fmt::format("{}://{}/openapi.json", settings.tls ? "https" : "http", ports->rest);
+  if (settings.tls) request.authority_pem = CRETO_TRY(read_text(home.authority()));
+  http::Response response = CRETO_TRY(http::Client::create(system_clock())->send(Context(), request));
+  if (response.status != 200)
+    return Error(Product::platform, ErrorKind::unavailable,
+                 fmt::format("`{}` answered with {}", request.url, response.status));
+  const Json document = CRETO_TRY(parse_json(response.body, {.bytes_max = request.body_bytes_max}));
+  return Output{document.dump(2) + "\n", document.dump(2), 0};
+}
+
 Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key) {
   const std::string keys = CRETO_TRY(read_text(key));
   const tlog::VerifiedLog log = CRETO_TRY(audit::verify_directory(tiles, keys));
   const Json json = {{"verified", true}, {"origin", log.origin}, {"size", log.size}, {"root", base64(log.root)}};
-  return Output{fmt::format("verified: {} entries of {}\nroot: {}\n", log.size, log.origin, base64(log.root)), json.dump(2), 0};
+  return Output{fmt::format("verified: {} entries of {}\nroot: {}\n", log.size, log.origin, base64(log.root)),
+                json.dump(2), 0};
 }
 
-Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions, Nanos valid_for) {
+Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions,
+                              Nanos valid_for) {
   const auto server = CRETO_TRY(cli::Server::connect(home, {}));
   Json agent = CRETO_TRY(server->call(method(nhi_service, "RegisterAgent"), {{"name", name}}));
   const std::string identity = agent.value("identity", "");
@@ -108,14 +129,17 @@ Result<Output> register_agent(const Home& home, const std::string& name, const s
   return Output{fmt::format("{}\n", identity), agent.dump(2), 0};
 }
 
-Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions, Nanos valid_for) {
+Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions,
+                        Nanos valid_for) {
   const auto server = CRETO_TRY(cli::Server::connect(home, {}));
   const Json found = CRETO_TRY(server->call(method(nhi_service, "GetAgent"), {{"identity", agent}}));
-  const Json delegation = CRETO_TRY(sign_delegation(home, *server, found.value("identity", ""), permissions, valid_for));
+  const Json delegation =
+      CRETO_TRY(sign_delegation(home, *server, found.value("identity", ""), permissions, valid_for));
   return Output{fmt::format("{}\n", delegation.value("id", "")), delegation.dump(2), 0};
 }
 
-Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes, const std::string& response) {
+Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes,
+                       const std::string& response) {
   const auto server = CRETO_TRY(cli::Server::connect(home, {}));
   const Identity human = CRETO_TRY(human_of(home));
   const Json shown = CRETO_TRY(server->call(method(oversight_service, "GetRequest"), {{"id", request}}));
@@ -130,9 +154,11 @@ Result<Output> respond(const Home& home, const std::string& request, bool approv
                                              .response = response.empty() ? "{}" : response};
   const std::string bytes = CRETO_TRY(document.signed_bytes());
   const HumanKeys keys = CRETO_TRY(unlock(home, human));
-  const Signature signature = CRETO_TRY(keys.signing.sign(as_bytes(bytes), as_bytes(oversight::ResponseDocument::type_name)));
-  const Json answered = CRETO_TRY(server->call(method(oversight_service, "SubmitResponse"),
-                                               {{"document", base64(as_bytes(bytes))}, {"signature", signature_json(signature)}}));
+  const Signature signature =
+      CRETO_TRY(keys.signing.sign(as_bytes(bytes), as_bytes(oversight::ResponseDocument::type_name)));
+  const Json answered =
+      CRETO_TRY(server->call(method(oversight_service, "SubmitResponse"),
+                             {{"document", base64(as_bytes(bytes))}, {"signature", signature_json(signature)}}));
   return Output{fmt::format("{} is {}\n", answered.value("id", ""), answered.value("state", "")), answered.dump(2), 0};
 }
 

@@ -10,23 +10,28 @@
 namespace creto::app {
 
 struct Output {
-  std::string text;     ///< for people
-  std::string json;     ///< for --json
+  std::string text;  ///< for people
+  std::string json;  ///< for --json
   int exit_code = 0;
 };
 
 Result<Output> init(const Home& home, const InitOptions& options);
-/// Serves until SIGINT or SIGTERM.
-Result<Output> serve(const Home& home);
+/// Serves until SIGINT or SIGTERM; `services`, unless empty, takes the place of the setting of that name.
+Result<Output> serve(const Home& home, const std::vector<std::string>& services);
 Result<Output> show_config(const Home& home);
 Result<Output> health(const Home& home);
+/// The OpenAPI document of the running server.
+Result<Output> openapi(const Home& home);
 /// Needs only the directory and the key file: no home, no server.
 Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key);
 
 /// Registers an agent and delegates to it, signed here with the human's key.
-Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions, Nanos valid_for);
-Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions, Nanos valid_for);
+Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions,
+                              Nanos valid_for);
+Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions,
+                        Nanos valid_for);
 /// Answers an oversight request, signed here with the human's key. `response` is a JSON object, or empty.
-Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes, const std::string& response);
+Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes,
+                       const std::string& response);
 
 }  // namespace creto::app

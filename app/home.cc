@@ -56,8 +56,9 @@ class NoEcho {
 
 Result<Secret> ask_terminal(std::string_view prompt) {
   if (!isatty(STDIN_FILENO))
-    return platform_error(ErrorKind::unavailable,
-                          "a passphrase is needed: put it into a file and name that in CRETO_PASSPHRASE_FILE, or use a terminal");
+    return platform_error(
+        ErrorKind::unavailable,
+        "a passphrase is needed: put it into a file and name that in CRETO_PASSPHRASE_FILE, or use a terminal");
   fmt::print(stderr, "{}: ", prompt);
   std::fflush(stderr);
   Secret line(std::size_t{1024});
@@ -74,7 +75,8 @@ Result<Secret> ask_terminal(std::string_view prompt) {
   return Secret::copy_of(line.reveal().first(size));
 }
 
-constexpr std::string_view config_template = R"(# Creto's settings; `creto config show` prints all of them with their defaults.
+constexpr std::string_view config_template =
+    R"(# Creto's settings; `creto config show` prints all of them with their defaults.
 # Later wins: defaults, this file, environment (CRETO_GRPC__PORT for grpc.port).
 
 org = "{}"
@@ -83,7 +85,8 @@ org = "{}"
 }  // namespace
 
 Result<Home> Home::locate() {
-  if (const char* home = std::getenv("CRETO_HOME"); home != nullptr && *home != '\0') return Home{std::filesystem::absolute(home)};
+  if (const char* home = std::getenv("CRETO_HOME"); home != nullptr && *home != '\0')
+    return Home{std::filesystem::absolute(home)};
   const char* user_home = std::getenv("HOME");
   if (user_home == nullptr || *user_home == '\0') {
     const passwd* entry = getpwuid(getuid());
@@ -109,9 +112,10 @@ Result<HumanKeys> HumanKeys::open(BytesView file, const Secret& passphrase) {
   const Secret both = CRETO_TRY(crypto::open_sealed_file(human_keys_purpose, file, passphrase));
   const std::size_t signing_size = crypto::sizes_of(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65).seed;
   const std::size_t kem_size = crypto::sizes_of(crypto::KemAlgorithm::x_wing).seed;
-  if (both.size() != signing_size + kem_size) return platform_error(ErrorKind::invalid_input, "key file: has the wrong length");
-  crypto::SigningKey signing = CRETO_TRY(
-      crypto::SigningKey::from_seed(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, both.reveal().first(signing_size)));
+  if (both.size() != signing_size + kem_size)
+    return platform_error(ErrorKind::invalid_input, "key file: has the wrong length");
+  crypto::SigningKey signing = CRETO_TRY(crypto::SigningKey::from_seed(
+      crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, both.reveal().first(signing_size)));
   crypto::KemPrivateKey kem =
       CRETO_TRY(crypto::KemPrivateKey::from_seed(crypto::KemAlgorithm::x_wing, both.reveal().subspan(signing_size)));
   return HumanKeys{std::move(signing), std::move(kem)};
@@ -142,7 +146,8 @@ Result<std::string> read_text(const path& file, std::size_t bytes_max) {
 
 Result<Identity> human_of(const Home& home) {
   if (!is_there(home.human_identity()))
-    return platform_error(ErrorKind::not_found, fmt::format("no installation in `{}`: run `creto init`", home.root.string()));
+    return platform_error(ErrorKind::not_found,
+                          fmt::format("no installation in `{}`: run `creto init`", home.root.string()));
   std::string text = CRETO_TRY(read_text(home.human_identity()));
   while (text.ends_with('\n')) text.pop_back();
   return Identity::parse(text);
@@ -185,7 +190,8 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
   CRETO_TRY(seal_fresh(home.presign_key(), crypto::random_secret(32), "key of presigned links"));
 
   if (!is_there(home.authority())) {
-    const tls::KeyPair authority = CRETO_TRY(tls::create_authority("Creto " + options.org, authority_lifetime, system_clock()));
+    const tls::KeyPair authority =
+        CRETO_TRY(tls::create_authority("Creto " + options.org, authority_lifetime, system_clock()));
     CRETO_TRY(write_text(home.authority_key(), authority.key.reveal_text(), 0600));
     CRETO_TRY(write_text(home.authority(), authority.certificate, 0644));
     made.push_back("certificate authority: " + home.authority().string());

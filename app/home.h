@@ -44,8 +44,8 @@ struct Home {
 
 /// A human's private keys: made on his side, kept in a file that only his passphrase opens.
 struct HumanKeys {
-  crypto::SigningKey signing;   ///< hybrid-ed25519-ml-dsa-65
-  crypto::KemPrivateKey kem;    ///< x-wing
+  crypto::SigningKey signing;  ///< hybrid-ed25519-ml-dsa-65
+  crypto::KemPrivateKey kem;   ///< x-wing
 
   static HumanKeys generate();
   Result<Bytes> seal(const Secret& passphrase) const;
@@ -69,8 +69,8 @@ struct InitOptions {
   std::string email;
 };
 
-/// Makes what is missing of an installation: root key, authority, server certificate, log keys, the first human's keys and
-/// certificate, config. Changes nothing that is there. Returns what it made, one line each.
+/// Makes what is missing of an installation: root key, authority, server certificate, log keys, the first human's keys
+/// and certificate, config. Changes nothing that is there. Returns what it made, one line each.
 Result<std::vector<std::string>> initialise_files(const Home& home, const InitOptions& options);
 
 /// Reads a file that `initialise_files` sealed under the root key. `what` is the file's name.

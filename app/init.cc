@@ -37,10 +37,12 @@ Result<Output> init(const Home& home, const InitOptions& options) {
     const Secret passphrase = CRETO_TRY(read_passphrase("passphrase of " + human.text(), false));
     const std::string sealed = CRETO_TRY(read_text(home.human_keys()));
     const HumanKeys keys = CRETO_TRY(HumanKeys::open(as_bytes(sealed), passphrase));
-    CRETO_TRY(system->nhi->register_human(ctx, human, std::string(human.name()), keys.signing.verifying_key(), keys.kem.public_key()));
+    CRETO_TRY(system->nhi->register_human(ctx, human, std::string(human.name()), keys.signing.verifying_key(),
+                                          keys.kem.public_key()));
     made.push_back("registered " + human.text());
   }
-  CRETO_TRY(ensure_policy(*system, ctx, "owner", fmt::format("permit (principal == Human::\"{}\", action, resource);", human.text())));
+  CRETO_TRY(ensure_policy(*system, ctx, "owner",
+                          fmt::format("permit (principal == Human::\"{}\", action, resource);", human.text())));
   CRETO_TRY(ensure_policy(*system, ctx, "services", "permit (principal is Service, action, resource);"));
   CRETO_TRY(system->audit->flush(ctx));
 
@@ -48,7 +50,8 @@ Result<Output> init(const Home& home, const InitOptions& options) {
   for (const std::string& line : made) text += line + "\n";
   text += made.empty() ? fmt::format("nothing to do: `{}` is complete\n", home.root.string())
                        : fmt::format("ready: start the server with `creto serve`\n");
-  return Output{std::move(text), Json{{"home", home.root.string()}, {"human", human.text()}, {"made", made}}.dump(2), 0};
+  return Output{std::move(text), Json{{"home", home.root.string()}, {"human", human.text()}, {"made", made}}.dump(2),
+                0};
 }
 
 }  // namespace creto::app

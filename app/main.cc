@@ -1,7 +1,7 @@
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <fstream>
@@ -30,9 +30,12 @@ int exit_code_of(const Error& error) {
   switch (error.category()) {
     case ErrorCategory::authorization:
     case ErrorCategory::oversight:
-    case ErrorCategory::security: return 3;
-    case ErrorCategory::transient: return 5;
-    case ErrorCategory::permanent: break;
+    case ErrorCategory::security:
+      return 3;
+    case ErrorCategory::transient:
+      return 5;
+    case ErrorCategory::permanent:
+      break;
   }
   if (error.kind() == ErrorKind::invalid_input) return 2;
   if (error.kind() == ErrorKind::not_found) return 4;
@@ -48,7 +51,8 @@ struct GlobalFlags {
 
 int finish(const Result<Output>& result, const GlobalFlags& flags) {
   if (!result) {
-    fmt::print(stderr, "{}\n", flags.json ? http::error_to_json(result.error()) : "creto: " + result.error().to_string());
+    fmt::print(stderr, "{}\n",
+               flags.json ? http::error_to_json(result.error()) : "creto: " + result.error().to_string());
     return exit_code_of(result.error());
   }
   fmt::print("{}", flags.json && !result->json.empty() ? result->json + "\n" : result->text);
@@ -68,8 +72,10 @@ Result<Json> to_json(const Parameter& parameter, const Given& given, const Home&
   switch (parameter.kind) {
     case Parameter::Kind::text:
     case Parameter::Kind::number:
-    case Parameter::Kind::instant: return Json(text);
-    case Parameter::Kind::flag: return Json(true);
+    case Parameter::Kind::instant:
+      return Json(text);
+    case Parameter::Kind::flag:
+      return Json(true);
     case Parameter::Kind::duration: {
       const Nanos duration = CRETO_TRY(parse_duration(text));
       return Json(fmt::format("{}.{:09}s", duration.count() / 1'000'000'000, duration.count() % 1'000'000'000));
@@ -84,9 +90,11 @@ Result<Json> to_json(const Parameter& parameter, const Given& given, const Home&
     case Parameter::Kind::reference: {
       const auto slash = parameter.field == "object" ? text.find('/') : text.rfind('/');
       if (slash == std::string::npos || slash == 0 || slash + 1 == text.size())
-        return Error(Product::platform, ErrorKind::invalid_input, fmt::format("{} `{}`: must be PATH/NAME", parameter.name, text));
+        return Error(Product::platform, ErrorKind::invalid_input,
+                     fmt::format("{} `{}`: must be PATH/NAME", parameter.name, text));
       const std::string first = text.substr(0, slash), second = text.substr(slash + 1);
-      return parameter.field == "object" ? Json{{"bucket", first}, {"key", second}} : Json{{"path", first}, {"name", second}};
+      return parameter.field == "object" ? Json{{"bucket", first}, {"key", second}}
+                                         : Json{{"path", first}, {"name", second}};
     }
     case Parameter::Kind::file: {
       std::string content = CRETO_TRY(content_of(text));
@@ -104,12 +112,14 @@ Result<Json> to_json(const Parameter& parameter, const Given& given, const Home&
       for (const std::string& pair : given) {
         const auto equals = pair.find('=');
         if (equals == std::string::npos || equals == 0)
-          return Error(Product::platform, ErrorKind::invalid_input, fmt::format("{} `{}`: must be KEY=VALUE", parameter.name, pair));
+          return Error(Product::platform, ErrorKind::invalid_input,
+                       fmt::format("{} `{}`: must be KEY=VALUE", parameter.name, pair));
         map[pair.substr(0, equals)] = pair.substr(equals + 1);
       }
       return map;
     }
-    case Parameter::Kind::list: return Json(given);
+    case Parameter::Kind::list:
+      return Json(given);
     case Parameter::Kind::self: {
       const Identity human = CRETO_TRY(human_of(home));
       return Json(human.text());
@@ -165,11 +175,13 @@ int run(int argc, char** argv) {
   GlobalFlags flags;
   app.add_flag("--json", flags.json, "JSON for programs");
   app.add_option("--endpoint", flags.endpoint, "host:port of the server's gRPC; default: this home's");
-  app.add_option("--idempotency-key", flags.idempotency_key, "repeating a change with the same key changes nothing more");
+  app.add_option("--idempotency-key", flags.idempotency_key,
+                 "repeating a change with the same key changes nothing more");
   app.add_option("--timeout", flags.timeout, "how long to wait for the server")->capture_default_str();
 
   std::function<Result<Output>()> chosen;
-  const auto command = [&](std::string_view path, std::string_view help, std::function<Result<Output>(const Home&)> action) {
+  const auto command = [&](std::string_view path, std::string_view help,
+                           std::function<Result<Output>(const Home&)> action) {
     CLI::App* sub = subcommand(app, path, help);
     sub->callback([&chosen, action = std::move(action)] {
       chosen = [action]() -> Result<Output> {
@@ -185,8 +197,13 @@ int run(int argc, char** argv) {
                                    [&](const Home& home) { return init(home, init_options); });
   init_command->add_option("--email", init_options.email, "of the first human, who may do everything")->required();
   init_command->add_option("--org", init_options.org, "name of the organization")->capture_default_str();
-  command("serve", "run the server until it is told to stop", [](const Home& home) { return serve(home); });
+  std::vector<std::string> services;
+  command("serve", "run the server until it is told to stop", [&](const Home& home) { return serve(home, services); })
+      ->add_option("--services", services,
+                   "the products to run here: metering,oversight,messaging,runtime; default: all")
+      ->delimiter(',');
   command("health", "ask the running server how it is", [](const Home& home) { return health(home); });
+  command("openapi", "print the running server's OpenAPI document", [](const Home& home) { return openapi(home); });
   command("config show", "every setting with where it came from", [](const Home& home) { return show_config(home); });
 
   std::string tiles, key;
@@ -199,26 +216,32 @@ int run(int argc, char** argv) {
   std::vector<std::string> permissions;
   std::string valid_for = "30d";
   const auto delegation_options = [&](CLI::App* sub) {
-    sub->add_option("--permit", permissions, "what it may do for you: \"payments.pay\", \"sandbox.*\", \"*\"; repeatable")->required();
+    sub->add_option("--permit", permissions,
+                    "what it may do for you: \"payments.pay\", \"sandbox.*\", \"*\"; repeatable")
+        ->required();
     sub->add_option("--valid-for", valid_for, "how long")->capture_default_str();
   };
-  CLI::App* register_command = command("agents register", "a new agent that acts for you; signs the delegation with your key", [&](const Home& home) -> Result<Output> {
-    const Nanos duration = CRETO_TRY(parse_duration(valid_for));
-    return register_agent(home, name, permissions, duration);
-  });
+  CLI::App* register_command =
+      command("agents register", "a new agent that acts for you; signs the delegation with your key",
+              [&](const Home& home) -> Result<Output> {
+                const Nanos duration = CRETO_TRY(parse_duration(valid_for));
+                return register_agent(home, name, permissions, duration);
+              });
   register_command->add_option("NAME", name, "unique in the organization")->required();
   delegation_options(register_command);
-  CLI::App* delegate_command = command("agents delegate", "a further delegation to an agent, signed with your key", [&](const Home& home) -> Result<Output> {
-    const Nanos duration = CRETO_TRY(parse_duration(valid_for));
-    return delegate(home, name, permissions, duration);
-  });
+  CLI::App* delegate_command = command("agents delegate", "a further delegation to an agent, signed with your key",
+                                       [&](const Home& home) -> Result<Output> {
+                                         const Nanos duration = CRETO_TRY(parse_duration(valid_for));
+                                         return delegate(home, name, permissions, duration);
+                                       });
   delegate_command->add_option("AGENT", name, "identity or name")->required();
   delegation_options(delegate_command);
 
   std::string request_id, notes, response;
   for (const bool approve : {true, false}) {
-    CLI::App* sub = command(approve ? "requests approve" : "requests deny", "answer a request, signed with your key",
-                            [&, approve](const Home& home) { return respond(home, request_id, approve, notes, response); });
+    CLI::App* sub =
+        command(approve ? "requests approve" : "requests deny", "answer a request, signed with your key",
+                [&, approve](const Home& home) { return respond(home, request_id, approve, notes, response); });
     sub->add_option("ID", request_id)->required();
     sub->add_option("--notes", notes, "shown to the agent");
     if (approve) sub->add_option("--response", response, "a JSON object for whoever acts on the decision");
@@ -227,7 +250,8 @@ int run(int argc, char** argv) {
   std::string shell;
   CLI::App* completion = subcommand(app, "completion", "print a completion script: eval \"$(creto completion bash)\"");
   completion->add_option("SHELL", shell, "bash or zsh")->required()->check(CLI::IsMember({"bash", "zsh"}));
-  completion->callback([&] { chosen = [&]() -> Result<Output> { return Output{cli::completion_script(shell, app), "", 0}; }; });
+  completion->callback(
+      [&] { chosen = [&]() -> Result<Output> { return Output{cli::completion_script(shell, app), "", 0}; }; });
 
   std::vector<std::vector<Given>> given(cli::verbs().size());
   for (std::size_t v = 0; v < cli::verbs().size(); ++v) {
@@ -239,7 +263,8 @@ int run(int argc, char** argv) {
       Given& target = given[v][p];
       if (parameter.kind == Parameter::Kind::self) continue;
       if (parameter.kind == Parameter::Kind::flag) {
-        sub->add_flag_callback(std::string(parameter.name), [&target] { target = {"true"}; }, std::string(parameter.help));
+        sub->add_flag_callback(
+            std::string(parameter.name), [&target] { target = {"true"}; }, std::string(parameter.help));
         continue;
       }
       const bool repeatable = parameter.kind == Parameter::Kind::pair || parameter.kind == Parameter::Kind::list;
@@ -250,7 +275,8 @@ int run(int argc, char** argv) {
                            std::string(parameter.help));
       option->required(parameter.required);
       // One value each time, so that what follows is not taken for another.
-      if (repeatable) option->expected(1)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      if (repeatable)
+        option->expected(1)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     }
     sub->callback([&chosen, &verb, &target = given[v], &flags] {
       chosen = [&verb, &target, &flags] { return run_verb(verb, target, flags); };

@@ -7,9 +7,10 @@
 
 namespace creto::app {
 
-/// Where a running server listens, as it writes into `<home>/ports.json` once it is ready: with port 0 nobody else knows.
+/// Where a running server listens, as it writes into `<home>/ports.json` once it is ready: with port 0 nobody else
+/// knows.
 struct RunningPorts {
-  std::string grpc;      ///< "127.0.0.1:8080"
+  std::string grpc;  ///< "127.0.0.1:8080"
   std::string rest;
   std::string metrics;
   std::string health;

@@ -39,9 +39,13 @@ http::Response health_response(const System& system, bool readiness) {
   const HealthReport report = run_health_checks(system.health_checks());
   Json checks = Json::object();
   for (const auto& entry : report.entries)
-    checks[entry.name] = {{"status", std::string(to_string(entry.status.health))}, {"reason", entry.status.reason}, {"critical", entry.critical}};
+    checks[entry.name] = {{"status", std::string(to_string(entry.status.health))},
+                          {"reason", entry.status.reason},
+                          {"critical", entry.critical}};
   const bool good = report.overall.health != Health::unhealthy;
-  const Json body = {{"status", std::string(to_string(report.overall.health))}, {"reason", report.overall.reason}, {"checks", std::move(checks)}};
+  const Json body = {{"status", std::string(to_string(report.overall.health))},
+                     {"reason", report.overall.reason},
+                     {"checks", std::move(checks)}};
   return http::Response::json(good || !readiness ? (good ? 200 : 503) : 503, body.dump());
 }
 
@@ -115,21 +119,28 @@ Result<Doors> open_doors(System& system) {
 
 }  // namespace
 
-Result<Output> serve(const Home& home) {
+Result<Output> serve(const Home& home, const std::vector<std::string>& services) {
   SignalWait signals;
   if (!tls::use_post_quantum_groups())
-    return Error(Product::platform, ErrorKind::internal, "TLS here does not offer X25519MLKEM768: is another OpenSSL mapped?");
+    return Error(Product::platform, ErrorKind::internal,
+                 "TLS here does not offer X25519MLKEM768: is another OpenSSL mapped?");
   CRETO_TRY(human_of(home));
-  const Settings settings = CRETO_TRY(Settings::load(home));
+  Settings settings = CRETO_TRY(Settings::load(home));
+  if (!services.empty()) settings.services = services;
+  CRETO_TRY(check_services(settings.services));
   const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings));
   CRETO_TRY(assemble_services(*system));
   Doors doors = CRETO_TRY(open_doors(*system));
 
   const auto at = [&](std::uint16_t port) { return fmt::format("{}:{}", settings.address, port); };
-  const RunningPorts ports{at(doors.grpc->port()), at(doors.rest->port()), at(doors.metrics->port()), at(doors.health->port())};
+  const RunningPorts ports{at(doors.grpc->port()), at(doors.rest->port()), at(doors.metrics->port()),
+                           at(doors.health->port())};
   CRETO_TRY(write_ports(home, ports));
-  system->telemetry->info("platform", "ready", {{"grpc", ports.grpc}, {"rest", ports.rest}, {"health", ports.health}, {"metrics", ports.metrics}});
-  fmt::print("creto is ready: gRPC {}, REST {}, health {}, metrics {}\n", ports.grpc, ports.rest, ports.health, ports.metrics);
+  system->telemetry->info(
+      "platform", "ready",
+      {{"grpc", ports.grpc}, {"rest", ports.rest}, {"health", ports.health}, {"metrics", ports.metrics}});
+  fmt::print("creto is ready: gRPC {}, REST {}, health {}, metrics {}\n", ports.grpc, ports.rest, ports.health,
+             ports.metrics);
   std::fflush(stdout);
 
   for (;;) {
@@ -137,8 +148,10 @@ Result<Output> serve(const Home& home) {
     if (signal != SIGHUP) break;
     // Settings that can change while we run; a mistake in the file is logged and changes nothing.
     const Result<Settings> reloaded = Settings::load(home);
-    if (!reloaded) system->telemetry->error("platform", "reload_failed", {{"error", reloaded.error().to_string()}});
-    else apply_reload(*system, *reloaded);
+    if (!reloaded)
+      system->telemetry->error("platform", "reload_failed", {{"error", reloaded.error().to_string()}});
+    else
+      apply_reload(*system, *reloaded);
   }
   system->telemetry->info("platform", "stopping");
   remove_ports(home);

@@ -25,7 +25,8 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("inference.url", inference_url, "an OpenAI-compatible endpoint, up to and with /v1");
   schema.add("inference.model", inference_model, "the model where a request names none");
   schema.add("inference.embedding_model", inference_embedding_model, "empty: memory uses the built-in local one");
-  schema.add("inference.embedding_dimension", inference_embedding_dimension, "of the embedding model's vectors", {.min = 1, .max = 65536});
+  schema.add("inference.embedding_dimension", inference_embedding_dimension, "of the embedding model's vectors",
+             {.min = 1, .max = 65536});
   schema.add("inference.key_secret", inference_key_secret, "path/NAME of the API key in the vault");
   schema.add("inference.local", inference_local, "the endpoint is on this machine");
   schema.add("inference.injection", injection, "block, flag or off");

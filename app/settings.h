@@ -14,33 +14,34 @@ namespace creto::app {
 /// Every setting of `creto serve` and of the CLI that talks to it (C5): defaults < config.toml < CRETO_* environment.
 struct Settings {
   std::string org = "default";
-  std::string address = "127.0.0.1";     ///< where gRPC, REST, health and metrics listen
-  std::int64_t grpc_port = 8080;         ///< 0: any free port; see ports.json in the home
+  std::string address = "127.0.0.1";  ///< where gRPC, REST, health and metrics listen
+  std::int64_t grpc_port = 8080;      ///< 0: any free port; see ports.json in the home
   std::int64_t rest_port = 8081;
   std::int64_t metrics_port = 9090;
   std::int64_t health_port = 9091;
-  bool tls = true;                       ///< plain text is for loopback alone
+  bool tls = true;  ///< plain text is for loopback alone
   std::string log_level = "info";
-  std::string database;                  ///< empty: SQLite in the home; else a PostgreSQL conninfo, "postgresql://…"
-  std::vector<std::string> services;     ///< empty: all
+  std::string database;               ///< empty: SQLite in the home; else a PostgreSQL conninfo, "postgresql://…"
+  std::vector<std::string> services;  ///< empty: all
 
-  std::string inference_url;             ///< "http://127.0.0.1:11434/v1"
+  std::string inference_url;  ///< "http://127.0.0.1:11434/v1"
   std::string inference_model;
   std::string inference_embedding_model;
   std::int64_t inference_embedding_dimension = 1536;
-  std::string inference_key_secret;      ///< "path/NAME" of a secret in the vault; empty: none is sent
+  std::string inference_key_secret;  ///< "path/NAME" of a secret in the vault; empty: none is sent
   bool inference_local = false;
-  std::string injection = "block";       ///< block, flag or off
+  std::string injection = "block";  ///< block, flag or off
 
   std::string sandbox_runtime = "runsc";
   std::int64_t pool_size = 1;
   std::string pool_image;
-  std::string image_directory;           ///< one OCI layout per image name; empty: `images` in the home
+  std::string image_directory;  ///< one OCI layout per image name; empty: `images` in the home
   std::string actions_file;
-  std::map<std::string, std::string> action_variables;   ///< for ${NAME} in the actions file
-  std::map<std::string, std::string> egress_hosts;   ///< "rates.example" = "127.0.0.1:9999": names the proxy resolves itself
+  std::map<std::string, std::string> action_variables;  ///< for ${NAME} in the actions file
+  std::map<std::string, std::string>
+      egress_hosts;  ///< "rates.example" = "127.0.0.1:9999": names the proxy resolves itself
   std::string webhook_url;
-  std::string webhook_secret;            ///< "path/NAME" of a secret in the vault
+  std::string webhook_secret;  ///< "path/NAME" of a secret in the vault
   std::string invoice_webhook_url;
 
   static Result<Settings> load(const Home& home);
@@ -50,7 +51,7 @@ struct Settings {
 
  private:
   void declare(ConfigSchema& schema);
-  std::string running_grpc_;   ///< what a running server wrote into ports.json
+  std::string running_grpc_;  ///< what a running server wrote into ports.json
 };
 
 }  // namespace creto::app

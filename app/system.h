@@ -27,8 +27,8 @@
 
 namespace creto::app {
 
-/// Every service of one process, in the order in which they are made: each uses those above it, so destruction runs from
-/// the bottom. A service that is not wanted, or not possible here, is null.
+/// Every service of one process, in the order in which they are made: each uses those above it, so destruction runs
+/// from the bottom. A service that is not wanted, or not possible here, is null.
 struct System {
   System(Home home_, Settings settings_) : home(std::move(home_)), settings(std::move(settings_)) {}
 
@@ -72,6 +72,10 @@ struct System {
 
 /// The parts that `creto init` needs too: database, time, log, identities, permissions.
 Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings);
+/// The services that may be left out, and that `settings.services` names where only some run here.
+/// Errors: invalid_input for a name that is none of them.
+Result<> check_services(const std::vector<std::string>& services);
+
 /// Adds everything else that `settings.services` asks for.
 Result<> assemble_services(System& system);
 

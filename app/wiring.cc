@@ -42,7 +42,8 @@ class NhiAuthenticator final : public rpc::Authenticator {
   Result<rpc::Caller> caller(const Context& ctx, const Identity& identity) {
     const bool revoked = CRETO_TRY(nhi_.is_revoked(ctx, identity));
     if (revoked)
-      return platform_error(ErrorKind::unauthenticated, fmt::format("`{}` may not act: unknown, suspended, expired or revoked", identity.text()));
+      return platform_error(ErrorKind::unauthenticated,
+                            fmt::format("`{}` may not act: unknown, suspended, expired or revoked", identity.text()));
     const nhi::Chain chain = CRETO_TRY(nhi_.get_delegation_chain(ctx, identity));
     return rpc::Caller{identity, chain.identities(), org_};
   }
@@ -51,12 +52,14 @@ class NhiAuthenticator final : public rpc::Authenticator {
   const std::string org_;
 };
 
-Result<> decide(authz::Authz& authz, const Context& ctx, std::string_view action, std::string_view type, std::string_view id) {
+Result<> decide(authz::Authz& authz, const Context& ctx, std::string_view action, std::string_view type,
+                std::string_view id) {
   if (!ctx.caller) return platform_error(ErrorKind::unauthenticated, "nobody is asking");
   authz::CheckRequest request{.principal = *ctx.caller,
                               .chain = ctx.chain,
                               .action = std::string(action),
-                              .resource = type.empty() ? authz::EntityUid{"Org", ctx.org} : authz::EntityUid{std::string(type), std::string(id)},
+                              .resource = type.empty() ? authz::EntityUid{"Org", ctx.org}
+                                                       : authz::EntityUid{std::string(type), std::string(id)},
                               .context = {},
                               .arguments_hash = {},
                               .override_token = {}};
@@ -99,7 +102,8 @@ class DelegationLimits final : public authz::Extension {
     const Result<nhi::Chain> chain = nhi_.get_delegation_chain(ctx, request.principal);
     if (!chain && chain.error().retryable()) return Error(chain.error());
     if (!chain) return denied(chain.error().message());
-    if (!chain->permits(request.action)) return denied(fmt::format("the delegation does not cover `{}`", request.action));
+    if (!chain->permits(request.action))
+      return denied(fmt::format("the delegation does not cover `{}`", request.action));
     return std::optional<authz::Decision>();
   }
 
@@ -120,14 +124,17 @@ class LogAuditor final : public rpc::Auditor {
       switch (call.error->category()) {
         case ErrorCategory::authorization:
         case ErrorCategory::security:
-        case ErrorCategory::oversight: return audit::Outcome::denied;
+        case ErrorCategory::oversight:
+          return audit::Outcome::denied;
         case ErrorCategory::transient:
-        case ErrorCategory::permanent: break;
+        case ErrorCategory::permanent:
+          break;
       }
       return call.error->kind() == ErrorKind::timeout ? audit::Outcome::timeout : audit::Outcome::failure;
     }();
-    const std::string resource =
-        call.resource.type.empty() ? "org:" + ctx.org : fmt::format("{}:{}", call.resource.type, call.resource.id.substr(0, 1024));
+    const std::string resource = call.resource.type.empty()
+                                     ? "org:" + ctx.org
+                                     : fmt::format("{}:{}", call.resource.type, call.resource.id.substr(0, 1024));
     audit::AuditRecord record = audit::AuditRecord::of(ctx, std::string(call.action), resource, outcome);
     if (call.error != nullptr) record.outcome_detail = call.error->to_string().substr(0, 1024);
     record.metadata = Json{{"method", std::string(call.method)}, {"peer", std::string(call.peer)}}.dump();
@@ -142,9 +149,12 @@ class LogAuditor final : public rpc::Auditor {
 
 std::string entity_type(const Identity& identity) {
   switch (identity.kind()) {
-    case Identity::Kind::agent: return "Agent";
-    case Identity::Kind::human: return "Human";
-    case Identity::Kind::service: return "Service";
+    case Identity::Kind::agent:
+      return "Agent";
+    case Identity::Kind::human:
+      return "Human";
+    case Identity::Kind::service:
+      return "Service";
   }
   std::unreachable();
 }
@@ -189,7 +199,9 @@ class NhiEntities final : public authz::EntitySource {
 std::unique_ptr<rpc::Authenticator> authenticate_with(nhi::Nhi& nhi, std::string org) {
   return std::make_unique<NhiAuthenticator>(nhi, std::move(org));
 }
-std::unique_ptr<rpc::Authorizer> authorize_with(authz::Authz& authz) { return std::make_unique<AuthzAuthorizer>(authz); }
+std::unique_ptr<rpc::Authorizer> authorize_with(authz::Authz& authz) {
+  return std::make_unique<AuthzAuthorizer>(authz);
+}
 std::unique_ptr<AccessControl> access_through(authz::Authz& authz) { return std::make_unique<AuthzAccess>(authz); }
 std::unique_ptr<authz::Extension> delegation_limits(nhi::Nhi& nhi) { return std::make_unique<DelegationLimits>(nhi); }
 std::unique_ptr<rpc::Auditor> audit_with(audit::AuditLog& log) { return std::make_unique<LogAuditor>(log); }

@@ -17,7 +17,9 @@ namespace {
 
 namespace pb = google::protobuf;
 
-Error usage_error(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
+Error usage_error(std::string message) {
+  return Error(Product::platform, ErrorKind::invalid_input, std::move(message));
+}
 
 Result<const pb::MethodDescriptor*> find_method(std::string_view method) {
   std::string dotted(method);
@@ -95,8 +97,10 @@ std::string table(const Json& rows, std::vector<std::string> columns) {
 void lines_of(const Json& value, const std::string& prefix, std::string& text) {
   for (const auto& [key, member] : value.items()) {
     const std::string name = prefix.empty() ? key : prefix + "." + key;
-    if (member.is_object()) lines_of(member, name, text);
-    else text += fmt::format("{}: {}\n", name, cell(member));
+    if (member.is_object())
+      lines_of(member, name, text);
+    else
+      text += fmt::format("{}: {}\n", name, cell(member));
   }
 }
 

@@ -14,16 +14,16 @@ namespace creto::app::cli {
 
 struct CallOptions {
   Nanos timeout = std::chrono::seconds(30);
-  std::string endpoint;          ///< empty: the one in this home's settings
-  std::string idempotency_key;   ///< empty: a fresh one for calls that change something
+  std::string endpoint;         ///< empty: the one in this home's settings
+  std::string idempotency_key;  ///< empty: a fresh one for calls that change something
 };
 
 class Server {
  public:
   static Result<std::unique_ptr<Server>> connect(const Home& home, CallOptions options);
   virtual ~Server() = default;
-  /// `method` without the leading slash; field names as in the proto. Errors: those of the server, and invalid_input where
-  /// `request` does not fit the method.
+  /// `method` without the leading slash; field names as in the proto. Errors: those of the server, and invalid_input
+  /// where `request` does not fit the method.
   virtual Result<Json> call(std::string_view method, const Json& request) = 0;
 };
 

@@ -1,7 +1,7 @@
 #include "cli/completion.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 namespace creto::app::cli {
 namespace {

@@ -23,7 +23,8 @@ Json scalar(const YAML::Node& node) {
 
 Json convert(const YAML::Node& node) {
   switch (node.Type()) {
-    case YAML::NodeType::Scalar: return scalar(node);
+    case YAML::NodeType::Scalar:
+      return scalar(node);
     case YAML::NodeType::Sequence: {
       Json list = Json::array();
       for (const YAML::Node& element : node) list.push_back(convert(element));
@@ -35,7 +36,8 @@ Json convert(const YAML::Node& node) {
       return object;
     }
     case YAML::NodeType::Undefined:
-    case YAML::NodeType::Null: break;
+    case YAML::NodeType::Null:
+      break;
   }
   return nullptr;
 }
@@ -46,8 +48,9 @@ Result<Json> json_from_yaml(const std::string& text) {
   try {
     return convert(YAML::Load(text));
   } catch (const YAML::Exception& problem) {
-    return Error(Product::platform, ErrorKind::invalid_input,
-                 fmt::format("yaml: line {}, column {}: {}", problem.mark.line + 1, problem.mark.column + 1, problem.msg));
+    return Error(
+        Product::platform, ErrorKind::invalid_input,
+        fmt::format("yaml: line {}, column {}: {}", problem.mark.line + 1, problem.mark.column + 1, problem.msg));
   }
 }
 

@@ -135,12 +135,10 @@ struct PrivateKeys {
 
 class NhiService final : public Nhi {
  public:
-  NhiService(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock, Telemetry& telemetry,
-             NhiOptions options)
+  NhiService(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock, NhiOptions options)
       : database_(database),
         sealer_(sealer),
         clock_(clock),
-        telemetry_(telemetry),
         options_(options),
         known_(options.cache_entries, options.cache_ttl, clock),
         chains_(options.cache_entries, options.cache_ttl, clock),
@@ -255,7 +253,6 @@ class NhiService final : public Nhi {
   sql::Database& database_;
   crypto::KeySealer& sealer_;
   const Clock& clock_;
-  Telemetry& telemetry_;
   const NhiOptions options_;
   Cache<Known> known_;
   Cache<Chain> chains_;
@@ -866,10 +863,10 @@ std::optional<AgentStatus> agent_status_from_string(std::string_view text) {
 }
 
 Result<std::unique_ptr<Nhi>> create_nhi(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock,
-                                        Telemetry& telemetry, NhiOptions options) {
+                                        NhiOptions options) {
   CRETO_TRY(store::migrate(database));
   CRETO_TRY(audit::prepare(database));
-  return std::unique_ptr<Nhi>(std::make_unique<NhiService>(database, sealer, clock, telemetry, options));
+  return std::unique_ptr<Nhi>(std::make_unique<NhiService>(database, sealer, clock, options));
 }
 
 }  // namespace creto::nhi

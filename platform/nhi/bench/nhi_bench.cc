@@ -30,8 +30,8 @@ int run(int argc, char** argv) {
   auto db = database.open();
   BenchSealer sealer;
   Context root = Context::of_service(Identity::service("bench").value());
-  auto warm = create_nhi(*db, sealer, system_clock(), no_telemetry()).value();
-  auto cold = create_nhi(*db, sealer, system_clock(), no_telemetry(), {.cache_ttl = Nanos(0)}).value();
+  auto warm = create_nhi(*db, sealer, system_clock()).value();
+  auto cold = create_nhi(*db, sealer, system_clock(), {.cache_ttl = Nanos(0)}).value();
   warm->ensure_service(root, *root.caller).value();
 
   // A chain of depth ten: the service, then nine agents.

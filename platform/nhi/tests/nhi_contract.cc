@@ -80,7 +80,7 @@ class NhiContract : public ::testing::TestWithParam<Where> {
 
   void start() {
     db = database_.open();
-    service_ = create_nhi(*db, sealer_, clock, no_telemetry()).value();
+    service_ = create_nhi(*db, sealer_, clock).value();
     if (GetParam() != Where::grpc) {
       nhi = service_.get();
       return;

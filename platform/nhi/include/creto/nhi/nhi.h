@@ -16,7 +16,6 @@
 #include "creto/common/identity.h"
 #include "creto/common/secret.h"
 #include "creto/common/signature.h"
-#include "creto/common/telemetry.h"
 #include "creto/crypto/kem.h"
 #include "creto/crypto/key_sealer.h"
 #include "creto/crypto/signing.h"
@@ -276,7 +275,7 @@ struct NhiOptions {
 /// The service over its tables in `database`; migrates them. Raises the database's signal "nhi.changed" after each
 /// change of an identity, a delegation or a key. All references must outlive it.
 Result<std::unique_ptr<Nhi>> create_nhi(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock,
-                                        Telemetry& telemetry, NhiOptions options = {});
+                                        NhiOptions options = {});
 
 /// A token signed on the holder's own side, for humans.
 Result<std::string> make_token(const crypto::SigningKey& key, const Identity& identity, std::string_view org,
