@@ -86,19 +86,39 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
   return system;
 }
 
-Result<> check_services(const std::vector<std::string>& services) {
-  for (const std::string& service : services)
-    if (std::ranges::find(products, service) == products.end())
-      return Error(Product::platform, ErrorKind::invalid_input,
-                   fmt::format("services `{}`: must be one of {}", service, fmt::join(products, ", ")));
+Result<> check_products(const Settings& settings) {
+  const auto check = [](std::string_view setting, const std::string& name) -> Result<> {
+    if (std::ranges::find(products, name) != products.end()) return {};
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 fmt::format("{} `{}`: must be one of {}", setting, name, fmt::join(products, ", ")));
+  };
+  for (const std::string& name : settings.services) CRETO_TRY(check("services", name));
+  for (const auto& [name, endpoint] : settings.integrations) CRETO_TRY(check("integrations", name));
   return {};
+}
+
+bool System::runs(std::string_view product) const {
+  if (settings.integrations.contains(std::string(product))) return false;
+  return settings.services.empty() || std::ranges::find(settings.services, product) != settings.services.end();
 }
 
 namespace {
 
-bool wanted(const System& system, std::string_view service) {
-  const auto& services = system.settings.services;
-  return services.empty() || std::ranges::find(services, service) != services.end();
+/// To the product that runs elsewhere, as this service acting for whoever calls it; null where the settings name none.
+Result<std::shared_ptr<rpc::Channel>> channel_to(const System& system, const std::string& product) {
+  const auto found = system.settings.integrations.find(product);
+  if (found == system.settings.integrations.end()) return std::shared_ptr<rpc::Channel>();
+  rpc::ChannelOptions options;
+  options.endpoint = found->second;
+  options.forward_caller = true;
+  if (system.settings.tls) {
+    tls::Identity service;
+    service.certificate = CRETO_TRY(read_text(system.home.server_certificate()));
+    service.key = CRETO_TRY(read_text(system.home.server_key()));
+    service.authority = CRETO_TRY(read_text(system.home.authority()));
+    options.tls = std::move(service);
+  }
+  return rpc::Channel::connect(std::move(options), system_clock());
 }
 
 /// The value of a secret in the vault that the settings name; empty where they name none.
@@ -143,6 +163,59 @@ Result<Secret> read_webhook_secret(System& system) {
   return configured_secret(system, system.settings.webhook_secret);
 }
 
+Result<> assemble_metering(System& system) {
+  if (const auto channel = CRETO_TRY(channel_to(system, "metering"))) {
+    system.remote_metering = metering::create_metering_client(channel);
+    system.metering = system.remote_metering.get();
+  }
+  if (!system.runs("metering")) return {};
+  system.invoices = Invoices::create(*system.storage, system.settings.invoice_webhook_url, system_clock());
+  system.local_metering = CRETO_TRY(metering::create_metering(*system.database, *system.nhi, *system.timestamps,
+                                                              *system.invoices, system_clock(), *system.telemetry));
+  system.metering = system.local_metering.get();
+  CRETO_TRY(system.authz->register_extension(system.local_metering->quota_enforcer()));
+  return system.local_metering->attach(*system.bus);
+}
+
+Result<> assemble_oversight(System& system) {
+  if (const auto channel = CRETO_TRY(channel_to(system, "oversight")))
+    system.oversight = oversight::create_oversight_client(channel, system_clock());
+  if (!system.runs("oversight")) return {};
+  if (!system.settings.webhook_url.empty()) {
+    Secret secret = CRETO_TRY(read_webhook_secret(system));
+    system.webhook = oversight::create_webhook_notifier(system.settings.webhook_url, std::move(secret), system_clock());
+  }
+  system.oversight = CRETO_TRY(oversight::create_oversight({.database = *system.database,
+                                                            .bus = *system.bus,
+                                                            .nhi = *system.nhi,
+                                                            .authz = *system.authz,
+                                                            .timestamps = *system.timestamps,
+                                                            .clock = system_clock(),
+                                                            .telemetry = *system.telemetry,
+                                                            .memory = system.memory.get(),
+                                                            .webhook = system.webhook.get()}));
+  return {};
+}
+
+/// Messages cost money: without metering, here or elsewhere, there is no messaging.
+Result<> assemble_messaging(System& system) {
+  if (const auto channel = CRETO_TRY(channel_to(system, "messaging")))
+    system.messaging = messaging::create_messaging_client(channel);
+  if (system.runs("messaging") && system.metering != nullptr)
+    system.messaging = CRETO_TRY(messaging::create_messaging({.database = *system.database,
+                                                              .bus = *system.bus,
+                                                              .nhi = *system.nhi,
+                                                              .authz = *system.authz,
+                                                              .costs = *system.metering,
+                                                              .timestamps = *system.timestamps,
+                                                              .clock = system_clock(),
+                                                              .telemetry = *system.telemetry}));
+  if (!system.messaging) return {};
+  system.endpoint = agent_endpoints(*system.database, *system.sealer, *system.nhi, system_clock());
+  if (system.invoices) system.invoices->send_messages_through(*system.messaging, *system.endpoint);
+  return {};
+}
+
 Result<> assemble_runtime(System& system) {
   const Settings& settings = system.settings;
   runtime::RuntimeOptions options;
@@ -162,8 +235,8 @@ Result<> assemble_runtime(System& system) {
                                                       .clock = system_clock(),
                                                       .telemetry = *system.telemetry,
                                                       .approvals = system.oversight.get(),
-                                                      .limits = system.metering.get(),
-                                                      .costs = system.metering.get(),
+                                                      .limits = system.metering,
+                                                      .costs = system.metering,
                                                       .messenger = system.messaging.get(),
                                                       .endpoint = system.endpoint.get(),
                                                       .vault = system.vault.get(),
@@ -197,41 +270,10 @@ Result<> assemble_services(System& system) {
   system.storage = CRETO_TRY(storage::create_storage(database, io::real_files(), *system.owner_keys, *system.access,
                                                      clock, telemetry, std::move(presign_key), storage_options));
 
-  if (wanted(system, "metering")) {
-    system.invoices = Invoices::create(*system.storage, system.settings.invoice_webhook_url, clock);
-    system.metering = CRETO_TRY(
-        metering::create_metering(database, *system.nhi, *system.timestamps, *system.invoices, clock, telemetry));
-    CRETO_TRY(system.authz->register_extension(system.metering->quota_enforcer()));
-    CRETO_TRY(system.metering->attach(*system.bus));
-  }
-  if (wanted(system, "oversight")) {
-    if (!system.settings.webhook_url.empty()) {
-      Secret secret = CRETO_TRY(read_webhook_secret(system));
-      system.webhook = oversight::create_webhook_notifier(system.settings.webhook_url, std::move(secret), clock);
-    }
-    system.oversight = CRETO_TRY(oversight::create_oversight({.database = database,
-                                                              .bus = *system.bus,
-                                                              .nhi = *system.nhi,
-                                                              .authz = *system.authz,
-                                                              .timestamps = *system.timestamps,
-                                                              .clock = clock,
-                                                              .telemetry = telemetry,
-                                                              .memory = system.memory.get(),
-                                                              .webhook = system.webhook.get()}));
-  }
-  if (wanted(system, "messaging") && system.metering) {
-    system.messaging = CRETO_TRY(messaging::create_messaging({.database = database,
-                                                              .bus = *system.bus,
-                                                              .nhi = *system.nhi,
-                                                              .authz = *system.authz,
-                                                              .costs = *system.metering,
-                                                              .timestamps = *system.timestamps,
-                                                              .clock = clock,
-                                                              .telemetry = telemetry}));
-    system.endpoint = agent_endpoints(database, *system.sealer, *system.nhi, clock);
-    system.invoices->send_messages_through(*system.messaging, *system.endpoint);
-  }
-  if (wanted(system, "runtime")) CRETO_TRY(assemble_runtime(system));
+  CRETO_TRY(assemble_metering(system));
+  CRETO_TRY(assemble_oversight(system));
+  CRETO_TRY(assemble_messaging(system));
+  if (system.runs("runtime")) CRETO_TRY(assemble_runtime(system));
 
   system.chores = start_chores(system);
   return {};
@@ -262,7 +304,7 @@ std::vector<HealthCheck> System::health_checks() const {
   add("memory", false, memory.get());
   add("storage", false, storage.get());
   if (provider) checks.push_back({"inference", false, [this] { return provider->health(); }});
-  add("metering", true, metering.get());
+  add("metering", true, local_metering.get());
   add("oversight", true, oversight.get());
   add("messaging", true, messaging.get());
   add("runtime", true, runtime.get());

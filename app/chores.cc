@@ -39,8 +39,8 @@ class ChoreThread final : public Chores {
   }
 
   void each_minute(const Context& ctx) {
-    if (system_.metering) attempt("metering", [&] { return system_.metering->tick(); });
-    if (system_.messaging) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
+    if (system_.local_metering) attempt("metering", [&] { return system_.local_metering->tick(); });
+    if (system_.runs("messaging")) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
     attempt("memory", [&] { return system_.memory->sweep(ctx); });
     attempt("storage", [&] { return system_.storage->sweep(ctx); });
     attempt("idempotency", [&] { return io::forget_expired(*system_.database); });

@@ -127,7 +127,7 @@ Result<Output> serve(const Home& home, const std::vector<std::string>& services)
   CRETO_TRY(human_of(home));
   Settings settings = CRETO_TRY(Settings::load(home));
   if (!services.empty()) settings.services = services;
-  CRETO_TRY(check_services(settings.services));
+  CRETO_TRY(check_products(settings));
   const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings));
   CRETO_TRY(assemble_services(*system));
   Doors doors = CRETO_TRY(open_doors(*system));

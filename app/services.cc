@@ -26,9 +26,9 @@ void register_services(rpc::Dispatcher& dispatcher, System& system) {
   if (system.inference) inference::register_inference(dispatcher, *system.inference);
   if (system.memory) memory::register_memory(dispatcher, *system.memory);
   if (system.storage) storage::register_storage(dispatcher, *system.storage, system_clock());
-  if (system.metering) metering::register_metering(dispatcher, *system.metering);
-  if (system.oversight) oversight::register_oversight(dispatcher, *system.oversight);
-  if (system.messaging) messaging::register_messaging(dispatcher, *system.messaging);
+  if (system.local_metering) metering::register_metering(dispatcher, *system.local_metering);
+  if (system.runs("oversight")) oversight::register_oversight(dispatcher, *system.oversight);
+  if (system.runs("messaging")) messaging::register_messaging(dispatcher, *system.messaging);
   if (system.runtime) runtime::register_runtime(dispatcher, *system.runtime);
 }
 

@@ -20,7 +20,8 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("tls", tls, "false only on a loopback address");
   schema.add("log.level", log_level, "debug, info, warn or error");
   schema.add_secret("database", database, "empty: SQLite in the home; else postgresql://…");
-  schema.add("services", services, "which services run here; empty: all");
+  schema.add("services", services, "the products to run here; empty: all");
+  schema.add_table("integrations", integrations, "product that runs elsewhere = host:port of its gRPC");
 
   schema.add("inference.url", inference_url, "an OpenAI-compatible endpoint, up to and with /v1");
   schema.add("inference.model", inference_model, "the model where a request names none");

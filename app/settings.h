@@ -23,6 +23,8 @@ struct Settings {
   std::string log_level = "info";
   std::string database;               ///< empty: SQLite in the home; else a PostgreSQL conninfo, "postgresql://…"
   std::vector<std::string> services;  ///< empty: all
+  /// Product that runs elsewhere = host:port of its gRPC, in an installation with the same authority.
+  std::map<std::string, std::string> integrations;
 
   std::string inference_url;  ///< "http://127.0.0.1:11434/v1"
   std::string inference_model;

@@ -28,7 +28,7 @@
 namespace creto::app {
 
 /// Every service of one process, in the order in which they are made: each uses those above it, so destruction runs
-/// from the bottom. A service that is not wanted, or not possible here, is null.
+/// from the bottom. A service that is not wanted, or not possible here, is null; one that runs elsewhere is a client.
 struct System {
   System(Home home_, Settings settings_) : home(std::move(home_)), settings(std::move(settings_)) {}
 
@@ -59,7 +59,9 @@ struct System {
   std::unique_ptr<storage::Storage> storage;
 
   std::unique_ptr<Invoices> invoices;
-  std::unique_ptr<metering::LocalMetering> metering;
+  std::unique_ptr<metering::LocalMetering> local_metering;
+  std::unique_ptr<metering::Metering> remote_metering;
+  metering::Metering* metering = nullptr;  ///< whichever there is
   std::unique_ptr<oversight::Notifier> webhook;
   std::unique_ptr<oversight::Oversight> oversight;
   std::unique_ptr<messaging::Messaging> messaging;
@@ -67,14 +69,15 @@ struct System {
   std::unique_ptr<runtime::Runtime> runtime;
   std::unique_ptr<Chores> chores;
 
+  /// Whether this process serves the product of that name. One that it does not may still be reached (`integrations`).
+  bool runs(std::string_view product) const;
   std::vector<HealthCheck> health_checks() const;
 };
 
 /// The parts that `creto init` needs too: database, time, log, identities, permissions.
 Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings);
-/// The services that may be left out, and that `settings.services` names where only some run here.
-/// Errors: invalid_input for a name that is none of them.
-Result<> check_services(const std::vector<std::string>& services);
+/// Errors: invalid_input for a name in `services` or `integrations` that is no product.
+Result<> check_products(const Settings& settings);
 
 /// Adds everything else that `settings.services` asks for.
 Result<> assemble_services(System& system);

@@ -3,14 +3,16 @@
 
     clang_tidy.py [--jobs N] [--all] BUILD
 
-A file is clean for good once it was found clean: the key is the content of the file, of every header of ours that it reaches,
-of .clang-tidy and of its compile command. Clean keys lie in BUILD/clang-tidy/.
+A file is clean for good once it was found clean, in whatever clone: the key is the content of the file, of every header of ours
+that it reaches, of .clang-tidy and of its compile command. Clean keys lie in $XDG_CACHE_HOME/creto/clang-tidy, for a month after
+they were last met.
 """
 
 import argparse
 import concurrent.futures
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -20,6 +22,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLANG_TIDY = "clang-tidy-19"
+MONTH_S = 30 * 24 * 3600
 # Tests are left to the compilers, the sanitizers and tools/tidy: they are half of the sources and GoogleTest's macros are slow.
 SKIPPED = re.compile(r"(^|/)(tests?|testing|bench)/|_(test|contract|fuzz|bench)\.cc$|^build/")
 INCLUDE = re.compile(rb'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
@@ -61,7 +64,7 @@ class Sources:
                     todo.append(found)
         total = hashlib.sha256()
         for current in sorted(seen):
-            total.update(str(current).encode() + b"\0" + seen[current])
+            total.update(str(current.relative_to(ROOT)).encode() + b"\0" + seen[current])
         return total
 
 
@@ -91,8 +94,8 @@ def main():
     options = parser.parse_args()
     build = options.build.resolve()
 
-    cache = build / "clang-tidy"
-    cache.mkdir(exist_ok=True)
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "creto" / "clang-tidy"
+    cache.mkdir(parents=True, exist_ok=True)
     known = set() if options.all else {p.name for p in cache.iterdir()}
     version = subprocess.run([CLANG_TIDY, "--version"], capture_output=True, check=True).stdout
     rules = hashlib.sha256(version + (ROOT / ".clang-tidy").read_bytes()).digest()
@@ -103,9 +106,11 @@ def main():
         if path.suffix != ".cc" or not path.is_relative_to(ROOT) or path in keys or SKIPPED.search(str(path.relative_to(ROOT))):
             continue
         digest = sources.digest(path, include_folders(entry["command"]))
-        digest.update(rules + entry["command"].encode())
+        digest.update(rules + entry["command"].replace(str(ROOT), "").encode())
         keys[path] = digest.hexdigest()
-        if keys[path] not in known:
+        if keys[path] in known:
+            (cache / keys[path]).touch()
+        else:
             todo.append(path)
     print(f"clang-tidy: {len(todo)} of {len(keys)} files to check", flush=True)
 
@@ -121,8 +126,9 @@ def main():
             else:
                 bad += 1
                 print(output, flush=True)
-    for stale in {p.name for p in cache.iterdir()} - set(keys.values()):
-        (cache / stale).unlink()
+    for key in cache.iterdir():
+        if time.time() - key.stat().st_mtime > MONTH_S:
+            key.unlink(missing_ok=True)
     return 1 if bad else 0
 
 

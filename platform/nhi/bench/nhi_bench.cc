@@ -1,34 +1,19 @@
 // 001 §3.1: key lookup < 5 ms, signature verification < 2 ms, delegation validation < 10 ms (p99), each without and
 // with the cache.
 
-#include "creto/crypto/aead.h"
 #include "creto/nhi/nhi.h"
 #include "creto/testing/bench.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/sealer.h"
 
 namespace creto::nhi {
 namespace {
-
-class BenchSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
-};
 
 int run(int argc, char** argv) {
   creto::testing::BenchReport report(argc, argv);
   creto::testing::TestDatabase database(creto::testing::DatabaseKind::sqlite);
   auto db = database.open();
-  BenchSealer sealer;
+  creto::testing::TestSealer sealer;
   Context root = Context::of_service(Identity::service("bench").value());
   auto warm = create_nhi(*db, sealer, system_clock()).value();
   auto cold = create_nhi(*db, sealer, system_clock(), {.cache_ttl = Nanos(0)}).value();

@@ -7,13 +7,13 @@
 #include <set>
 #include <thread>
 
-#include "creto/crypto/aead.h"
 #include "creto/crypto/random.h"
 #include "creto/io/rpc.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/nhi/nhi_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/sealer.h"
 
 namespace creto::nhi {
 namespace {
@@ -28,21 +28,6 @@ std::ostream& operator<<(std::ostream& out, Where where) {
 }
 
 /// The key that seals keys in these tests; the vault's own is tested there.
-class TestSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
-};
-
 /// Believes whom the test says it is, in the words of the header; the chain is nhi's.
 class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
  public:
@@ -168,7 +153,7 @@ class NhiContract : public ::testing::TestWithParam<Where> {
 
   creto::testing::FakeClock clock{system_clock().now()};
   creto::testing::TestDatabase database_;
-  TestSealer sealer_;
+  creto::testing::TestSealer sealer_;
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<Nhi> service_, client_;
   std::unique_ptr<TestPorts> ports_;

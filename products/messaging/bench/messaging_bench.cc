@@ -3,7 +3,6 @@
 
 #include "creto/authz/authz.h"
 #include "creto/consensus/timestamp_source.h"
-#include "creto/crypto/aead.h"
 #include "creto/crypto/random.h"
 #include "creto/io/bus.h"
 #include "creto/messaging/endpoint.h"
@@ -11,24 +10,10 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/bench.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/sealer.h"
 
 namespace creto::messaging {
 namespace {
-
-class BenchSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    const auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
-};
 
 class FreeOfCharge final : public contracts::MessageCostTracker {
  public:
@@ -62,7 +47,7 @@ int run(int argc, char** argv) {
   creto::testing::BenchReport report(argc, argv);
   creto::testing::TestDatabase database(creto::testing::DatabaseKind::sqlite);
   const auto db = database.open();
-  BenchSealer sealer;
+  creto::testing::TestSealer sealer;
   FreeOfCharge costs;
   const Clock& clock = system_clock();
   const Context root = Context::of_service(*Identity::service("bench"));

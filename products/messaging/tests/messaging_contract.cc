@@ -12,7 +12,6 @@
 #include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
-#include "creto/crypto/aead.h"
 #include "creto/crypto/random.h"
 #include "creto/io/bus.h"
 #include "creto/io/rpc.h"
@@ -22,6 +21,7 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/sealer.h"
 #include "wire.h"
 
 namespace creto::messaging {
@@ -42,21 +42,6 @@ enum class Where { sqlite, postgres, grpc };
 std::ostream& operator<<(std::ostream& out, Where where) {
   return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
 }
-
-class TestSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    const auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
-};
 
 /// Keeps what it is told, once per key, and says no when told to.
 class Ledger final : public contracts::MessageCostTracker {
@@ -236,7 +221,7 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
 
   creto::testing::FakeClock clock{system_clock().now()};
   creto::testing::TestDatabase database_;
-  TestSealer sealer_;
+  creto::testing::TestSealer sealer_;
   TestPorts ports_;
   Ledger ledger;
   const Bytes override_key_ = crypto::random_bytes(32);

@@ -13,7 +13,6 @@
 #include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
-#include "creto/crypto/aead.h"
 #include "creto/io/bus.h"
 #include "creto/io/rpc.h"
 #include "creto/io/rpc_channel.h"
@@ -21,6 +20,7 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/sealer.h"
 
 namespace creto::metering {
 namespace {
@@ -34,21 +34,6 @@ std::ostream& operator<<(std::ostream& out, Where where) {
 }
 
 /// The key that seals nhi's keys here; the vault's own is tested there.
-class TestSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
-};
-
 /// Believes whom the test says it is.
 class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
  public:
@@ -218,7 +203,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   const Context ctx = Context::of_service(Identity::service("test").value());
   creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
   creto::testing::TestDatabase database_;
-  TestSealer sealer_;
+  creto::testing::TestSealer sealer_;
   TestPorts ports_;
   Mailbox mailbox;
   std::unique_ptr<sql::Database> db;

@@ -12,7 +12,6 @@
 #include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
-#include "creto/crypto/aead.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
 #include "creto/io/http_server.h"
@@ -22,6 +21,7 @@
 #include "creto/oversight/oversight_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/sealer.h"
 
 namespace creto::oversight {
 namespace {
@@ -35,21 +35,6 @@ enum class Where { sqlite, postgres, grpc };
 std::ostream& operator<<(std::ostream& out, Where where) {
   return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
 }
-
-class TestSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
-};
 
 class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
  public:
@@ -230,7 +215,7 @@ class OversightContract : public ::testing::TestWithParam<Where> {
 
  private:
   creto::testing::TestDatabase database_;
-  TestSealer sealer_;
+  creto::testing::TestSealer sealer_;
   TestPorts ports_;
   std::unique_ptr<consensus::CeilingStore> ceiling_;
   std::unique_ptr<consensus::TimestampSource> timestamps_;

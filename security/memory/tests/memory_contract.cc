@@ -183,7 +183,7 @@ TEST_P(MemoryContract, RefusesBadInput) {
   auto dead = entry("x");
   dead.ttl = Nanos(-1);
   EXPECT_EQ(kind(memory().store(as(agent_), dead)), ErrorKind::invalid_input);
-  for (const std::size_t limit : {0, 101}) {
+  for (const std::size_t limit : {std::size_t{0}, std::size_t{101}}) {
     auto bad = query("x");
     bad.limit = limit;
     EXPECT_EQ(kind(memory().query(as(agent_), bad)), ErrorKind::invalid_input);

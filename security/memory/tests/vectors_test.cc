@@ -11,7 +11,7 @@ namespace {
 float similarity(std::string_view a, std::string_view b) { return dot(hash_embedding(a), hash_embedding(b)); }
 
 TEST(Vectors, TheDotProductIsTheSumOfProductsAtEveryLength) {
-  for (std::size_t size : {0, 1, 7, 8, 9, 16, 384, 1536}) {
+  for (const std::size_t size : std::initializer_list<std::size_t>{0, 1, 7, 8, 9, 16, 384, 1536}) {
     std::vector<float> a(size);
     std::vector<float> b(size);
     double expected = 0;
