@@ -26,6 +26,9 @@ void write_all(const Fd& fd, std::uint64_t& written, std::string_view bytes) {
 
 }  // namespace
 
+LiveSandbox::LiveSandbox(SandboxId id, std::string directory) : id(id), directory(std::move(directory)) {}
+LiveSandbox::~LiveSandbox() = default;
+
 template <class F>
 bool LiveSandbox::wait(std::unique_lock<std::mutex>& lock, Monotonic deadline, F done) {
   if (deadline == Monotonic::max()) {

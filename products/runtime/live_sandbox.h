@@ -36,7 +36,8 @@ class LiveSandbox final : public ControlListener {
     std::string out, err;
   };
 
-  LiveSandbox(SandboxId id, std::string directory) : id(id), directory(std::move(directory)) {}
+  LiveSandbox(SandboxId id, std::string directory);
+  ~LiveSandbox() override;
 
   const SandboxId id;
   const std::string directory;  ///< of this sandbox on the host
