@@ -8,7 +8,7 @@
 # makes the target creto_audit with the alias creto::audit. Public headers live in include/creto/<module>/.
 # Configuration stops on an upward edge, a product-to-product edge, and a cycle.
 #
-#   creto_test(audit_test SOURCES tests/audit_test.cc DEPS creto::audit [LABELS concurrent])
+#   creto_test(audit_test SOURCES tests/audit_test.cc DEPS creto::audit [DEFINITIONS NAME="text"] [LABELS concurrent])
 #   creto_bench(audit SOURCES bench/audit_bench.cc DEPS creto::audit)     -> bin/bench_audit
 #   creto_fuzz(audit_tile SOURCES tests/tile_fuzz.cc DEPS creto::audit)   -> only where CRETO_FUZZ is on
 
@@ -111,7 +111,7 @@ function(creto_module name)
 endfunction()
 
 function(creto_test name)
-  cmake_parse_arguments(arg "BY_HAND" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "BY_HAND" "TIMEOUT" "SOURCES;DEPS;DEFINITIONS;LABELS" ${ARGN})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 300)
   endif()
@@ -120,6 +120,7 @@ function(creto_test name)
   endif()
   add_executable(${name} ${arg_SOURCES})
   target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_SOURCE_DIR})
+  target_compile_definitions(${name} PRIVATE ${arg_DEFINITIONS})
   target_link_libraries(${name} PRIVATE ${arg_DEPS} creto::gtest creto::gmock creto_warnings)
   target_link_libraries(${name} PRIVATE creto_gtest_main)
   creto_pch(${name} pch_test)

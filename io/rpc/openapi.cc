@@ -1,9 +1,12 @@
 #include <fmt/format.h>
 #include <google/protobuf/descriptor.h>
+#include <google/protobuf/descriptor.pb.h>
 
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "creto/common/assert.h"
+#include "creto/proto/source_info.h"
 #include "rpc/rest.h"
 
 namespace creto::rpc {
@@ -14,14 +17,41 @@ using google::protobuf::EnumDescriptor;
 using google::protobuf::FieldDescriptor;
 using Json = nlohmann::ordered_json;
 
-/// A descriptor's leading comment. Comments are not in the generated descriptors, so this is empty unless they were
-/// kept.
+/// The files of creto::proto with their comments, which generated descriptors do not have.
+const google::protobuf::DescriptorPool& described_pool() {
+  static const auto pool = [] {
+    auto made = std::make_unique<google::protobuf::DescriptorPool>();
+    const std::string_view bytes = proto::described_files();
+    google::protobuf::FileDescriptorSet files;
+    CRETO_ASSERT(files.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())));
+    for (const auto& file : files.file()) CRETO_ASSERT(made->BuildFile(file) != nullptr);
+    return made;
+  }();
+  return *pool;
+}
+
+/// The same method with comments, where its file has any.
+const google::protobuf::MethodDescriptor& described(const google::protobuf::MethodDescriptor& method) {
+  const auto* found = described_pool().FindMethodByName(method.full_name());
+  return found != nullptr ? *found : method;
+}
+
+/// What stands above a descriptor in its file, or else behind it on the same line.
 template <class D>
 std::string comment_of(const D& descriptor) {
   google::protobuf::SourceLocation location;
   if (!descriptor.GetSourceLocation(&location)) return {};
-  std::string text = location.leading_comments;
-  while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
+  const std::string& comment =
+      location.leading_comments.empty() ? location.trailing_comments : location.leading_comments;
+  std::string text;
+  for (std::size_t at = 0; at < comment.size();) {
+    const std::size_t end = std::min(comment.find('\n', at), comment.size());
+    std::string_view line(comment.data() + at, end - at);
+    if (line.starts_with(' ')) line.remove_prefix(1);
+    if (!text.empty()) text += '\n';
+    text += line;
+    at = end + 1;
+  }
   return text;
 }
 
@@ -115,14 +145,15 @@ std::string make_openapi(const std::vector<std::unique_ptr<Entry>>& entries) {
   Json paths = Json::object();
   for (const auto& entry : entries) {
     if (entry->method.stream) continue;
+    const google::protobuf::MethodDescriptor& method = described(*entry->descriptor);
     int nth = 0;
     for (const Route& route : routes_of(*entry)) {
       Json operation;
       operation["operationId"] =
-          entry->descriptor->service()->name() + "_" + entry->method.name + (nth++ == 0 ? "" : fmt::format("_{}", nth));
-      operation["tags"] = Json::array({entry->descriptor->service()->name()});
+          method.service()->name() + "_" + entry->method.name + (nth++ == 0 ? "" : fmt::format("_{}", nth));
+      operation["tags"] = Json::array({method.service()->name()});
       operation["x-creto-action"] = entry->method.action;
-      if (std::string comment = comment_of(*entry->descriptor); !comment.empty()) operation["summary"] = comment;
+      if (std::string comment = comment_of(method); !comment.empty()) operation["summary"] = comment;
       std::set<std::string> bound;
       Json parameters = Json::array();
       for (const Route::Segment& segment : route.segments) {
@@ -131,7 +162,7 @@ std::string make_openapi(const std::vector<std::unique_ptr<Entry>>& entries) {
         parameters.push_back(
             {{"name", segment.field}, {"in", "path"}, {"required", true}, {"schema", {{"type", "string"}}}});
       }
-      const Descriptor& input = *entry->descriptor->input_type();
+      const Descriptor& input = *method.input_type();
       if (route.body == "*") {
         operation["requestBody"] = {{"required", true},
                                     {"content", {{"application/json", {{"schema", schemas.of_message(input)}}}}}};
@@ -170,7 +201,7 @@ std::string make_openapi(const std::vector<std::unique_ptr<Entry>>& entries) {
           {"content", {{"application/json", {{"schema", {{"$ref", "#/components/schemas/EnablementError"}}}}}}}};
       operation["responses"]["200"] = {
           {"description", "done"},
-          {"content", {{"application/json", {{"schema", schemas.of_message(*entry->descriptor->output_type())}}}}}};
+          {"content", {{"application/json", {{"schema", schemas.of_message(*method.output_type())}}}}}};
       operation["responses"]["default"] = std::move(error);
       if (entry->method.access == Access::anonymous) operation["security"] = Json::array();
       std::string path;

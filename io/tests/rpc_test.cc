@@ -466,6 +466,7 @@ TEST_F(Rpc, DescribesItselfAsOpenApi) {
   EXPECT_EQ(document["openapi"], "3.0.3");
   const auto& operation = document["paths"]["/v1/agents/{identity}"]["get"];
   EXPECT_EQ(operation["operationId"], "NhiService_GetAgent");
+  EXPECT_EQ(operation["summary"], "One identity, by its text or by its name.");
   EXPECT_EQ(operation["responses"]["200"]["content"]["application/json"]["schema"]["$ref"],
             "#/components/schemas/creto.nhi.v1.Agent");
   EXPECT_EQ(document["components"]["schemas"]["creto.nhi.v1.Agent"]["properties"]["created_at"]["format"], "date-time");
