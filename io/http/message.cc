@@ -22,7 +22,7 @@ std::string_view Request::header(std::string_view name) const {
   return {};
 }
 
-std::vector<std::pair<std::string, std::string>> Request::query_parameters() const {
+Result<std::vector<std::pair<std::string, std::string>>> Request::query_parameters() const {
   std::vector<std::pair<std::string, std::string>> parameters;
   std::size_t mark = target.find('?');
   if (mark == std::string::npos) return parameters;
@@ -32,16 +32,18 @@ std::vector<std::pair<std::string, std::string>> Request::query_parameters() con
     rest.remove_prefix(std::min(rest.size(), one.size() + 1));
     if (one.empty()) continue;
     std::size_t equals = one.find('=');
-    auto name = percent_decode(one.substr(0, equals), true);
-    auto value = percent_decode(equals == one.npos ? std::string_view() : one.substr(equals + 1), true);
-    if (name && value) parameters.emplace_back(*std::move(name), *std::move(value));
+    std::string name = CRETO_TRY(percent_decode(one.substr(0, equals), true));
+    std::string value =
+        CRETO_TRY(percent_decode(equals == one.npos ? std::string_view() : one.substr(equals + 1), true));
+    parameters.emplace_back(std::move(name), std::move(value));
   }
   return parameters;
 }
 
 std::optional<std::string> Request::query(std::string_view name) const {
-  for (auto& [key, value] : query_parameters())
-    if (key == name) return value;
+  if (auto parameters = query_parameters())
+    for (auto& [key, value] : *parameters)
+      if (key == name) return std::move(value);
   return std::nullopt;
 }
 

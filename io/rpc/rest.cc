@@ -72,7 +72,8 @@ class RestCall final : public Call {
       const std::string& value = variables_[next++];
       CRETO_TRY(set_field(message, segment.field, value));
     }
-    for (const auto& [name, value] : request_.query_parameters()) {
+    const auto parameters = CRETO_TRY(request_.query_parameters());
+    for (const auto& [name, value] : parameters) {
       if (route_.body == "*") return invalid(fmt::format("unknown query parameter `{}`", name));
       CRETO_TRY(set_field(message, name, value));
     }

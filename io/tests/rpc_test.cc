@@ -445,12 +445,14 @@ TEST_F(Rpc, RefusesBadRestWithAClearErrorAndItsCode) {
   expect(405, "not for this path", rest("DELETE", "/v1/agents/clerk"));
   expect(400, "colour", rest("POST", "/v1/agents", R"({"name":"x","colour":"red"})"));
   expect(400, "name", rest("POST", "/v1/agents", R"({"name":["x"]})"));
-  expect(400, "not a valid", rest("POST", "/v1/agents", R"({"name":)"));
+  expect(400, "line 1", rest("POST", "/v1/agents", R"({"name":)"));
+  expect(400, "duplicate key `name`", rest("POST", "/v1/agents", R"({"name":"x","name":"y"})"));
   expect(400, "UTF-8", rest("POST", "/v1/agents", "{\"name\":\"\xff\"}"));
-  expect(400, "nested deeper", rest("POST", "/v1/agents", std::string(10'000, '[')));
+  expect(413, "nested deeper", rest("POST", "/v1/agents", std::string(10'000, '[')));
   expect(400, "Content-Type",
          rest("POST", "/v1/agents", "<x/>",
               {{"authorization", "Bearer human:ada@example.com"}, {"content-type", "text/xml"}}));
+  expect(400, "two hex digits", rest("GET", "/v1/agents?page.size=1%"));
   expect(400, "page.size", rest("GET", "/v1/agents?page.size=many"));
   expect(400, "`nonsense`", rest("GET", "/v1/agents?nonsense=1"));
   expect(400, "`identity.x`", rest("GET", "/v1/agents/clerk?identity.x=1"));

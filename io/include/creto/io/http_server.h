@@ -30,10 +30,10 @@ struct Request {
   std::string_view path() const { return std::string_view(target).substr(0, target.find('?')); }
   /// The first header of that name (in lower case), or empty.
   std::string_view header(std::string_view name) const;
-  /// The decoded value of the query's first `name`.
+  /// The decoded value of the query's first `name`; none where it is absent or the query malformed.
   std::optional<std::string> query(std::string_view name) const;
-  /// Every query parameter, decoded, in order.
-  std::vector<std::pair<std::string, std::string>> query_parameters() const;
+  /// Every query parameter, decoded, in order. Errors: invalid_input for a stray '%'.
+  Result<std::vector<std::pair<std::string, std::string>>> query_parameters() const;
 };
 
 struct Response {

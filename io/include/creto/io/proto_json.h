@@ -16,8 +16,8 @@ namespace creto::proto {
 /// base64, times and durations as in JSON. Repeated fields get one more element. Errors: invalid_input naming the path.
 Result<> set_field(google::protobuf::Message& message, std::string_view path, std::string_view text);
 
-/// Unknown fields, wrong types and nesting over `depth_max` are refused, naming what and where, without repeating the
-/// input.
+/// Unknown fields, wrong types and keys given twice are refused (invalid_input), nesting over `depth_max` too
+/// (too_large), naming what and where, without repeating values.
 Result<> message_from_json(std::string_view json, google::protobuf::Message& message, std::size_t depth_max = 64);
 
 /// Field names as in the proto, every field present, 64-bit integers as strings.

@@ -34,6 +34,7 @@ enum class Dialect : std::uint8_t { sqlite, postgres };
 /// One parameter or one cell.
 class Value {
  public:
+  // NOLINTBEGIN(google-explicit-constructor): parameters are given as what they are
   Value(std::nullptr_t = nullptr) {}
   template <std::integral T>
     requires(sizeof(T) <= sizeof(std::int64_t) && !std::same_as<T, std::uint64_t>)
@@ -51,6 +52,7 @@ class Value {
   Value(const std::optional<T>& value) {
     if (value) *this = Value(*value);
   }
+  // NOLINTEND(google-explicit-constructor)
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   const std::variant<std::nullptr_t, std::int64_t, double, std::string, Bytes>& variant() const { return value_; }
