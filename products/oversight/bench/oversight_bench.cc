@@ -14,12 +14,11 @@
 namespace creto::oversight {
 namespace {
 
-constexpr std::string_view policies = R"(
-permit (principal, action, resource);
-@oversight("large-payments")
-forbid (principal, action == Action::"payments.pay", resource) when { context.amount > 10000 };
-forbid (principal, action == Action::"payments.pay", resource) when { context.payee == "thief" };
-)";
+constexpr std::pair<const char*, const char*> policies[] = {
+    {"all", "permit (principal, action, resource);"},
+    {"large", R"(@oversight("large-payments")
+               forbid (principal, action == Action::"payments.pay", resource) when { context.amount > 10000 };)"},
+    {"thief", R"(forbid (principal, action == Action::"payments.pay", resource) when { context.payee == "thief" };)"}};
 
 int run(int argc, char** argv) {
   creto::testing::BenchReport report(argc, argv);
@@ -32,7 +31,7 @@ int run(int argc, char** argv) {
   nhi->ensure_service(root, *root.caller).value();
   const Identity agent = nhi->register_agent(root, {.name = "payer", .owner = *root.caller}).value().identity;
   const auto authz = authz::create_authz(*db, clock, no_telemetry(), {}, crypto::random_secret(32)).value();
-  authz->create_policy(root, "payments", std::string(policies)).value();
+  for (const auto& [id, text] : policies) authz->create_policy(root, id, text).value();
   const auto ceiling = consensus::create_ceiling_store(*db, "bench").value();
   const auto timestamps = consensus::create_timestamp_source(*ceiling, clock, no_telemetry()).value();
   const auto bus = bus::create_embedded_bus(*db, clock, no_telemetry()).value();
