@@ -8,7 +8,6 @@
 #include "chores.h"
 #include "creto/io/files.h"
 #include "creto/io/rpc_channel.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/messaging/messaging_rpc.h"
 #include "creto/metering/metering_rpc.h"
 #include "creto/oversight/oversight_rpc.h"
