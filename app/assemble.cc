@@ -277,7 +277,10 @@ Result<> assemble_services(System& system) {
   CRETO_TRY(assemble_metering(system));
   CRETO_TRY(assemble_oversight(system));
   CRETO_TRY(assemble_messaging(system));
-  if (system.runs("runtime")) CRETO_TRY(assemble_runtime(system));
+  if (system.runs("runtime"))
+    if (auto done = assemble_runtime(system); !done)
+      return std::move(done).error().with_context(
+          "runtime cannot run here (`creto serve --services metering,oversight,messaging` goes without)");
 
   system.chores = start_chores(system);
   return {};

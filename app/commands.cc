@@ -69,11 +69,6 @@ Result<Json> sign_delegation(const Home& home, cli::Server& server, const std::s
                                                                {"signature", signature_json(delegation.signature)}});
 }
 
-Error no_server(const Home& home) {
-  return Error(Product::platform, ErrorKind::unavailable,
-               fmt::format("no server runs on `{}`: start it with `creto serve`", home.root.string()));
-}
-
 }  // namespace
 
 Result<Output> show_config(const Home& home) {
@@ -82,10 +77,9 @@ Result<Output> show_config(const Home& home) {
 }
 
 Result<Output> health(const Home& home) {
-  const auto ports = read_ports(home);
-  if (!ports) return no_server(home);
+  const RunningPorts ports = CRETO_TRY(running_server(home));
   http::ClientRequest request;
-  request.url = fmt::format("http://{}/health", ports->health);
+  request.url = fmt::format("http://{}/health", ports.health);
   request.timeout = std::chrono::seconds(5);
   const http::Response response = CRETO_TRY(http::Client::create(system_clock())->send(Context(), request));
   const Json report = CRETO_TRY(parse_json(response.body));
@@ -97,11 +91,10 @@ Result<Output> health(const Home& home) {
 }
 
 Result<Output> openapi(const Home& home) {
-  const auto ports = read_ports(home);
-  if (!ports) return no_server(home);
+  const RunningPorts ports = CRETO_TRY(running_server(home));
   const Settings settings = CRETO_TRY(Settings::load(home));
   http::ClientRequest request;
-  request.url = fmt::format("{}://{}/openapi.json", settings.tls ? "https" : "http", ports->rest);
+  request.url = fmt::format("{}://{}/openapi.json", settings.tls ? "https" : "http", ports.rest);
   if (settings.tls) request.authority_pem = CRETO_TRY(read_text(home.authority()));
   http::Response response = CRETO_TRY(http::Client::create(system_clock())->send(Context(), request));
   if (response.status != 200)

@@ -167,6 +167,31 @@ CLI::App* subcommand(CLI::App& app, std::string_view path, std::string_view help
   return parent->add_subcommand(std::string(path), std::string(help));
 }
 
+/// What is wrong where a word stands in the place of a subcommand and is none; empty: nothing.
+std::string unknown_command(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* at = &app;
+  std::string path;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const auto commands = at->get_subcommands([](const CLI::App*) { return true; });
+    if (commands.empty()) return "";
+    if (word.starts_with('-')) {
+      const CLI::Option* option = app.get_option_no_throw(word);
+      if (option != nullptr && option->get_items_expected_max() > 0) ++i;
+      continue;
+    }
+    const auto found = std::ranges::find(commands, word, [](const CLI::App* command) { return command->get_name(); });
+    if (found == commands.end()) {
+      std::string names;
+      for (const CLI::App* command : commands) names += (names.empty() ? "" : ", ") + command->get_name();
+      return fmt::format("there is no command `{}{}`; there is: {}", path, word, names);
+    }
+    at = *found;
+    path += word + " ";
+  }
+  return "";
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Creto: identity, permission, sandboxes, messages, metering and proof for AI agents", "creto");
   app.require_subcommand(1);
@@ -283,6 +308,10 @@ int run(int argc, char** argv) {
     });
   }
 
+  if (const std::string mistake = unknown_command(app, argc, argv); !mistake.empty()) {
+    fmt::print(stderr, "creto: {}\n", mistake);
+    return 2;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& problem) {

@@ -1,5 +1,7 @@
 #include "ports_file.h"
 
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
@@ -12,14 +14,15 @@ std::filesystem::path file_of(const Home& home) { return home.root / "ports.json
 
 }  // namespace
 
-std::optional<RunningPorts> read_ports(const Home& home) {
-  const Result<std::string> text = read_text(file_of(home));
-  if (!text) return std::nullopt;
-  const Result<Json> json = parse_json(*text);
-  if (!json) return std::nullopt;
-  JsonReader reader(*json, "ports");
+Result<RunningPorts> running_server(const Home& home) {
+  if (!std::filesystem::exists(file_of(home)))
+    return Error(Product::platform, ErrorKind::unavailable,
+                 fmt::format("no server runs on `{}`: start it with `creto serve`", home.root.string()));
+  const std::string text = CRETO_TRY(read_text(file_of(home)));
+  const Json json = CRETO_TRY(parse_json(text));
+  JsonReader reader(json, "ports");
   RunningPorts ports{reader.text("grpc"), reader.text("rest"), reader.text("metrics"), reader.text("health")};
-  if (!reader.finish()) return std::nullopt;
+  CRETO_TRY(reader.finish());
   return ports;
 }
 

@@ -16,8 +16,8 @@ struct RunningPorts {
   std::string health;
 };
 
-/// None where no server runs or the file cannot be read.
-std::optional<RunningPorts> read_ports(const Home& home);
+/// Errors: unavailable, with the advice to start one, where no server runs on this home.
+Result<RunningPorts> running_server(const Home& home);
 Result<> write_ports(const Home& home, const RunningPorts& ports);
 void remove_ports(const Home& home);
 

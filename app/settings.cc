@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
-#include "ports_file.h"
 
 namespace creto::app {
 
@@ -57,7 +56,6 @@ Result<Settings> Settings::load(const Home& home) {
   if (!settings.tls && !loopback)
     return Error(Product::platform, ErrorKind::invalid_input,
                  fmt::format("tls: may be false only on loopback, not on `{}`", settings.address));
-  if (const auto ports = read_ports(home)) settings.running_grpc_ = ports->grpc;
   return settings;
 }
 
@@ -70,11 +68,6 @@ Result<std::string> Settings::show(const Home& home) {
   if (std::filesystem::exists(home.config(), ignored)) files.push_back(home.config().string());
   CRETO_TRY(schema.load(files, process_environment()));
   return schema.show();
-}
-
-std::string Settings::client_endpoint() const {
-  if (!running_grpc_.empty()) return running_grpc_;
-  return fmt::format("{}:{}", address, grpc_port);
 }
 
 }  // namespace creto::app

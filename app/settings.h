@@ -49,11 +49,9 @@ struct Settings {
   static Result<Settings> load(const Home& home);
   /// As TOML, each with its help and where it came from.
   static Result<std::string> show(const Home& home);
-  std::string client_endpoint() const;
 
  private:
   void declare(ConfigSchema& schema);
-  std::string running_grpc_;  ///< what a running server wrote into ports.json
 };
 
 }  // namespace creto::app

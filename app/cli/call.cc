@@ -10,6 +10,7 @@
 
 #include "creto/common/id.h"
 #include "creto/io/rpc_channel.h"
+#include "ports_file.h"
 #include "settings.h"
 
 namespace creto::app::cli {
@@ -109,7 +110,11 @@ void lines_of(const Json& value, const std::string& prefix, std::string& text) {
 Result<std::unique_ptr<Server>> Server::connect(const Home& home, CallOptions options) {
   rpc::ChannelOptions channel;
   const Settings settings = CRETO_TRY(Settings::load(home));
-  channel.endpoint = options.endpoint.empty() ? settings.client_endpoint() : options.endpoint;
+  channel.endpoint = options.endpoint;
+  if (channel.endpoint.empty()) {
+    RunningPorts ports = CRETO_TRY(running_server(home));
+    channel.endpoint = std::move(ports.grpc);
+  }
   if (settings.tls) channel.tls = CRETO_TRY(client_identity(home));
   channel.timeout = options.timeout;
   std::shared_ptr<rpc::Channel> connection = CRETO_TRY(rpc::Channel::connect(std::move(channel), system_clock()));

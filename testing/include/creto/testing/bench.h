@@ -43,7 +43,7 @@ class BenchReport {
 
   enum class Better { lower, higher };
 
-  /// `required` decides the exit code; `wanted` is the target of the specification.
+  /// `required` is what the specification or the issue demands and decides the exit code; `wanted` is our own aim.
   void add(std::string_view figure, double value, std::string_view unit, double required, double wanted,
            Better better = Better::lower) {
     auto meets = [&](double limit) { return better == Better::lower ? value <= limit : value >= limit; };
