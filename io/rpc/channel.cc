@@ -154,7 +154,9 @@ class ChannelImpl final : public Channel {
     }
     ErrorKind kind = kind_of_grpc_status(static_cast<int>(status.error_code()));
     return Error(Product::platform, kind,
-                 fmt::format("`{}` at `{}`: {}", method, options_.endpoint, status.error_message()));
+                 fmt::format("`{}` at `{}`: {}", method, options_.endpoint,
+                             status.error_code() == grpc::StatusCode::UNIMPLEMENTED ? "that server does not serve it"
+                                                                                    : status.error_message()));
   }
 
   const ChannelOptions options_;
