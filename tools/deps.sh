@@ -53,7 +53,7 @@ export DEBIAN_FRONTEND=noninteractive
 packages=(
   # tools to build with
   g++ cmake ninja-build ccache mold pkg-config make perl dpkg-dev ca-certificates git python3
-  clang-19 clang-tidy-19 clang-format-19 libclang-rt-19-dev
+  clang-19 clang-tidy-19 clang-format-19 libclang-rt-19-dev llvm-19
   # libraries
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
   libsqlite3-dev libpq-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libsimdjson-dev libtomlplusplus-dev

@@ -192,6 +192,11 @@ class Rpc : public testing::Test {
                          {.workers = 2, .request_bytes_max = 1 << 20, .json_depth_max = 16});
   std::mutex mutex;
   std::condition_variable arrived;
+  Context last_seen() {
+    std::lock_guard lock(mutex);
+    return seen;
+  }
+
   Context seen;
   std::atomic<int> calls = 0;
   std::vector<Reply<v1::AgentPublicKeys>> waiting;
@@ -206,25 +211,26 @@ TEST_F(Rpc, CarriesCallerTraceAndIdempotencyKeyToTheHandler) {
   ctx.trace = {"0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", true};
   ctx.idempotency_key = "key-1";
   ASSERT_TRUE(get(*channel, "clerk", ctx).has_value());
-  EXPECT_EQ(seen.caller_text(), "human:ada@example.com");
-  EXPECT_EQ(seen.chain.size(), 1u);
-  EXPECT_EQ(seen.trace.trace_id, ctx.trace.trace_id);
-  EXPECT_TRUE(seen.trace.sampled);
-  EXPECT_EQ(seen.idempotency_key, "key-1");
-  EXPECT_LT(seen.deadline, Monotonic::max());
+  const Context at_handler = last_seen();
+  EXPECT_EQ(at_handler.caller_text(), "human:ada@example.com");
+  EXPECT_EQ(at_handler.chain.size(), 1u);
+  EXPECT_EQ(at_handler.trace.trace_id, ctx.trace.trace_id);
+  EXPECT_TRUE(at_handler.trace.sampled);
+  EXPECT_EQ(at_handler.idempotency_key, "key-1");
+  EXPECT_LT(at_handler.deadline, Monotonic::max());
 }
 
 TEST_F(Rpc, HashesTheSameRequestAlikeOverGrpcAndRest) {
   Context ctx;
   ctx.idempotency_key = "key-1";
   ASSERT_TRUE(get(*channel, "clerk", ctx).has_value());
-  Hash256 over_grpc = seen.request_hash;
+  const Hash256 over_grpc = last_seen().request_hash;
   auto response = rest("GET", "/v1/agents/clerk", "",
                        {{"authorization", "Bearer human:ada@example.com"}, {"creto-idempotency-key", "key-1"}});
   ASSERT_EQ(response.status, 200) << response.body;
-  EXPECT_EQ(seen.request_hash, over_grpc);
+  EXPECT_EQ(last_seen().request_hash, over_grpc);
   ASSERT_TRUE(get(*channel, "clerk2", ctx).has_value());
-  EXPECT_NE(seen.request_hash, over_grpc);
+  EXPECT_NE(last_seen().request_hash, over_grpc);
 }
 
 TEST_F(Rpc, BringsTheWholeErrorChainBack) {
@@ -522,10 +528,12 @@ TEST(RpcTls, KnowsItsCallerByHisCertificateAndNegotiatesThePostQuantumGroup) {
   ListAuthorizer authorizer;
   MemoryAuditor auditor;
   auto dispatcher = Dispatcher::create({authenticator, authorizer, auditor, no_telemetry(), clock});
+  std::mutex mutex;
   std::string caller;
   dispatcher->service("creto.nhi.v1.NhiService")
       .unary<v1::GetAgentRequest, v1::Agent>("GetAgent", {},
                                              [&](const Context& ctx, const v1::GetAgentRequest&) -> Result<v1::Agent> {
+                                               std::lock_guard lock(mutex);
                                                caller = ctx.caller_text();
                                                return v1::Agent();
                                              });
@@ -536,7 +544,10 @@ TEST(RpcTls, KnowsItsCallerByHisCertificateAndNegotiatesThePostQuantumGroup) {
   auto channel = Channel::connect(options, clock).value();
   auto result = channel->call<v1::GetAgentRequest, v1::Agent>({}, "/creto.nhi.v1.NhiService/GetAgent", {});
   ASSERT_TRUE(result.has_value()) << result.error().to_string();
-  EXPECT_EQ(caller, "human:ada+x@example.com");
+  {
+    std::lock_guard lock(mutex);
+    EXPECT_EQ(caller, "human:ada+x@example.com");
+  }
 
   EXPECT_EQ(negotiated_group(server->port(), "X25519MLKEM768"), "X25519MLKEM768");
   EXPECT_EQ(negotiated_group(server->port(), "X25519"), "x25519");  // for who does not have it yet
