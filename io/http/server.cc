@@ -374,7 +374,7 @@ void ServerImpl::accept(Acceptor& acceptor) {
       });
       return;
     }
-    auto begin = [&](auto session) {
+    auto begin = [&](const auto& session) {
       // Over the limit the connection is closed unanswered.
       if (self->enter(session)) session->start();
     };
@@ -462,7 +462,7 @@ Result<std::unique_ptr<Server>> start_server(ServerOptions options, AsyncHandler
 
 Result<std::unique_ptr<Server>> Server::start(ServerOptions options, Handler handler, Telemetry& telemetry) {
   auto pool = std::make_shared<io::WorkerPool>(options.workers, options.queue_max);
-  AsyncHandler async = [pool, handler = std::move(handler), &telemetry](Request request, Respond respond) {
+  AsyncHandler async = [pool, handler = std::move(handler), &telemetry](Request request, const Respond& respond) {
     auto shared = std::make_shared<Request>(std::move(request));
     bool queued = pool->submit([handler, shared, respond, &telemetry] {
       try {

@@ -56,8 +56,9 @@ class ChannelImpl final : public Channel {
     bool repeatable = options.idempotent || !ctx.idempotency_key.empty();
     for (std::uint32_t attempt = 1;; ++attempt) {
       bool answered = false;
+      const bool patient = is_patient(ctx);
       auto result = breaker_.run([&] { return attempt_once(ctx, method, request, response, answered); },
-                                 [&](const Error& error) { return is_failure(error, answered); });
+                                 [&](const Error& error) { return is_failure(error, answered, patient); });
       if (result || !repeatable || category_of(result.error().kind()) != ErrorCategory::transient ||
           attempt >= options_.attempts_max)
         return result;
@@ -93,13 +94,21 @@ class ChannelImpl final : public Channel {
       }
       return result_of(reader->Finish(), method, answered);
     };
-    return breaker_.run(read_all, [&](const Error& error) { return is_failure(error, answered); });
+    const bool patient = is_patient(ctx);
+    return breaker_.run(read_all, [&](const Error& error) { return is_failure(error, answered, patient); });
   }
 
  private:
-  /// A server that says for itself "not yet" or "too many" is well; only what the connection says counts against it.
-  static bool is_failure(const Error& error, bool answered) {
-    return !answered && error.category() == ErrorCategory::transient;
+  /// Whether the caller waits as long as a healthy server may take.
+  bool is_patient(const Context& ctx) const {
+    return ctx.deadline == Monotonic::max() || ctx.deadline - clock_.monotonic() >= options_.timeout;
+  }
+
+  /// A server that says for itself "not yet" or "too many" is well, and one whose caller did not want to wait may be:
+  /// only what the connection says otherwise counts against it.
+  static bool is_failure(const Error& error, bool answered, bool patient) {
+    if (answered || (error.kind() == ErrorKind::timeout && !patient)) return false;
+    return error.category() == ErrorCategory::transient;
   }
 
   void prepare(grpc::ClientContext& client, const Context& ctx, bool limit) {

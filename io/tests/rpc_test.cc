@@ -481,6 +481,18 @@ TEST_F(Rpc, DescribesItselfAsOpenApi) {
   EXPECT_TRUE(document["paths"]["/v1/agents/{identity}:isRevoked"]["get"]["security"].empty());
 }
 
+TEST_F(Rpc, WhoDoesNotWantToWaitDoesNotCloseTheDoorForOthers) {
+  for (int i = 0; i < 10; ++i) {
+    Context hasty;
+    hasty.deadline = system_clock().monotonic() + milliseconds(20);
+    auto result = channel->call<v1::GetPublicKeysRequest, v1::AgentPublicKeys>(
+        hasty, "/creto.nhi.v1.NhiService/GetPublicKeys", v1::GetPublicKeysRequest());
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().kind(), ErrorKind::timeout) << result.error().to_string();
+  }
+  EXPECT_TRUE(get(*channel, "clerk"));
+}
+
 TEST_F(Rpc, KeepsServingWhenOneMethodWaits) {
   std::jthread waiter([&] {
     Context ctx;

@@ -47,7 +47,7 @@ std::uint64_t hash_of(std::string_view org, std::string_view name) {
 template <class T>
 class Cell {
  public:
-  Cell(T value = {}) : value_(value) {}
+  explicit Cell(T value = {}) : value_(value) {}
   T get() const { return value_.load(std::memory_order_acquire); }
   void set(T value) { value_.store(value, std::memory_order_release); }
 

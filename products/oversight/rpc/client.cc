@@ -1,3 +1,5 @@
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "creto/io/proto.h"
@@ -98,6 +100,8 @@ class OversightClient final : public Oversight {
     request.set_id(id.to_string());
     auto waiting =
         std::make_shared<std::jthread>([this, ctx, request, on_final = std::move(on_final)](std::stop_token stop) {
+          std::mutex mutex;
+          std::condition_variable_any pause;
           while (!stop.stop_requested()) {
             Context attempt = ctx;
             attempt.deadline = clock_.monotonic() + std::chrono::seconds(1);
@@ -106,6 +110,10 @@ class OversightClient final : public Oversight {
               if (!stop.stop_requested()) on_final(*final);
               return;
             }
+            if (final || final.error().kind() == ErrorKind::timeout) continue;
+            // Nobody is there, which shows at once: not to be asked again at once.
+            std::unique_lock lock(mutex);
+            pause.wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
           }
         });
     return Subscription(waiting, waiting.get());
