@@ -19,9 +19,9 @@ const char* __tsan_default_options() {
   return "ignore_noninstrumented_modules=1:second_deadlock_stack=1:die_after_fork=0:" SYMBOLIZER;
 }
 
-// Their inline parts are compiled with ours, and race with what happens inside: the innermost frame tells. Not so with gRPC,
-// whose templates end in std::function; what it calls back is its own and our reactors, which it runs one after another in an
-// order that is not seen here. Handlers run on our own workers, so their races are found.
+// Their inline parts are compiled with ours, and race with what happens inside: the innermost frame tells. Not so with
+// gRPC, whose templates end in std::function; what it calls back is its own and our reactors, which it runs one after
+// another in an order that is not seen here. Handlers run on our own workers, so their races are found.
 const char* __tsan_default_suppressions() {
   return "race:grpc::internal::\n"
          "race_top:absl::\n"
