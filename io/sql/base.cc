@@ -51,7 +51,10 @@ Result<BaseTx::Outcome> BaseTx::checked(std::string_view sql, std::span<const Va
     CRETO_TRY(check(parameters));
     return execute(sql, parameters);
   }();
-  if (!outcome) doom_ = outcome.error();
+  if (!outcome)
+    doom_ = outcome.error();
+  else
+    crash_point_.wrote(sql);
   return outcome;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "creto/io/sql.h"
+#include "sql/crash_point.h"
 
 namespace creto::sql::detail {
 
@@ -44,6 +45,7 @@ class BaseTx : public Tx {
   /// Whether the whole function should run again: nothing is committed and the failure may pass.
   bool must_repeat() const { return must_repeat_; }
   void run_actions();
+  const CrashPoint& crash_point() const { return crash_point_; }
 
  protected:
   struct Outcome {
@@ -62,6 +64,7 @@ class BaseTx : public Tx {
   bool must_repeat_ = false;
   int depth_ = 0;
   std::vector<std::function<void()>> actions_;
+  CrashPoint crash_point_;
 };
 
 /// Marks this thread as being inside a transaction of `database`; asserts that it was not.

@@ -300,6 +300,7 @@ class PostgresDatabase final : public detail::BaseDatabase {
       if (lease->alive()) static_cast<void>(lease->command("ROLLBACK"));
       return result;
     }
+    tx.crash_point().before_commit();
     if (auto problem = lease->command("COMMIT")) {
       // A refused commit is undone; one whose answer was lost may have happened, so it is not run again here.
       again = problem->repeat && lease->alive();
@@ -308,6 +309,7 @@ class PostgresDatabase final : public detail::BaseDatabase {
       }
       return std::move(problem->error);
     }
+    tx.crash_point().after_commit();
     tx.run_actions();
     return {};
   }

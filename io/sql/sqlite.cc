@@ -371,7 +371,11 @@ class SqliteDatabase final : public detail::BaseDatabase {
       throw;
     }
     writer_.set_deadline(Monotonic::max());
-    if (result) result = writer_.script("COMMIT");
+    if (result) {
+      tx.crash_point().before_commit();
+      result = writer_.script("COMMIT");
+      if (result) tx.crash_point().after_commit();
+    }
     if (writer_.in_transaction()) {
       if (auto undone = writer_.script("ROLLBACK"); !undone && result) result = std::move(undone);
     }
