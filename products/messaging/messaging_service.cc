@@ -12,6 +12,7 @@
 #include "creto/contracts/events.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
+#include "creto/io/idempotency.h"
 #include "creto/io/sql.h"
 #include "creto/messaging/messaging.h"
 #include "creto/nhi/nhi.h"
@@ -468,13 +469,9 @@ class MessagingService final : public Messaging {
     const SealedMessage& message = accepted.message;
     sql::Signal& signal = parts_.database.signal(queue_signal);
     bool fresh = false;
-    CRETO_TRY(sql::write(parts_.database, ctx, [&](sql::Tx& tx) -> Result<> {
-      fresh = false;
+    const auto accept_once = [&](sql::Tx& tx) -> Result<MessageId> {
       const auto known = CRETO_TRY(store::digest_of(tx, ctx.org, message.message_id));
-      if (known) {
-        CRETO_TRY(repeated(message, *known, accepted.digest));
-        return {};
-      }
+      if (known) return repeated(message, *known, accepted.digest);
       const auto targets = CRETO_TRY(targets_of(tx, ctx, message, envelope));
       CRETO_TRY(store::insert_message(tx, ctx.org, accepted));
       for (const store::Target& target : targets) {
@@ -493,10 +490,20 @@ class MessagingService final : public Messaging {
                      message.envelope.size(), targets.size(), message.priority));
       tx.after_commit([&signal] { signal.raise(); });
       fresh = true;
-      return {};
-    }));
+      return message.message_id;
+    };
+    // Who repeats a request without knowing its outcome has sealed the message anew, under another id: only to whom it
+    // goes can be compared.
+    Context keyed = ctx;
+    keyed.request_hash = crypto::sha3_256(as_bytes(message.recipient.text() + "\n" + message.topic));
+    auto sent = sql::write(parts_.database, ctx, [&](sql::Tx& tx) -> Result<MessageId> {
+      fresh = false;
+      return io::once(
+          tx, keyed, "messaging.send", std::chrono::hours(24), [&] { return accept_once(tx); },
+          [](const MessageId& id) { return id.to_string(); }, [](std::string_view id) { return MessageId::parse(id); });
+    });
     if (fresh) sent_.add();
-    return message.message_id;
+    return sent;
   }
 
   Result<std::vector<store::Target>> targets_of(sql::Tx& tx, const Context& ctx, const SealedMessage& message,
