@@ -12,6 +12,7 @@
 #include "creto/metering/metering_rpc.h"
 #include "creto/oversight/oversight_rpc.h"
 #include "creto/vault/root_key.h"
+#include "provision.h"
 #include "services.h"
 #include "system.h"
 #include "wiring.h"
@@ -281,6 +282,8 @@ Result<> assemble_services(System& system) {
     if (auto done = assemble_runtime(system); !done)
       return std::move(done).error().with_context(
           "runtime cannot run here (`creto serve --services metering,oversight,messaging` goes without)");
+
+  system.provisioning = CRETO_TRY(create_provisioning(system));
 
   system.chores = start_chores(system);
   return {};

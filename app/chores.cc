@@ -41,6 +41,7 @@ class ChoreThread final : public Chores {
   void each_minute(const Context& ctx) {
     if (system_.local_metering) attempt("metering", [&] { return system_.local_metering->tick(); });
     if (system_.runs("messaging")) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
+    attempt("provisioning", [&] { return system_.provisioning->resume(); });
     attempt("memory", [&] { return system_.memory->sweep(ctx); });
     attempt("storage", [&] { return system_.storage->sweep(ctx); });
     attempt("idempotency", [&] { return io::forget_expired(*system_.database); });

@@ -33,9 +33,20 @@ Json signature_json(const Signature& signature) {
   return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}};
 }
 
-/// Signs a delegation from this home's human to `delegatee` and hands it to the server.
-Result<Json> sign_delegation(const Home& home, cli::Server& server, const std::string& delegatee,
-                             std::vector<std::string> permissions, Nanos valid_for) {
+/// The id that a delegation gets from an idempotency key: the same at each repetition, so that there is one delegation.
+DelegationId delegation_id_of(const std::string& key, const Identity& delegator, const std::string& delegatee) {
+  const Hash256 hash =
+      crypto::sha3_256(as_bytes(fmt::format("creto.delegation\n{}\n{}\n{}", key, delegator.text(), delegatee)));
+  ByteArray<16> bytes;
+  std::copy_n(hash.begin(), bytes.size(), bytes.begin());
+  bytes[6] = static_cast<std::uint8_t>((bytes[6] & 0x0f) | 0x70);
+  bytes[8] = static_cast<std::uint8_t>((bytes[8] & 0x3f) | 0x80);
+  return DelegationId::from_bytes(bytes);
+}
+
+/// A delegation from this home's human to `delegatee`, signed here, as NhiService/CreateDelegation takes it.
+Result<Json> signed_delegation(const Home& home, cli::Server& server, const std::string& key,
+                               const std::string& delegatee, std::vector<std::string> permissions, Nanos valid_for) {
   const Settings settings = CRETO_TRY(Settings::load(home));
   const Identity human = CRETO_TRY(human_of(home));
   const HumanKeys keys = CRETO_TRY(unlock(home, human));
@@ -46,7 +57,7 @@ Result<Json> sign_delegation(const Home& home, cli::Server& server, const std::s
   permissions.erase(repeated.begin(), repeated.end());
   const Instant now = std::chrono::floor<std::chrono::seconds>(system_clock().now());
   const Identity to = CRETO_TRY(Identity::parse(delegatee));
-  nhi::Delegation delegation{.id = DelegationId::fresh(now),
+  nhi::Delegation delegation{.id = key.empty() ? DelegationId::fresh(now) : delegation_id_of(key, human, delegatee),
                              .org = settings.org,
                              .delegator = human,
                              .delegatee = to,
@@ -59,14 +70,29 @@ Result<Json> sign_delegation(const Home& home, cli::Server& server, const std::s
                              .revoked = false};
   const std::string document = CRETO_TRY(delegation.signed_bytes());
   delegation.signature = CRETO_TRY(keys.signing.sign(as_bytes(document), as_bytes(nhi::delegation_context)));
-  return server.call(method(nhi_service, "CreateDelegation"), {{"delegator", human.text()},
-                                                               {"delegatee", to.text()},
-                                                               {"permissions", permissions},
-                                                               {"id", delegation.id.to_string()},
-                                                               {"created_at", to_rfc3339(delegation.created_at)},
-                                                               {"expires_at", to_rfc3339(delegation.expires_at)},
-                                                               {"key_id", delegation.key_id},
-                                                               {"signature", signature_json(delegation.signature)}});
+  return Json{{"delegator", human.text()},
+              {"delegatee", to.text()},
+              {"permissions", permissions},
+              {"id", delegation.id.to_string()},
+              {"created_at", to_rfc3339(delegation.created_at)},
+              {"expires_at", to_rfc3339(delegation.expires_at)},
+              {"key_id", delegation.key_id},
+              {"signature", signature_json(delegation.signature)}};
+}
+
+/// The delegation that the same `key` made before, or a new one.
+Result<Json> make_delegation(const Home& home, cli::Server& server, const std::string& key,
+                             const std::string& delegatee, std::vector<std::string> permissions, Nanos valid_for) {
+  if (!key.empty()) {
+    const Identity human = CRETO_TRY(human_of(home));
+    const std::string id = delegation_id_of(key, human, delegatee).to_string();
+    const Result<Json> chain =
+        server.call(method(nhi_service, "GetDelegationChain"), {{"identity", delegatee}, {"leaf", id}});
+    if (chain) return chain->at("delegations").back();
+    if (chain.error().kind() != ErrorKind::not_found) return Error(chain.error());
+  }
+  const Json delegation = CRETO_TRY(signed_delegation(home, server, key, delegatee, std::move(permissions), valid_for));
+  return server.call(method(nhi_service, "CreateDelegation"), delegation);
 }
 
 }  // namespace
@@ -112,28 +138,49 @@ Result<Output> verify_audit(const std::filesystem::path& tiles, const std::files
                 json.dump(2), 0};
 }
 
-Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions,
-                              Nanos valid_for) {
-  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+Result<Output> register_agent(const Home& home, const cli::CallOptions& options, const std::string& name,
+                              const std::vector<std::string>& permissions, Nanos valid_for) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
   Json agent = CRETO_TRY(server->call(method(nhi_service, "RegisterAgent"), {{"name", name}}));
   const std::string identity = agent.value("identity", "");
-  const Json delegation = CRETO_TRY(sign_delegation(home, *server, identity, permissions, valid_for));
+  const Json delegation =
+      CRETO_TRY(make_delegation(home, *server, options.idempotency_key, identity, permissions, valid_for));
   agent["delegation"] = delegation;
   return Output{fmt::format("{}\n", identity), agent.dump(2), 0};
 }
 
-Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions,
-                        Nanos valid_for) {
-  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+Result<Output> delegate(const Home& home, const cli::CallOptions& options, const std::string& agent,
+                        const std::vector<std::string>& permissions, Nanos valid_for) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
   const Json found = CRETO_TRY(server->call(method(nhi_service, "GetAgent"), {{"identity", agent}}));
-  const Json delegation =
-      CRETO_TRY(sign_delegation(home, *server, found.value("identity", ""), permissions, valid_for));
+  const Json delegation = CRETO_TRY(
+      make_delegation(home, *server, options.idempotency_key, found.value("identity", ""), permissions, valid_for));
   return Output{fmt::format("{}\n", delegation.value("id", "")), delegation.dump(2), 0};
 }
 
-Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes,
-                       const std::string& response) {
-  const auto server = CRETO_TRY(cli::Server::connect(home, {}));
+Result<Output> provision_agent(const Home& home, const cli::CallOptions& options, const ProvisionOptions& provision) {
+  cli::CallOptions repeatable = options;
+  if (repeatable.idempotency_key.empty()) repeatable.idempotency_key = EventId::fresh(system_clock().now()).to_string();
+  const auto server = CRETO_TRY(cli::Server::connect(home, repeatable));
+  const Json agent = CRETO_TRY(server->call(method(nhi_service, "RegisterAgent"), {{"name", provision.name}}));
+  const std::string identity = agent.value("identity", "");
+  Json policies = Json::array();
+  for (const auto& [id, text] : provision.policies) policies.push_back({{"id", id}, {"text", text}});
+  const Json delegation = CRETO_TRY(signed_delegation(home, *server, repeatable.idempotency_key, identity,
+                                                      provision.permissions, provision.valid_for));
+  const Json made =
+      CRETO_TRY(server->call("creto.provision.v1.ProvisionService/ProvisionAgent", {{"agent", identity},
+                                                                                    {"delegation", delegation},
+                                                                                    {"plan_id", provision.plan},
+                                                                                    {"policies", policies},
+                                                                                    {"image", provision.image},
+                                                                                    {"command", provision.command}}));
+  return Output{fmt::format("{}\n", identity), made.dump(2), 0};
+}
+
+Result<Output> respond(const Home& home, const cli::CallOptions& options, const std::string& request, bool approve,
+                       const std::string& notes, const std::string& response) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
   const Identity human = CRETO_TRY(human_of(home));
   const Json shown = CRETO_TRY(server->call(method(oversight_service, "GetRequest"), {{"id", request}}));
   const RequestId id = CRETO_TRY(RequestId::parse(shown.value("id", "")));

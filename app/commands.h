@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/call.h"
 #include "creto/common/result.h"
 #include "home.h"
 
@@ -25,13 +26,27 @@ Result<Output> openapi(const Home& home);
 /// Needs only the directory and the key file: no home, no server.
 Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key);
 
-/// Registers an agent and delegates to it, signed here with the human's key.
-Result<Output> register_agent(const Home& home, const std::string& name, const std::vector<std::string>& permissions,
-                              Nanos valid_for);
-Result<Output> delegate(const Home& home, const std::string& agent, const std::vector<std::string>& permissions,
-                        Nanos valid_for);
+/// Registers an agent and delegates to it, signed here with the human's key. With an idempotency key of the caller's,
+/// this and `delegate` may be repeated until they succeed: there will be one agent and one delegation.
+Result<Output> register_agent(const Home& home, const cli::CallOptions& options, const std::string& name,
+                              const std::vector<std::string>& permissions, Nanos valid_for);
+Result<Output> delegate(const Home& home, const cli::CallOptions& options, const std::string& agent,
+                        const std::vector<std::string>& permissions, Nanos valid_for);
+struct ProvisionOptions {
+  std::string name;
+  std::vector<std::string> permissions;
+  Nanos valid_for{};
+  std::string plan;                                           ///< empty: no subscription
+  std::vector<std::pair<std::string, std::string>> policies;  ///< id and Cedar text
+  std::string image;                                          ///< of a first sandbox; empty: none
+  std::vector<std::string> command;
+};
+/// Registers an agent and makes it ready to work, all of it or nothing; the delegation is signed here. Repeat with the
+/// same idempotency key until it is done.
+Result<Output> provision_agent(const Home& home, const cli::CallOptions& options, const ProvisionOptions& provision);
+
 /// Answers an oversight request, signed here with the human's key. `response` is a JSON object, or empty.
-Result<Output> respond(const Home& home, const std::string& request, bool approve, const std::string& notes,
-                       const std::string& response);
+Result<Output> respond(const Home& home, const cli::CallOptions& options, const std::string& request, bool approve,
+                       const std::string& notes, const std::string& response);
 
 }  // namespace creto::app

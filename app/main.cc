@@ -49,6 +49,11 @@ struct GlobalFlags {
   std::string timeout = "30s";
 };
 
+Result<cli::CallOptions> options_of(const GlobalFlags& flags) {
+  const Nanos timeout = CRETO_TRY(parse_duration(flags.timeout));
+  return cli::CallOptions{timeout, flags.endpoint, flags.idempotency_key};
+}
+
 int finish(const Result<Output>& result, const GlobalFlags& flags) {
   if (!result) {
     fmt::print(stderr, "{}\n",
@@ -144,8 +149,8 @@ Result<Output> run_verb(const Verb& verb, const std::vector<Given>& given, const
     std::ranges::replace(pointer, '.', '/');
     request[Json::json_pointer(pointer)] = std::move(value);
   }
-  const Nanos timeout = CRETO_TRY(parse_duration(flags.timeout));
-  const auto server = CRETO_TRY(cli::Server::connect(home, {timeout, flags.endpoint, flags.idempotency_key}));
+  const cli::CallOptions options = CRETO_TRY(options_of(flags));
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
   const Json response = CRETO_TRY(server->call(verb.method, request));
   return Output{cli::render(response, verb.columns), response.dump(2), 0};
 }
@@ -250,23 +255,52 @@ int run(int argc, char** argv) {
       command("agents register", "a new agent that acts for you; signs the delegation with your key",
               [&](const Home& home) -> Result<Output> {
                 const Nanos duration = CRETO_TRY(parse_duration(valid_for));
-                return register_agent(home, name, permissions, duration);
+                const cli::CallOptions options = CRETO_TRY(options_of(flags));
+                return register_agent(home, options, name, permissions, duration);
               });
   register_command->add_option("NAME", name, "unique in the organization")->required();
   delegation_options(register_command);
   CLI::App* delegate_command = command("agents delegate", "a further delegation to an agent, signed with your key",
                                        [&](const Home& home) -> Result<Output> {
                                          const Nanos duration = CRETO_TRY(parse_duration(valid_for));
-                                         return delegate(home, name, permissions, duration);
+                                         const cli::CallOptions options = CRETO_TRY(options_of(flags));
+                                         return delegate(home, options, name, permissions, duration);
                                        });
   delegate_command->add_option("AGENT", name, "identity or name")->required();
   delegation_options(delegate_command);
 
+  ProvisionOptions provision;
+  std::vector<std::string> policy_files;
+  CLI::App* provision_command =
+      command("agents provision", "a new agent with everything it needs to work, or nothing of it",
+              [&](const Home& home) -> Result<Output> {
+                provision.name = name;
+                provision.permissions = permissions;
+                provision.valid_for = CRETO_TRY(parse_duration(valid_for));
+                for (const std::string& file : policy_files) {
+                  std::string text = CRETO_TRY(content_of(file));
+                  provision.policies.emplace_back(std::filesystem::path(file).stem().string(), std::move(text));
+                }
+                const cli::CallOptions options = CRETO_TRY(options_of(flags));
+                return provision_agent(home, options, provision);
+              });
+  provision_command->add_option("NAME", name, "unique in the organization")->required();
+  delegation_options(provision_command);
+  provision_command->add_option("--plan", provision.plan, "to bill it by");
+  const auto one_each = [](CLI::Option* option) {
+    option->expected(1)->allow_extra_args(false)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  };
+  one_each(provision_command->add_option("--policy", policy_files, "file with a Cedar policy ID.cedar; repeatable"));
+  provision_command->add_option("--image", provision.image, "of a first sandbox");
+  one_each(provision_command->add_option("--command", provision.command, "what runs in it, word by word; repeatable"));
+
   std::string request_id, notes, response;
   for (const bool approve : {true, false}) {
-    CLI::App* sub =
-        command(approve ? "requests approve" : "requests deny", "answer a request, signed with your key",
-                [&, approve](const Home& home) { return respond(home, request_id, approve, notes, response); });
+    CLI::App* sub = command(approve ? "requests approve" : "requests deny", "answer a request, signed with your key",
+                            [&, approve](const Home& home) -> Result<Output> {
+                              const cli::CallOptions options = CRETO_TRY(options_of(flags));
+                              return respond(home, options, request_id, approve, notes, response);
+                            });
     sub->add_option("ID", request_id)->required();
     sub->add_option("--notes", notes, "shown to the agent");
     if (approve) sub->add_option("--response", response, "a JSON object for whoever acts on the decision");

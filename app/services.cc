@@ -13,6 +13,7 @@
 #include "creto/runtime/runtime_rpc.h"
 #include "creto/storage/storage_rpc.h"
 #include "creto/vault/vault_rpc.h"
+#include "provision.h"
 #include "system.h"
 
 namespace creto::app {
@@ -30,6 +31,7 @@ void register_services(rpc::Dispatcher& dispatcher, System& system) {
   if (system.runs("oversight")) oversight::register_oversight(dispatcher, *system.oversight);
   if (system.runs("messaging")) messaging::register_messaging(dispatcher, *system.messaging);
   if (system.runtime) runtime::register_runtime(dispatcher, *system.runtime);
+  if (system.provisioning) register_provisioning(dispatcher, system);
 }
 
 }  // namespace creto::app

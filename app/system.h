@@ -23,6 +23,7 @@
 #include "creto/storage/storage.h"
 #include "creto/vault/vault.h"
 #include "home.h"
+#include "saga.h"
 #include "settings.h"
 
 namespace creto::app {
@@ -67,6 +68,7 @@ struct System {
   std::unique_ptr<messaging::Messaging> messaging;
   std::unique_ptr<runtime::MessageEndpoint> endpoint;
   std::unique_ptr<runtime::Runtime> runtime;
+  std::unique_ptr<Sagas> provisioning;
   std::unique_ptr<Chores> chores;
 
   /// Whether this process serves the product of that name. One that it does not may still be reached (`integrations`).
