@@ -9,6 +9,8 @@
 # Configuration stops on an upward edge, a product-to-product edge, and a cycle.
 #
 #   creto_test(audit_test SOURCES tests/audit_test.cc DEPS creto::audit [DEFINITIONS NAME="text"] [LABELS concurrent])
+#   creto_script_test(docs PROGRAM docs_test.py ARGUMENTS … LABELS … TIMEOUT 300)  -> with `--creto <the built binary>`
+#   creto_soak(crash PROGRAM crash_test.py ARGUMENTS …)                   -> bin/soak_crash, for ./dev soak
 #   creto_bench(audit SOURCES bench/audit_bench.cc DEPS creto::audit)     -> bin/bench_audit
 #   creto_fuzz(audit_tile SOURCES tests/tile_fuzz.cc DEPS creto::audit)   -> only where CRETO_FUZZ is on
 
@@ -129,6 +131,24 @@ function(creto_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT})
+endfunction()
+
+# A Python program that tests the binary `creto`; where it leaves with 77 it was skipped, and its last line says why.
+function(creto_script_test name)
+  cmake_parse_arguments(arg "" "PROGRAM;TIMEOUT" "ARGUMENTS;LABELS" ${ARGN})
+  if(NOT CRETO_TESTS)
+    return()
+  endif()
+  add_test(NAME ${name}_test COMMAND python3 ${CMAKE_CURRENT_SOURCE_DIR}/${arg_PROGRAM} ${arg_ARGUMENTS} --creto $<TARGET_FILE:creto>)
+  set_tests_properties(${name}_test PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77)
+endfunction()
+
+function(creto_soak name)
+  cmake_parse_arguments(arg "" "PROGRAM" "ARGUMENTS" ${ARGN})
+  list(JOIN arg_ARGUMENTS " " arguments)
+  file(GENERATE OUTPUT ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/soak_${name}
+    CONTENT "#!/bin/sh\nexec python3 ${CMAKE_CURRENT_SOURCE_DIR}/${arg_PROGRAM} ${arguments} \"$@\"\n"
+    FILE_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
 endfunction()
 
 function(creto_bench name)
