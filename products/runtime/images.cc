@@ -8,11 +8,15 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "creto/common/clock.h"
+#include "creto/common/id.h"
 #include "creto/common/json.h"
 #include "driver/process.h"
 
 namespace creto::runtime {
 namespace {
+
+constexpr auto unpack_timeout = std::chrono::minutes(5);
 
 bool is_image_name(std::string_view name) {
   return !name.empty() && name.size() <= 128 && name.front() != '.' && name.front() != '-' &&
@@ -64,6 +68,14 @@ Result<ImageStore::Manifest> ImageStore::manifest_of(const std::string& name) {
   return manifest;
 }
 
+void ImageStore::remove_abandoned() {
+  std::error_code ignored;
+  const auto long_ago = std::filesystem::file_time_type::clock::now() - 2 * unpack_timeout;
+  for (const auto& entry : std::filesystem::directory_iterator(rootfs_, ignored))
+    if (entry.path().extension() == ".new" && entry.last_write_time(ignored) < long_ago)
+      std::filesystem::remove_all(entry.path(), ignored);
+}
+
 Result<ImageStore::Image> ImageStore::get(const std::string& name) {
   auto manifest = CRETO_TRY(manifest_of(name));
   const auto directory = fmt::format("{}/{}", rootfs_, manifest.digest.substr(7));
@@ -71,12 +83,12 @@ Result<ImageStore::Image> ImageStore::get(const std::string& name) {
   const std::lock_guard lock(unpacking_);
   if (std::filesystem::exists(image.rootfs)) return image;
   CRETO_TRY(make_directory(rootfs_, 0755));
-  const auto fresh = directory + ".new";
-  std::error_code ignored;
-  std::filesystem::remove_all(fresh, ignored);
+  remove_abandoned();
+  // A name of its own: after a crash the program that an earlier process started may still be at work.
+  const auto fresh = fmt::format("{}.{}.new", directory, EventId::fresh(system_clock().now()).to_string());
   CRETO_TRY(
       run_checked({.argv = {"umoci", "unpack", "--image", fmt::format("{}/{}:{}", images_, name, manifest.tag), fresh},
-                   .timeout = std::chrono::minutes(5)}));
+                   .timeout = unpack_timeout}));
   CRETO_TRY(add_mount_points(fresh + "/rootfs"));
   if (::rename(fresh.c_str(), directory.c_str()) != 0) return system_error("cannot put the image in place");
   return image;

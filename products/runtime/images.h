@@ -30,6 +30,8 @@ class ImageStore {
     std::string digest, tag;
   };
   Result<Manifest> manifest_of(const std::string& name);
+  /// What a process that died while it unpacked has left behind.
+  void remove_abandoned();
 
   const std::string images_, rootfs_;
   std::mutex unpacking_;

@@ -331,13 +331,13 @@ TEST_P(MessagingContract, SendingAgainDeliversNothingAgain) {
 
 TEST_P(MessagingContract, ARepeatedRequestIsSentOnceAlsoWhereItIsSealedAnew) {
   Context ctx = as(*alice);
-  ctx.idempotency_key = "tell bob";
+  ctx.idempotency_key = "tell-bob";
   const auto first = messaging->send(ctx, sealed(*alice, *bob, "once"));
   const auto again = messaging->send(ctx, sealed(*alice, *bob, "once"));
   ASSERT_TRUE(first && again);
   EXPECT_EQ(*first, *again);
   EXPECT_THAT(read_all(*bob), ElementsAre("once"));
-  ctx.idempotency_key = "tell bob again";
+  ctx.idempotency_key = "tell-bob-again";
   ASSERT_TRUE(messaging->send(ctx, sealed(*alice, *bob, "twice")));
   EXPECT_THAT(read_all(*bob), ElementsAre("twice"));
 }

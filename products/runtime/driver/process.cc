@@ -108,6 +108,8 @@ Result<Finished> run_to_end(const Invocation& invocation) {
   posix_spawn_file_actions_adddup2(&actions, in_read.get(), 0);
   posix_spawn_file_actions_adddup2(&actions, out_write.get(), 1);
   posix_spawn_file_actions_adddup2(&actions, out_write.get(), 2);
+  // A listening socket that a child held would keep the next server from its port.
+  posix_spawn_file_actions_addclosefrom_np(&actions, 3);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   sigset_t none, defaults;
