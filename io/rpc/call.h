@@ -62,7 +62,7 @@ class DispatcherImpl final : public Dispatcher {
   void stop() override;
 
   /// Runs `call` here or on a worker, and answers it.
-  void dispatch(const Entry& entry, std::shared_ptr<Call> call);
+  void dispatch(const Entry& entry, const std::shared_ptr<Call>& call);
 
   const std::vector<std::unique_ptr<Entry>>& entries() const { return entries_; }
   const DispatcherOptions& options() const { return options_; }

@@ -144,7 +144,7 @@ void DispatcherImpl::add(detail::Method method) {
   entries_.push_back(std::move(entry));
 }
 
-void DispatcherImpl::dispatch(const Entry& entry, std::shared_ptr<Call> call) {
+void DispatcherImpl::dispatch(const Entry& entry, const std::shared_ptr<Call>& call) {
   if (entry.method.inline_call) {
     run(entry, call);
     return;

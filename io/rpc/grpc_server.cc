@@ -129,7 +129,7 @@ class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
 class StreamCall final : public GrpcCall, public grpc::ServerWriteReactor<ByteBuffer> {
  public:
   StreamCall(grpc::CallbackServerContext* context, const ByteBuffer* request) : GrpcCall(context, request) {}
-  void keep(std::shared_ptr<StreamCall> self) { self_ = self; }
+  void keep(std::shared_ptr<StreamCall> self) { self_ = std::move(self); }
 
   void answer(const Message&) override { CRETO_ASSERT(false); }
   void fail(const Error& error) override { finish(error); }
@@ -332,7 +332,7 @@ class GrpcServerImpl final : public GrpcServer {
     if (!options.unix_path.empty()) ::chmod(options.unix_path.c_str(), 0600);
     if (options.health) {
       health_ = options.health;
-      watcher_ = std::jthread([this](std::stop_token stop) { watch(stop); });
+      watcher_ = std::jthread([this](const std::stop_token& stop) { watch(stop); });
     }
     return {};
   }
@@ -349,7 +349,7 @@ class GrpcServerImpl final : public GrpcServer {
 
  private:
   /// grpc.health.v1 is told rather than asked.
-  void watch(std::stop_token stop) {
+  void watch(const std::stop_token& stop) {
     std::mutex mutex;
     std::condition_variable_any wake;
     std::unique_lock lock(mutex);
@@ -367,7 +367,7 @@ class GrpcServerImpl final : public GrpcServer {
 
 }  // namespace
 
-Result<std::unique_ptr<GrpcServer>> GrpcServer::start(Dispatcher& dispatcher, GrpcServerOptions options) {
+Result<std::unique_ptr<GrpcServer>> GrpcServer::start(Dispatcher& dispatcher, const GrpcServerOptions& options) {
   auto server = std::make_unique<GrpcServerImpl>();
   CRETO_TRY(server->start(static_cast<DispatcherImpl&>(dispatcher), options));
   return server;

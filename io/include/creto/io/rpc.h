@@ -300,7 +300,7 @@ struct GrpcServerOptions {
 class GrpcServer {
  public:
   /// Errors: unavailable naming the address; invalid_input for a bad certificate.
-  static Result<std::unique_ptr<GrpcServer>> start(Dispatcher& dispatcher, GrpcServerOptions options);
+  static Result<std::unique_ptr<GrpcServer>> start(Dispatcher& dispatcher, const GrpcServerOptions& options);
   virtual ~GrpcServer() = default;  ///< stops
   virtual std::uint16_t port() const = 0;
   virtual void stop(Nanos grace = std::chrono::seconds(5)) = 0;
