@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -16,6 +17,7 @@ namespace creto::authz::cedar {
 struct Position {
   std::uint32_t line = 1;
   std::uint32_t column = 1;
+  friend auto operator<=>(const Position&, const Position&) = default;
 };
 
 enum class Variable : std::uint8_t { principal, action, resource, context };
@@ -76,7 +78,9 @@ struct ScopeConstraint {
   enum class Kind : std::uint8_t { any, equal, in, in_any, is, is_in };
   Kind kind = Kind::any;
   std::string type;                 ///< is, is_in
-  std::vector<EntityUid> entities;  ///< one, but for in_any
+  std::vector<EntityUid> entities;  ///< one, but for in_any; none where a slot stands for it
+  bool slot = false;                ///< `?principal` or `?resource`: the policy is a template
+  Position where = {};              ///< of the type or the first entity
 };
 
 enum class Effect : std::uint8_t { permit, forbid };
@@ -86,7 +90,7 @@ struct Condition {
   NodeId expression = 0;
 };
 
-/// One parsed policy. Immutable once it leaves the parser.
+/// One parsed policy or template. Immutable once it leaves the parser. Only one without slots can be evaluated.
 struct PolicyAst {
   Effect effect = Effect::permit;
   Position where;
@@ -94,6 +98,8 @@ struct PolicyAst {
   ScopeConstraint principal, action, resource;
   std::vector<Condition> conditions;
   std::vector<Node> nodes;
+
+  bool is_template() const { return principal.slot || resource.slot; }
 };
 
 }  // namespace creto::authz::cedar

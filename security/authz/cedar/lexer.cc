@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
 #include "cedar/text.h"
@@ -18,55 +19,62 @@ class Lexer {
  public:
   explicit Lexer(std::string_view text) : text_(text) {}
 
-  Result<std::vector<Token>> run() {
-    std::vector<Token> tokens;
+  Lexed run() {
+    Lexed lexed;
     while (true) {
-      skip_blank();
+      skip_blank(lexed);
       const Position where = where_;
       if (at_ == text_.size()) {
-        tokens.push_back({TokenKind::end, {}, where});
-        return tokens;
+        lexed.tokens.push_back({TokenKind::end, {}, where});
+        return lexed;
       }
       const char c = text_[at_];
       const std::size_t begin = at_;
       if (letter(c)) {
         while (at_ < text_.size() && (letter(text_[at_]) || digit(text_[at_]))) advance();
-        tokens.push_back({TokenKind::identifier, text_.substr(begin, at_ - begin), where});
+        lexed.tokens.push_back({TokenKind::identifier, text_.substr(begin, at_ - begin), where});
       } else if (digit(c)) {
         while (at_ < text_.size() && digit(text_[at_])) advance();
-        tokens.push_back({TokenKind::integer, text_.substr(begin, at_ - begin), where});
+        lexed.tokens.push_back({TokenKind::integer, text_.substr(begin, at_ - begin), where});
       } else if (c == '"') {
-        advance();
-        while (at_ < text_.size() && text_[at_] != '"') {
-          if (text_[at_] == '\\') advance();
-          if (at_ < text_.size()) advance();
-        }
-        if (at_ == text_.size()) return error_at(where, "string is not closed: expected `\"`");
-        tokens.push_back({TokenKind::string, text_.substr(begin + 1, at_ - begin - 1), where});
-        advance();
+        lexed.tokens.push_back(string());
       } else {
-        static constexpr std::array<std::string_view, 31> symbols = {
-            "::", "==", "!=", "<=", ">=", "&&", "||", "(", ")", "[", "]", "{", "}", ",", ";", ":",
-            ".",  "@",  "<",  ">",  "!",  "+",  "-",  "*", "?", "=", "/", "%", "&", "|", "#"};
-        std::string_view symbol;
-        for (const auto candidate : symbols) {
-          if (text_.substr(at_).starts_with(candidate)) {
-            symbol = text_.substr(at_, candidate.size());
-            break;
-          }
-        }
-        if (symbol.empty()) {
-          const auto printable = c > 0x20 && c < 0x7f;
-          return error_at(where, printable ? fmt::format("`{}` begins nothing in Cedar", c)
-                                           : "this character begins nothing in Cedar (only strings may hold it)");
-        }
-        for (std::size_t i = 0; i < symbol.size(); ++i) advance();
-        tokens.push_back({TokenKind::symbol, symbol, where});
+        lexed.tokens.push_back(symbol());
       }
     }
   }
 
  private:
+  Token string() {
+    const Position where = where_;
+    const std::size_t begin = at_ + 1;
+    std::size_t end = begin;
+    while (end < text_.size() && text_[end] != '"') end += text_[end] == '\\' ? 2 : 1;
+    const bool closed = end < text_.size();
+    // Without an end it is taken to end with its line, so that what follows can still be read.
+    if (!closed) end = std::min(text_.find('\n', begin), text_.size());
+    while (at_ < end) advance();
+    if (closed) advance();
+    return {closed ? TokenKind::string : TokenKind::unclosed, text_.substr(begin, end - begin), where};
+  }
+
+  Token symbol() {
+    static constexpr std::array<std::string_view, 31> symbols = {
+        "::", "==", "!=", "<=", ">=", "&&", "||", "(", ")", "[", "]", "{", "}", ",", ";", ":",
+        ".",  "@",  "<",  ">",  "!",  "+",  "-",  "*", "?", "=", "/", "%", "&", "|", "#"};
+    const Position where = where_;
+    const std::size_t begin = at_;
+    for (const auto candidate : symbols) {
+      if (!text_.substr(at_).starts_with(candidate)) continue;
+      for (std::size_t i = 0; i < candidate.size(); ++i) advance();
+      return {TokenKind::symbol, text_.substr(begin, candidate.size()), where};
+    }
+    do {
+      advance();
+    } while (at_ < text_.size() && (static_cast<unsigned char>(text_[at_]) & 0xc0) == 0x80);
+    return {TokenKind::invalid, text_.substr(begin, at_ - begin), where};
+  }
+
   void advance() {
     const auto c = static_cast<unsigned char>(text_[at_++]);
     if (c == '\n') {
@@ -77,12 +85,15 @@ class Lexer {
     }
   }
 
-  void skip_blank() {
+  void skip_blank(Lexed& lexed) {
     while (at_ < text_.size()) {
       if (space(text_[at_])) {
         advance();
       } else if (text_.substr(at_).starts_with("//")) {
+        const Position where = where_;
+        const std::size_t begin = at_;
         while (at_ < text_.size() && text_[at_] != '\n') advance();
+        lexed.comments.push_back({text_.substr(begin, at_ - begin), where, lexed.tokens.size()});
       } else {
         return;
       }
@@ -178,7 +189,7 @@ Error error_at(Position where, std::string what) {
                fmt::format("line {}, column {}: {}", where.line, where.column, what));
 }
 
-Result<std::vector<Token>> lex(std::string_view text) {
+Result<Lexed> lex(std::string_view text) {
   if (!is_valid_utf8(text)) return Error(Product::platform, ErrorKind::invalid_input, "the text is not valid UTF-8");
   return Lexer(text).run();
 }
@@ -220,6 +231,69 @@ Result<Pattern> unescape_pattern(const Token& token) {
     }
   }
   return pattern;
+}
+
+Error TokenReader::unexpected(std::string_view expected) const {
+  const Token& token = peek();
+  switch (token.kind) {
+    case TokenKind::unclosed:
+      return error_at(token.where, "string is not closed: expected `\"`");
+    case TokenKind::invalid: {
+      const bool printable = token.text[0] > 0x20 && token.text[0] < 0x7f;
+      return error_at(token.where, printable ? fmt::format("`{}` begins nothing in Cedar", token.text)
+                                             : "this character begins nothing in Cedar (only strings may hold it)");
+    }
+    case TokenKind::end:
+      return error_at(token.where, fmt::format("found the end of the text, expected {}", expected));
+    case TokenKind::string:
+      return error_at(token.where, fmt::format("found a string, expected {}", expected));
+    default:
+      return error_at(token.where, fmt::format("found `{}`, expected {}", token.text.substr(0, 60), expected));
+  }
+}
+
+Result<> TokenReader::expect(std::string_view symbol, std::string_view expected) {
+  if (take_symbol(symbol)) return {};
+  return unexpected(expected.empty() ? fmt::format("`{}`", symbol) : std::string(expected));
+}
+
+Result<std::string> TokenReader::identifier(std::string_view expected) {
+  if (peek().kind != TokenKind::identifier) return unexpected(expected);
+  if (is_reserved(peek().text)) {
+    return error_at(peek().where, fmt::format("`{}` is a reserved word, expected {}", peek().text, expected));
+  }
+  return std::string(next().text);
+}
+
+Result<std::string> TokenReader::path(std::string_view expected) {
+  std::string path = CRETO_TRY(identifier(expected));
+  while (take_symbol("::")) {
+    const std::string part = CRETO_TRY(identifier("a name after `::`"));
+    path += "::" + part;
+  }
+  return path;
+}
+
+Result<std::string> TokenReader::string(std::string_view expected) {
+  if (peek().kind != TokenKind::string) return unexpected(expected);
+  return unescape_string(next());
+}
+
+Result<> TokenReader::annotations(std::map<std::string, std::string, std::less<>>& into) {
+  while (take_symbol("@")) {
+    const Token& key = peek();
+    if (key.kind != TokenKind::identifier) return unexpected("the name of an annotation");
+    next();  // any word may name one, reserved or not
+    std::string value;
+    if (take_symbol("(")) {
+      value = CRETO_TRY(string("a string"));
+      CRETO_TRY(expect(")"));
+    }
+    if (!into.emplace(std::string(key.text), std::move(value)).second) {
+      return error_at(key.where, fmt::format("annotation `@{}` stands twice", key.text));
+    }
+  }
+  return {};
 }
 
 }  // namespace creto::authz::cedar

@@ -13,80 +13,50 @@ namespace creto::authz::cedar {
 namespace {
 
 /// Recursive descent, one method for each level of Cedar's grammar; `Nesting` bounds the recursion.
-class Parser {
+class Parser : private TokenReader {
  public:
-  Parser(const std::vector<Token>& tokens, ParseLimits limits) : tokens_(tokens), limits_(limits) {}
+  Parser(const std::vector<Token>& tokens, ParseLimits limits) : TokenReader(tokens), limits_(limits) {}
 
-  Result<std::vector<PolicyAst>> policies() {
-    std::vector<PolicyAst> all;
-    while (peek().kind != TokenKind::end) {
-      if (all.size() == limits_.policies_max) {
-        return Error(Product::platform, ErrorKind::too_large,
-                     fmt::format("more than {} policies in one text", limits_.policies_max));
+  Parsed<std::vector<PolicyAst>> policies() {
+    Parsed<std::vector<PolicyAst>> all;
+    while (!at_end()) {
+      if (all.value.size() + all.problems.size() == limits_.policies_max) {
+        all.problems.push_back({peek().where, fmt::format("more than {} policies in one text", limits_.policies_max)});
+        break;
       }
-      CRETO_TRY(policy());
-      all.push_back(std::move(policy_));
+      const std::size_t begin = at();
+      if (const auto parsed = policy(); !parsed) {
+        all.problems.push_back(problem_of(parsed.error()));
+        skip_policy(begin);
+      } else {
+        all.value.push_back(std::move(policy_));
+      }
     }
     return all;
   }
 
+  Parsed<std::vector<Node>> lone_expression() {
+    Parsed<std::vector<Node>> result;
+    const auto parsed = [&]() -> Result<> {
+      CRETO_TRY(expression());
+      if (!at_end()) return unexpected("an operator or the end of the text");
+      return check_depth();
+    }();
+    if (!parsed) result.problems.push_back(problem_of(parsed.error()));
+    result.value = std::move(policy_.nodes);
+    return result;
+  }
+
  private:
-  // --- tokens
-  // ---------------------------------------------------------------------------------------------------------
-
-  const Token& peek(std::size_t ahead = 0) const { return tokens_[std::min(at_ + ahead, tokens_.size() - 1)]; }
-  const Token& next() {
-    const Token& token = peek();
-    if (at_ + 1 < tokens_.size()) ++at_;
-    return token;
-  }
-  bool is_symbol(std::string_view text, std::size_t ahead = 0) const {
-    return peek(ahead).kind == TokenKind::symbol && peek(ahead).text == text;
-  }
-  bool is_word(std::string_view text, std::size_t ahead = 0) const {
-    return peek(ahead).kind == TokenKind::identifier && peek(ahead).text == text;
-  }
-  bool take_symbol(std::string_view text) { return is_symbol(text) && (next(), true); }
-  bool take_word(std::string_view text) { return is_word(text) && (next(), true); }
-
-  Error unexpected(std::string_view expected) const {
-    const Token& token = peek();
-    std::string found;
-    switch (token.kind) {
-      case TokenKind::end:
-        found = "the end of the text";
-        break;
-      case TokenKind::string:
-        found = "a string";
-        break;
-      default:
-        found = fmt::format("`{}`", token.text.substr(0, 60));
+  /// To where the next policy seems to begin: behind a `;`, or at an annotation or `permit (` after the place where the
+  /// broken one began.
+  void skip_policy(std::size_t begin) {
+    while (!at_end()) {
+      const bool effect = (is_word("permit") || is_word("forbid")) && is_symbol("(", 1);
+      if (at() > begin && (effect || is_symbol("@"))) return;
+      if (take_symbol(";")) return;
+      next();
     }
-    return error_at(token.where, fmt::format("found {}, expected {}", found, expected));
-  }
-  Result<> expect(std::string_view symbol, std::string_view expected = {}) {
-    if (take_symbol(symbol)) return {};
-    return unexpected(expected.empty() ? fmt::format("`{}`", symbol) : std::string(expected));
-  }
-
-  Result<std::string> identifier(std::string_view expected) {
-    if (peek().kind != TokenKind::identifier) return unexpected(expected);
-    if (is_reserved(peek().text)) {
-      return error_at(peek().where, fmt::format("`{}` is a reserved word, expected {}", peek().text, expected));
-    }
-    return std::string(next().text);
-  }
-
-  /// `list` of a bracketed group up to `close`; a comma may end it.
-  template <class Item>
-  Result<> list(std::string_view close, std::string_view what, Item item) {
-    while (!take_symbol(close)) {
-      CRETO_TRY(item());
-      if (take_symbol(",")) continue;
-      CRETO_TRY(expect(close, fmt::format("`,` or `{}` after {}", close, what)));
-      return {};
-    }
-    return {};
   }
 
   // --- names and entities
@@ -125,9 +95,7 @@ class Parser {
   }
 
   Result<EntityUid> entity() {
-    if (is_symbol("?")) {
-      return error_at(peek().where, "templates (`?principal`, `?resource`) are not supported");
-    }
+    if (is_symbol("?")) return slot_out_of_place();
     auto parsed = CRETO_TRY(path_or_entity("an entity such as Type::\"id\""));
     if (!parsed.entity) {
       return error_at(parsed.where,
@@ -136,15 +104,19 @@ class Parser {
     return *std::move(parsed.entity);
   }
 
+  Error slot_out_of_place() const {
+    return error_at(peek().where, fmt::format("found the slot `?{}`: a slot may only stand after `==` or `in` of the "
+                                              "principal (`?principal`) or the resource (`?resource`)",
+                                              peek(1).text.substr(0, 60)));
+  }
+
   // --- policies
   // ---------------------------------------------------------------------------------------------------------
 
   Result<> policy() {
     policy_ = PolicyAst{};
     policy_.where = peek().where;
-    while (take_symbol("@")) {
-      CRETO_TRY(annotation());
-    }
+    CRETO_TRY(annotations(policy_.annotations));
 
     if (take_word("permit")) {
       policy_.effect = Effect::permit;
@@ -186,19 +158,17 @@ class Parser {
     return {};
   }
 
-  Result<> annotation() {
-    const Token& key = peek();
-    if (key.kind != TokenKind::identifier) return unexpected("the name of an annotation");
-    next();  // any word may name one, reserved or not
-    std::string value;
-    if (take_symbol("(")) {
-      if (peek().kind != TokenKind::string) return unexpected("a string");
-      value = CRETO_TRY(unescape_string(next()));
-      CRETO_TRY(expect(")"));
+  /// The entity of a scope, or the slot that stands for it.
+  Result<> scope_entity(std::string_view variable, ScopeConstraint& constraint) {
+    constraint.where = constraint.type.empty() ? peek().where : constraint.where;
+    if (is_symbol("?") && is_word(variable, 1)) {
+      next();
+      next();
+      constraint.slot = true;
+      return {};
     }
-    if (!policy_.annotations.emplace(std::string(key.text), std::move(value)).second) {
-      return error_at(key.where, fmt::format("annotation `@{}` stands twice", key.text));
-    }
+    EntityUid uid = CRETO_TRY(entity());
+    constraint.entities.push_back(std::move(uid));
     return {};
   }
 
@@ -207,19 +177,17 @@ class Parser {
     ScopeConstraint constraint;
     if (take_symbol("==")) {
       constraint.kind = ScopeConstraint::Kind::equal;
-      EntityUid uid = CRETO_TRY(entity());
-      constraint.entities.push_back(std::move(uid));
+      CRETO_TRY(scope_entity(variable, constraint));
     } else if (take_word("in")) {
       constraint.kind = ScopeConstraint::Kind::in;
-      EntityUid uid = CRETO_TRY(entity());
-      constraint.entities.push_back(std::move(uid));
+      CRETO_TRY(scope_entity(variable, constraint));
     } else if (take_word("is")) {
       constraint.kind = ScopeConstraint::Kind::is;
+      constraint.where = peek().where;
       constraint.type = CRETO_TRY(type_path());
       if (take_word("in")) {
         constraint.kind = ScopeConstraint::Kind::is_in;
-        EntityUid uid = CRETO_TRY(entity());
-        constraint.entities.push_back(std::move(uid));
+        CRETO_TRY(scope_entity(variable, constraint));
       }
     }
     return constraint;
@@ -240,8 +208,10 @@ class Parser {
     };
     if (take_symbol("==")) {
       constraint.kind = ScopeConstraint::Kind::equal;
+      constraint.where = peek().where;
       CRETO_TRY(action());
     } else if (take_word("in")) {
+      constraint.where = peek().where;
       if (take_symbol("[")) {
         constraint.kind = ScopeConstraint::Kind::in_any;
         CRETO_TRY(list("]", "an action", action));
@@ -510,9 +480,9 @@ class Parser {
         if (token.text == "(") return parenthesised();
         if (token.text == "[") return set();
         if (token.text == "{") return record();
-        if (token.text == "?") return error_at(token.where, "templates (`?principal`, `?resource`) are not supported");
+        if (token.text == "?") return slot_out_of_place();
         break;
-      case TokenKind::end:
+      default:
         break;
     }
     return unexpected("an expression");
@@ -590,22 +560,43 @@ class Parser {
     return add(std::move(node));
   }
 
-  const std::vector<Token>& tokens_;
   const ParseLimits limits_;
-  std::size_t at_ = 0;
   std::size_t depth_ = 0;
   PolicyAst policy_;
 };
 
-}  // namespace
-
-Result<std::vector<PolicyAst>> parse_policies(std::string_view text, ParseLimits limits) {
+Result<Lexed> lex_within(std::string_view text, const ParseLimits& limits) {
   if (text.size() > limits.bytes_max) {
     return Error(Product::platform, ErrorKind::too_large,
                  fmt::format("the text of the policies is longer than {} bytes", limits.bytes_max));
   }
-  const auto tokens = CRETO_TRY(lex(text));
-  return Parser(tokens, limits).policies();
+  return lex(text);
+}
+
+}  // namespace
+
+Parsed<std::vector<PolicyAst>> parse_policies_and_templates(std::string_view text, ParseLimits limits) {
+  const auto lexed = lex_within(text, limits);
+  if (!lexed) return {{}, {{{0, 0}, std::string(lexed.error().message())}}};
+  return Parser(lexed->tokens, limits).policies();
+}
+
+Result<std::vector<PolicyAst>> parse_policies(std::string_view text, ParseLimits limits) {
+  const auto lexed = CRETO_TRY(lex_within(text, limits));
+  auto parsed = Parser(lexed.tokens, limits).policies();
+  for (const PolicyAst& policy : parsed.value) {
+    if (!policy.is_template()) continue;
+    parsed.problems.push_back({policy.where,
+                               "this policy is a template (`?principal`, `?resource`) and decides nothing",
+                               "link it to entities first"});
+  }
+  return std::move(parsed).result();
+}
+
+Parsed<std::vector<Node>> parse_expression(std::string_view text, ParseLimits limits) {
+  const auto lexed = lex_within(text, limits);
+  if (!lexed) return {{}, {{{0, 0}, std::string(lexed.error().message())}}};
+  return Parser(lexed->tokens, limits).lone_expression();
 }
 
 }  // namespace creto::authz::cedar

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "cedar/entity_table.h"
 #include "cedar/parser.h"
 #include "cedar/policy_set.h"
-#include "tests/cedar_testing.h"
 
 namespace creto::authz::cedar {
 namespace {

@@ -1,5 +1,5 @@
+#include "cedar/entity_table.h"
 #include "cedar/parser.h"
-#include "tests/cedar_testing.h"
 
 /// Whatever parses also runs, without a crash and to the same end twice.
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {

@@ -73,9 +73,39 @@ TEST(CedarParser, RefusesWhatCedarRefuses) {
   EXPECT_NE(error_of("permit(principal,action,resource) when { true \xff };"), "parsed");
 }
 
-TEST(CedarParser, NamesWhatItDoesNotSupport) {
-  EXPECT_EQ(error_of("permit(principal == ?principal, action, resource);"),
-            "line 1, column 21: templates (`?principal`, `?resource`) are not supported");
+TEST(CedarParser, ReadsTemplatesWhereTheyAreWelcome) {
+  constexpr std::string_view text = "permit(principal == ?principal, action, resource is Photo in ?resource);";
+  EXPECT_EQ(error_of(text),
+            "line 1, column 1: this policy is a template (`?principal`, `?resource`) and decides nothing; link it to "
+            "entities first");
+  const auto parsed = parse_policies_and_templates(text);
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_TRUE(parsed.value[0].is_template());
+  EXPECT_TRUE(parsed.value[0].resource.slot);
+  EXPECT_EQ(error_of("permit(principal == ?resource, action, resource);"),
+            "line 1, column 21: found the slot `?resource`: a slot may only stand after `==` or `in` of the principal "
+            "(`?principal`) or the resource (`?resource`)");
+  EXPECT_NE(error_in("principal == ?principal"), "parsed");
+}
+
+TEST(CedarParser, TellsOneProblemOfEachBrokenPolicyAndReadsTheOthers) {
+  const auto parsed = parse_policies_and_templates(
+      "permit(principal, action, resource) when { 1 + };\n"
+      "permit(principal, action, resource);\n"
+      "forbid(principal, action, resource) when { true } // the end is missing\n"
+      "@id(\"x\") permit(principal, action, resource) when { \"open };\n"
+      "permit(principal, action, resource) when { ` };\n"
+      "permt(principal, action, resource);\n"
+      "permit(principal, action, resource);");
+  std::string problems;
+  for (const Problem& problem : parsed.problems) problems += to_string(problem) + "\n";
+  EXPECT_EQ(problems,
+            "line 1, column 48: found `}`, expected an expression\n"
+            "line 4, column 1: found `@`, expected `when`, `unless` or `;`\n"
+            "line 4, column 53: string is not closed: expected `\"`\n"
+            "line 5, column 44: ``` begins nothing in Cedar\n"
+            "line 6, column 1: found `permt`, expected `permit`, `forbid` or an annotation\n");
+  EXPECT_EQ(parsed.value.size(), 2u);
 }
 
 TEST(CedarParser, ReadsTheSmallestInteger) {

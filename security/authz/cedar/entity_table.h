@@ -1,12 +1,12 @@
 #pragma once
 
-#include <map>
+#include <unordered_map>
 
 #include "cedar/interpreter.h"
 
 namespace creto::authz::cedar {
 
-/// Entities that are all there from the start.
+/// Entities that are all in memory from the start.
 class EntityTable : public EntityView {
  public:
   EntityTable() = default;
@@ -26,7 +26,7 @@ class EntityTable : public EntityView {
   }
 
  private:
-  std::map<EntityUid, Entity> entities_;
+  std::unordered_map<EntityUid, Entity> entities_;
 };
 
 }  // namespace creto::authz::cedar

@@ -1,0 +1,244 @@
+#include "conformance.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "cedar/conform.h"
+#include "cedar/entity_table.h"
+#include "cedar/parser.h"
+#include "cedar/policy_set.h"
+#include "cedar/validate.h"
+#include "creto/io/files.h"
+#include "policy_files.h"
+
+namespace creto::authz {
+namespace {
+
+using namespace cedar;  // NOLINT: this file speaks of nothing else
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t file_max = 64 << 20;
+constexpr std::size_t failures_max = 100;
+
+Error bad(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
+
+Result<Json> read_json(const fs::path& path) {
+  const std::string text = CRETO_TRY(read_text(path));
+  auto json = parse_json(text, {.bytes_max = file_max, .depth_max = 1'000});
+  if (!json) return bad(fmt::format("{}: {}", path.string(), json.error().message()));
+  return json;
+}
+
+Result<EntityUid> uid_of(const Json& json) {
+  const Json& body = json.is_object() && json.contains("__entity") ? json.at("__entity") : json;
+  if (!body.is_object() || !body.contains("type") || !body.contains("id")) return bad("a request names no entity");
+  return EntityUid{body.at("type").get<std::string>(), body.at("id").get<std::string>()};
+}
+
+std::set<std::string> names(const Json& array) {
+  std::set<std::string> all;
+  for (const Json& name : array) all.insert(name.get<std::string>());
+  return all;
+}
+
+Result<PolicySet> policies_of(const fs::path& path) {
+  const std::string text = CRETO_TRY(read_text(path));
+  auto parsed = CRETO_TRY(parse_policies(text));
+  std::vector<std::shared_ptr<const PlannedPolicy>> policies;
+  for (PolicyAst& ast : parsed) {
+    policies.push_back(std::make_shared<PlannedPolicy>(fmt::format("policy{}", policies.size()), std::move(ast)));
+  }
+  return PolicySet(std::move(policies));
+}
+
+bool is_trivial(std::string text) {
+  std::erase_if(text, [](char c) { return c == ' ' || c == '\n'; });
+  return text == "permit(principal,action,resource)when{true};";
+}
+
+/// One run over a tree.
+class Runner {
+ public:
+  explicit Runner(fs::path root) : root_(std::move(root)) {}
+
+  ConformanceReport report;
+
+  /// Of a test: the policies, the schema, the entities, the requests, each only where those before could be read.
+  Result<> test(const fs::path& file, const std::optional<fs::path>& extra) {
+    const Json test = CRETO_TRY(read_json(file));
+    const auto path = [&](const char* key) { return root_ / test.at(key).get<std::string>(); };
+    const std::string policy_text = CRETO_TRY(read_text(path("policies")));
+    ConformanceTally& tally = is_trivial(policy_text) ? report.trivial : report.own;
+    where_ = file.string();
+
+    auto policies = policies_of(path("policies"));
+    if (!policies) return fail(tally.requests, policies.error(), test.at("requests").size());
+    const std::string schema_text = CRETO_TRY(read_text(path("schema")));
+    const auto schema = schema_of(parse_schema(schema_text));
+    if (!schema) return fail(tally.requests, schema.error(), test.at("requests").size());
+
+    const std::string name = file.stem().string();
+    const bool strict = validates(*policies, *schema, ValidationMode::strict);
+    expect(tally.verdicts, strict == test.at("shouldValidate").get<bool>(), "the strict verdict");
+    if (extra) CRETO_TRY(compare(*extra, name, *policies, *schema, tally));
+
+    const Json entities_json = CRETO_TRY(read_json(path("entities")));
+    auto entities = entities_from_json(*schema, entities_json);
+    expect(tally.entities, entities.has_value(), entities ? "" : entities.error().message());
+    if (!entities) return fail(tally.requests, entities.error(), test.at("requests").size());
+    EntityTable table(*std::move(entities));
+    for (const Json& request : test.at("requests")) {
+      const auto ran = this->request(*policies, *schema, table, request, tally);
+      if (!ran) CRETO_TRY(fail(tally.requests, ran.error(), 1));
+    }
+    return {};
+  }
+
+  Result<> workload(const std::string& stem) {
+    const std::string app = stem.substr(0, stem.find('-'));
+    where_ = stem;
+    const PolicySet policies = CRETO_TRY(policies_of(root_ / (app + ".cedar")));
+    const std::string schema_text = CRETO_TRY(read_text(root_ / (app + ".cedarschema.json")));
+    const Schema schema = CRETO_TRY(schema_of(parse_schema_json(schema_text)));
+    const std::string expected = CRETO_TRY(read_text(root_ / "data" / (stem + ".decisions")));
+    const Json entities_json = CRETO_TRY(read_json(root_ / "data" / (stem + ".entities.json")));
+    const Json requests = CRETO_TRY(read_json(root_ / "data" / (stem + ".requests.json")));
+    auto entities = CRETO_TRY(entities_from_json(schema, entities_json));
+    expect(report.own.verdicts, validates(policies, schema, ValidationMode::strict), "the strict verdict");
+    EntityTable table(std::move(entities));
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const Request parsed = CRETO_TRY(request_of(schema, requests[i]));
+      const Evaluation got = policies.evaluate(parsed, table);
+      const bool same = i < expected.size() && got.allows() == (expected[i] == '1');
+      expect(report.own.requests, same, fmt::format("request {}", i));
+    }
+    return {};
+  }
+
+ private:
+  void expect(Tally& tally, bool good, std::string_view what) {
+    tally.count(good);
+    if (!good && report.failures.size() < failures_max) {
+      report.failures.push_back(fmt::format("{}: {}", where_, what));
+    }
+  }
+  Result<> fail(Tally& tally, const Error& error, std::size_t times) {
+    for (std::size_t i = 0; i < times; ++i) expect(tally, false, error.message());
+    return {};
+  }
+
+  static Result<Schema> schema_of(Parsed<SchemaDecl> parsed) {
+    const SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
+    return Schema::resolve(decl).result();
+  }
+
+  static bool validates(const PolicySet& policies, const Schema& schema, ValidationMode mode) {
+    return std::all_of(policies.policies().begin(), policies.policies().end(),
+                       [&](const auto& policy) { return validate(schema, policy->ast, {.mode = mode}).passed(); });
+  }
+
+  static Result<Request> request_of(const Schema& schema, const Json& json) {
+    Request request{{}, {}, {}, Value::record({})};
+    request.principal = CRETO_TRY(uid_of(json.at("principal")));
+    request.action = CRETO_TRY(uid_of(json.at("action")));
+    request.resource = CRETO_TRY(uid_of(json.at("resource")));
+    Attributes context = CRETO_TRY(context_from_json(schema, request.action, json.at("context")));
+    request.context = Value::record(std::move(context));
+    return request;
+  }
+
+  Result<> request(const PolicySet& policies, const Schema& schema, EntityTable& table, const Json& json,
+                   ConformanceTally& tally) {
+    const Request request = CRETO_TRY(request_of(schema, json));
+    if (json.value("validateRequest", true)) {
+      const auto checked = check_request(schema, request);
+      expect(tally.request_checks, checked.has_value(), checked ? "" : checked.error().message());
+    }
+    const Evaluation got = policies.evaluate(request, table);
+    std::set<std::string> reasons;
+    std::set<std::string> errors;
+    for (const PlannedPolicy* policy : got.reasons()) reasons.insert(policy->id);
+    for (const auto& [policy, error] : got.errors) errors.insert(policy->id);
+    const bool same = got.allows() == (json.at("decision") == "allow") && reasons == names(json.at("reason")) &&
+                      errors == names(json.at("errors"));
+    expect(tally.requests, same,
+           fmt::format("{}: {}, {} reasons, {} errors", json.value("description", "a request"),
+                       got.allows() ? "allow" : "deny", reasons.size(), errors.size()));
+    return {};
+  }
+
+  /// With the verdicts and the JSON schema that another implementation gave.
+  Result<> compare(const fs::path& extra, const std::string& name, const PolicySet& policies, const Schema& schema,
+                   ConformanceTally& tally) {
+    const fs::path verdicts = extra / "validation" / (name + ".validation.json");
+    const bool has_verdicts = CRETO_TRY(io::real_files().exists(verdicts));
+    if (has_verdicts) {
+      const Json json = CRETO_TRY(read_json(verdicts));
+      const bool permissive = json.at("policyValidation").at("permissive").get<bool>();
+      expect(tally.permissive, validates(policies, schema, ValidationMode::permissive) == permissive,
+             "the permissive verdict");
+    }
+    const fs::path json_schema = extra / "json-schemas" / (name + ".cedarschema.json");
+    const bool has_schema = CRETO_TRY(io::real_files().exists(json_schema));
+    if (has_schema) {
+      const std::string text = CRETO_TRY(read_text(json_schema));
+      const auto other = schema_of(parse_schema_json(text));
+      expect(tally.schemas, other && *other == schema, other ? "the two schemas differ" : other.error().message());
+    }
+    return {};
+  }
+
+  const fs::path root_;
+  std::string where_;
+};
+
+Error no_tests(const fs::path& root) {
+  return Error(Product::platform, ErrorKind::not_found, fmt::format("no conformance tests in {}", root.string()));
+}
+
+}  // namespace
+
+Result<ConformanceReport> run_corpus(const fs::path& root, const std::optional<fs::path>& extra) {
+  Runner runner(root);
+  std::size_t tests = 0;
+  for (const char* folder : {"tests", "corpus-tests"}) {
+    const bool there = CRETO_TRY(io::real_files().exists(root / folder));
+    if (!there) continue;
+    const auto files = CRETO_TRY(files_below(root / folder));
+    for (const fs::path& file : files) {
+      const std::string name = file.filename().string();
+      if (!name.ends_with(".json") || name.ends_with(".entities.json")) continue;
+      ++tests;
+      try {
+        CRETO_TRY(runner.test(file, extra));
+      } catch (const Json::exception& wrong) {
+        return bad(fmt::format("{}: {}", file.string(), wrong.what()));
+      }
+    }
+  }
+  if (tests == 0) return no_tests(root);
+  return std::move(runner.report);
+}
+
+Result<ConformanceReport> run_workloads(const fs::path& root) {
+  Runner runner(root);
+  const auto files = CRETO_TRY(files_below(root / "data"));
+  std::size_t workloads = 0;
+  for (const fs::path& file : files) {
+    if (file.extension() != ".decisions") continue;
+    ++workloads;
+    try {
+      CRETO_TRY(runner.workload(file.stem().string()));
+    } catch (const Json::exception& wrong) {
+      return bad(fmt::format("{}: {}", file.string(), wrong.what()));
+    }
+  }
+  if (workloads == 0) return no_tests(root);
+  return std::move(runner.report);
+}
+
+}  // namespace creto::authz

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "creto/common/result.h"
+
+/// Work on Cedar policies, schemas and entities as files, without a server: what `creto authz` does locally.
+///
+/// Each call reads its files and returns what to print. What is wrong in a file is in the result, with file, line and
+/// column, and makes `exit_code` 1; an Error means that a file could not be read or the question itself is malformed.
+namespace creto::authz {
+
+struct ToolResult {
+  std::string text;  ///< for people
+  std::string json;  ///< for programs
+  int exit_code = 0;
+};
+
+/// Where the policies of one set lie.
+///
+/// `policies` are files (`.cedar` text, or `.json`: a policy or a policy set) and folders of such files. A policy's id
+/// is its `@id`, else the name of its file, with a number behind it where the file has several. Templates decide
+/// through the links of a policy set beside them.
+struct PolicyFiles {
+  std::vector<std::filesystem::path> policies;
+  std::filesystem::path schema;    ///< `.cedarschema`, or `.json`; empty: none
+  std::filesystem::path entities;  ///< a JSON array; empty: none
+};
+
+struct ValidateOptions {
+  bool permissive = false;
+  std::optional<unsigned> level_max;  ///< steps from the request's entities
+};
+/// Parses everything there is; with a schema also validates policies and entities.
+Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOptions& options = {});
+
+struct FormatFilesOptions {
+  bool write = false;       ///< files are rewritten; else the formatted text is the result
+  bool check = false;       ///< nothing is rewritten; exit_code is 1 where a file would be
+  bool to_json = false;     ///< policies and schemas in the JSON syntax instead
+  bool to_cedar = false;    ///< those in JSON as Cedar text instead
+  std::size_t width = 100;  ///< of a line
+};
+/// Files `.cedar` and `.cedarschema`, and folders of them. To convert, exactly one file.
+Result<ToolResult> format_policy_files(const std::vector<std::filesystem::path>& paths,
+                                       const FormatFilesOptions& options);
+
+/// One request. Entities are written as in Cedar: `User::"alice"`.
+struct PolicyQuestion {
+  std::string principal, action, resource;
+  std::string context = "{}";  ///< a JSON object
+};
+/// Cedar's decision: exit_code 0 for Allow, 3 for Deny.
+Result<ToolResult> check_policies(const PolicyFiles& files, const PolicyQuestion& question);
+/// And why: for each policy whether it applied, else what failed first and the values it saw. `exit_code` 0 either way.
+Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuestion& question);
+
+/// Runs a table of requests: a JSON array of objects with `principal`, `action`, `resource`, `decision` ("allow" or
+/// "deny") and optionally `name`, `context`, `reason` (ids of the policies that decided), `errors` (of those that
+/// failed). The request may also stand in a member `request`, and entities as `{"type", "id"}`.
+Result<ToolResult> test_policies(const PolicyFiles& files, const std::filesystem::path& table);
+
+/// Cedar's conformance data: a tree in the format of its integration tests, or with `workloads` of the Cedar paper's.
+/// `extra`, unless empty, holds further verdicts for the former.
+Result<ToolResult> run_conformance(const std::filesystem::path& root, const std::filesystem::path& extra,
+                                   bool workloads);
+
+}  // namespace creto::authz

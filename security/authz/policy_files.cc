@@ -1,0 +1,211 @@
+#include "policy_files.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "cedar/conform.h"
+#include "cedar/parser.h"
+#include "creto/io/files.h"
+
+namespace creto::authz {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t file_max = 64 << 20;
+
+class Loader {
+ public:
+  Workspace workspace;
+
+  Result<> policies(const PolicyFiles& files) {
+    for (const fs::path& path : files.policies) {
+      const auto below = CRETO_TRY(files_below(path));
+      for (const fs::path& file : below) {
+        const bool other = file == files.schema || file == files.entities;
+        const std::string name = file.filename().string();
+        const bool json = name.ends_with(".json") && !name.ends_with(".cedarschema.json");
+        if (other || (!json && !name.ends_with(".cedar"))) {
+          if (file == path) return unknown_kind(file);
+          continue;
+        }
+        const std::string text = CRETO_TRY(read_text(file));
+        if (json) {
+          from_json(file, text);
+        } else {
+          from_text(file, text);
+        }
+      }
+    }
+    link_all();
+    return {};
+  }
+
+  Result<> schema(const fs::path& path) {
+    const std::string text = CRETO_TRY(read_text(path));
+    const auto decl = parse_schema_file(path, text);
+    for (const auto& problem : decl.problems) report(path, problem);
+    if (!decl.ok()) return {};
+    auto resolved = cedar::Schema::resolve(decl.value);
+    for (const auto& problem : resolved.problems) report(path, problem);
+    if (resolved.ok()) workspace.schema = std::move(resolved.value);
+    return {};
+  }
+
+  Result<> entities(const fs::path& path) {
+    const std::string text = CRETO_TRY(read_text(path));
+    const auto json = parse_json(text, {.bytes_max = file_max, .depth_max = 256});
+    auto entities = json ? read_entities(*json) : Result<std::vector<Entity>>(json.error());
+    if (entities) {
+      workspace.entities = *std::move(entities);
+    } else {
+      report(path, cedar::problem_of(entities.error()));
+    }
+    return {};
+  }
+
+ private:
+  static Error unknown_kind(const fs::path& file) {
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 fmt::format("{}: policies are `.cedar` or `.json` files", file.string()));
+  }
+
+  void report(const fs::path& file, const cedar::Problem& problem, const std::string& policy = {}) {
+    workspace.problems.push_back({file.string(), problem, policy});
+  }
+
+  static std::string id_of(const cedar::PolicyAst& policy, const std::string& otherwise) {
+    const auto given = policy.annotations.find("id");
+    return given == policy.annotations.end() || given->second.empty() ? otherwise : given->second;
+  }
+
+  void add(const fs::path& file, std::string id, cedar::PolicyAst ast) {
+    const auto [first, fresh] = ids_.emplace(id, file.string());
+    if (!fresh) {
+      report(file, {ast.where, fmt::format("there is another policy `{}`, in {}", id, first->second)}, id);
+      return;
+    }
+    auto& group = ast.is_template() ? workspace.templates : workspace.policies;
+    group.push_back({std::move(id), file.string(), std::move(ast)});
+  }
+
+  void from_text(const fs::path& file, const std::string& text) {
+    auto parsed = cedar::parse_policies_and_templates(text, {.bytes_max = file_max, .policies_max = 1'000'000});
+    for (const auto& problem : parsed.problems) report(file, problem);
+    const std::string stem = file.stem().string();
+    const std::size_t count = parsed.value.size();
+    for (std::size_t i = 0; i < count; ++i) {
+      std::string id = id_of(parsed.value[i], count == 1 ? stem : fmt::format("{}.{}", stem, i + 1));
+      add(file, std::move(id), std::move(parsed.value[i]));
+    }
+  }
+
+  void from_json(const fs::path& file, const std::string& text) {
+    auto set = cedar::parse_policies_json(text, {.bytes_max = file_max, .policies_max = 1'000'000});
+    if (!set) return report(file, cedar::problem_of(set.error()));
+    // The one policy of a file that is no set has no id of its own.
+    const bool alone =
+        set->policies.size() + set->templates.size() == 1 && text.find("\"staticPolicies\"") == std::string::npos;
+    for (auto* group : {&set->policies, &set->templates}) {
+      for (auto& [id, ast] : *group) {
+        std::string name = alone ? id_of(ast, file.stem().string()) : id;
+        add(file, std::move(name), std::move(ast));
+      }
+    }
+    for (auto& link : set->links) links_.emplace_back(file, std::move(link));
+  }
+
+  void link_all() {
+    for (auto& [file, link] : links_) {
+      const auto from =
+          std::find_if(workspace.templates.begin(), workspace.templates.end(),
+                       [&link = link](const FilePolicy& policy) { return policy.id == link.template_id; });
+      if (from == workspace.templates.end()) {
+        report(file, {{0, 0}, fmt::format("there is no template `{}`", link.template_id)}, link.id);
+        continue;
+      }
+      auto policy = cedar::link(from->ast, link.values);
+      if (policy) {
+        add(file, link.id, *std::move(policy));
+      } else {
+        report(file, cedar::problem_of(policy.error()), link.id);
+      }
+    }
+  }
+
+  Result<std::vector<Entity>> read_entities(const Json& json) const {
+    if (workspace.schema) return cedar::entities_from_json(*workspace.schema, json);
+    if (!json.is_array()) return Error(Product::platform, ErrorKind::invalid_input, "entities are a JSON array");
+    std::vector<Entity> all;
+    for (std::size_t i = 0; i < json.size(); ++i) {
+      auto entity = entity_from_json(json[i]);
+      if (!entity) {
+        return Error(Product::platform, ErrorKind::invalid_input,
+                     fmt::format("entity {}: {}", i + 1, entity.error().message()));
+      }
+      all.push_back(*std::move(entity));
+    }
+    return all;
+  }
+
+  std::map<std::string, std::string> ids_;  ///< and the file of each
+  std::vector<std::pair<fs::path, cedar::TemplateLink>> links_;
+};
+
+}  // namespace
+
+std::string FileProblem::to_string() const {
+  std::string text = file;
+  if (problem.where.line > 0) text += fmt::format(":{}:{}", problem.where.line, problem.where.column);
+  text += warning ? ": warning: " : ": error: ";
+  if (!policy.empty()) text += fmt::format("policy `{}`: ", policy);
+  text += problem.what;
+  if (!problem.hint.empty()) text += "; " + problem.hint;
+  return text;
+}
+
+bool Workspace::has_errors() const {
+  return std::any_of(problems.begin(), problems.end(), [](const FileProblem& problem) { return !problem.warning; });
+}
+
+Result<Workspace> load_workspace(const PolicyFiles& files) {
+  Loader loader;
+  CRETO_TRY(loader.policies(files));
+  if (!files.schema.empty()) CRETO_TRY(loader.schema(files.schema));
+  if (!files.entities.empty()) CRETO_TRY(loader.entities(files.entities));
+  return std::move(loader.workspace);
+}
+
+Result<std::string> read_text(const fs::path& path) {
+  const Bytes bytes = CRETO_TRY(io::real_files().read(path, file_max));
+  return std::string(bytes.begin(), bytes.end());
+}
+
+Result<std::vector<fs::path>> files_below(const fs::path& path) {
+  std::error_code failed;
+  const auto error = [&] {
+    const bool missing = failed == std::errc::no_such_file_or_directory;
+    return Error(Product::platform, missing ? ErrorKind::not_found : ErrorKind::unavailable,
+                 fmt::format("{}: {}", path.string(), failed.message()));
+  };
+  const fs::file_status status = fs::status(path, failed);
+  if (failed) return error();
+  if (!fs::is_directory(status)) return std::vector<fs::path>{path};
+  std::vector<fs::path> files;
+  fs::recursive_directory_iterator at(path, failed);
+  for (const fs::recursive_directory_iterator end; !failed && at != end; at.increment(failed)) {
+    if (at->is_regular_file(failed)) files.push_back(at->path());
+  }
+  if (failed) return error();
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+cedar::Parsed<cedar::SchemaDecl> parse_schema_file(const fs::path& path, std::string_view text) {
+  return path.extension() == ".json" ? cedar::parse_schema_json(text) : cedar::parse_schema(text);
+}
+
+}  // namespace creto::authz

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cedar/policy_json.h"
+#include "cedar/problem.h"
+#include "cedar/schema.h"
+#include "creto/authz/policy_tools.h"
+
+namespace creto::authz {
+
+/// Something wrong in one of the files.
+struct FileProblem {
+  std::string file;
+  cedar::Problem problem;
+  std::string policy = {};  ///< its id, where the problem is one policy's
+  bool warning = false;
+
+  /// "pay.cedar:3:14: error: policy `pay`: …"
+  std::string to_string() const;
+};
+
+struct FilePolicy {
+  std::string id;
+  std::string file;
+  cedar::PolicyAst ast;
+};
+
+/// Everything that `PolicyFiles` names, as far as it could be read.
+struct Workspace {
+  std::vector<FilePolicy> policies;  ///< with those that links make
+  std::vector<FilePolicy> templates;
+  std::optional<cedar::Schema> schema;
+  std::vector<Entity> entities;
+  std::vector<FileProblem> problems;
+
+  bool has_errors() const;
+};
+
+/// Errors: a file that cannot be read, or is of no known kind; what is wrong in one is among the problems.
+Result<Workspace> load_workspace(const PolicyFiles& files);
+
+/// Errors: not_found, too_large, unavailable, with the path.
+Result<std::string> read_text(const std::filesystem::path& path);
+/// The files in a folder and the folders in it, sorted; a file is itself. Errors: not_found, unavailable.
+Result<std::vector<std::filesystem::path>> files_below(const std::filesystem::path& path);
+/// A schema file by its name: `.json` is the JSON syntax, all else Cedar's.
+cedar::Parsed<cedar::SchemaDecl> parse_schema_file(const std::filesystem::path& path, std::string_view text);
+
+}  // namespace creto::authz

@@ -1,0 +1,437 @@
+#include "creto/authz/policy_tools.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "cedar/conform.h"
+#include "cedar/entity_table.h"
+#include "cedar/explain.h"
+#include "cedar/format.h"
+#include "cedar/policy_set.h"
+#include "cedar/validate.h"
+#include "conformance.h"
+#include "creto/common/bytes.h"
+#include "creto/io/files.h"
+#include "policy_files.h"
+
+namespace creto::authz {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int exit_wrong = 1;
+constexpr int exit_denied = 3;
+
+Error bad(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
+
+std::string count(std::size_t n, std::string_view one, std::string_view more) {
+  return fmt::format("{} {}", n, n == 1 ? one : more);
+}
+
+Json problems_json(const std::vector<FileProblem>& problems) {
+  Json array = Json::array();
+  for (const FileProblem& problem : problems) {
+    Json json{
+        {"file", problem.file}, {"severity", problem.warning ? "warning" : "error"}, {"message", problem.problem.what}};
+    if (problem.problem.where.line > 0) {
+      json["line"] = problem.problem.where.line;
+      json["column"] = problem.problem.where.column;
+    }
+    if (!problem.policy.empty()) json["policy"] = problem.policy;
+    if (!problem.problem.hint.empty()) json["hint"] = problem.problem.hint;
+    array.push_back(std::move(json));
+  }
+  return array;
+}
+
+ToolResult report(const Workspace& workspace) {
+  ToolResult result;
+  std::size_t errors = 0;
+  for (const FileProblem& problem : workspace.problems) {
+    result.text += problem.to_string() + "\n";
+    errors += problem.warning ? 0 : 1;
+  }
+  const std::string seen = fmt::format("{}, {}, {}", count(workspace.policies.size(), "policy", "policies"),
+                                       count(workspace.templates.size(), "template", "templates"),
+                                       count(workspace.entities.size(), "entity", "entities"));
+  result.text += fmt::format("{}: {}\n", seen, errors == 0 ? "no errors" : count(errors, "error", "errors"));
+  result.json = Json{{"problems", problems_json(workspace.problems)},
+                     {"policies", workspace.policies.size()},
+                     {"templates", workspace.templates.size()},
+                     {"entities", workspace.entities.size()}}
+                    .dump(2);
+  if (errors > 0) result.exit_code = exit_wrong;
+  return result;
+}
+
+// --- questions
+// --------------------------------------------------------------------------------------------------------
+
+Result<EntityUid> parse_entity(std::string_view text, std::string_view what) {
+  const auto parsed = cedar::parse_expression(text);
+  const bool one = parsed.ok() && parsed.value.size() == 1 && parsed.value[0].op == cedar::Op::literal;
+  const EntityUid* uid = one ? parsed.value[0].value->as<EntityUid>() : nullptr;
+  if (!uid) return bad(fmt::format("{}: `{}` is no entity such as User::\"alice\"", what, text.substr(0, 200)));
+  return *uid;
+}
+
+Result<EntityUid> entity_member(const Json& json, const char* what) {
+  const auto at = json.find(what);
+  if (at == json.end()) return bad(fmt::format("{}: is missing", what));
+  if (at->is_string()) return parse_entity(at->get<std::string>(), what);
+  auto value = value_from_json(at->is_object() && at->contains("__entity") ? *at : Json{{"__entity", *at}});
+  if (!value) return bad(fmt::format("{}: {}", what, value.error().message()));
+  return *value->as<EntityUid>();
+}
+
+/// Conforms to the schema where there is one.
+Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principal, EntityUid action, EntityUid resource,
+                                  const Json& context) {
+  auto attributes =
+      workspace.schema ? cedar::context_from_json(*workspace.schema, action, context) : attributes_from_json(context);
+  if (!attributes) return bad(attributes.error().message());
+  cedar::Request request{std::move(principal), std::move(action), std::move(resource),
+                         Value::record(*std::move(attributes))};
+  if (workspace.schema) CRETO_TRY(cedar::check_request(*workspace.schema, request));
+  return request;
+}
+
+Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuestion& question) {
+  EntityUid principal = CRETO_TRY(parse_entity(question.principal, "principal"));
+  EntityUid action = CRETO_TRY(parse_entity(question.action, "action"));
+  EntityUid resource = CRETO_TRY(parse_entity(question.resource, "resource"));
+  const Json context = CRETO_TRY(parse_json(question.context));
+  return request_of(workspace, std::move(principal), std::move(action), std::move(resource), context);
+}
+
+Result<cedar::Request> request_of(const Workspace& workspace, const Json& json) {
+  EntityUid principal = CRETO_TRY(entity_member(json, "principal"));
+  EntityUid action = CRETO_TRY(entity_member(json, "action"));
+  EntityUid resource = CRETO_TRY(entity_member(json, "resource"));
+  return request_of(workspace, std::move(principal), std::move(action), std::move(resource),
+                    json.value("context", Json::object()));
+}
+
+/// Decides over a workspace without errors.
+class Decider {
+ public:
+  explicit Decider(const Workspace& workspace) : entities_(workspace.entities) {
+    std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
+    for (const FilePolicy& policy : workspace.policies) {
+      planned.push_back(std::make_shared<cedar::PlannedPolicy>(policy.id, policy.ast));
+    }
+    set_ = cedar::PolicySet(std::move(planned));
+  }
+
+  cedar::EntityTable& entities() { return entities_; }
+
+  struct Answer {
+    bool allows = false;
+    std::set<std::string> reasons;
+    std::vector<std::pair<std::string, std::string>> errors;  ///< policy and what failed
+  };
+  Answer answer(const cedar::Request& request) {
+    const cedar::Evaluation evaluation = set_.evaluate(request, entities_);
+    Answer answer{evaluation.allows(), {}, {}};
+    for (const auto* policy : evaluation.reasons()) answer.reasons.insert(policy->id);
+    for (const auto& [policy, error] : evaluation.errors) answer.errors.emplace_back(policy->id, error.message());
+    return answer;
+  }
+
+ private:
+  cedar::EntityTable entities_;
+  cedar::PolicySet set_;
+};
+
+Json answer_json(const Decider::Answer& answer) {
+  Json errors = Json::array();
+  for (const auto& [policy, error] : answer.errors) errors.push_back(Json{{"policy", policy}, {"message", error}});
+  return Json{
+      {"decision", answer.allows ? "allow" : "deny"}, {"reason", answer.reasons}, {"errors", std::move(errors)}};
+}
+
+std::string answer_text(const Decider::Answer& answer) {
+  std::string text = answer.allows ? "allow\n" : "deny\n";
+  for (const std::string& policy : answer.reasons) text += fmt::format("  decided by policy `{}`\n", policy);
+  if (!answer.allows && answer.reasons.empty()) text += "  no policy permits it\n";
+  for (const auto& [policy, error] : answer.errors) text += fmt::format("  policy `{}` failed: {}\n", policy, error);
+  return text;
+}
+
+// --- explanations
+// -----------------------------------------------------------------------------------------------------
+
+std::string explanation_text(const FilePolicy& policy, const cedar::PolicyExplanation& why) {
+  using Outcome = cedar::PolicyExplanation::Outcome;
+  const std::string_view effect = policy.ast.effect == cedar::Effect::permit ? "permit" : "forbid";
+  std::string text = fmt::format("{} `{}`", effect, policy.id);
+  const std::string at = why.where.line > 0 ? fmt::format(" ({}:{})", policy.file, why.where.line) : "";
+  switch (why.outcome) {
+    case Outcome::satisfied:
+      return text + " applies\n";
+    case Outcome::scope:
+      return text + fmt::format(" does not apply: not in its scope `{}`\n", why.because);
+    case Outcome::condition:
+      text += fmt::format(" does not apply: `{}` decided{}\n", why.because, at);
+      break;
+    case Outcome::error:
+      text += fmt::format(" failed: {}{}\n", why.because, at);
+      break;
+  }
+  for (const auto& [expression, value] : why.saw) text += fmt::format("    {} = {}\n", expression, value);
+  return text;
+}
+
+Json explanation_json(const FilePolicy& policy, const cedar::PolicyExplanation& why) {
+  static constexpr std::string_view outcomes[] = {"satisfied", "scope", "condition", "error"};
+  Json json{{"policy", policy.id},
+            {"file", policy.file},
+            {"effect", policy.ast.effect == cedar::Effect::permit ? "permit" : "forbid"},
+            {"outcome", outcomes[static_cast<std::size_t>(why.outcome)]}};
+  if (!why.because.empty()) json["because"] = why.because;
+  if (why.where.line > 0) json["line"] = why.where.line;
+  for (const auto& [expression, value] : why.saw) json["saw"][expression] = value;
+  return json;
+}
+
+// --- formatting
+// -------------------------------------------------------------------------------------------------------
+
+bool is_schema(const fs::path& file) {
+  const std::string name = file.filename().string();
+  return name.ends_with(".cedarschema") || name.ends_with(".cedarschema.json");
+}
+
+Result<std::string> formatted(const fs::path& file, const std::string& text, std::size_t width) {
+  auto result =
+      is_schema(file) ? cedar::format_schema(text, {.width = width}) : cedar::format_policies(text, {.width = width});
+  if (!result) return bad(fmt::format("{}: {}", file.string(), result.error().message()));
+  return result;
+}
+
+Result<std::string> json_of(const fs::path& file, const std::string& text) {
+  if (is_schema(file)) {
+    const cedar::SchemaDecl schema = CRETO_TRY(cedar::parse_schema(text).result());
+    return cedar::schema_to_json(schema).dump(2) + "\n";
+  }
+  auto policies = CRETO_TRY(cedar::parse_policies_and_templates(text).result());
+  cedar::PolicySetDecl set;
+  for (std::size_t i = 0; i < policies.size(); ++i) {
+    const auto id = policies[i].annotations.find("id");
+    std::string name = id == policies[i].annotations.end() ? fmt::format("policy{}", i) : id->second;
+    auto& group = policies[i].is_template() ? set.templates : set.policies;
+    if (set.policies.contains(name) || set.templates.contains(name)) return bad(fmt::format("two policies `{}`", name));
+    group.emplace(std::move(name), std::move(policies[i]));
+  }
+  const Json json = CRETO_TRY(cedar::to_json(set));
+  return json.dump(2) + "\n";
+}
+
+Result<std::string> cedar_of(const fs::path& file, const std::string& text, std::size_t width) {
+  if (is_schema(file)) {
+    const cedar::SchemaDecl schema = CRETO_TRY(cedar::parse_schema_json(text).result());
+    const std::string printed = CRETO_TRY(cedar::schema_to_text(schema));
+    return cedar::format_schema(printed, {.width = width});
+  }
+  const cedar::PolicySetDecl set = CRETO_TRY(cedar::parse_policies_json(text));
+  if (!set.links.empty()) return bad("the links of templates cannot be written as Cedar text");
+  std::string printed;
+  for (const auto* group : {&set.policies, &set.templates}) {
+    for (const auto& [id, policy] : *group) {
+      cedar::PolicyAst named = policy;
+      if (text.find("\"staticPolicies\"") != std::string::npos) named.annotations.emplace("id", id);
+      printed += cedar::to_text(named);
+    }
+  }
+  return cedar::format_policies(printed, {.width = width});
+}
+
+/// One request of a table. Empty where it came out as expected, else what did not.
+Result<std::string> run_row(const Workspace& workspace, Decider& decider, const Json& row) {
+  if (!row.is_object()) return bad("must be an object");
+  const Json& body = row.contains("request") ? row.at("request") : row;
+  if (!body.is_object()) return bad("request: must be an object");
+  const auto decision = row.find("decision");
+  if (decision == row.end() || !decision->is_string()) return bad("decision: must be \"allow\" or \"deny\"");
+  std::string wanted = decision->get<std::string>();
+  if (wanted == "Allow") wanted = "allow";  // as other tools for Cedar write it
+  if (wanted == "Deny") wanted = "deny";
+  if (wanted != "allow" && wanted != "deny") return bad("decision: must be \"allow\" or \"deny\"");
+  const cedar::Request request = CRETO_TRY(request_of(workspace, body));
+  const Decider::Answer got = decider.answer(request);
+  if (decider.entities().trouble()) return *decider.entities().trouble();
+
+  std::string wrong;
+  if (got.allows != (wanted == "allow")) wrong = fmt::format("expected {}, got {}", wanted, answer_text(got));
+  std::set<std::string> failed;
+  for (const auto& [policy, error] : got.errors) failed.insert(policy);
+  for (const auto& [key, have] :
+       {std::pair{"reason", &std::as_const(got.reasons)}, std::pair{"errors", &std::as_const(failed)}}) {
+    const auto expected = row.find(key);
+    if (expected == row.end() || !expected->is_array()) continue;
+    std::set<std::string> names;
+    for (const Json& name : *expected) {
+      if (!name.is_string()) return bad(fmt::format("{}: must be an array of policy ids", key));
+      names.insert(name.get<std::string>());
+    }
+    if (names == *have) continue;
+    wrong += fmt::format("{}expected {} [{}], got [{}]\n", wrong.empty() ? "" : "  ", key, fmt::join(names, ", "),
+                         fmt::join(*have, ", "));
+  }
+  return wrong;
+}
+
+void add_tally(std::string& text, Json& json, const char* key, std::string_view what, const Tally& tally) {
+  if (tally.passed + tally.failed == 0) return;
+  text += fmt::format("  {:<26}{:>7} passed {:>6} failed\n", what, tally.passed, tally.failed);
+  json[key] = Json{{"passed", tally.passed}, {"failed", tally.failed}};
+}
+
+void add_group(std::string& text, Json& json, std::string_view what, const ConformanceTally& group) {
+  std::string lines;
+  add_tally(lines, json, "requests", "requests", group.requests);
+  add_tally(lines, json, "strict", "strict validation", group.verdicts);
+  add_tally(lines, json, "permissive", "permissive validation", group.permissive);
+  add_tally(lines, json, "entities", "entity validation", group.entities);
+  add_tally(lines, json, "requestChecks", "request validation", group.request_checks);
+  add_tally(lines, json, "schemas", "schema in both syntaxes", group.schemas);
+  if (!lines.empty()) text += fmt::format("{}\n{}", what, lines);
+}
+
+}  // namespace
+
+Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOptions& options) {
+  Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.schema) {
+    const cedar::ValidationOptions how{
+        .mode = options.permissive ? cedar::ValidationMode::permissive : cedar::ValidationMode::strict,
+        .level_max = options.level_max};
+    for (const auto* group : {&workspace.templates, &workspace.policies}) {
+      for (const FilePolicy& policy : *group) {
+        const cedar::PolicyFindings findings = cedar::validate(*workspace.schema, policy.ast, how);
+        for (const auto& error : findings.errors) {
+          workspace.problems.push_back({policy.file, error, policy.id});
+        }
+        for (const auto& warning : findings.warnings) {
+          workspace.problems.push_back({policy.file, warning, policy.id, true});
+        }
+      }
+    }
+  }
+  return report(workspace);
+}
+
+Result<ToolResult> format_policy_files(const std::vector<fs::path>& paths, const FormatFilesOptions& options) {
+  std::vector<fs::path> files;
+  for (const fs::path& path : paths) {
+    const auto below = CRETO_TRY(files_below(path));
+    for (const fs::path& file : below) {
+      const bool known = options.to_cedar ? file.extension() == ".json"
+                                          : file.extension() == ".cedar" || file.extension() == ".cedarschema";
+      if (known) files.push_back(file);
+      if (!known && file == path) return bad(fmt::format("{}: its name does not say what it is", file.string()));
+    }
+  }
+  const bool one = !options.write && !options.check;
+  if (one && files.size() != 1)
+    return bad(fmt::format("{} files: rewrite them in place, check them, or name one", files.size()));
+
+  ToolResult result;
+  Json changed = Json::array();
+  for (const fs::path& file : files) {
+    const std::string text = CRETO_TRY(read_text(file));
+    if (options.to_json || options.to_cedar) {
+      result.text = CRETO_TRY(options.to_json ? json_of(file, text) : cedar_of(file, text, options.width));
+      return result;
+    }
+    const std::string laid_out = CRETO_TRY(formatted(file, text, options.width));
+    if (one) {
+      result.text = laid_out;
+      return result;
+    }
+    if (laid_out == text) continue;
+    changed.push_back(file.string());
+    result.text += file.string() + "\n";
+    if (options.check) {
+      result.exit_code = exit_wrong;
+    } else {
+      CRETO_TRY(io::write_durably(io::real_files(), file, as_bytes(laid_out), 0644));
+    }
+  }
+  result.json = Json{{"changed", std::move(changed)}}.dump(2);
+  return result;
+}
+
+Result<ToolResult> check_policies(const PolicyFiles& files, const PolicyQuestion& question) {
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.has_errors()) return report(workspace);
+  const cedar::Request request = CRETO_TRY(request_of(workspace, question));
+  Decider decider(workspace);
+  const Decider::Answer answer = decider.answer(request);
+  if (decider.entities().trouble()) return *decider.entities().trouble();
+  return ToolResult{answer_text(answer), answer_json(answer).dump(2), answer.allows ? 0 : exit_denied};
+}
+
+Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuestion& question) {
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.has_errors()) return report(workspace);
+  const cedar::Request request = CRETO_TRY(request_of(workspace, question));
+  Decider decider(workspace);
+  const Decider::Answer answer = decider.answer(request);
+  std::string text = answer_text(answer);
+  Json json = answer_json(answer);
+  json["policies"] = Json::array();
+  for (const FilePolicy& policy : workspace.policies) {
+    const auto why = cedar::explain(policy.ast, request, decider.entities());
+    text += explanation_text(policy, why);
+    json["policies"].push_back(explanation_json(policy, why));
+  }
+  if (decider.entities().trouble()) return *decider.entities().trouble();
+  return ToolResult{std::move(text), json.dump(2), 0};
+}
+
+Result<ToolResult> test_policies(const PolicyFiles& files, const fs::path& table) {
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.has_errors()) return report(workspace);
+  const std::string text = CRETO_TRY(read_text(table));
+  const Json rows = CRETO_TRY(parse_json(text, {.bytes_max = 64 << 20, .depth_max = 256}));
+  if (!rows.is_array() || rows.empty()) return bad(fmt::format("{}: must be an array of requests", table.string()));
+  Decider decider(workspace);
+  ToolResult result;
+  Json failures = Json::array();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::string number = fmt::format("request {}", i + 1);
+    const bool named = rows[i].is_object() && rows[i].contains("name") && rows[i].at("name").is_string();
+    const std::string name = named ? fmt::format("{} ({})", number, rows[i].at("name").get<std::string>()) : number;
+    const auto wrong = run_row(workspace, decider, rows[i]);
+    const std::string why = wrong ? *wrong : wrong.error().message() + "\n";
+    if (why.empty()) continue;
+    result.text += fmt::format("{}: {}", name, why);
+    failures.push_back(Json{{"request", i + 1}, {"why", why}});
+  }
+  const std::size_t failed = failures.size();
+  result.text += fmt::format("{} passed, {} failed\n", rows.size() - failed, failed);
+  result.json = Json{{"passed", rows.size() - failed}, {"failed", failed}, {"failures", std::move(failures)}}.dump(2);
+  if (failed > 0) result.exit_code = exit_wrong;
+  return result;
+}
+
+Result<ToolResult> run_conformance(const fs::path& root, const fs::path& extra, bool workloads) {
+  const auto verdicts = extra.empty() ? std::optional<fs::path>() : extra;
+  const ConformanceReport report = CRETO_TRY(workloads ? run_workloads(root) : run_corpus(root, verdicts));
+  ToolResult result;
+  Json json{{"own", Json::object()}, {"trivial", Json::object()}, {"failures", report.failures}};
+  for (const std::string& failure : report.failures) result.text += failure + "\n";
+  add_group(result.text, json["own"], workloads ? "workloads" : "tests with a policy of their own", report.own);
+  add_group(result.text, json["trivial"], "tests with the trivial policy", report.trivial);
+  result.text += report.all_passed() ? "all passed\n" : "some failed\n";
+  result.json = json.dump(2);
+  if (!report.all_passed()) result.exit_code = exit_wrong;
+  return result;
+}
+
+}  // namespace creto::authz

@@ -1,0 +1,183 @@
+#include "creto/authz/policy_tools.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "creto/common/json.h"
+
+namespace creto::authz {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A folder with a small set of policies, as a user would have it.
+class PolicyTools : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(::testing::TempDir()) /
+              ("policy-tools-" + std::string(::testing::UnitTest::GetInstance()->current_test_info()->name()));
+    fs::remove_all(folder_);
+    fs::create_directories(folder_ / "policies");
+    write("app.cedarschema",
+          "entity User in [Group] = { name: String };\nentity Group;\nentity Doc = { owner: User, size: Long };\n"
+          "action read appliesTo { principal: User, resource: Doc, context: { mfa: Bool } };\n");
+    write("entities.json", R"([
+      {"uid": {"type": "User", "id": "ada"}, "attrs": {"name": "Ada"}, "parents": [{"type": "Group", "id": "staff"}]},
+      {"uid": {"type": "Group", "id": "staff"}, "attrs": {}, "parents": []},
+      {"uid": {"type": "Doc", "id": "plan"}, "attrs": {"owner": {"type": "User", "id": "ada"}, "size": 7}, "parents": []}])");
+    write("policies/staff.cedar",
+          "permit(principal in Group::\"staff\", action == Action::\"read\", resource)\n"
+          "when { context.mfa && resource.size < 10 };\n");
+    write("policies/big.cedar",
+          "@id(\"no big ones\")\nforbid(principal, action, resource) when { resource.size > 100 };\n");
+    files_ = {{folder_ / "policies"}, folder_ / "app.cedarschema", folder_ / "entities.json"};
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void write(const std::string& name, std::string_view text) const {
+    std::ofstream(folder_ / name, std::ios::binary) << text;
+  }
+  std::string read(const std::string& name) const {
+    std::ifstream in(folder_ / name, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  /// With the folder's own name taken out.
+  std::string plain(std::string text) const {
+    const std::string prefix = folder_.string() + "/";
+    for (auto at = text.find(prefix); at != std::string::npos; at = text.find(prefix)) text.erase(at, prefix.size());
+    return text;
+  }
+
+  fs::path folder_;
+  PolicyFiles files_;
+  const PolicyQuestion question_{"User::\"ada\"", "Action::\"read\"", "Doc::\"plan\"", R"({"mfa": true})"};
+};
+
+TEST_F(PolicyTools, ValidatePassesAGoodSet) {
+  const auto result = validate_policies(files_);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text, "2 policies, 0 templates, 4 entities: no errors\n");
+  EXPECT_EQ(result->exit_code, 0);
+}
+
+TEST_F(PolicyTools, ValidateTellsEveryProblemOfEveryFile) {
+  write("policies/staff.cedar",
+        "permit(principal, action, resource) when { resource.siz < 10 };\npermit(principal, action resource);\n"
+        "permit(principal, action, resource) when { false };\n");
+  write("policies/twice.cedar", "@id(\"no big ones\")\npermit(principal, action, resource);\n");
+  const auto result = validate_policies(files_);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(
+      plain(result->text),
+      "policies/staff.cedar:2:26: error: found `resource`, expected `,`\n"
+      "policies/twice.cedar:1:1: error: policy `no big ones`: there is another policy `no big ones`, in "
+      "policies/big.cedar\n"
+      "policies/staff.cedar:1:53: error: policy `staff.1`: there is no attribute `siz` on entity type `Doc`; did you "
+      "mean `size`?\n"
+      "policies/staff.cedar:3:1: warning: policy `staff.2`: this policy can never apply: its scope or its "
+      "conditions are always false\n"
+      "3 policies, 0 templates, 4 entities: 3 errors\n");
+  EXPECT_EQ(result->exit_code, 1);
+  const Json json = Json::parse(result->json);
+  EXPECT_EQ(json["problems"][2]["line"], 1);
+  EXPECT_EQ(json["problems"][2]["hint"], "did you mean `size`?");
+}
+
+TEST_F(PolicyTools, CheckDecidesAsCedarDoes) {
+  const auto allowed = check_policies(files_, question_);
+  ASSERT_TRUE(allowed) << allowed.error().message();
+  EXPECT_EQ(allowed->text, "allow\n  decided by policy `staff`\n");
+  EXPECT_EQ(allowed->exit_code, 0);
+  PolicyQuestion without = question_;
+  without.context = R"({"mfa": false})";
+  EXPECT_EQ(check_policies(files_, without)->exit_code, 3);
+  without.context = "{}";
+  EXPECT_EQ(check_policies(files_, without).error().message(), "context.mfa: this attribute is required");
+  without.principal = "ada";
+  EXPECT_FALSE(check_policies(files_, without));
+}
+
+TEST_F(PolicyTools, ExplainNamesWhatFailedFirstAndTheValuesItSaw) {
+  PolicyQuestion without = question_;
+  without.context = R"({"mfa": false})";
+  const auto result = explain_policies(files_, without);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(plain(result->text),
+            "deny\n"
+            "  no policy permits it\n"
+            "forbid `no big ones` does not apply: `resource.size > 100` decided (policies/big.cedar:2)\n"
+            "    resource.size = 7\n"
+            "permit `staff` does not apply: `context.mfa` decided (policies/staff.cedar:2)\n"
+            "    context.mfa = false\n");
+  without.principal = "User::\"eve\"";
+  EXPECT_NE(explain_policies(files_, without)->text.find("not in its scope `principal in Group::\"staff\"`"),
+            std::string::npos);
+}
+
+TEST_F(PolicyTools, TestRunsATableOfRequests) {
+  write("table.json", R"([
+    {"name": "staff", "principal": "User::\"ada\"", "action": "Action::\"read\"", "resource": "Doc::\"plan\"",
+     "context": {"mfa": true}, "decision": "allow", "reason": ["staff"], "errors": []},
+    {"request": {"principal": {"type": "User", "id": "ada"}, "action": "Action::\"read\"", "resource": "Doc::\"plan\"",
+     "context": {"mfa": false}}, "decision": "allow"},
+    {"principal": "User::\"ada\"", "action": "Action::\"red\"", "resource": "Doc::\"plan\"", "decision": "deny"}])");
+  const auto result = test_policies(files_, folder_ / "table.json");
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text,
+            "request 2: expected allow, got deny\n  no policy permits it\n"
+            "request 3: there is no action Action::\"red\"\n"
+            "1 passed, 2 failed\n");
+  EXPECT_EQ(result->exit_code, 1);
+}
+
+TEST_F(PolicyTools, LinksOfAPolicySetMakePoliciesOfTheTemplatesBesideIt) {
+  write("policies/share.cedar", "@id(\"share\")\npermit(principal == ?principal, action, resource == ?resource);\n");
+  write("policies/links.json", R"({"staticPolicies": {}, "templateLinks": [{"templateId": "share", "newId": "for eve",
+    "values": {"?principal": {"type": "User", "id": "eve"}, "?resource": {"type": "Doc", "id": "plan"}}}]})");
+  PolicyQuestion eve = question_;
+  eve.principal = "User::\"eve\"";
+  EXPECT_EQ(check_policies(files_, eve)->text, "allow\n  decided by policy `for eve`\n");
+  EXPECT_EQ(validate_policies(files_)->text, "3 policies, 1 template, 4 entities: no errors\n");
+}
+
+TEST_F(PolicyTools, FormatWritesOnlyWhatChanges) {
+  const auto check = format_policy_files({folder_}, {.check = true});
+  ASSERT_TRUE(check) << check.error().message();
+  EXPECT_EQ(check->exit_code, 1);
+  const auto written = format_policy_files({folder_}, {.write = true});
+  ASSERT_TRUE(written) << written.error().message();
+  EXPECT_EQ(read("policies/big.cedar"),
+            "@id(\"no big ones\")\nforbid (principal, action, resource)\nwhen { resource.size > 100 };\n");
+  EXPECT_EQ(format_policy_files({folder_}, {.check = true})->text, "");
+  EXPECT_EQ(check_policies(files_, question_)->exit_code, 0);
+}
+
+TEST_F(PolicyTools, FormatConvertsBothWays) {
+  const auto json = format_policy_files({folder_ / "policies/big.cedar"}, {.to_json = true});
+  ASSERT_TRUE(json) << json.error().message();
+  write("big.json", json->text);
+  const auto text = format_policy_files({folder_ / "big.json"}, {.to_cedar = true});
+  ASSERT_TRUE(text) << text.error().message();
+  EXPECT_EQ(text->text, "@id(\"no big ones\")\nforbid (principal, action, resource)\nwhen { resource.size > 100 };\n");
+  const auto schema = format_policy_files({folder_ / "app.cedarschema"}, {.to_json = true});
+  ASSERT_TRUE(schema) << schema.error().message();
+  write("app.cedarschema.json", schema->text);
+  const auto back = format_policy_files({folder_ / "app.cedarschema.json"}, {.to_cedar = true});
+  ASSERT_TRUE(back) << back.error().message();
+  files_.schema = folder_ / "app.cedarschema.json";
+  EXPECT_EQ(validate_policies(files_)->exit_code, 0);
+}
+
+TEST_F(PolicyTools, SayWhatCannotBeRead) {
+  files_.schema = folder_ / "none.cedarschema";
+  EXPECT_FALSE(validate_policies(files_));
+  EXPECT_FALSE(format_policy_files({folder_ / "entities.json"}, {}));
+  EXPECT_FALSE(run_conformance(folder_, {}, false));
+  EXPECT_FALSE(run_conformance(folder_, {}, true));
+}
+
+}  // namespace
+}  // namespace creto::authz
