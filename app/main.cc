@@ -18,6 +18,7 @@
 #include "creto/common/bytes.h"
 #include "creto/common/json.h"
 #include "creto/io/http_server.h"
+#include "policy_commands.h"
 
 namespace creto::app {
 namespace {
@@ -241,6 +242,12 @@ int run(int argc, char** argv) {
   verify->add_option("--tiles", tiles, "directory of the log")->required();
   verify->add_option("--key", key, "file of verifier keys (audit.vkey)")->required();
   verify->callback([&] { chosen = [&] { return verify_audit(tiles, key); }; });
+
+  add_policy_commands([&](std::string_view path, std::string_view help, std::function<Result<Output>()> action) {
+    CLI::App* sub = subcommand(app, path, help);
+    sub->callback([&chosen, action = std::move(action)] { chosen = action; });
+    return sub;
+  });
 
   std::string name;
   std::vector<std::string> permissions;

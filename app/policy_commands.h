@@ -1,0 +1,19 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <string_view>
+
+#include "commands.h"
+
+namespace creto::app {
+
+/// Makes the subcommand of a path such as "authz check"; `action` runs when it is chosen.
+using MakeCommand =
+    std::function<CLI::App*(std::string_view path, std::string_view help, std::function<Result<Output>()> action)>;
+
+/// `creto authz validate|format|check|explain|test|conformance`: work on files alone, without a home or a server.
+void add_policy_commands(const MakeCommand& command);
+
+}  // namespace creto::app
