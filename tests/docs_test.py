@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,7 @@ def main():
         if docs.server:
             docs.server.terminate()
             docs.server.wait(60)
+        shutil.rmtree(docs.work, ignore_errors=True)
     if count < 5:
         sys.exit(f"only {count} commands were found: has the way they are written changed?")
     print(f"{count} commands, {failed} failed")
