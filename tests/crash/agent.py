@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -18,10 +19,19 @@ from gateway import Gateway, GatewayError  # noqa: E402
 PATIENCE_S = 300
 ROUND = os.environ["ROUND"]
 GATEWAY = Gateway()
+SAID = []
 
 
 def say(step, **fields):
-    print(json.dumps({"step": step, **fields}), flush=True)
+    SAID.append(json.dumps({"step": step, **fields}))
+    print(SAID[-1], flush=True)
+
+
+def say_again():
+    """What was on its way out of the sandbox when the server died is lost."""
+    while True:
+        time.sleep(10)
+        print("\n".join(SAID), flush=True)
 
 
 def until_answered(action):
@@ -99,6 +109,7 @@ def book():
 
 
 def main():
+    threading.Thread(target=say_again, daemon=True).start()
     say("identity", **until_answered(GATEWAY.identity))
     if sys.argv[1] == "book":
         book()

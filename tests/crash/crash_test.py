@@ -472,6 +472,21 @@ secret = "webhooks/OVERSIGHT"
         print(f"crash {self.options.mode}: {deaths} deaths of the server, {self.repeated_calls} calls repeated, {self.respawned} sandboxes spawned anew, "
               f"{number} rounds, {size} audit records verified")
 
+    def end_sandboxes(self):
+        """They outlive a server; a test that failed must not leave them on the machine."""
+        if not self.server:
+            return
+        try:
+            self.server.kills_left = 0
+            self.server.stop()
+            self.server = Server(self.creto, os.path.join(self.work, "creto-end.log"), {})
+            self.server.start()
+            for box in self.call("sandboxes", "list", "--state", "running").get("sandboxes", []):
+                self.call("sandboxes", "terminate", box["id"])
+            self.server.stop()
+        except (StepFailed, CretoError) as problem:
+            print(f"sandboxes may be left over: {problem}")
+
     def run(self):
         try:
             self.play()
@@ -482,11 +497,9 @@ secret = "webhooks/OVERSIGHT"
             if os.path.exists(log):
                 with open(log, encoding="utf-8", errors="replace") as lines:
                     print("".join(collections.deque(lines, 40)))
+            self.end_sandboxes()
             return 1
         finally:
-            if self.server and self.server.process:
-                self.server.kills_left = 0
-                self.server.stop()
             self.children.stop_all()
         if not self.options.keep:
             shutil.rmtree(self.work, ignore_errors=True)
