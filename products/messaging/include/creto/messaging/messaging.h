@@ -86,8 +86,8 @@ struct ReceiveRequest {
 class Messaging : public contracts::SandboxMessenger {
  public:
   /// Queues `message` for its recipient, or for every subscriber of its topic. The caller is its sender. A topic
-  /// message must be sealed for all subscribers; who has left meanwhile gets nothing. Repeating with the same idempotency
-  /// key returns the first message's id, also where it was sealed anew.
+  /// message must be sealed for all subscribers; who has left meanwhile gets nothing. Repeating with the same
+  /// idempotency key returns the first message's id, also where it was sealed anew.
   ///
   /// Errors:
   ///   too_large             over 1 MiB
