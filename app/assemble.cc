@@ -202,11 +202,14 @@ Result<> assemble_oversight(System& system) {
   return {};
 }
 
-/// Messages cost money: without metering, here or elsewhere, there is no messaging.
+/// Messages cost money, so messaging needs metering, here or elsewhere.
 Result<> assemble_messaging(System& system) {
   if (const auto channel = CRETO_TRY(channel_to(system, "messaging")))
     system.messaging = messaging::create_messaging_client(channel);
-  if (system.runs("messaging") && system.metering != nullptr)
+  if (system.runs("messaging") && system.metering == nullptr)
+    return Error(Product::platform, ErrorKind::invalid_input,
+                 "services: messaging needs metering: name it too, or give its address in `integrations`");
+  if (system.runs("messaging"))
     system.messaging = CRETO_TRY(messaging::create_messaging({.database = *system.database,
                                                               .bus = *system.bus,
                                                               .nhi = *system.nhi,
