@@ -40,26 +40,37 @@ class NhiOwnerKeys final : public storage::OwnerKeys {
   const Identity self_ = Identity::service("creto").value();
 };
 
-class AgentEndpoints final : public runtime::MessageEndpoint {
+class NhiEndpoints final : public AgentEndpoints {
  public:
-  AgentEndpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi, const Clock& clock)
-      : database_(database), sealer_(sealer), nhi_(nhi), clock_(clock) {}
+  NhiEndpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi, messaging::Messaging& messaging,
+               const Clock& clock)
+      : database_(database), sealer_(sealer), nhi_(nhi), messaging_(messaging), clock_(clock) {}
 
   Result<contracts::SealedMessage> seal(const Context& ctx, const Identity& agent, const Identity& recipient,
-                                        std::string_view topic, std::string_view body) override {
-    messaging::Endpoint* endpoint = CRETO_TRY(endpoint_of(ctx, agent));
+                                        std::string_view body) override {
+    const auto parts = CRETO_TRY(parts_of(ctx, agent));
     const Context as_agent = acting_as(ctx, agent);
     const messaging::Draft draft{.body = as_bytes(body)};
-    if (!topic.empty()) return endpoint->seal_for_topic(as_agent, topic, {recipient}, draft);
-    auto in_session = endpoint->seal_in_session(as_agent, recipient, draft);
+    auto in_session = parts->endpoint->seal_in_session(as_agent, recipient, draft);
     if (in_session || in_session.error().kind() != ErrorKind::not_found) return in_session;
-    return endpoint->seal(as_agent, recipient, draft);
+    return parts->endpoint->seal(as_agent, recipient, draft);
+  }
+
+  Result<contracts::SealedMessage> seal_for_topic(const Context& ctx, const Identity& agent, const std::string& topic,
+                                                  std::string_view body) override {
+    const auto parts = CRETO_TRY(parts_of(ctx, agent));
+    const Context as_agent = acting_as(ctx, agent);
+    const std::vector<Identity> subscribers = CRETO_TRY(messaging_.subscribers(as_agent, topic));
+    if (subscribers.empty())
+      return Error(Product::messaging, ErrorKind::recipient_not_found,
+                   fmt::format("nobody is subscribed to topic `{}`", topic));
+    return parts->endpoint->seal_for_topic(as_agent, topic, subscribers, messaging::Draft{.body = as_bytes(body)});
   }
 
   Result<runtime::OpenedMessage> open(const Context& ctx, const Identity& agent,
                                       const contracts::ReceivedMessage& message) override {
-    messaging::Endpoint* endpoint = CRETO_TRY(endpoint_of(ctx, agent));
-    const messaging::OpenedMessage opened = CRETO_TRY(endpoint->open(acting_as(ctx, agent), message.message));
+    const auto parts = CRETO_TRY(parts_of(ctx, agent));
+    const messaging::OpenedMessage opened = CRETO_TRY(parts->endpoint->open(acting_as(ctx, agent), message.message));
     return runtime::OpenedMessage{.id = opened.id,
                                   .sender = opened.sender,
                                   .topic = opened.topic,
@@ -68,7 +79,33 @@ class AgentEndpoints final : public runtime::MessageEndpoint {
                                   .sent_at = opened.sent_at};
   }
 
+  Result<> acknowledge(const Context& ctx, const Identity& agent, const MessageId& message) override {
+    const auto parts = CRETO_TRY(parts_of(ctx, agent));
+    return parts->endpoint->acknowledge(acting_as(ctx, agent), message);
+  }
+
+  Result<> publish_keys(const Context& ctx) override {
+    std::map<Key, std::shared_ptr<Parts>> known;
+    {
+      const std::lock_guard lock(mutex_);
+      known = endpoints_;
+    }
+    Result<> outcome;
+    for (const auto& [key, parts] : known) {
+      Context own = ctx;
+      own.org = key.first;
+      auto published = parts->endpoint->publish_keys(acting_as(own, parts->keys->identity()));
+      if (published) continue;
+      outcome = Error(std::move(published).error()).with_context(fmt::format("prekeys of `{}`", key.second));
+      const std::lock_guard lock(mutex_);
+      endpoints_.erase(key);
+    }
+    return outcome;
+  }
+
  private:
+  using Key = std::pair<std::string, std::string>;  ///< organization and identity
+
   /// Members in the order in which the later ones use the earlier ones.
   struct Parts {
     std::unique_ptr<messaging::EndpointStore> store;
@@ -83,24 +120,26 @@ class AgentEndpoints final : public runtime::MessageEndpoint {
     return as_agent;
   }
 
-  Result<messaging::Endpoint*> endpoint_of(const Context& ctx, const Identity& agent) {
+  Result<std::shared_ptr<Parts>> parts_of(const Context& ctx, const Identity& agent) {
     const std::lock_guard lock(mutex_);
-    const std::pair key(ctx.org, agent.text());
-    if (const auto known = endpoints_.find(key); known != endpoints_.end()) return known->second.endpoint.get();
-    Parts parts;
-    parts.store = CRETO_TRY(messaging::create_endpoint_store(database_, sealer_, ctx.org, agent));
-    parts.keys = messaging::keys_held_by_nhi(nhi_, agent);
-    parts.endpoint = messaging::create_endpoint(*parts.store, *parts.keys, nhi_, clock_);
-    CRETO_TRY(parts.endpoint->publish_keys(acting_as(ctx, agent)));
-    return endpoints_.emplace(key, std::move(parts)).first->second.endpoint.get();
+    const Key key(ctx.org, agent.text());
+    if (const auto known = endpoints_.find(key); known != endpoints_.end()) return known->second;
+    auto parts = std::make_shared<Parts>();
+    parts->store = CRETO_TRY(messaging::create_endpoint_store(database_, sealer_, ctx.org, agent));
+    parts->keys = messaging::keys_held_by_nhi(nhi_, agent);
+    parts->endpoint = messaging::create_endpoint(*parts->store, *parts->keys, nhi_, clock_);
+    CRETO_TRY(parts->endpoint->publish_keys(acting_as(ctx, agent)));
+    endpoints_.emplace(key, parts);
+    return parts;
   }
 
   sql::Database& database_;
   crypto::KeySealer& sealer_;
   nhi::Nhi& nhi_;
+  messaging::Messaging& messaging_;
   const Clock& clock_;
   std::mutex mutex_;
-  std::map<std::pair<std::string, std::string>, Parts> endpoints_;
+  std::map<Key, std::shared_ptr<Parts>> endpoints_;
 };
 
 class StoredInvoices final : public Invoices {
@@ -174,7 +213,7 @@ class StoredInvoices final : public Invoices {
     Context self = Context::of_service(self_);
     self.org = ctx.org;
     const Identity billed = CRETO_TRY(Identity::parse(invoice.agent));
-    const contracts::SealedMessage sealed = CRETO_TRY(endpoints->seal(self, self_, billed, "", body));
+    const contracts::SealedMessage sealed = CRETO_TRY(endpoints->seal(self, self_, billed, body));
     const Result<MessageId> sent = messaging->send(self, sealed);
     if (!sent) return Error(sent.error());
     return {};
@@ -193,9 +232,9 @@ class StoredInvoices final : public Invoices {
 
 std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi) { return std::make_unique<NhiOwnerKeys>(nhi); }
 
-std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer,
-                                                          nhi::Nhi& nhi, const Clock& clock) {
-  return std::make_unique<AgentEndpoints>(database, sealer, nhi, clock);
+std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
+                                                messaging::Messaging& messaging, const Clock& clock) {
+  return std::make_unique<NhiEndpoints>(database, sealer, nhi, messaging, clock);
 }
 
 std::unique_ptr<Invoices> Invoices::create(storage::Storage& storage, std::string webhook_url, const Clock& clock) {

@@ -22,8 +22,15 @@ std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi);
 
 /// One messaging endpoint for each agent that runs here, made when first needed: its keys stay outside the sandbox.
 /// A session where the recipient has published keys, an envelope otherwise.
-std::unique_ptr<runtime::MessageEndpoint> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer,
-                                                          nhi::Nhi& nhi, const Clock& clock);
+class AgentEndpoints : public runtime::MessageEndpoint {
+ public:
+  /// Renews the prekeys of every agent that has an endpoint here, where they are used up or too old. For a periodic
+  /// task. An error is the last agent's that has one: its endpoint is dropped, and made anew when it is needed again.
+  virtual Result<> publish_keys(const Context& ctx) = 0;
+};
+/// All references must outlive it.
+std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
+                                                messaging::Messaging& messaging, const Clock& clock);
 
 /// Invoices: the PDF under Compliance in storage, then a webhook where one is configured, and a message to who is
 /// billed.

@@ -219,7 +219,7 @@ Result<> assemble_messaging(System& system) {
                                                               .clock = system_clock(),
                                                               .telemetry = *system.telemetry}));
   if (!system.messaging) return {};
-  system.endpoint = agent_endpoints(*system.database, *system.sealer, *system.nhi, system_clock());
+  system.endpoint = agent_endpoints(*system.database, *system.sealer, *system.nhi, *system.messaging, system_clock());
   if (system.invoices) system.invoices->send_messages_through(*system.messaging, *system.endpoint);
   return {};
 }
@@ -236,6 +236,9 @@ Result<> assemble_runtime(System& system) {
   options.static_hosts = settings.egress_hosts;
   options.actions_file = settings.actions_file;
   options.variables = settings.action_variables;
+  options.output_age = settings.output_age;
+  options.output_bytes_max = static_cast<std::uint64_t>(settings.output_bytes_max);
+  options.keep_sandboxes = settings.keep_sandboxes;
   system.runtime = CRETO_TRY(runtime::create_runtime({.database = *system.database,
                                                       .nhi = *system.nhi,
                                                       .authz = *system.authz,

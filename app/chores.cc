@@ -30,6 +30,7 @@ class ChoreThread final : public Chores {
       Context ctx = Context::of_service(self_);
       ctx.org = system_.settings.org;
       if (second % 60 == 0) each_minute(ctx);
+      if (second % 3600 == 0) each_hour(ctx);
       // Only another process can have changed policies behind our back, and only where it shares the database.
       if (system_.database->dialect() == sql::Dialect::postgres)
         attempt("authz", [&] { return system_.authz->refresh(ctx); });
@@ -42,9 +43,14 @@ class ChoreThread final : public Chores {
     if (system_.local_metering) attempt("metering", [&] { return system_.local_metering->tick(); });
     if (system_.runs("messaging")) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
     attempt("provisioning", [&] { return system_.provisioning->resume(); });
+    if (system_.runtime) attempt("runtime", [&] { return system_.runtime->sweep(ctx); });
     attempt("memory", [&] { return system_.memory->sweep(ctx); });
     attempt("storage", [&] { return system_.storage->sweep(ctx); });
     attempt("idempotency", [&] { return io::forget_expired(*system_.database); });
+  }
+
+  void each_hour(const Context& ctx) {
+    if (system_.endpoint) attempt("prekeys", [&] { return system_.endpoint->publish_keys(ctx); });
   }
 
   template <class F>

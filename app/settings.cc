@@ -31,10 +31,15 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("inference.local", inference_local, "the endpoint is on this machine");
   schema.add("inference.injection", injection, "block, flag or off");
 
-  schema.add("runtime.class", sandbox_runtime, "runsc (gVisor), runc or crun");
+  schema.add("runtime.class", sandbox_runtime, "runsc (gVisor) or runc");
   schema.add("runtime.pool_size", pool_size, "sandboxes kept warm", {.min = 0, .max = 256});
   schema.add("runtime.pool_image", pool_image, "the image of the warm sandboxes; empty: none are kept");
   schema.add("runtime.image_directory", image_directory, "one OCI layout per image name; empty: `images` in the home");
+  schema.add("runtime.output_age", output_age, "then the output of an ended sandbox is removed");
+  schema.add("runtime.output_bytes_max", output_bytes_max,
+             "of the output of all ended sandboxes; the oldest is removed first", {.min = 0, .max = 1ll << 50});
+  schema.add("runtime.keep_sandboxes", keep_sandboxes,
+             "running sandboxes live on when the server stops, and its next start takes them over; false ends them");
   schema.add("runtime.actions", actions_file, "file of the declared actions");
   schema.add_table("runtime.variables", action_variables, "NAME = value for ${NAME} in the actions file");
   schema.add_table("egress.hosts", egress_hosts, "name = address:port that the egress proxy uses for it");

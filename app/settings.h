@@ -37,7 +37,10 @@ struct Settings {
   std::string sandbox_runtime = "runsc";
   std::int64_t pool_size = 1;
   std::string pool_image;
-  std::string image_directory;  ///< one OCI layout per image name; empty: `images` in the home
+  std::string image_directory;                ///< one OCI layout per image name; empty: `images` in the home
+  Nanos output_age = std::chrono::days(7);    ///< of what ended sandboxes wrote
+  std::int64_t output_bytes_max = 1ll << 30;  ///< of all of that together
+  bool keep_sandboxes = true;
   std::string actions_file;
   std::map<std::string, std::string> action_variables;  ///< for ${NAME} in the actions file
   std::map<std::string, std::string>

@@ -66,7 +66,7 @@ struct System {
   std::unique_ptr<oversight::Notifier> webhook;
   std::unique_ptr<oversight::Oversight> oversight;
   std::unique_ptr<messaging::Messaging> messaging;
-  std::unique_ptr<runtime::MessageEndpoint> endpoint;
+  std::unique_ptr<AgentEndpoints> endpoint;
   std::unique_ptr<runtime::Runtime> runtime;
   std::unique_ptr<Sagas> provisioning;
   std::unique_ptr<Chores> chores;

@@ -16,13 +16,17 @@ TestDatabase::TestDatabase(DatabaseKind kind, const Clock& clock) : kind_(kind),
 }
 
 std::unique_ptr<sql::Database> TestDatabase::open() {
-  auto opened = kind_ == DatabaseKind::sqlite ? sql::open_sqlite(directory_ / "creto.db", {.clock = &clock_})
-                                              : sql::open_postgres(conninfo_, {.clock = &clock_});
+  auto opened = kind_ == DatabaseKind::sqlite ? sql::open_sqlite(location(), {.clock = &clock_})
+                                              : sql::open_postgres(location(), {.clock = &clock_});
   if (!opened) {
     std::fprintf(stderr, "cannot open the test's database: %s\n", opened.error().to_string().c_str());
     std::abort();
   }
   return std::move(*opened);
+}
+
+std::string TestDatabase::location() const {
+  return kind_ == DatabaseKind::sqlite ? (directory_ / "creto.db").string() : conninfo_;
 }
 
 }  // namespace creto::testing

@@ -36,7 +36,6 @@ constexpr std::size_t topics_max = 1000;
 constexpr std::size_t clean_up_batch = 500;
 constexpr std::size_t reason_bytes_max = 1024;
 constexpr std::string_view usage_subject = "messaging.usage";
-constexpr std::string_view queue_signal = "messaging.queue";
 
 Error failure(ErrorKind kind, std::string message) { return Error(Product::messaging, kind, std::move(message)); }
 

@@ -14,21 +14,25 @@ namespace {
 
 Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 
-Json from_yaml(const YAML::Node& node, int depth) {
+constexpr int nodes_max = 20'000;
+
+/// `nodes` counts what was read: aliases could make a short text endless.
+Json from_yaml(const YAML::Node& node, int depth, int& nodes) {
   if (depth > 16) throw YAML::Exception(node.Mark(), "nested too deeply");
+  if (++nodes > nodes_max) throw YAML::Exception(node.Mark(), "too large");
   switch (node.Type()) {
     case YAML::NodeType::Map: {
       Json object = Json::object();
       for (const auto& member : node) {
         auto key = member.first.as<std::string>();
         if (object.contains(key)) throw YAML::Exception(member.first.Mark(), "duplicate key");
-        object[std::move(key)] = from_yaml(member.second, depth + 1);
+        object[std::move(key)] = from_yaml(member.second, depth + 1, nodes);
       }
       return object;
     }
     case YAML::NodeType::Sequence: {
       Json array = Json::array();
-      for (const auto& item : node) array.push_back(from_yaml(item, depth + 1));
+      for (const auto& item : node) array.push_back(from_yaml(item, depth + 1, nodes));
       return array;
     }
     case YAML::NodeType::Scalar: {
@@ -145,8 +149,10 @@ Result<ActionDeclaration> read_action(const Json& json, const std::string& path,
   if (!action.amount_argument.empty() &&
       (amount == action.arguments.end() || amount->second.type != ArgumentRule::Type::decimal))
     return invalid(fmt::format("{}.amount: must name a decimal argument", path));
-  if (!action.currency_argument.empty() && !action.arguments.contains(action.currency_argument))
-    return invalid(fmt::format("{}.currency: must name an argument", path));
+  const auto currency = action.arguments.find(action.currency_argument);
+  if (!action.currency_argument.empty() &&
+      (currency == action.arguments.end() || currency->second.type != ArgumentRule::Type::string))
+    return invalid(fmt::format("{}.currency: must name a string argument", path));
   return action;
 }
 
@@ -195,7 +201,8 @@ Result<std::map<std::string, ActionDeclaration>> parse_actions(std::string_view 
     return Error(Product::runtime, ErrorKind::too_large, "the actions file is larger than 1 MiB");
   Json document;
   try {
-    document = from_yaml(YAML::Load(std::string(text)), 0);  // JSON is YAML
+    int nodes = 0;
+    document = from_yaml(YAML::Load(std::string(text)), 0, nodes);  // JSON is YAML
   } catch (const YAML::Exception& problem) {
     return invalid(fmt::format("actions: {}", problem.what()));
   }

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,7 +53,8 @@ bool is_variable_name(std::string_view name) {
 Result<> check_strings(std::string_view field, const std::vector<std::string>& values) {
   std::size_t size = 0;
   for (const auto& value : values) {
-    if (value.find('\0') != std::string::npos) return invalid(fmt::format("{}: must not hold a zero byte", field));
+    if (value.find('\0') != std::string::npos || !is_valid_utf8(value))
+      return invalid(fmt::format("{}: must be text without zero bytes", field));
     size += value.size();
   }
   if (values.size() > 1024 || size > 256 << 10)
@@ -119,22 +121,20 @@ class RuntimeService final : public Runtime {
     }
     pool_changed_.notify_all();
     if (pool_thread_.joinable()) pool_thread_.join();
+    // Nobody inside asks for anything more; what was begun is brought to its end.
+    gateway_tasks_.stop();
+    if (!options_.keep_sandboxes)
+      for (const auto& live : all_live()) finish(live, TerminationReason::manual, "the runtime stopped", std::nullopt);
+    tasks_.finish();
     // Claimed sandboxes live on for the next process; warm ones belong to nobody.
-    std::map<SandboxId, Live> live;
-    std::vector<Live> warm;
-    {
-      const std::lock_guard lock(mutex_);
-      live.swap(live_);
-      warm.swap(pool_);
-    }
-    for (auto& [id, sandbox] : live) {
+    for (const auto& sandbox : all_live()) {
       sandbox->gateway.reset();
-      hub_->close(id);
+      hub_->close(sandbox->id);
       sandbox->gone();
     }
-    gateway_tasks_.stop();
-    tasks_.stop();
-    for (auto& sandbox : warm) discard(sandbox);
+    for (const auto& sandbox : pool_) discard(sandbox);
+    // Rules and cgroups go with the last sandbox: whoever lives on needs them.
+    if (network_ && network_->leases().empty()) network_->remove_rules();
     drivers_.clear();
     proxy_.reset();
     hub_.reset();
@@ -285,8 +285,48 @@ class RuntimeService final : public Runtime {
       chunk.bytes.resize(static_cast<std::size_t>(n));
       chunk.next_offset += static_cast<std::uint64_t>(n);
     }
-    chunk.complete = chunk.bytes.empty() && record.sandbox.state == SandboxState::terminated;
+    const bool over = record.sandbox.state == SandboxState::terminated;
+    if (!fd.valid() && over && record.sandbox.ready_at)
+      return Error(Product::runtime, ErrorKind::not_found,
+                   fmt::format("the output of sandbox `{}` is not kept any more", id.to_string()));
+    chunk.complete = chunk.bytes.empty() && over;
     return chunk;
+  }
+
+  Result<std::size_t> sweep(const Context&) override {
+    struct Kept {
+      std::filesystem::path directory;
+      Instant ended_at;
+      std::uint64_t bytes;
+    };
+    std::vector<Kept> kept;
+    for (const auto& directory : sandbox_directories()) {
+      std::error_code ignored;
+      if (std::filesystem::exists(directory / "run", ignored)) continue;  // it lives
+      // Nothing was written there since its end took `run` away.
+      struct stat info{};
+      if (::stat(directory.c_str(), &info) != 0) continue;
+      const Instant ended_at(std::chrono::seconds(info.st_mtim.tv_sec) + Nanos(info.st_mtim.tv_nsec));
+      std::uint64_t bytes = 0;
+      for (const auto& file : std::filesystem::directory_iterator(directory, ignored))
+        if (const auto size = file.file_size(ignored); !ignored) bytes += size;
+      kept.push_back({directory, ended_at, bytes});
+    }
+    std::sort(kept.begin(), kept.end(), [](const Kept& a, const Kept& b) { return a.ended_at > b.ended_at; });
+    std::uint64_t total = 0;
+    std::size_t removed = 0;
+    for (const auto& one : kept) {
+      total += one.bytes;
+      const bool old = services_.clock.now() - one.ended_at > options_.output_age;
+      if (!old && (one.bytes == 0 || total <= options_.output_bytes_max)) continue;
+      std::error_code failed;
+      std::filesystem::remove_all(one.directory, failed);
+      if (failed)
+        return Error(Product::runtime, ErrorKind::unavailable,
+                     fmt::format("cannot remove `{}`: {}", one.directory.string(), failed.message()));
+      ++removed;
+    }
+    return removed;
   }
 
   Result<> when_terminated(const Context& ctx, const SandboxId& id,
@@ -359,6 +399,14 @@ class RuntimeService final : public Runtime {
     return fmt::format("{}/sandboxes/{}", options_.state_directory, id.to_string());
   }
 
+  std::vector<std::filesystem::path> sandbox_directories() const {
+    std::vector<std::filesystem::path> found;
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(options_.state_directory + "/sandboxes", ignored))
+      if (SandboxId::parse(entry.path().filename().string())) found.push_back(entry.path());
+    return found;
+  }
+
   static Error not_here(const SandboxId& id) {
     return Error(Product::runtime, ErrorKind::not_found, fmt::format("no running sandbox `{}`", id.to_string()));
   }
@@ -376,6 +424,13 @@ class RuntimeService final : public Runtime {
     const std::lock_guard lock(mutex_);
     const auto it = live_.find(id);
     return it != live_.end() && it->second->record->org == org ? it->second : nullptr;
+  }
+
+  std::vector<Live> all_live() {
+    const std::lock_guard lock(mutex_);
+    std::vector<Live> all;
+    for (const auto& [id, live] : live_) all.push_back(live);
+    return all;
   }
 
   Result<SandboxRecord> stored(const Context& ctx, const SandboxId& id) {
@@ -408,10 +463,6 @@ class RuntimeService final : public Runtime {
   Result<SandboxDriver*> driver_for(const std::string& runtime_class) {
     const std::lock_guard lock(drivers_mutex_);
     if (const auto it = drivers_.find(runtime_class); it != drivers_.end()) return it->second.get();
-    const bool offered = runtime_class == options_.runtime_class ||
-                         std::find(options_.more_runtime_classes.begin(), options_.more_runtime_classes.end(),
-                                   runtime_class) != options_.more_runtime_classes.end();
-    if (!offered) return invalid(fmt::format("runtime_class: `{}` is not offered here", runtime_class));
     auto driver = CRETO_TRY(SandboxDriver::create(
         {.runtime = runtime_class, .state_directory = options_.state_directory + "/" + runtime_class},
         services_.telemetry));
@@ -467,6 +518,9 @@ class RuntimeService final : public Runtime {
     }
     const auto image = CRETO_TRY(images_.get(spec.image));
     const auto runtime_class = spec.runtime_class.empty() ? options_.runtime_class : spec.runtime_class;
+    const auto& more = options_.more_runtime_classes;
+    if (runtime_class != options_.runtime_class && std::find(more.begin(), more.end(), runtime_class) == more.end())
+      return invalid(fmt::format("runtime_class: `{}` is not offered here", runtime_class.substr(0, 64)));
     auto* driver = CRETO_TRY(driver_for(runtime_class));
     const auto arguments = CRETO_TRY(canonical_json(Json{{"image", spec.image},
                                                          {"command", spec.command},
@@ -1191,8 +1245,15 @@ class RuntimeService final : public Runtime {
   Result<> take_over() {
     auto records = CRETO_TRY(sql::read(services_.database, events_.service_context("default"),
                                        [](sql::Tx& tx) { return RuntimeStore::not_terminated(tx); }));
-    for (const auto& record : records)
-      if (record.sandbox.runtime_class != options_.runtime_class) CRETO_TRY(driver_for(record.sandbox.runtime_class));
+    // Also what was run under another runtime class than today's.
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(options_.state_directory, ignored)) {
+      if (!std::filesystem::exists(entry.path() / "bundles", ignored)) continue;
+      const auto runtime_class = entry.path().filename().string();
+      if (auto driver = driver_for(runtime_class); !driver)
+        services_.telemetry.error("runtime", "runtime_class_lost",
+                                  {{"runtime_class", runtime_class}, {"error", driver.error().to_string()}});
+    }
     std::map<SandboxId, bool> running;
     std::map<SandboxId, SandboxDriver*> known;
     {
@@ -1242,8 +1303,13 @@ class RuntimeService final : public Runtime {
       if (auto removed = driver->remove(id); !removed)
         services_.telemetry.error("runtime", "sandbox_remove_failed",
                                   {{"sandbox", id.to_string()}, {"error", removed.error().to_string()}});
-      std::error_code ignored;
       std::filesystem::remove_all(directory_of(id), ignored);
+    }
+    // Those that were never stored, and that no driver had heard of yet.
+    for (const auto& directory : sandbox_directories()) {
+      const auto id = SandboxId::parse(directory.filename().string());
+      if (!live_.contains(*id) && std::filesystem::exists(directory / "run", ignored))
+        std::filesystem::remove_all(directory, ignored);
     }
     for (const auto& lease : network_->leases())
       if (std::find(kept.begin(), kept.end(), lease.slot) == kept.end()) network_->release(lease);

@@ -88,7 +88,7 @@ std::string encode(const SandboxRecord& record) {
   if (s.exit_code) doc["exit_code"] = *s.exit_code;
   if (s.ready_at) doc["ready_ns"] = number(unix_ns(*s.ready_at));
   if (s.terminated_at) doc["terminated_ns"] = number(unix_ns(*s.terminated_at));
-  return doc.dump();
+  return doc.dump(-1, ' ', false, Json::error_handler_t::replace);  // what others said may be no text
 }
 
 Result<SandboxRecord> decode(const sql::Row& row) {
@@ -158,7 +158,7 @@ Result<std::vector<SandboxRecord>> decode_all(const sql::Rows& rows) {
 std::string encode(const OperationRecord& record) {
   const Json doc = {{"sandbox", record.sandbox.to_string()}, {"name", record.name},     {"arguments", record.arguments},
                     {"reasoning", record.reasoning},         {"status", record.status}, {"result", record.result}};
-  return doc.dump();
+  return doc.dump(-1, ' ', false, Json::error_handler_t::replace);  // what others said may be no text
 }
 
 Result<OperationRecord> decode_operation(const sql::Row& row) {

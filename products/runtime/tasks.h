@@ -28,9 +28,17 @@ class Tasks {
       stopping_ = true;
       due_.clear();
     }
-    changed_.notify_all();
-    for (auto& thread : threads_) thread.join();
-    threads_.clear();
+    join();
+  }
+
+  /// Ends when everything that is due has been done, with what that posts; what is due later is dropped.
+  void finish() {
+    {
+      const std::lock_guard lock(mutex_);
+      finishing_ = true;
+    }
+    join();
+    stop();
   }
 
   void post(std::function<void()> task) { post_after(Nanos(0), std::move(task)); }
@@ -44,15 +52,23 @@ class Tasks {
   }
 
  private:
+  void join() {
+    changed_.notify_all();
+    for (auto& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
   void run() {
     std::unique_lock lock(mutex_);
     while (!stopping_) {
+      const bool idle = due_.empty() || due_.begin()->first > std::chrono::steady_clock::now();
+      if (idle && finishing_) return;
       if (due_.empty()) {
         changed_.wait(lock);
         continue;
       }
-      if (const auto at = due_.begin()->first; at > std::chrono::steady_clock::now()) {
-        changed_.wait_until(lock, at);
+      if (idle) {
+        changed_.wait_until(lock, std::chrono::steady_clock::time_point(due_.begin()->first));
         continue;
       }
       auto task = std::move(due_.begin()->second);
@@ -66,7 +82,7 @@ class Tasks {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool stopping_ = false;
+  bool stopping_ = false, finishing_ = false;
   std::multimap<std::chrono::steady_clock::time_point, std::function<void()>> due_;
   std::vector<std::thread> threads_;
 };

@@ -80,9 +80,6 @@ class Driver final : public SandboxDriver {
  public:
   Driver(DriverOptions options, RuntimeTraits traits, Telemetry& telemetry)
       : options_(std::move(options)), traits_(std::move(traits)), telemetry_(telemetry) {
-    // Two installations on one machine must not meet in a cgroup: the path
-    // tells them apart.
-    instance_ = fmt::format("{:08x}", static_cast<std::uint32_t>(std::hash<std::string>()(options_.state_directory)));
     epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
     wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     CRETO_ASSERT(epoll_.valid() && wake_.valid());
@@ -96,6 +93,7 @@ class Driver final : public SandboxDriver {
     const std::uint64_t one = 1;
     if (::write(wake_.get(), &one, sizeof one) < 0) telemetry_.error("runtime", "driver_wake_failed");
     thread_.join();
+    remove_cgroups("");  // stays where a sandbox lives in it
   }
 
   Result<> prepare() {
@@ -265,7 +263,9 @@ class Driver final : public SandboxDriver {
   std::string bundle_of(const std::string& id) const {
     return fmt::format("{}/bundles/{}", options_.state_directory, id);
   }
-  std::string cgroup_path(const std::string& id) const { return fmt::format("/creto-{}/{}", instance_, id); }
+  std::string cgroup_path(const std::string& id) const {
+    return fmt::format("/{}/{}", cgroup_of(options_.state_directory), id);
+  }
 
   Invocation call(std::vector<std::string> arguments) const {
     Invocation invocation;
@@ -439,7 +439,6 @@ class Driver final : public SandboxDriver {
   const DriverOptions options_;
   const RuntimeTraits traits_;
   Telemetry& telemetry_;
-  std::string instance_;
   Probe probe_;
 
   Fd epoll_, wake_;
@@ -464,6 +463,10 @@ std::string_view to_string(CgroupMode mode) {
       return "none";
   }
   return "none";
+}
+
+std::string cgroup_of(const std::string& state_directory) {
+  return fmt::format("creto-{:08x}", static_cast<std::uint32_t>(std::hash<std::string>()(state_directory)));
 }
 
 Result<RuntimeTraits> runtime_traits(std::string_view name) {

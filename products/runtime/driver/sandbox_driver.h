@@ -82,6 +82,9 @@ struct DriverOptions {
   Nanos call_timeout = std::chrono::seconds(30);
 };
 
+/// The cgroup below which a driver puts its sandboxes, "creto-…": tells installations on one machine apart.
+std::string cgroup_of(const std::string& state_directory);
+
 /// config.json of the OCI runtime specification. Pure.
 std::string oci_config(const LaunchSpec& spec, const RuntimeTraits& traits, std::string_view cgroup_path);
 

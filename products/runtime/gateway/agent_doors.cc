@@ -13,6 +13,7 @@
 #include "creto/memory/memory.h"
 #include "creto/nhi/nhi.h"
 #include "creto/vault/vault.h"
+#include "gateway/completion.h"
 
 namespace creto::runtime {
 namespace {
@@ -122,7 +123,8 @@ AgentDoors::AgentDoors(RuntimeServices& services, Events& events, Approvals& app
       approvals_(approvals),
       tasks_(tasks),
       actions_(std::move(actions)),
-      client_(http::Client::create(services.clock)) {}
+      client_(http::Client::create(services.clock)),
+      bell_(services.database.signal(contracts::SandboxMessenger::queue_signal), tasks) {}
 
 Result<ActionOutcome> AgentDoors::act(const Context& ctx, const Resident& resident, const std::string& name,
                                       const Json& arguments, const std::string& reasoning,
@@ -340,38 +342,6 @@ void AgentDoors::resume_one(OperationRecord operation, Nanos delay) {
 
 // --- inference -------------------------------------------------------------------------------------------------------
 
-namespace {
-
-Result<inference::CompletionRequest> read_completion(const Json& json, const SandboxId& sandbox) {
-  if (!json.is_object()) return invalid("request: must be an object");
-  inference::CompletionRequest request;
-  request.sandbox = sandbox;
-  const auto number = [&](const char* key, double otherwise) {
-    return json.contains(key) && json[key].is_number() ? json[key].get<double>() : otherwise;
-  };
-  if (json.contains("model") && json["model"].is_string()) request.model = json["model"];
-  if (json.value("stream", Json(false)) == Json(true)) return invalid("stream: is not offered inside sandboxes");
-  if (!json.contains("messages") || !json["messages"].is_array() || json["messages"].empty())
-    return invalid("messages: must be a list");
-  for (const auto& message : json["messages"]) {
-    if (!message.is_object() || !message.contains("role") || !message["role"].is_string() ||
-        !message.contains("content") || !message["content"].is_string())
-      return invalid("messages: each must have a role and text as content");
-    auto role = inference::role_from_string(message["role"].get<std::string>());
-    if (!role) return std::move(role).error();
-    request.messages.push_back({*role, message["content"]});
-  }
-  const auto tokens = number("max_tokens", number("max_completion_tokens", 1024));
-  if (tokens < 1 || tokens > 1'000'000) return invalid("max_tokens: must be 1 to 1000000");
-  request.max_tokens = static_cast<std::uint32_t>(tokens);
-  if (json.contains("temperature")) request.temperature = number("temperature", 0);
-  if (json.contains("response_format") && json["response_format"].is_object())
-    request.json = json["response_format"].value("type", "") == "json_object";
-  return request;
-}
-
-}  // namespace
-
 Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& resident, const Json& body) {
   if (!services_.inference) return turned_off("inference");
   const auto request = CRETO_TRY(read_completion(body, resident.sandbox));
@@ -506,16 +476,27 @@ Result<std::string> AgentDoors::send(const Context& ctx, const Resident& residen
   const auto text = in.text("body");
   const auto encoding = in.text_or("encoding", "text");
   CRETO_TRY(in.finish());
+  if (to.empty() == topic.empty()) return invalid("to, topic: one of them must be given, and not both");
   if (encoding != "text" && encoding != "base64") return invalid("encoding: must be text or base64");
   std::string content = text;
   if (encoding == "base64") {
     const auto bytes = CRETO_TRY(from_base64(text));
     content = std::string(as_text(bytes));
   }
-  const auto recipient = CRETO_TRY(services_.nhi.find_agent(events_.service_context(resident.org), to));
-  auto sealed = CRETO_TRY(services_.endpoint->seal(ctx, resident.agent, recipient.identity, topic, content));
-  const auto id = CRETO_TRY(services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed));
-  return id.to_string();
+  if (topic.empty()) {
+    const auto recipient = CRETO_TRY(services_.nhi.find_agent(events_.service_context(resident.org), to));
+    const auto sealed = CRETO_TRY(services_.endpoint->seal(ctx, resident.agent, recipient.identity, content));
+    const auto id = CRETO_TRY(services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed));
+    return id.to_string();
+  }
+  // Who subscribes between sealing and sending makes the messenger refuse: then it is sealed anew, for him too.
+  for (int attempt = 1;; ++attempt) {
+    const auto sealed = CRETO_TRY(services_.endpoint->seal_for_topic(ctx, resident.agent, topic, content));
+    auto sent = services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed);
+    if (sent) return sent->to_string();
+    const bool again = sent.error().kind() == ErrorKind::conflict && sent.error().retryable();
+    if (!again || attempt == 3) return std::move(sent).error();
+  }
 }
 
 Result<Json> AgentDoors::receive(const Context& ctx, const Resident& resident) {
@@ -543,9 +524,17 @@ Result<Json> AgentDoors::receive(const Context& ctx, const Resident& resident) {
   return list;
 }
 
+std::uint64_t AgentDoors::messages_seen() const { return bell_.rung(); }
+
+void AgentDoors::when_message(std::uint64_t seen, std::function<void()> look) {
+  bell_.when_rung(seen, std::move(look));
+}
+
 Result<> AgentDoors::acknowledge(const Context& ctx, const Resident& resident, const MessageId& message) {
-  if (!services_.messenger) return turned_off("messaging");
-  return services_.messenger->acknowledge_for_sandbox(ctx, resident.sandbox, message);
+  if (!services_.messenger || !services_.endpoint) return turned_off("messaging");
+  // The queue first: what is still in it must open again.
+  CRETO_TRY(services_.messenger->acknowledge_for_sandbox(ctx, resident.sandbox, message));
+  return services_.endpoint->acknowledge(ctx, resident.agent, message);
 }
 
 Result<std::string> AgentDoors::subscribe(const Context& ctx, const Resident& resident, const std::string& topic) {

@@ -12,6 +12,7 @@
 #include "creto/io/http_client.h"
 #include "creto/io/http_server.h"
 #include "events.h"
+#include "gateway/message_bell.h"
 #include "store.h"
 #include "tasks.h"
 
@@ -76,6 +77,10 @@ class AgentDoors {
   Result<std::string> remember(const Context& ctx, const Resident& resident, const Json& request);
   Result<std::string> send(const Context& ctx, const Resident& resident, const Json& request);
   Result<Json> receive(const Context& ctx, const Resident& resident);
+  /// Taken before looking with `receive`; see `when_message`.
+  std::uint64_t messages_seen() const;
+  /// Calls `look` once, as one of the tasks, when a message was queued since `seen`; after a second in any case.
+  void when_message(std::uint64_t seen, std::function<void()> look);
   Result<> acknowledge(const Context& ctx, const Resident& resident, const MessageId& message);
   Result<std::string> subscribe(const Context& ctx, const Resident& resident, const std::string& topic);
 
@@ -93,6 +98,7 @@ class AgentDoors {
   Tasks& tasks_;
   const std::map<std::string, ActionDeclaration> actions_;
   std::shared_ptr<http::Client> client_;
+  MessageBell bell_;
 };
 
 /// What the HTTP doors of one sandbox need.

@@ -14,7 +14,9 @@ Error not_found(std::string_view path) {
   return Error(Product::runtime, ErrorKind::not_found, fmt::format("the gateway has no `{}`", path.substr(0, 200)));
 }
 
-http::Response json(int status, const Json& body) { return http::Response::json(status, body.dump()); }
+http::Response json(int status, const Json& body) {
+  return http::Response::json(status, body.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
 
 Json approval_json(const contracts::ApprovalStatus& status) {
   Json body = {{"request_id", status.request.to_string()}, {"state", contracts::to_string(status.state)}};
@@ -220,21 +222,31 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
     tasks.post_after(*wait, finish);
   }
 
+  struct MessageWait {
+    Context ctx;
+    http::Respond respond;
+    std::atomic<bool> answered = false;
+  };
+
+  /// Answers once: with what waits, or with nothing when the wait is over. Holds no thread.
   void wait_for_messages(const http::Request& request, const http::Respond& respond) {
     const auto wait = wait_of(request);
     if (!wait) return respond(http::error_response(wait.error()));
-    look_for_messages(context(request), respond, services.clock.monotonic() + *wait);
+    auto waiting = std::make_shared<MessageWait>(context(request), respond);
+    if (*wait > Nanos(0))
+      tasks.post_after(*wait, [self = shared_from_this(), waiting] { self->look_for_messages(waiting, true); });
+    look_for_messages(waiting, *wait == Nanos(0));
   }
 
-  void look_for_messages(const Context& ctx, const http::Respond& respond, Monotonic until) {
-    auto messages = doors.receive(ctx, resident);
-    if (!messages) return respond(http::error_response(messages.error()));
-    if (!messages->empty() || services.clock.monotonic() >= until) return respond(json(200, {{"messages", *messages}}));
-    // The messenger's border has no event for a new message; a quarter of a second is what a reader may have to wait
-    // for one.
-    tasks.post_after(std::chrono::milliseconds(250), [self = shared_from_this(), ctx, respond, until] {
-      self->look_for_messages(ctx, respond, until);
-    });
+  void look_for_messages(const std::shared_ptr<MessageWait>& waiting, bool last) {
+    if (waiting->answered) return;
+    const auto seen = doors.messages_seen();
+    auto messages = doors.receive(waiting->ctx, resident);
+    if (messages && messages->empty() && !last)
+      return doors.when_message(seen,
+                                [self = shared_from_this(), waiting] { self->look_for_messages(waiting, false); });
+    if (waiting->answered.exchange(true)) return;
+    waiting->respond(answer<Json>(messages, [](const Json& list) { return json(200, {{"messages", list}}); }));
   }
 };
 
@@ -245,8 +257,15 @@ http::AsyncHandler gateway_handler(Resident resident, AgentDoors& doors, Runtime
   auto gateway = std::make_shared<Gateway>(std::move(resident), doors, services, tasks, std::move(hooks));
   return [gateway](http::Request request, http::Respond respond) {
     // Off the I/O thread: doors may wait for a database, a model or an upstream.
-    gateway->tasks.post(
-        [gateway, request = std::move(request), respond = std::move(respond)] { gateway->route(request, respond); });
+    gateway->tasks.post([gateway, request = std::move(request), respond = std::move(respond)] {
+      try {
+        gateway->route(request, respond);
+      } catch (const std::exception& problem) {  // no agent can end the server; dropped, the request is answered by 500
+        gateway->services.telemetry.error(
+            "runtime", "gateway_exception",
+            {{"sandbox", gateway->resident.sandbox.to_string()}, {"error", std::string(problem.what())}});
+      }
+    });
   };
 }
 

@@ -106,6 +106,9 @@ class RuntimeClient final : public Runtime {
     return RuntimeStatus{r.runtime_class(), r.isolation(),  r.version(),   r.cgroups(),
                          r.network(),       r.pool_ready(), r.pool_size(), r.running()};
   }
+  Result<std::size_t> sweep(const Context&) override {
+    return Error(Product::runtime, ErrorKind::unavailable, "sweeping belongs to the runtime itself");
+  }
   HealthStatus health() override {
     const auto answered = status(Context());
     if (answered) return {};

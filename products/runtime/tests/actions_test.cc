@@ -1,8 +1,11 @@
 #include "actions.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+
+#include "gateway/completion.h"
 
 namespace creto::runtime {
 namespace {
@@ -59,6 +62,23 @@ TEST(Actions, NameTheFieldThatIsWrong) {
                 .find("colour"),
             std::string::npos);
   EXPECT_NE(message("schema_version: 1\nactions: [[[[").find("actions"), std::string::npos);
+  EXPECT_NE(
+      message("schema_version: 1\nactions:\n  - {name: pay, cedar_action: a.b, upstream: 'http://l', currency: c, "
+              "arguments: {c: {type: integer}}}")
+          .find("actions[0].currency: must name a string argument"),
+      std::string::npos);
+}
+
+TEST(Actions, AFileThatRefersToItselfOverAndOverIsTooLarge) {
+  std::string text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 12; ++i) {
+    text += fmt::format("a{0}: &a{0} [", i);
+    for (int k = 0; k < 10; ++k) text += fmt::format("*a{}, ", i - 1);
+    text += "x]\n";
+  }
+  const auto read = parse_actions(text, {});
+  ASSERT_FALSE(read);
+  EXPECT_NE(read.error().message().find("too large"), std::string::npos) << read.error().message();
 }
 
 TEST(Arguments, BecomeCanonicalBytesAContextAndACost) {
@@ -93,6 +113,19 @@ TEST(Arguments, ThatBreakTheirRulesAreRefusedByName) {
   EXPECT_EQ(with("to", "me"), "arguments.to: `pay` has no such argument");
   EXPECT_EQ(refusal(Json{{"ledger", "main"}}), "arguments.amount: is required");
   EXPECT_EQ(refusal(Json::array()), "arguments: must be an object");
+}
+
+TEST(Completion, IsReadFromOpenAisRequest) {
+  const auto id = SandboxId::from_bytes({});
+  const Json messages = Json::array({{{"role", "user"}, {"content", "hello"}}});
+  const auto read = read_completion(Json{{"messages", messages}, {"response_format", {{"type", "json_object"}}}}, id);
+  ASSERT_TRUE(read) << read.error().to_string();
+  EXPECT_TRUE(read->json);
+  EXPECT_EQ(read->messages.size(), 1u);
+  EXPECT_FALSE(read_completion(Json{{"messages", messages}, {"response_format", {{"type", 5}}}}, id).value().json);
+  EXPECT_FALSE(read_completion(Json{{"messages", messages}, {"max_tokens", -1}}, id));
+  EXPECT_FALSE(read_completion(Json{{"messages", Json::array({{{"role", 5}}})}}, id));
+  EXPECT_FALSE(read_completion(Json::array(), id));
 }
 
 }  // namespace

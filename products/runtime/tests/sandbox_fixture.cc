@@ -28,7 +28,7 @@ for d in proc sys dev tmp run etc home/agent usr/bin usr/lib; do mkdir -p $d; do
 chmod 1777 tmp; chown 1000:1000 home/agent; chmod 700 home/agent
 ln -s usr/bin bin; ln -s usr/lib lib; ln -s usr/lib lib64
 touch etc/resolv.conf etc/hosts
-for p in sh bash cat id touch mount grep tail head env sleep ls; do cp -L "$(command -v $p)" usr/bin/$p; done
+for p in sh bash cat echo id touch true mount grep tail head env sleep ls; do cp -L "$(which $p)" usr/bin/$p; done
 for p in usr/bin/*; do ldd $p | grep -o '/[^ ]*' | while read l; do cp -Ln "$l" usr/lib/; done; done
 )sh";
 

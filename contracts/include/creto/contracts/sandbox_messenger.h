@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "creto/common/context.h"
@@ -33,6 +34,9 @@ struct ReceivedMessage {
 /// Messaging carries what sandboxes send (000 §1.3). Thread-safe.
 class SandboxMessenger {
  public:
+  /// The database's signal (creto/io/sql.h) that is raised when this process has queued a message for anybody.
+  static constexpr std::string_view queue_signal = "messaging.queue";
+
   virtual ~SandboxMessenger() = default;
 
   /// Idempotent by message id for 30 days; < 5 ms at p99.

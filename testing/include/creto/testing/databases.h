@@ -21,6 +21,8 @@ class TestDatabase {
   explicit TestDatabase(DatabaseKind kind, const Clock& clock = system_clock());
 
   std::unique_ptr<sql::Database> open();
+  /// SQLite's file or PostgreSQL's conninfo, for another process.
+  std::string location() const;
 
  private:
   DatabaseKind kind_;

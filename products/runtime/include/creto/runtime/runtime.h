@@ -125,9 +125,9 @@ struct SpawnResult {
 
 struct ExecRequest {
   std::vector<std::string> command;
-  std::map<std::string, std::string> environment;
-  std::string working_directory;
-  std::string input;                         ///< up to 1 MiB
+  std::map<std::string, std::string> environment = {};
+  std::string working_directory = {};
+  std::string input = {};                    ///< up to 1 MiB
   Nanos timeout = std::chrono::seconds(60);  ///< then it is killed
 };
 struct ExecResult {
@@ -144,10 +144,10 @@ struct OutputChunk {
 };
 
 struct SandboxFilter {
-  std::optional<Identity> agent;
-  std::optional<SandboxState> state;
-  std::optional<SandboxId> after;  ///< page begins behind it
-  std::size_t limit = 100;         ///< 1 to 1 000
+  std::optional<Identity> agent = {};
+  std::optional<SandboxState> state = {};
+  std::optional<SandboxId> after = {};  ///< page begins behind it
+  std::size_t limit = 100;              ///< 1 to 1 000
 };
 
 struct ImageInfo {
@@ -184,7 +184,8 @@ class Runtime {
   virtual Result<Sandbox> terminate(const Context& ctx, const SandboxId& id) = 0;
   virtual Result<Sandbox> get(const Context& ctx, const SandboxId& id) = 0;
   virtual Result<std::vector<Sandbox>> list(const Context& ctx, const SandboxFilter& filter) = 0;
-  /// What the command wrote, from `offset`; up to 1 MiB at once. 16 MiB of each stream are kept.
+  /// What the command wrote, from `offset`; up to 1 MiB at once. 16 MiB of each stream are kept, after the end for as
+  /// long as `RuntimeOptions::output_age` and `output_bytes_max` say.
   virtual Result<OutputChunk> output(const Context& ctx, const SandboxId& id, OutputStream stream,
                                      std::uint64_t offset) = 0;
 
@@ -197,6 +198,11 @@ class Runtime {
 
   virtual Result<std::vector<ImageInfo>> list_images(const Context& ctx) = 0;
   virtual Result<RuntimeStatus> status(const Context& ctx) = 0;
+
+  /// Removes what ended sandboxes wrote, where it is too old or too much, the oldest first. Returns of how many
+  /// sandboxes. For a periodic task.
+  virtual Result<std::size_t> sweep(const Context& ctx) = 0;
+
   virtual HealthStatus health() = 0;
 };
 
@@ -215,9 +221,15 @@ class MessageEndpoint {
  public:
   virtual ~MessageEndpoint() = default;
   virtual Result<contracts::SealedMessage> seal(const Context& ctx, const Identity& agent, const Identity& recipient,
-                                                std::string_view topic, std::string_view body) = 0;
+                                                std::string_view body) = 0;
+  /// For everybody who is subscribed to `topic` at this moment. Errors: topic_not_found; recipient_not_found where
+  /// nobody is; delivery_denied.
+  virtual Result<contracts::SealedMessage> seal_for_topic(const Context& ctx, const Identity& agent,
+                                                          const std::string& topic, std::string_view body) = 0;
   virtual Result<OpenedMessage> open(const Context& ctx, const Identity& agent,
                                      const contracts::ReceivedMessage& message) = 0;
+  /// The agent has dealt with it: what is kept of its content is forgotten. Unknown messages are fine.
+  virtual Result<> acknowledge(const Context& ctx, const Identity& agent, const MessageId& message) = 0;
 };
 
 /// What the runtime works with. References must outlive it; a null pointer turns the part off: its doors answer
@@ -253,6 +265,11 @@ struct RuntimeOptions {
   std::map<std::string, std::string> variables;     ///< for ${NAME} in it
   Nanos ready_timeout = std::chrono::seconds(30);
   Nanos secret_ttl = std::chrono::hours(24);
+  Nanos output_age = std::chrono::days(7);      ///< of ended sandboxes' output, then `sweep` removes it
+  std::uint64_t output_bytes_max = 1ull << 30;  ///< of all of it together; the oldest goes first
+  /// Whether running sandboxes live on when the runtime is destroyed, for the next one to take over; else they end
+  /// with it.
+  bool keep_sandboxes = true;
 };
 
 /// Probes the machine, migrates, takes over the sandboxes of an earlier process or cleans up after them, finishes the

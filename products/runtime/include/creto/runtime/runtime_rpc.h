@@ -14,7 +14,7 @@ namespace creto::runtime {
 /// Registers creto.runtime.v1.RuntimeService. Both must outlive the serving.
 void register_runtime(rpc::Dispatcher& dispatcher, Runtime& runtime);
 
-/// The same interface over the wire.
+/// The same interface over the wire. `sweep` is `unavailable` there: it belongs to the runtime itself.
 std::unique_ptr<Runtime> create_runtime_client(std::shared_ptr<rpc::Channel> channel);
 
 }  // namespace creto::runtime

@@ -1,0 +1,121 @@
+// Agents' endpoints over the real messaging service: what the runtime and invoices send and receive through.
+
+#include "adapters.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "creto/authz/authz.h"
+#include "creto/consensus/timestamp_source.h"
+#include "creto/io/bus.h"
+#include "creto/io/sql.h"
+#include "creto/messaging/messaging.h"
+#include "creto/nhi/nhi.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+#include "creto/testing/sealer.h"
+
+namespace creto::app {
+namespace {
+
+class NoCosts final : public contracts::MessageCostTracker {
+ public:
+  Result<EventId> track_message_event(const Context&, const contracts::MessageBillableEvent&) override {
+    return EventId::fresh(system_clock().now());
+  }
+  Result<contracts::QuotaDecision> check_message_quota(const Context&, const Identity&,
+                                                       contracts::MessageEventType) override {
+    return contracts::QuotaDecision();
+  }
+};
+
+class AgentEndpointsTest : public ::testing::Test {
+ protected:
+  AgentEndpointsTest() {
+    const Context test = as(*Identity::service("test"));
+    EXPECT_TRUE(authz_->create_policy(test, "all", "permit (principal, action, resource);"));
+    const auto ada = *Identity::human("ada@example.com");
+    EXPECT_TRUE(nhi->register_human(test, ada, "ada", key_.verifying_key(), std::nullopt));
+    for (const char* name : {"alice", "bob", "carol"})
+      agents.push_back(nhi->register_agent(as(ada), {.name = name}).value().identity);
+    EXPECT_TRUE(messaging->create_topic(as(alice()), "news"));
+  }
+
+  static Context as(const Identity& identity) { return Context::of(identity, {identity}); }
+  const Identity& alice() const { return agents[0]; }
+  const Identity& bob() const { return agents[1]; }
+  const Identity& carol() const { return agents[2]; }
+
+  Result<contracts::ReceivedMessage> next_for(const Identity& agent) {
+    auto waiting = CRETO_TRY(messaging->receive(as(agent), {}));
+    if (waiting.empty()) return Error(Product::messaging, ErrorKind::not_found, "nothing waits");
+    return std::move(waiting.front());
+  }
+  std::string text_for(const Identity& agent) {
+    const auto next = next_for(agent);
+    if (!next) return next.error().to_string();
+    const auto opened = endpoints->open(as(agent), agent, *next);
+    return opened ? opened->body : opened.error().to_string();
+  }
+
+  creto::testing::FakeClock clock{system_clock().now()};
+  creto::testing::TestDatabase database{creto::testing::DatabaseKind::sqlite, clock};
+  creto::testing::TestSealer sealer;
+  NoCosts costs;
+  const crypto::SigningKey key_ = crypto::SigningKey::generate(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65);
+  std::unique_ptr<sql::Database> db = database.open();
+  std::unique_ptr<nhi::Nhi> nhi = nhi::create_nhi(*db, sealer, clock).value();
+  std::unique_ptr<authz::Authz> authz_ =
+      authz::create_authz(*db, clock, no_telemetry(), {}, Secret(Bytes(32, 7))).value();
+  std::unique_ptr<consensus::CeilingStore> ceiling = consensus::create_ceiling_store(*db, "test").value();
+  std::unique_ptr<consensus::TimestampSource> timestamps =
+      consensus::create_timestamp_source(*ceiling, clock, no_telemetry()).value();
+  std::unique_ptr<bus::Bus> bus = bus::create_embedded_bus(*db, clock, no_telemetry()).value();
+  std::unique_ptr<messaging::Messaging> messaging =
+      messaging::create_messaging({*db, *bus, *nhi, *authz_, costs, *timestamps, clock, no_telemetry()}).value();
+  std::unique_ptr<AgentEndpoints> endpoints = agent_endpoints(*db, sealer, *nhi, *messaging, clock);
+  std::vector<Identity> agents;
+};
+
+TEST_F(AgentEndpointsTest, ATopicMessageOpensForEverySubscriber) {
+  const auto nobody = endpoints->seal_for_topic(as(alice()), alice(), "news", "number 1");
+  ASSERT_FALSE(nobody);
+  EXPECT_EQ(nobody.error().kind(), ErrorKind::recipient_not_found);
+  ASSERT_TRUE(messaging->subscribe(as(bob()), "news", {}));
+  ASSERT_TRUE(messaging->subscribe(as(carol()), "news", {}));
+  const auto sealed = endpoints->seal_for_topic(as(alice()), alice(), "news", "number 2");
+  ASSERT_TRUE(sealed) << sealed.error().to_string();
+  const auto sent = messaging->send(as(alice()), *sealed);
+  ASSERT_TRUE(sent) << sent.error().to_string();
+  EXPECT_EQ(text_for(bob()), "number 2");
+  EXPECT_EQ(text_for(carol()), "number 2");
+}
+
+TEST_F(AgentEndpointsTest, WhatWasAcknowledgedIsForgotten) {
+  const auto sealed = endpoints->seal(as(alice()), alice(), bob(), "hello");
+  ASSERT_TRUE(sealed) << sealed.error().to_string();
+  ASSERT_TRUE(messaging->send(as(alice()), *sealed));
+  const auto received = next_for(bob()).value();
+  EXPECT_EQ(endpoints->open(as(bob()), bob(), received).value().body, "hello");
+  EXPECT_EQ(endpoints->open(as(bob()), bob(), received).value().body, "hello") << "kept until it is acknowledged";
+  ASSERT_TRUE(endpoints->acknowledge(as(bob()), bob(), received.message.message_id));
+  const auto again = endpoints->open(as(bob()), bob(), received);
+  ASSERT_FALSE(again);
+  EXPECT_EQ(again.error().kind(), ErrorKind::conflict);
+}
+
+TEST_F(AgentEndpointsTest, PrekeysThatWereUsedUpOrAgedAreRenewed) {
+  // Its first use publishes bob's keys.
+  ASSERT_TRUE(endpoints->acknowledge(as(bob()), bob(), MessageId::fresh(clock.now())));
+  const auto full = nhi->prekey_count(as(bob()), bob()).value().one_time;
+  const auto before = nhi->take_key_bundle(as(alice()), bob()).value();
+  EXPECT_LT(nhi->prekey_count(as(bob()), bob()).value().one_time, full);
+  clock.advance(std::chrono::days(8));
+  ASSERT_TRUE(endpoints->publish_keys(as(*Identity::service("creto"))));
+  EXPECT_EQ(nhi->prekey_count(as(bob()), bob()).value().one_time, full);
+  const auto after = nhi->take_key_bundle(as(alice()), bob()).value();
+  EXPECT_NE(after.signed_prekey.id, before.signed_prekey.id);
+}
+
+}  // namespace
+}  // namespace creto::app
