@@ -64,7 +64,13 @@ Result<ImageStore::Manifest> ImageStore::manifest_of(const std::string& name) {
   if (!manifest.digest.starts_with("sha256:") || manifest.digest.size() != 71 ||
       manifest.digest.find_first_not_of("0123456789abcdef", 7) != std::string::npos)
     return broken();
-  if (first.contains("annotations")) manifest.tag = first["annotations"].value("org.opencontainers.image.ref.name", "");
+  if (first.contains("annotations")) {
+    const auto& annotations = first["annotations"];
+    const Json tag =
+        annotations.is_object() ? annotations.value("org.opencontainers.image.ref.name", Json("")) : Json();
+    if (!tag.is_string()) return broken();
+    manifest.tag = tag;
+  }
   return manifest;
 }
 

@@ -94,26 +94,29 @@ Peek tls_server_name(std::string_view bytes) {
 }
 
 Peek http_host(std::string_view bytes) {
+  // The first line begins with printable text; its end may be half here.
+  auto first = bytes.substr(0, std::min<std::size_t>(16, bytes.find("\r\n")));
+  if (first.size() == bytes.size() && first.ends_with('\r')) first.remove_suffix(1);
+  if (!std::all_of(first.begin(), first.end(), [](char c) { return c >= ' ' && c < 127; }))
+    return {Peek::State::none, {}};
   const auto end = bytes.find("\r\n\r\n");
-  if (end == std::string_view::npos) {
-    const auto first = bytes.substr(0, std::min<std::size_t>(bytes.size(), 16));
-    const bool plausible = std::all_of(first.begin(), first.end(), [](char c) { return c >= ' ' && c < 127; }) ||
-                           first.find("\r\n") != std::string_view::npos;
-    return {plausible && bytes.size() <= greeting_max ? Peek::State::need_more : Peek::State::none, {}};
-  }
+  if (end == std::string_view::npos)
+    return {bytes.size() <= greeting_max ? Peek::State::need_more : Peek::State::none, {}};
   std::size_t at = bytes.find("\r\n");
   std::string host;
+  bool named = false;
   while (at < end) {
     at += 2;
     const auto stop = bytes.find("\r\n", at);
     const auto line = bytes.substr(at, stop - at);
-    if (line.size() > 5 && lower(line.substr(0, 5)) == "host:") {
-      if (!host.empty()) return {Peek::State::none, {}};  // two: somebody is to be confused
+    if (line.size() >= 5 && lower(line.substr(0, 5)) == "host:") {
       auto value = line.substr(5);
       while (!value.empty() && value.front() == ' ') value.remove_prefix(1);
       while (!value.empty() && value.back() == ' ') value.remove_suffix(1);
       if (const auto colon = value.rfind(':'); colon != std::string_view::npos) value = value.substr(0, colon);
-      host = lower(value);
+      if (named) host += ',';
+      host += lower(value);
+      named = true;
     }
     at = stop;
   }

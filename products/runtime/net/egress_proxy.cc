@@ -254,7 +254,10 @@ class Proxy final : public EgressProxy {
       pollfd ready{inside.get(), POLLIN, 0};
       const auto left =
           std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
-      if (left <= 0 || ::poll(&ready, 1, static_cast<int>(left)) <= 0) return {};  // it speaks second, or never
+      if (left <= 0 || ::poll(&ready, 1, static_cast<int>(left)) <= 0) {
+        if (greeting.empty()) return {};  // it speaks second, or never
+        return refused(fmt::format("a connection to `{}` does not finish its greeting", target.host));
+      }
       char buffer[4096];
       const auto n = ::recv(inside.get(), buffer, sizeof buffer, 0);
       if (n <= 0) return {};

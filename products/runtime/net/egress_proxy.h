@@ -73,7 +73,8 @@ struct Peek {
 };
 /// The server name in a TLS ClientHello. `none`: not TLS, or no name.
 Peek tls_server_name(std::string_view bytes);
-/// The Host header of an HTTP/1 request. `none`: not HTTP, or no host.
+/// The Host header of an HTTP/1 request. `none`: not HTTP, or no host. Several are joined by commas, which is no host's
+/// name: somebody is to be confused.
 Peek http_host(std::string_view bytes);
 
 struct DnsQuestion {

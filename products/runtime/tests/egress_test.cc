@@ -52,7 +52,10 @@ TEST(TlsServerName, IsNoneInWhatIsNotTls) {
 
 TEST(HttpHost, IsTheHeaderWithoutPortAndRefusedTwice) {
   EXPECT_EQ(egress::http_host("GET / HTTP/1.1\r\nHOST: Rates.example:80 \r\n\r\n").host, "rates.example");
-  EXPECT_EQ(egress::http_host("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").state, Peek::State::none);
+  EXPECT_EQ(egress::http_host("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").host, "a,b");
+  EXPECT_EQ(egress::http_host("GET / HTTP/1.1\r\nHost:\r\nHost: b\r\n\r\n").host, ",b");
+  EXPECT_EQ(egress::http_host("GET /\r").state, Peek::State::need_more);
+  EXPECT_EQ(egress::http_host("GET\n/\r\nHost: a\r\n\r\n").state, Peek::State::none);
   EXPECT_EQ(egress::http_host("GET / HTTP/1.1\r\nHos").state, Peek::State::need_more);
 }
 
