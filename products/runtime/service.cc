@@ -133,8 +133,8 @@ class RuntimeService final : public Runtime {
       sandbox->gone();
     }
     for (const auto& sandbox : pool_) discard(sandbox);
-    // Rules and cgroups go with the last sandbox: whoever lives on needs them.
-    if (network_ && network_->leases().empty()) network_->remove_rules();
+    // Gateway and cgroups go with the last sandbox: whoever lives on needs them.
+    if (network_ && network_->leases().empty()) network_->remove();
     drivers_.clear();
     proxy_.reset();
     hub_.reset();
@@ -156,14 +156,14 @@ class RuntimeService final : public Runtime {
 
     CRETO_TRY(driver_for(options_.runtime_class));
     hub_ = CRETO_TRY(ControlHub::create(services_.telemetry));
+    const auto digest = hex(crypto::sha3_256(as_bytes(std::filesystem::absolute(options_.state_directory).string())));
+    network_ = CRETO_TRY(SandboxNetwork::create(digest.substr(0, 8), services_.telemetry));
     EgressOptions egress;
     egress.static_hosts = options_.static_hosts;
     proxy_ = CRETO_TRY(EgressProxy::create(
-        std::move(egress), [this](const EgressTarget& target) { return decide_egress(target); },
+        std::move(egress), CRETO_TRY(network_->open_sockets()),
+        [this](const EgressTarget& target) { return decide_egress(target); },
         [this](const EgressClosed& closed) { record_egress(closed); }, services_.telemetry));
-    const auto digest = hex(crypto::sha3_256(as_bytes(std::filesystem::absolute(options_.state_directory).string())));
-    network_ = CRETO_TRY(
-        SandboxNetwork::create({digest.substr(0, 8), proxy_->tcp_port(), proxy_->dns_port()}, services_.telemetry));
     CRETO_TRY(take_over());
     // Only now: what ended meanwhile must not be taken down while it is being taken over.
     tasks_.start(4);

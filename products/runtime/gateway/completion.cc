@@ -1,5 +1,7 @@
 #include "gateway/completion.h"
 
+#include <nlohmann/json.hpp>
+
 namespace creto::runtime {
 namespace {
 

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
-
 #include "creto/common/json.h"
 #include "creto/inference/inference.h"
 

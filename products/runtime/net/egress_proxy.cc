@@ -49,25 +49,17 @@ Error refused(std::string message) { return Error(Product::runtime, ErrorKind::e
 
 class Proxy final : public EgressProxy {
  public:
-  Proxy(EgressOptions options, Decide decide, Closed closed, Telemetry& telemetry)
-      : options_(std::move(options)), decide_(std::move(decide)), closed_(std::move(closed)), telemetry_(telemetry) {}
+  Proxy(EgressOptions options, GatewaySockets sockets, Decide decide, Closed closed, Telemetry& telemetry)
+      : options_(std::move(options)),
+        decide_(std::move(decide)),
+        closed_(std::move(closed)),
+        telemetry_(telemetry),
+        tcp_(std::move(sockets.tcp)),
+        dns_(std::move(sockets.dns)) {}
 
-  Result<> open() {
-    tcp_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    dns_.reset(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  Result<> start() {
     stop_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    // Any address: it is our end of each pair. nftables drops what does not come from a sandbox.
-    sockaddr_in any{};
-    any.sin_family = AF_INET;
-    any.sin_addr.s_addr = htonl(INADDR_ANY);
-    for (const auto* fd : {&tcp_, &dns_})
-      if (!fd->valid() || ::bind(fd->get(), reinterpret_cast<sockaddr*>(&any), sizeof any) != 0)
-        return system_error("cannot open the egress proxy");
-    if (::listen(tcp_.get(), 128) != 0) return system_error("cannot open the egress proxy");
-    const int on = 1;
-    ::setsockopt(dns_.get(), IPPROTO_IP, IP_PKTINFO, &on, sizeof on);
-    tcp_port_ = port_of(tcp_.get());
-    dns_port_ = port_of(dns_.get());
+    if (!stop_.valid()) return system_error("cannot start the egress proxy");
     thread_ = std::thread([this] { run(); });
     return {};
   }
@@ -81,9 +73,6 @@ class Proxy final : public EgressProxy {
     for (auto& [key, connection] : connections_) ::shutdown(connection.fd, SHUT_RDWR);
     idle_.wait(lock, [&] { return connections_.empty(); });
   }
-
-  std::uint16_t tcp_port() const override { return tcp_port_; }
-  std::uint16_t dns_port() const override { return dns_port_; }
 
   void admit(const std::string& guest_address, const SandboxId& sandbox) override {
     const std::lock_guard lock(mutex_);
@@ -109,13 +98,6 @@ class Proxy final : public EgressProxy {
     SandboxId sandbox;
     int fd;
   };
-
-  static std::uint16_t port_of(int fd) {
-    sockaddr_in bound{};
-    socklen_t size = sizeof bound;
-    ::getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &size);
-    return ntohs(bound.sin_port);
-  }
 
   void run() {
     for (;;) {
@@ -192,9 +174,7 @@ class Proxy final : public EgressProxy {
     }
     sockaddr_in wanted{};
     size = sizeof wanted;
-    const bool redirected =
-        ::getsockopt(fd.get(), IPPROTO_IP, SO_ORIGINAL_DST, &wanted, &size) == 0 && ntohs(wanted.sin_port) != tcp_port_;
-    if (!redirected) return reset_connection(fd);
+    if (::getsockopt(fd.get(), IPPROTO_IP, SO_ORIGINAL_DST, &wanted, &size) != 0) return reset_connection(fd);
     EgressTarget target{sandbox, address_text(wanted.sin_addr.s_addr), ntohs(wanted.sin_port)};
     const auto index = ntohl(wanted.sin_addr.s_addr) - names_base - 1;
     const bool named = index < guest->second.names.size();
@@ -358,7 +338,6 @@ class Proxy final : public EgressProxy {
   const Closed closed_;
   Telemetry& telemetry_;
   Fd tcp_, dns_, stop_;
-  std::uint16_t tcp_port_ = 0, dns_port_ = 0;
   std::mutex mutex_;
   std::condition_variable idle_;
   std::unordered_map<std::string, Guest> guests_;
@@ -369,10 +348,11 @@ class Proxy final : public EgressProxy {
 
 }  // namespace
 
-Result<std::unique_ptr<EgressProxy>> EgressProxy::create(EgressOptions options, Decide decide, Closed closed,
-                                                         Telemetry& telemetry) {
-  auto proxy = std::make_unique<Proxy>(std::move(options), std::move(decide), std::move(closed), telemetry);
-  CRETO_TRY(proxy->open());
+Result<std::unique_ptr<EgressProxy>> EgressProxy::create(EgressOptions options, GatewaySockets sockets, Decide decide,
+                                                         Closed closed, Telemetry& telemetry) {
+  auto proxy =
+      std::make_unique<Proxy>(std::move(options), std::move(sockets), std::move(decide), std::move(closed), telemetry);
+  CRETO_TRY(proxy->start());
   return proxy;
 }
 

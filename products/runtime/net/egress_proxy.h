@@ -12,6 +12,7 @@
 #include "creto/common/id.h"
 #include "creto/common/result.h"
 #include "creto/common/telemetry.h"
+#include "net/sandbox_network.h"
 
 namespace creto::runtime {
 
@@ -40,7 +41,7 @@ struct EgressOptions {
   Nanos idle_timeout = std::chrono::minutes(5);
 };
 
-/// The one way out of sandboxes: connections that nftables redirected here. Names are given addresses of our own
+/// The one way out of sandboxes: connections that arrive in the gateway. Names are given addresses of our own
 /// (198.19.0.0/16), different for each sandbox, so the proxy knows which name a connection means without trusting what
 /// is said in it; nothing of a lookup leaves this machine. A TLS server name or HTTP host that says otherwise ends the
 /// connection.
@@ -52,12 +53,10 @@ class EgressProxy {
   using Decide = std::function<Result<>(const EgressTarget&)>;
   using Closed = std::function<void(const EgressClosed&)>;
 
-  static Result<std::unique_ptr<EgressProxy>> create(EgressOptions options, Decide decide, Closed closed,
-                                                     Telemetry& telemetry);
+  static Result<std::unique_ptr<EgressProxy>> create(EgressOptions options, GatewaySockets sockets, Decide decide,
+                                                     Closed closed, Telemetry& telemetry);
   virtual ~EgressProxy() = default;  ///< ends every connection
 
-  virtual std::uint16_t tcp_port() const = 0;
-  virtual std::uint16_t dns_port() const = 0;
   /// From now on packets from `guest_address` are this sandbox'.
   virtual void admit(const std::string& guest_address, const SandboxId& sandbox) = 0;
   /// Ends its connections; returns when `closed` has been called for each.

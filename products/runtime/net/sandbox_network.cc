@@ -1,17 +1,22 @@
 #include "net/sandbox_network.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/socket.h>
 
+#include <atomic>
+#include <charconv>
 #include <filesystem>
-#include <mutex>
-#include <random>
-
-#include "driver/process.h"
+#include <thread>
 
 namespace creto::runtime {
 namespace {
 
 constexpr std::uint32_t slots = 16384;
+constexpr std::uint16_t tcp_port = 15001;
+constexpr std::uint16_t dns_port = 53;
 
 std::string address(std::uint32_t slot, std::uint32_t host) {
   const std::uint32_t value = (198u << 24 | 18u << 16) + slot * 4 + host;
@@ -20,72 +25,49 @@ std::string address(std::uint32_t slot, std::uint32_t host) {
 
 class Network final : public SandboxNetwork {
  public:
-  Network(NetworkOptions options, Telemetry& telemetry)
-      : options_(std::move(options)),
-        telemetry_(telemetry),
-        table_("creto_" + options_.instance),
-        random_(std::random_device()()) {}  // tidy(random): which slot comes first is no secret
+  Network(std::string instance, Telemetry& telemetry)
+      : prefix_(fmt::format("creto-{}-", instance)), gateway_(prefix_ + "gateway"), telemetry_(telemetry) {}
 
-  /// Rebuilt whole, in one transaction of nftables: an earlier process' ports are not ours. Elements are put back by
-  /// `adopt`.
-  Result<> install_rules() {
-    const auto rules = fmt::format(R"(
-table inet {0}
-delete table inet {0}
-table inet {0} {{
+  Result<> open_gateway() {
+    if (!std::filesystem::exists(path_of(gateway_))) CRETO_TRY(run_checked({.argv = {"ip", "netns", "add", gateway_}}));
+    // Rebuilt whole, in one transaction of nftables. Elements are put back by `adopt`.
+    return nft(fmt::format(R"(
+table inet egress
+delete table inet egress
+table inet egress {{
   set sandboxes {{ type ifname . ipv4_addr; }}
-  set interfaces {{ type ifname; }}
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
-    iifname . ip saddr @sandboxes tcp dport {{ 80, 443 }} redirect to :{1}
-    iifname . ip saddr @sandboxes udp dport 53 redirect to :{2}
-    # Whatever else it tries comes here too, to be refused at once: where the host does not forward it would only be lost.
-    iifname . ip saddr @sandboxes meta l4proto tcp redirect to :9
+    tcp dport {{ 80, 443 }} redirect to :{0}
+    udp dport 53 redirect to :{1}
+    # Whatever else comes here too, to be refused at once: nothing is forwarded, so it would only be lost.
+    meta l4proto tcp redirect to :9
   }}
   chain input {{
-    type filter hook input priority filter; policy accept;
-    iifname @interfaces goto from_sandbox
-    tcp dport {1} drop
-    udp dport {2} drop
-  }}
-  chain from_sandbox {{
-    iifname . ip saddr @sandboxes tcp dport {1} accept
-    iifname . ip saddr @sandboxes udp dport {2} accept
-    counter goto refuse
-  }}
-  chain forward {{
-    type filter hook forward priority filter; policy accept;
-    iifname @interfaces counter goto refuse
-    oifname @interfaces counter drop
-  }}
-  chain refuse {{
+    type filter hook input priority filter; policy drop;
+    iifname . ip saddr @sandboxes tcp dport {0} accept
+    iifname . ip saddr @sandboxes udp dport {1} accept
     meta l4proto tcp reject with tcp reset
-    drop
   }}
+  chain forward {{ type filter hook forward priority filter; policy drop; }}
 }}
 )",
-                                   table_, options_.proxy_port, options_.dns_port);
-    return nft(rules);
+                           tcp_port, dns_port));
+  }
+
+  Result<GatewaySockets> open_sockets() override {
+    // A socket belongs to the namespace of the thread that makes it, for good.
+    Result<GatewaySockets> made = Error(Product::runtime, ErrorKind::internal, "not opened");
+    std::thread([&] { made = open_sockets_here(); }).join();
+    return made;
   }
 
   Result<NetworkLease> acquire() override {
-    for (int attempt = 0; attempt < 64; ++attempt) {
-      const auto slot = next_slot();
-      const auto lease = lease_of(slot);
-      // The name of our end is the lock on the slot, machine-wide: adding it twice fails.
-      auto made = run_checked({.argv = {"ip", "netns", "add", namespace_of(slot)}});
-      if (!made) {
-        if (made.error().kind() == ErrorKind::not_found) return std::move(made).error();
-        continue;
-      }
-      auto linked =
-          ip({}, fmt::format("link add {0} type veth peer name eth0 netns {1}\n", lease.interface, namespace_of(slot)));
-      if (!linked) {
-        auto dropped = run_to_end({.argv = {"ip", "netns", "del", namespace_of(slot)}});
-        if (linked.error().message().find("File exists") != std::string::npos && dropped) continue;
-        return std::move(linked).error();
-      }
-      if (auto ready = configure(slot, lease); !ready) {
+    for (std::uint32_t attempt = 0; attempt < slots; ++attempt) {
+      const auto lease = lease_of(next_slot_.fetch_add(1) % slots);
+      if (std::filesystem::exists(lease.namespace_path)) continue;
+      CRETO_TRY(run_checked({.argv = {"ip", "netns", "add", namespace_of(lease.slot)}}));
+      if (auto ready = configure(lease); !ready) {
         release(lease);
         return std::move(ready).error();
       }
@@ -95,15 +77,12 @@ table inet {0} {{
   }
 
   void release(const NetworkLease& lease) override {
-    const auto element = fmt::format("\"{}\"", lease.interface);
-    if (auto removed = nft(
-            fmt::format("delete element inet {0} sandboxes {{ {1} . {2} }}\n", table_, element, lease.guest_address));
+    if (auto removed = nft(fmt::format("delete element inet egress sandboxes {{ \"{}\" . {} }}\n", lease.interface,
+                                       lease.guest_address));
         !removed)
       telemetry_.log(LogLevel::debug, "runtime", "network_rule_absent", nullptr, {{"interface", lease.interface}});
-    if (auto removed = nft(fmt::format("delete element inet {0} interfaces {{ {1} }}\n", table_, element)); !removed)
-      telemetry_.log(LogLevel::debug, "runtime", "network_rule_absent", nullptr, {{"interface", lease.interface}});
     // Removing one end removes both; the namespace may be held a little longer by a dying sandbox.
-    for (const auto& argv : {std::vector<std::string>{"ip", "link", "del", lease.interface},
+    for (const auto& argv : {std::vector<std::string>{"ip", "-n", gateway_, "link", "del", lease.interface},
                              std::vector<std::string>{"ip", "netns", "del", namespace_of(lease.slot)}}) {
       auto done = run_to_end({.argv = argv});
       if (!done) telemetry_.warn("runtime", "network_release_failed", {{"error", done.error().to_string()}});
@@ -121,77 +100,93 @@ table inet {0} {{
   std::vector<NetworkLease> leases() override {
     std::vector<NetworkLease> found;
     std::error_code ignored;
-    const auto prefix = namespace_of(0).substr(0, namespace_of(0).size() - 1);
     for (const auto& entry : std::filesystem::directory_iterator("/run/netns", ignored)) {
       const auto name = entry.path().filename().string();
-      if (name.starts_with(prefix))
-        found.push_back(lease_of(static_cast<std::uint32_t>(std::atoi(name.c_str() + prefix.size()))));
+      if (!name.starts_with(prefix_)) continue;
+      std::uint32_t slot = 0;
+      const auto parsed = std::from_chars(name.data() + prefix_.size(), name.data() + name.size(), slot);
+      if (parsed.ec == std::errc() && parsed.ptr == name.data() + name.size()) found.push_back(lease_of(slot));
     }
     return found;
   }
 
-  void remove_rules() override {
-    if (auto removed = nft(fmt::format("delete table inet {}\n", table_)); !removed)
-      telemetry_.warn("runtime", "network_rules_not_removed", {{"error", removed.error().to_string()}});
+  void remove() override {
+    if (auto removed = run_checked({.argv = {"ip", "netns", "del", gateway_}}); !removed)
+      telemetry_.warn("runtime", "network_gateway_not_removed", {{"error", removed.error().to_string()}});
   }
 
  private:
-  std::uint32_t next_slot() {
-    const std::lock_guard lock(mutex_);
-    return std::uniform_int_distribution<std::uint32_t>(0, slots - 1)(random_);
-  }
-
-  std::string namespace_of(std::uint32_t slot) const { return fmt::format("creto-{}-{}", options_.instance, slot); }
+  static std::string path_of(const std::string& name) { return "/run/netns/" + name; }
+  std::string namespace_of(std::uint32_t slot) const { return prefix_ + std::to_string(slot); }
 
   NetworkLease lease_of(std::uint32_t slot) const {
-    return {slot, "/run/netns/" + namespace_of(slot), fmt::format("creto{}h", slot), address(slot, 1),
-            address(slot, 2)};
+    return {slot, path_of(namespace_of(slot)), fmt::format("sandbox{}", slot), address(slot, 1), address(slot, 2)};
   }
 
-  Result<> configure(std::uint32_t slot, const NetworkLease& lease) {
-    CRETO_TRY(admit(lease));  // before the link is up: never a moment without rules
-    CRETO_TRY(ip({}, fmt::format("addr add {}/30 dev {}\nlink set {} up\n", lease.host_address, lease.interface,
-                                 lease.interface)));
-    CRETO_TRY(ip(namespace_of(slot),
-                 fmt::format("link set lo up\naddr add {}/30 dev eth0\nlink set eth0 up\nroute add default via {}\n",
-                             lease.guest_address, lease.host_address)));
-    return {};
+  Result<> configure(const NetworkLease& lease) {
+    CRETO_TRY(admit(lease));
+    CRETO_TRY(
+        ip(gateway_,
+           fmt::format("link add {0} type veth peer name eth0 netns {1}\naddr add {2}/30 dev {0}\nlink set {0} up\n",
+                       lease.interface, namespace_of(lease.slot), lease.host_address)));
+    return ip(namespace_of(lease.slot),
+              fmt::format("link set lo up\naddr add {}/30 dev eth0\nlink set eth0 up\nroute add default via {}\n",
+                          lease.guest_address, lease.host_address));
   }
 
   Result<> admit(const NetworkLease& lease) {
-    return nft(fmt::format(
-        "add element inet {0} interfaces {{ \"{1}\" }}\nadd element inet {0} sandboxes {{ \"{1}\" . {2} }}\n", table_,
-        lease.interface, lease.guest_address));
+    return nft(
+        fmt::format("add element inet egress sandboxes {{ \"{}\" . {} }}\n", lease.interface, lease.guest_address));
+  }
+
+  /// Leaves the thread in the gateway.
+  Result<GatewaySockets> open_sockets_here() const {
+    const Fd gateway(::open(path_of(gateway_).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!gateway.valid() || ::setns(gateway.get(), CLONE_NEWNET) != 0)
+      return system_error("cannot enter the sandboxes' gateway");
+    GatewaySockets sockets{.tcp = Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)),
+                           .dns = Fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0))};
+    const int on = 1;
+    // Connections of an earlier process may still be closing.
+    ::setsockopt(sockets.tcp.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    ::setsockopt(sockets.dns.get(), IPPROTO_IP, IP_PKTINFO, &on, sizeof on);
+    for (const auto& [fd, port] : {std::pair(sockets.tcp.get(), tcp_port), std::pair(sockets.dns.get(), dns_port)}) {
+      sockaddr_in any{};
+      any.sin_family = AF_INET;
+      any.sin_port = htons(port);
+      any.sin_addr.s_addr = htonl(INADDR_ANY);
+      if (::bind(fd, reinterpret_cast<sockaddr*>(&any), sizeof any) != 0)
+        return system_error("cannot listen in the sandboxes' gateway; does another server run on this directory?");
+    }
+    if (::listen(sockets.tcp.get(), 128) != 0) return system_error("cannot listen in the sandboxes' gateway");
+    return sockets;
   }
 
   static Result<> ip(const std::string& name_space, std::string batch) {
-    Invocation call{.argv = {"ip"}, .input = std::move(batch)};
-    if (!name_space.empty()) call.argv.insert(call.argv.end(), {"-n", name_space});
-    call.argv.insert(call.argv.end(), {"-batch", "-"});
-    CRETO_TRY(run_checked(call));
+    CRETO_TRY(run_checked({.argv = {"ip", "-n", name_space, "-batch", "-"}, .input = std::move(batch)}));
     return {};
   }
 
-  static Result<> nft(std::string rules) {
-    CRETO_TRY(run_checked({.argv = {"nft", "-f", "-"}, .input = std::move(rules)}));
+  Result<> nft(std::string rules) const {
+    CRETO_TRY(
+        run_checked({.argv = {"nsenter", "--net=" + path_of(gateway_), "nft", "-f", "-"}, .input = std::move(rules)}));
     return {};
   }
 
-  const NetworkOptions options_;
+  const std::string prefix_;
+  const std::string gateway_;
   Telemetry& telemetry_;
-  const std::string table_;
-  std::mutex mutex_;
-  std::mt19937 random_;  // tidy(random-engine): as above
+  std::atomic<std::uint32_t> next_slot_ = 0;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<SandboxNetwork>> SandboxNetwork::create(NetworkOptions options, Telemetry& telemetry) {
-  auto network = std::make_unique<Network>(std::move(options), telemetry);
-  if (auto installed = network->install_rules(); !installed) {
-    return Error(Product::runtime, installed.error().kind(),
-                 "sandbox networks need root, iproute2 and nftables with nat support: cannot install the egress rules")
-        .with_cause(std::move(installed).error());
+Result<std::unique_ptr<SandboxNetwork>> SandboxNetwork::create(std::string instance, Telemetry& telemetry) {
+  auto network = std::make_unique<Network>(std::move(instance), telemetry);
+  if (auto opened = network->open_gateway(); !opened) {
+    return Error(Product::runtime, opened.error().kind(),
+                 "sandbox networks need root, iproute2 and nftables with nat support: cannot set up the gateway")
+        .with_cause(std::move(opened).error());
   }
   return network;
 }

@@ -113,8 +113,13 @@ class EgressTest : public testing::TestWithParam<std::string> {
     auto fixture = SandboxFixture::create(GetParam());
     if (!fixture) GTEST_SKIP() << "no sandboxes here: " << fixture.error().to_string();
     fixture_ = std::move(*fixture);
+    auto network = SandboxNetwork::create(instance_, no_telemetry());
+    if (!network) GTEST_SKIP() << "no sandbox networks here: " << network.error().to_string();
+    network_ = std::move(*network);
+    auto sockets = network_->open_sockets();
+    ASSERT_TRUE(sockets) << sockets.error().to_string();
     auto proxy = EgressProxy::create(
-        {.static_hosts = {{"rates.example", "127.0.0.1:" + std::to_string(upstream_.port)}}},
+        {.static_hosts = {{"rates.example", "127.0.0.1:" + std::to_string(upstream_.port)}}}, std::move(*sockets),
         [this](const EgressTarget& target) -> Result<> {
           const std::lock_guard lock(mutex_);
           asked_.push_back(target.text());
@@ -124,10 +129,6 @@ class EgressTest : public testing::TestWithParam<std::string> {
         [this](const EgressClosed& closed) { closed_.set_value(closed); }, no_telemetry());
     ASSERT_TRUE(proxy) << proxy.error().to_string();
     proxy_ = std::move(*proxy);
-    auto network = SandboxNetwork::create({"t" + std::to_string(::getpid()), proxy_->tcp_port(), proxy_->dns_port()},
-                                          no_telemetry());
-    if (!network) GTEST_SKIP() << "no sandbox networks here: " << network.error().to_string();
-    network_ = std::move(*network);
     auto lease = network_->acquire();
     ASSERT_TRUE(lease) << lease.error().to_string();
     lease_ = *lease;
@@ -142,7 +143,7 @@ class EgressTest : public testing::TestWithParam<std::string> {
     fixture_.reset();
     if (!network_) return;
     for (const auto& lease : network_->leases()) network_->release(lease);
-    network_->remove_rules();
+    network_->remove();
   }
   CommandResult connect(const std::string& host, int port) {
     // bash can open TCP connections by itself; nothing else is needed in the image.
@@ -153,6 +154,7 @@ class EgressTest : public testing::TestWithParam<std::string> {
                          "");
   }
 
+  const std::string instance_ = "t" + std::to_string(::getpid());
   std::mutex mutex_;
   std::vector<std::string> asked_;
   std::promise<EgressClosed> closed_;
@@ -202,6 +204,34 @@ TEST_P(EgressTest, AnotherNameInsideAnAllowedConnectionEndsIt) {
        "exec 3<>/dev/tcp/rates.example/80; printf 'GET / HTTP/1.0\\r\\nHost: evil.example\\r\\n\\r\\n' >&3; cat <&3"},
       "");
   EXPECT_EQ(result.out, "");
+}
+
+TEST_P(EgressTest, TheGatewayOfADeadProcessIsTakenOverAndThatOfALivingOneIsNot) {
+  const auto second = SandboxNetwork::create(instance_, no_telemetry()).value();
+  EXPECT_EQ(second->open_sockets().error().kind(), ErrorKind::unavailable);
+  proxy_.reset();
+  auto sockets = second->open_sockets();
+  ASSERT_TRUE(sockets) << sockets.error().to_string();
+  ASSERT_TRUE(second->adopt(lease_.slot));
+  std::promise<void> decided;
+  proxy_ = EgressProxy::create(
+               {}, std::move(*sockets),
+               [&](const EgressTarget&) -> Result<> {
+                 decided.set_value();
+                 return Error(Product::runtime, ErrorKind::egress_denied, "not allowed");
+               },
+               [](const EgressClosed&) {}, no_telemetry())
+               .value();
+  proxy_->admit(lease_.guest_address, sandbox_->id);
+  connect("93.184.216.34", 80);
+  EXPECT_EQ(decided.get_future().wait_for(std::chrono::seconds(0)), std::future_status::ready);
+}
+
+TEST_P(EgressTest, TheMachinesOwnNetworkHasNoPartInIt) {
+  const auto rules = run_checked({.argv = {"nft", "list", "ruleset"}});
+  EXPECT_EQ(rules.value().find("sandbox"), std::string::npos);
+  const auto links = run_checked({.argv = {"ip", "-brief", "link"}});
+  EXPECT_EQ(links.value().find("sandbox"), std::string::npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(Runtimes, EgressTest, testing::Values("runsc", "runc"),

@@ -392,8 +392,6 @@ actions:
   /// On the machine, once no sandbox runs: whatever the test did.
   void expect_nothing_left() {
     for (const auto& name_space : network_namespaces()) ADD_FAILURE() << "left behind: " << name_space;
-    const auto rules = run_to_end({.argv = {"nft", "list", "table", "inet", "creto_" + instance_name()}});
-    EXPECT_NE(rules.value().exit_code, 0) << "left behind: " << rules->output;
     const auto mounts = read_text_file("/proc/self/mountinfo", 1 << 22);
     EXPECT_THAT(mounts.value(), Not(HasSubstr(options().state_directory)));
     const std::filesystem::path cgroups = "/sys/fs/cgroup";
@@ -843,7 +841,7 @@ TEST_P(RuntimeContract, WhatAKilledServerLeftIsTakenOverOrCleanedUp) {
   const auto alive = SandboxId::parse(told["sandboxes"][0].get<std::string>()).value();
   const auto dead = SandboxId::parse(told["sandboxes"][1].get<std::string>()).value();
   remove_behind_its_back(dead);
-  EXPECT_EQ(network_namespaces().size(), 3u);
+  EXPECT_EQ(network_namespaces().size(), 4u) << "the gateway, two sandboxes and a warm one";
 
   start();
   EXPECT_EQ(runtime->get(as(ada->identity), alive).value().state, SandboxState::running);
@@ -858,7 +856,7 @@ TEST_P(RuntimeContract, WhatAKilledServerLeftIsTakenOverOrCleanedUp) {
   EXPECT_EQ(lent_to(dead), vault::DelegationStatus::revoked);
 
   // The warm one was nobody's.
-  EXPECT_EQ(network_namespaces().size(), 1u);
+  EXPECT_EQ(network_namespaces().size(), 2u) << "the gateway and one sandbox";
   const auto bundles = std::filesystem::directory_iterator(driver_directory() + "/bundles");
   EXPECT_EQ(std::distance(begin(bundles), end(bundles)), 1);
 }
