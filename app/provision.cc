@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "creto/crypto/hash.h"
 #include "creto/io/proto.h"
 #include "creto/io/rpc.h"
 #include "creto/messaging/endpoint.h"
@@ -90,6 +91,16 @@ SagaStep subscription_step(System& system) {
           }};
 }
 
+/// Runs `use` with the endpoint of an identity whose keys nhi holds.
+template <class F>
+auto with_endpoint(System& system, const Context& ctx, const Identity& owner, F use)
+    -> std::invoke_result_t<F, messaging::Endpoint&> {
+  const auto store = CRETO_TRY(messaging::create_endpoint_store(*system.database, *system.sealer, ctx.org, owner));
+  const auto keys = messaging::keys_held_by_nhi(*system.nhi, owner);
+  const auto endpoint = messaging::create_endpoint(*store, *keys, *system.nhi, system_clock());
+  return use(*endpoint);
+}
+
 /// Nothing to undo: the keys of a revoked identity are given to nobody.
 SagaStep messaging_keys_step(System& system) {
   return {"messaging keys", [&system](const Context& ctx, Json& data) -> Result<> {
@@ -98,10 +109,47 @@ SagaStep messaging_keys_step(System& system) {
             Context as_agent = ctx;
             as_agent.caller = agent;
             as_agent.chain = chain.identities();
-            const auto store =
-                CRETO_TRY(messaging::create_endpoint_store(*system.database, *system.sealer, ctx.org, agent));
-            const auto keys = messaging::keys_held_by_nhi(*system.nhi, agent);
-            return messaging::create_endpoint(*store, *keys, *system.nhi, system_clock())->publish_keys(as_agent);
+            return with_endpoint(system, ctx, agent, [&](messaging::Endpoint& endpoint) -> Result<> {
+              return endpoint.publish_keys(as_agent);
+            });
+          }};
+}
+
+Result<MessageId> send_welcome(System& system, const Context& ctx, const Json& data) {
+  const Identity self = CRETO_TRY(Identity::service("creto"));
+  const Identity agent = CRETO_TRY(agent_of(data));
+  Context as_self = ctx;
+  as_self.caller = self;
+  as_self.chain = {self};
+  // Named after the step: a run that was interrupted behind the sending finds that it is sent.
+  const Hash256 digest = crypto::sha3_256(as_bytes(ctx.idempotency_key));
+  ByteArray<16> bytes;
+  std::copy_n(digest.begin(), bytes.size(), bytes.begin());
+  const MessageId id = MessageId::from_bytes(bytes);
+  const std::string body = Json{{"type", "welcome"},
+                                {"text", "Welcome to Creto! Your agent is ready."},
+                                {"delegation", text_of(data, "delegation")},
+                                {"subscription", text_of(data, "subscription")},
+                                {"sandbox", text_of(data, "sandbox")}}
+                               .dump();
+  CRETO_TRY(system.nhi->ensure_service(as_self, self));
+  const contracts::SealedMessage sealed = CRETO_TRY(
+      with_endpoint(system, ctx, self, [&](messaging::Endpoint& endpoint) -> Result<contracts::SealedMessage> {
+        return endpoint.seal(as_self, agent, {.body = as_bytes(body), .id = id});
+      }));
+  const auto sent = system.messaging->send(as_self, sealed);
+  if (!sent && sent.error().kind() != ErrorKind::conflict) return Error(sent.error());
+  return id;
+}
+
+/// Not worth failing for: the agent is ready without it.
+SagaStep welcome_step(System& system) {
+  return {"welcome", [&system](const Context& ctx, Json& data) -> Result<> {
+            if (!system.messaging) return {};
+            const auto sent = send_welcome(system, ctx, data);
+            if (sent) data["welcome"] = sent->to_string();
+            if (!sent) system.telemetry->warn("platform", "welcome_not_sent", {{"error", sent.error().to_string()}});
+            return {};
           }};
 }
 
@@ -196,15 +244,17 @@ v1::Provision to_proto(const Saga& saga, const std::vector<SagaStep>& steps) {
   out.set_delegation(text_of(saga.data, "delegation"));
   out.set_subscription(text_of(saga.data, "subscription"));
   out.set_sandbox(text_of(saga.data, "sandbox"));
+  out.set_welcome(text_of(saga.data, "welcome"));
   return out;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Sagas>> create_provisioning(System& system) {
-  return Sagas::create(*system.database, *system.telemetry, "agent_provision",
-                       {identity_step(system), delegation_step(system), subscription_step(system),
-                        messaging_keys_step(system), policies_step(system), sandbox_step(system)});
+  return Sagas::create(
+      *system.database, *system.telemetry, "agent_provision",
+      {identity_step(system), delegation_step(system), subscription_step(system), messaging_keys_step(system),
+       policies_step(system), sandbox_step(system), welcome_step(system)});
 }
 
 void register_provisioning(rpc::Dispatcher& dispatcher, System& system) {

@@ -11,7 +11,7 @@ namespace creto::app {
 struct System;
 
 /// The saga that makes a registered agent ready to work (X4): identity, delegation, subscription, messaging keys,
-/// policies, first sandbox. Memory and vault need nothing made: both go by the agent's identity and by policies.
+/// policies, first sandbox, a welcome message. Memory and vault need nothing made: both go by the agent's identity and by policies.
 /// `system` must outlive it.
 Result<std::unique_ptr<Sagas>> create_provisioning(System& system);
 

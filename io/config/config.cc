@@ -273,9 +273,26 @@ struct ConfigSchema::Loader {
     for (const auto& entry : schema.entries_) {
       if (entry->kind == Entry::Kind::table) continue;
       std::string name = env_name(entry->key);
+      CRETO_TRY(refuse_misspelt(name));
       auto value = look_up(environment, name);
       if (!value) continue;
       CRETO_TRY(apply("environment " + name, Setting{entry->key, Setting::Kind::text, *value, {}}, true));
+    }
+    return {};
+  }
+
+  /// A variable that differs from `name` in its underscores alone was meant for it, and would have no effect.
+  Result<> refuse_misspelt(const std::string& name) const {
+    const auto letters = [](std::string_view text) {
+      std::string out;
+      std::copy_if(text.begin(), text.end(), std::back_inserter(out), [](char c) { return c != '_'; });
+      return out;
+    };
+    const std::string wanted = letters(name);
+    for (const std::string& variable : environment) {
+      const std::string given = variable.substr(0, variable.find('='));
+      if (given.starts_with("CRETO_") && given != name && letters(given) == wanted)
+        return invalid(fmt::format("environment {}: is no setting; did you mean {}?", given, name));
     }
     return {};
   }

@@ -49,6 +49,15 @@ TEST(Config, LaterSourcesWin) {
   EXPECT_THAT(schema.show(), HasSubstr("environment CRETO_GRPC__PORT"));
 }
 
+TEST(Config, RefusesAVariableThatIsAlmostASettings) {
+  Options options;
+  for (const char* almost : {"CRETO_GRPC_PORT=10", "CRETO__GRPC__PORT=10", "CRETO_NAME_=x"})
+    EXPECT_FALSE(options.schema().load_text("", "creto.toml", {almost})) << almost;
+  const auto refused = options.schema().load_text("", "creto.toml", {"CRETO_GRPC_PORT=10"});
+  EXPECT_THAT(refused.error().message(), HasSubstr("did you mean CRETO_GRPC__PORT?"));
+  EXPECT_TRUE(options.schema().load_text("", "creto.toml", {"CRETO_HOME=/x", "CRETO_SOMETHING=1"}));
+}
+
 TEST(Config, ReadsYaml) {
   Options options;
   auto done =

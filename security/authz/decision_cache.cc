@@ -8,14 +8,22 @@
 namespace creto::authz {
 namespace {
 
-/// For the place in the table alone: a hit compares the whole key.
+std::uint64_t fold(std::uint64_t a, std::uint64_t b) {
+  const auto product = static_cast<unsigned __int128>(a) * b;
+  return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
+}
+
+/// For the place in the table alone: a hit compares the whole key. Four chains, because one would wait for itself.
 std::uint64_t mix(std::span<const std::uint64_t> words) {
-  std::uint64_t h = 0x9e3779b97f4a7c15u;
-  for (const std::uint64_t word : words) {
-    const auto product = static_cast<unsigned __int128>(h ^ word) * 0xd6e8feb86659fd93u;
-    h = static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64) ^ std::rotl(h, 23);
+  constexpr std::array<std::uint64_t, 4> odd = {0xd6e8feb86659fd93u, 0xa0761d6478bd642fu, 0xe7037ed1a0b428dbu,
+                                                0x8ebc6af09c88c6e3u};
+  std::array<std::uint64_t, 4> lane = odd;
+  std::size_t i = 0;
+  for (; i + 4 <= words.size(); i += 4) {
+    for (std::size_t j = 0; j < 4; ++j) lane[j] = fold(lane[j] ^ words[i + j], odd[j]) ^ std::rotl(lane[j], 23);
   }
-  return h;
+  for (; i < words.size(); ++i) lane[0] = fold(lane[0] ^ words[i], odd[0]) ^ std::rotl(lane[0], 23);
+  return fold(lane[0] ^ std::rotl(lane[1], 16), lane[2] ^ std::rotl(lane[3], 32) ^ words.size());
 }
 
 constexpr Nanos use_grain = std::chrono::milliseconds(100);
@@ -101,18 +109,17 @@ void CacheKey::seal() {
 
 DecisionCache::DecisionCache(std::size_t entries) {
   if (entries == 0) return;
-  sets_ = (entries + ways - 1) / ways;
-  slots_ = std::make_unique<Slot[]>(sets_ * ways);
+  count_ = (entries + ways - 1) / ways;
+  sets_ = std::make_unique<Set[]>(count_);
+  slots_ = std::make_unique<Slot[]>(count_ * ways);
 }
 
-DecisionCache::Slot* DecisionCache::set_of(const CacheKey& key) const {
-  const auto scaled = static_cast<unsigned __int128>(key.hash()) * sets_;
-  return &slots_[static_cast<std::size_t>(scaled >> 64) * ways];
+std::size_t DecisionCache::set_of(const CacheKey& key) const {
+  return static_cast<std::size_t>(static_cast<unsigned __int128>(key.hash()) * count_ >> 64);
 }
 
-bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) const {
+bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) {
   const auto words = key.words();
-  if (slot.hash.load(std::memory_order_relaxed) != key.hash()) return false;
   const std::uint64_t before = slot.sequence.load(std::memory_order_acquire);
   if (before & 1) return false;
   if (slot.ends_at.load(std::memory_order_acquire) <= now.time_since_epoch().count()) return false;
@@ -125,13 +132,15 @@ bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) 
 }
 
 bool DecisionCache::contains(const CacheKey& key, Monotonic now) {
-  if (sets_ == 0) return false;
-  Slot* set = set_of(key);
+  if (count_ == 0) return false;
+  const std::size_t set = set_of(key);
   for (std::size_t way = 0; way < ways; ++way) {
-    if (!holds(set[way], key, now)) continue;
+    if (sets_[set].hashes[way].load(std::memory_order_relaxed) != key.hash()) continue;
+    Slot& slot = slots_[set * ways + way];
+    if (!holds(slot, key, now)) continue;
     const auto tick = now.time_since_epoch().count();
-    if (tick - set[way].used_at.load(std::memory_order_relaxed) > use_grain.count()) {
-      set[way].used_at.store(tick, std::memory_order_relaxed);
+    if (tick - slot.used_at.load(std::memory_order_relaxed) > use_grain.count()) {
+      slot.used_at.store(tick, std::memory_order_relaxed);
     }
     return true;
   }
@@ -139,31 +148,33 @@ bool DecisionCache::contains(const CacheKey& key, Monotonic now) {
 }
 
 void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl) {
-  if (sets_ == 0) return;
-  Slot* set = set_of(key);
+  if (count_ == 0) return;
+  const std::size_t set = set_of(key);
   const auto tick = now.time_since_epoch().count();
-  Slot* victim = nullptr;
+  std::size_t victim = 0;
   std::int64_t oldest = INT64_MAX;
   for (std::size_t way = 0; way < ways; ++way) {
-    const bool ended = set[way].ends_at.load(std::memory_order_relaxed) <= tick;
-    const std::int64_t age = ended ? INT64_MIN : set[way].used_at.load(std::memory_order_relaxed);
-    if (!victim || age < oldest) {
-      victim = &set[way];
-      oldest = age;
-    }
+    const Slot& slot = slots_[set * ways + way];
+    const bool ended = slot.ends_at.load(std::memory_order_relaxed) <= tick;
+    const std::int64_t age = ended ? INT64_MIN : slot.used_at.load(std::memory_order_relaxed);
+    if (way > 0 && age >= oldest) continue;
+    victim = way;
+    oldest = age;
   }
-  std::uint64_t sequence = victim->sequence.load(std::memory_order_relaxed);
-  if (sequence & 1 || !victim->sequence.compare_exchange_strong(sequence, sequence + 1, std::memory_order_acq_rel)) {
+  Slot& slot = slots_[set * ways + victim];
+  std::uint64_t sequence = slot.sequence.load(std::memory_order_relaxed);
+  if (sequence & 1 || !slot.sequence.compare_exchange_strong(sequence, sequence + 1, std::memory_order_acq_rel)) {
     return;
   }
-  // Release stores after the odd sequence: a reader that sees any of them sees the odd sequence too.
+  // Release stores after the odd sequence: a reader that sees any of them sees the odd sequence too. The hash only says
+  // where to look.
   const auto words = key.words();
-  victim->hash.store(key.hash(), std::memory_order_release);
-  victim->count.store(words.size(), std::memory_order_release);
-  for (std::size_t i = 0; i < words.size(); ++i) victim->words[i].store(words[i], std::memory_order_release);
-  victim->used_at.store(tick, std::memory_order_release);
-  victim->ends_at.store(tick + ttl.count(), std::memory_order_release);
-  victim->sequence.store(sequence + 2, std::memory_order_release);
+  sets_[set].hashes[victim].store(key.hash(), std::memory_order_relaxed);
+  slot.count.store(words.size(), std::memory_order_release);
+  for (std::size_t i = 0; i < words.size(); ++i) slot.words[i].store(words[i], std::memory_order_release);
+  slot.used_at.store(tick, std::memory_order_release);
+  slot.ends_at.store(tick + ttl.count(), std::memory_order_release);
+  slot.sequence.store(sequence + 2, std::memory_order_release);
 }
 
 }  // namespace creto::authz

@@ -41,7 +41,8 @@ class CacheKey {
 };
 
 /// Remembers which requests policies allowed, nothing else. Sets of 8 slots; each slot holds its whole key and is read
-/// under a sequence counter, so readers take no lock and never see half an entry. An older version of policies or
+/// under a sequence counter, so readers take no lock and never see half an entry. The hashes of a set stand together in
+/// one cache line, so a lookup touches that line and at most the slot it finds. An older version of policies or
 /// entities is another key and so never hits.
 class DecisionCache {
  public:
@@ -55,19 +56,24 @@ class DecisionCache {
 
  private:
   static constexpr std::size_t ways = 8;
+  using Hashes = std::array<std::atomic<std::uint64_t>, ways>;
+  static_assert(sizeof(Hashes) == 64);
+  struct alignas(64) Set {
+    Hashes hashes{};
+  };
   struct alignas(64) Slot {
     std::atomic<std::uint64_t> sequence{0};  ///< odd while it is written
-    std::atomic<std::uint64_t> hash{0};
-    std::atomic<std::int64_t> ends_at{0};  ///< 0: empty
-    std::atomic<std::int64_t> used_at{0};  ///< coarse
+    std::atomic<std::int64_t> ends_at{0};    ///< 0: empty
+    std::atomic<std::int64_t> used_at{0};    ///< coarse
     std::atomic<std::uint64_t> count{0};
     std::array<std::atomic<std::uint64_t>, CacheKey::words_max> words{};
   };
-  Slot* set_of(const CacheKey& key) const;
-  bool holds(const Slot& slot, const CacheKey& key, Monotonic now) const;
+  std::size_t set_of(const CacheKey& key) const;
+  static bool holds(const Slot& slot, const CacheKey& key, Monotonic now);
 
-  std::size_t sets_ = 0;
-  std::unique_ptr<Slot[]> slots_;
+  std::size_t count_ = 0;
+  std::unique_ptr<Set[]> sets_;
+  std::unique_ptr<Slot[]> slots_;  ///< `ways` for each set
 };
 
 }  // namespace creto::authz

@@ -332,6 +332,7 @@ secret = "webhooks/OVERSIGHT"
         facts = {"number": number}
         provided = self.call("agents", "provision", f"payer-{number}", *self.permits(), "--plan", "invoice-agent", key=f"provision-{number}")
         payer, facts["subscription"] = provided["agent"], provided["subscription"]
+        require(provided.get("welcome"), "the payer was not welcomed")
         bookkeeper, guest = (self.call("agents", "register", f"{name}-{number}", *self.permits(), key=f"register-{name}-{number}")["identity"] for name in ("bookkeeper", "guest"))
         self.call("subscriptions", "create", bookkeeper, "invoice-agent", key=f"subscription-{number}")
         self.refused_provision(number)

@@ -12,20 +12,27 @@
 
 namespace creto::testing {
 
-/// How long each call of `fn` takes, in seconds, sorted. The first tenth again as many calls warm up and are not
-/// counted.
-template <class F>
-std::vector<double> measure(std::size_t calls, F&& fn) {
-  for (std::size_t i = 0; i < calls / 10 + 1; ++i) fn();
+/// How long each call of `fn` takes, in seconds, sorted; `prepare` runs before each and is not timed. The first tenth
+/// again as many calls warm up and are not counted.
+template <class P, class F>
+std::vector<double> measure(std::size_t calls, P&& prepare, F&& fn) {
   std::vector<double> took;
   took.reserve(calls);
-  for (std::size_t i = 0; i < calls; ++i) {
+  const std::size_t warm = calls / 10 + 1;
+  for (std::size_t i = 0; i < warm + calls; ++i) {
+    prepare();
     auto began = std::chrono::steady_clock::now();
     fn();
-    took.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - began;
+    if (i >= warm) took.push_back(spent.count());
   }
   std::sort(took.begin(), took.end());
   return took;
+}
+
+template <class F>
+std::vector<double> measure(std::size_t calls, F&& fn) {
+  return measure(calls, [] {}, std::forward<F>(fn));
 }
 
 inline double percentile(const std::vector<double>& sorted, double p) {
