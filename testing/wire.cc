@@ -1,18 +1,20 @@
 #include "creto/testing/wire.h"
 
-#include "creto/common/assert.h"
-#include "creto/common/clock.h"
-
 namespace creto::testing {
 namespace {
 
+/// The bearer is the organization: who calls, a service of ours may say.
 class ByName final : public rpc::Authenticator {
  public:
+  explicit ByName(Wire::ChainOf chain_of) : chain_of_(std::move(chain_of)) {}
   Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    auto identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    return rpc::Caller{identity, {identity}, "default"};
+    const auto identity =
+        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? "service:test" : credentials.on_behalf_of));
+    return rpc::Caller{identity, chain_of_ ? chain_of_(identity) : DelegationChain{identity}, credentials.bearer};
   }
+
+ private:
+  Wire::ChainOf chain_of_;
 };
 
 class Everything final : public rpc::Authorizer {
@@ -29,12 +31,13 @@ class Nothing final : public rpc::Auditor {
 
 struct Wire::Ports {
   ByName authenticator;
-  Everything authorizer;
-  Nothing auditor;
+  Everything authorizer = {};
+  Nothing auditor = {};
 };
 
-Wire::Wire(const Clock& clock)
-    : ports_(std::make_unique<Ports>()),
+Wire::Wire(const Clock& clock, ChainOf chain_of)
+    : clock_(clock),
+      ports_(new Ports{ByName(std::move(chain_of))}),
       dispatcher_(rpc::Dispatcher::create(
           rpc::Ports{ports_->authenticator, ports_->authorizer, ports_->auditor, no_telemetry(), clock})) {}
 
@@ -43,19 +46,23 @@ Wire::~Wire() {
   dispatcher_->stop();
 }
 
-std::shared_ptr<rpc::Channel> Wire::serve() {
-  rpc::GrpcServerOptions options;
-  options.unix_path = (directory_ / "rpc.sock").string();
-  auto started = rpc::GrpcServer::start(*dispatcher_, std::move(options));
-  CRETO_ASSERT(started.has_value());
-  server_ = std::move(*started);
-  rpc::ChannelOptions to;
-  to.endpoint = "unix:" + (directory_ / "rpc.sock").string();
-  to.bearer = [] { return std::string("service:test"); };
-  to.forward_caller = true;
-  auto channel = rpc::Channel::connect(std::move(to), system_clock());
-  CRETO_ASSERT(channel.has_value());
-  return std::move(*channel);
+std::shared_ptr<rpc::Channel> Wire::connect(std::string org) {
+  const std::string socket = (directory_ / "rpc.sock").string();
+  if (!server_) server_ = rpc::GrpcServer::start(*dispatcher_, {.unix_path = socket}).value();
+  rpc::ChannelOptions options;
+  options.endpoint = "unix:" + socket;
+  options.bearer = [org = std::move(org)] { return org; };
+  options.forward_caller = true;
+  options.timeout = std::chrono::minutes(1);  // sandboxes start slowly under a sanitizer
+  return rpc::Channel::connect(std::move(options), clock_).value();
+}
+
+std::ostream& operator<<(std::ostream& out, Where where) {
+  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
+}
+
+DatabaseKind database_of(Where where) {
+  return where == Where::postgres ? DatabaseKind::postgres : DatabaseKind::sqlite;
 }
 
 }  // namespace creto::testing

@@ -1,4 +1,3 @@
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,17 +7,18 @@
 #include <thread>
 
 #include "creto/audit/audit_rpc.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fault_files.h"
 #include "creto/testing/temp_dir.h"
+#include "creto/testing/wire.h"
 #include "record_json.h"
 
 namespace creto::audit {
 namespace {
 
 using namespace std::chrono_literals;
+using testing::Where;
+using testing::Wire;
 
 constexpr const char* origin = "example.com/audit";
 
@@ -49,54 +49,6 @@ AuditRecord sample(int i) {
   return record;
 }
 
-enum class Where { sqlite, postgres, grpc };
-std::ostream& operator<<(std::ostream& out, Where where) {
-  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
-}
-testing::DatabaseKind kind_of(Where where) {
-  return where == Where::postgres ? testing::DatabaseKind::postgres : testing::DatabaseKind::sqlite;
-}
-
-/// Believes whom the test says it is.
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    auto identity = CRETO_TRY(Identity::parse("service:test"));
-    return rpc::Caller{identity, {identity}, credentials.bearer};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-};
-
-/// The service behind a real connection.
-class Remote {
- public:
-  explicit Remote(std::unique_ptr<AuditLog> log) : log_(std::move(log)) {
-    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), system_clock()});
-    register_audit(*dispatcher_, *log_);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-  }
-  ~Remote() {
-    server_->stop(1s);
-    server_.reset();
-    dispatcher_->stop();
-  }
-  /// A client of that organization.
-  std::unique_ptr<AuditLog> client(std::string org) {
-    rpc::ChannelOptions options;
-    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    options.bearer = [org = std::move(org)] { return org; };
-    options.attempts_max = 1;
-    return create_audit_client(rpc::Channel::connect(options, system_clock()).value());
-  }
-
- private:
-  TestPorts ports_;
-  std::unique_ptr<AuditLog> log_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
-};
-
 class AuditContract : public ::testing::TestWithParam<Where> {
  protected:
   ~AuditContract() override { close(); }
@@ -107,14 +59,16 @@ class AuditContract : public ::testing::TestWithParam<Where> {
                          {.directory = tiles, .origin = origin, .interval = 5ms, .sequence_in_background = background});
     ASSERT_TRUE(opened) << opened.error().to_string();
     log = std::move(*opened);
-    if (GetParam() == Where::grpc) {
-      remote = std::make_unique<Remote>(std::move(log));
-      log = remote->client("default");
-    }
+    if (GetParam() != Where::grpc) return;
+    service_ = std::move(log);
+    wire.emplace(system_clock());
+    register_audit(wire->dispatcher(), *service_);
+    log = create_audit_client(wire->connect());
   }
   void close() {
     log.reset();
-    remote.reset();
+    wire.reset();
+    service_.reset();
   }
   AuditId put(const AuditRecord& record) {
     auto id = log->log(ctx, record);
@@ -138,10 +92,11 @@ class AuditContract : public ::testing::TestWithParam<Where> {
 
   testing::TempDir directory;
   std::filesystem::path tiles = directory / "tiles";
-  testing::TestDatabase store{kind_of(GetParam())};
+  testing::TestDatabase store{database_of(GetParam())};
   std::unique_ptr<sql::Database> db = store.open();
   Context ctx = Context::of_service(*Identity::service("test"));
-  std::unique_ptr<Remote> remote;
+  std::unique_ptr<AuditLog> service_;
+  std::optional<Wire> wire;
   std::unique_ptr<AuditLog> log;
 };
 
@@ -224,7 +179,7 @@ TEST_P(AuditContract, ShowsAnOrganizationOnlyItsOwn) {
   flush();
   Context other = ctx;
   other.org = "other";
-  if (remote) log = remote->client("other");
+  if (wire) log = create_audit_client(wire->connect("other"));
   EXPECT_TRUE(log->query(other, {})->entries.empty());
   EXPECT_EQ(log->get(other, id).error().kind(), ErrorKind::not_found);
   EXPECT_EQ(log->proof(other, id).error().kind(), ErrorKind::not_found);
@@ -348,7 +303,7 @@ TEST_P(AuditContract, MakesTheIndexAgainFromTheTiles) {
   const auto checkpoint = *log->checkpoint(ctx);
   close();
   // A database from before all of it.
-  testing::TestDatabase empty(kind_of(GetParam()));
+  testing::TestDatabase empty(database_of(GetParam()));
   auto restored = empty.open();
   auto again = create_audit_log(*restored, io::real_files(), system_clock(), no_telemetry(), keys(),
                                 {.directory = tiles, .origin = origin});
@@ -410,8 +365,7 @@ TEST_P(AuditKill, LosesNothingAndRepeatsNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, AuditKill, ::testing::Values(Where::sqlite, Where::postgres), database_name);
-INSTANTIATE_TEST_SUITE_P(, AuditContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
-                         database_name);
+INSTANTIATE_TEST_SUITE_P(, AuditContract, everywhere(), database_name);
 
 /// Dies at every step of writing, with a file system that loses what was not synced.
 TEST(AuditCrash, NeverForksLosesOrRepeatsWhereverItDies) {

@@ -1,4 +1,3 @@
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -7,10 +6,9 @@
 #include <thread>
 
 #include "creto/consensus/consensus_rpc.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/wire.h"
 
 namespace creto::consensus {
 namespace {
@@ -185,28 +183,13 @@ TEST_P(SqlSource, IsUniqueAndGrowsAcrossThreadsAndRestarts) {
 
 INSTANTIATE_TEST_SUITE_P(, SqlSource, both_databases(), database_name);
 
-class AnybodyMay final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials&) override {
-    auto identity = CRETO_TRY(Identity::service("test"));
-    return rpc::Caller{identity, {identity}, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-};
-
 TEST(TimestampClient, IsTheSameSourceAndFallsBackToLocalTimeWhenItIsGone) {
   testing::FakeClock clock;
   MemoryCeiling store;
   auto source = std::move(*create_timestamp_source(store, clock, no_telemetry(), {.renew_in_background = false}));
-  AnybodyMay ports;
-  auto dispatcher = rpc::Dispatcher::create({ports, ports, ports, no_telemetry(), system_clock()});
-  register_consensus(*dispatcher, *source);
-  auto server = rpc::GrpcServer::start(*dispatcher, {.port = 0}).value();
-  rpc::ChannelOptions options;
-  options.endpoint = fmt::format("127.0.0.1:{}", server->port());
-  options.bearer = [] { return "service:test"; };
-  auto client = create_timestamp_client(rpc::Channel::connect(options, system_clock()).value(), system_clock(),
+  std::optional<testing::Wire> wire(std::in_place, system_clock());
+  register_consensus(wire->dispatcher(), *source);
+  auto client = create_timestamp_client(wire->connect(), system_clock(),
                                         Context::of_service(Identity::service("test").value()), 5s);
 
   const auto before = source->now();
@@ -219,9 +202,7 @@ TEST(TimestampClient, IsTheSameSourceAndFallsBackToLocalTimeWhenItIsGone) {
   EXPECT_EQ(*client->order(std::vector{after, before, remote}), (std::vector<std::size_t>{1, 2, 0}));
   EXPECT_EQ(client->order(std::vector{after, after}).error().kind(), ErrorKind::conflict);
 
-  server->stop(1s);
-  server.reset();
-  dispatcher->stop();
+  wire.reset();
   const auto local = client->now();
   EXPECT_TRUE(local.degraded);
   EXPECT_EQ(compare(local, client->now()), std::strong_ordering::less);

@@ -8,43 +8,20 @@
 #include <thread>
 
 #include "creto/crypto/random.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/nhi/nhi_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/sealer.h"
+#include "creto/testing/wire.h"
 
 namespace creto::nhi {
 namespace {
 
+using creto::testing::Where;
+using creto::testing::Wire;
 using std::chrono::hours;
 using std::chrono::minutes;
 constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
-
-enum class Where { sqlite, postgres, grpc };
-std::ostream& operator<<(std::ostream& out, Where where) {
-  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
-}
-
-/// The key that seals keys in these tests; the vault's own is tested there.
-/// Believes whom the test says it is, in the words of the header; the chain is nhi's.
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  explicit TestPorts(Nhi& nhi) : nhi_(nhi) {}
-  Result<rpc::Caller> authenticate(const Context& ctx, const rpc::Credentials& credentials) override {
-    auto identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    DelegationChain chain = {identity};
-    if (auto found = nhi_.get_delegation_chain(ctx, identity)) chain = found->identities();
-    return rpc::Caller{identity, chain, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-
- private:
-  Nhi& nhi_;
-};
 
 struct Human {
   Identity identity;
@@ -54,10 +31,7 @@ struct Human {
 
 class NhiContract : public ::testing::TestWithParam<Where> {
  protected:
-  NhiContract()
-      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
-                                                : creto::testing::DatabaseKind::sqlite,
-                  clock) {
+  NhiContract() {
     start();
     ada = human("ada@example.com");
   }
@@ -66,27 +40,16 @@ class NhiContract : public ::testing::TestWithParam<Where> {
   void start() {
     db = database_.open();
     service_ = create_nhi(*db, sealer_, clock).value();
-    if (GetParam() != Where::grpc) {
-      nhi = service_.get();
-      return;
-    }
-    ports_ = std::make_unique<TestPorts>(*service_);
-    dispatcher_ = rpc::Dispatcher::create({*ports_, *ports_, *ports_, no_telemetry(), clock});
-    register_nhi(*dispatcher_, *service_);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-    rpc::ChannelOptions options;
-    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    options.bearer = [] { return "service:test"; };
-    options.forward_caller = true;
-    client_ = create_nhi_client(rpc::Channel::connect(options, clock).value());
+    nhi = service_.get();
+    if (GetParam() != Where::grpc) return;
+    wire_.emplace(clock, [this](const Identity& caller) { return chain_of(caller); });
+    register_nhi(wire_->dispatcher(), *service_);
+    client_ = create_nhi_client(wire_->connect());
     nhi = client_.get();
   }
   void stop() {
     client_.reset();
-    if (server_) server_->stop(std::chrono::seconds(1));
-    server_.reset();
-    if (dispatcher_) dispatcher_->stop();
-    dispatcher_.reset();
+    wire_.reset();
     service_.reset();
     db.reset();
   }
@@ -99,11 +62,11 @@ class NhiContract : public ::testing::TestWithParam<Where> {
     return made;
   }
   static Context as_service() { return Context::of_service(Identity::service("test").value()); }
-  Context as(const Identity& identity) {
-    DelegationChain chain = {identity};
-    if (auto found = nhi->get_delegation_chain(as_service(), identity)) chain = found->identities();
-    return Context::of(identity, chain);
+  DelegationChain chain_of(const Identity& identity) {
+    const auto found = service_->get_delegation_chain(as_service(), identity);
+    return found ? found->identities() : DelegationChain{identity};
   }
+  Context as(const Identity& identity) { return Context::of(identity, chain_of(identity)); }
   Agent agent(std::string name) {
     auto made = nhi->register_agent(as(ada->identity), {.name = std::move(name)});
     EXPECT_TRUE(made.has_value()) << made.error().to_string();
@@ -152,13 +115,11 @@ class NhiContract : public ::testing::TestWithParam<Where> {
   }
 
   creto::testing::FakeClock clock{system_clock().now()};
-  creto::testing::TestDatabase database_;
+  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<Nhi> service_, client_;
-  std::unique_ptr<TestPorts> ports_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
+  std::optional<Wire> wire_;
   Nhi* nhi = nullptr;
   std::unique_ptr<Human> ada;
 };
@@ -530,7 +491,7 @@ TEST_P(NhiContract, AuditsEveryChangeInItsTransaction) {
 
 TEST_P(NhiContract, IsHealthyWhileItAnswers) { EXPECT_EQ(nhi->health().health, Health::healthy); }
 
-INSTANTIATE_TEST_SUITE_P(, NhiContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
+INSTANTIATE_TEST_SUITE_P(, NhiContract, everywhere(),
                          [](const auto& info) { return ::testing::PrintToString(info.param); });
 
 }  // namespace

@@ -35,6 +35,7 @@ struct VaultUnderTest {
   ListedAccess* access = nullptr;
   testing::FakeClock* clock = nullptr;
   sql::Database* database = nullptr;
+  std::shared_ptr<Vault> elsewhere = {};  ///< for organization "other", where the connection decides the organization
 };
 
 struct VaultFactory {

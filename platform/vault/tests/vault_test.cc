@@ -45,9 +45,10 @@ VaultFactory over_the_wire() {
             };
             auto all = std::make_shared<Remote>();
             register_vault(all->wire.dispatcher(), *all->local.vault);
-            all->client = create_vault_client(all->wire.serve());
+            all->client = create_vault_client(all->wire.connect());
             auto& l = all->local;
-            return VaultUnderTest{all, all->client.get(), &l.access, &l.clock, l.database.get()};
+            return VaultUnderTest{all,      all->client.get(), &l.access,
+                                  &l.clock, l.database.get(),  create_vault_client(all->wire.connect("other"))};
           }};
 }
 

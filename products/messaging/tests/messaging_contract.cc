@@ -14,14 +14,13 @@
 #include "creto/contracts/events.h"
 #include "creto/crypto/random.h"
 #include "creto/io/bus.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/messaging/endpoint.h"
 #include "creto/messaging/messaging_rpc.h"
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/sealer.h"
+#include "creto/testing/wire.h"
 #include "wire.h"
 
 namespace creto::messaging {
@@ -30,6 +29,8 @@ namespace {
 using contracts::MessageEventType;
 using contracts::MessagePriority;
 using contracts::SealedMessage;
+using creto::testing::Where;
+using creto::testing::Wire;
 using std::chrono::hours;
 using std::chrono::minutes;
 using std::chrono::seconds;
@@ -37,11 +38,6 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 using ::testing::UnorderedElementsAre;
-
-enum class Where { sqlite, postgres, grpc };
-std::ostream& operator<<(std::ostream& out, Where where) {
-  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
-}
 
 /// Keeps what it is told, once per key, and says no when told to.
 class Ledger final : public contracts::MessageCostTracker {
@@ -72,18 +68,6 @@ class Ledger final : public contracts::MessageCostTracker {
   contracts::QuotaDecision decision_;
 };
 
-/// Believes whom the test says it is; the chain is nhi's.
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    const Identity identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    return rpc::Caller{identity, {identity}, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-};
-
 struct Party {
   Identity identity;
   std::unique_ptr<EndpointStore> store;
@@ -93,10 +77,7 @@ struct Party {
 
 class MessagingContract : public ::testing::TestWithParam<Where> {
  protected:
-  MessagingContract()
-      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
-                                                : creto::testing::DatabaseKind::sqlite,
-                  clock) {
+  MessagingContract() {
     start();
     const Context ctx = as(*Identity::service("test"));
     EXPECT_TRUE(authz_->create_policy(ctx, "all", "permit (principal, action, resource);"));
@@ -118,22 +99,14 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
     service_ = create_messaging({*db, *bus, *nhi_, *authz_, ledger, *timestamps_, clock, no_telemetry()}).value();
     messaging = service_.get();
     if (GetParam() != Where::grpc) return;
-    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
-    register_messaging(*dispatcher_, *service_);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-    rpc::ChannelOptions options;
-    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    options.bearer = [] { return "service:test"; };
-    options.forward_caller = true;
-    client_ = create_messaging_client(rpc::Channel::connect(options, clock).value());
+    wire_.emplace(clock);
+    register_messaging(wire_->dispatcher(), *service_);
+    client_ = create_messaging_client(wire_->connect());
     messaging = client_.get();
   }
   void stop() {
     client_.reset();
-    if (server_) server_->stop(seconds(1));
-    server_.reset();
-    if (dispatcher_) dispatcher_->stop();
-    dispatcher_.reset();
+    wire_.reset();
     service_.reset();
     bus.reset();
     timestamps_.reset();
@@ -220,9 +193,8 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
   }
 
   creto::testing::FakeClock clock{system_clock().now()};
-  creto::testing::TestDatabase database_;
+  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
-  TestPorts ports_;
   Ledger ledger;
   const Bytes override_key_ = crypto::random_bytes(32);
   const crypto::SigningKey human_key_ =
@@ -235,8 +207,7 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
   std::unique_ptr<consensus::TimestampSource> timestamps_;
   std::unique_ptr<bus::Bus> bus;
   std::unique_ptr<Messaging> service_, client_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
+  std::optional<Wire> wire_;
   Messaging* messaging = nullptr;
   std::unique_ptr<Party> alice, bob, carol;
 };
@@ -702,8 +673,7 @@ TEST_P(MessagingContract, ReceivingMayWaitForTheFirstMessage) {
   EXPECT_LT(std::chrono::steady_clock::now() - began, seconds(15));
 }
 
-INSTANTIATE_TEST_SUITE_P(Everywhere, MessagingContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
-                         [](const auto& info) { return ::testing::PrintToString(info.param); });
+INSTANTIATE_TEST_SUITE_P(Everywhere, MessagingContract, everywhere(), database_name);
 
 }  // namespace
 }  // namespace creto::messaging

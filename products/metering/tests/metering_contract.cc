@@ -14,37 +14,20 @@
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
 #include "creto/io/bus.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/metering/metering_rpc.h"
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/sealer.h"
+#include "creto/testing/wire.h"
 
 namespace creto::metering {
 namespace {
 
 using namespace std::chrono_literals;
 using contracts::BillingPeriod;
-
-enum class Where { sqlite, postgres, grpc };
-std::ostream& operator<<(std::ostream& out, Where where) {
-  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
-}
-
-/// The key that seals nhi's keys here; the vault's own is tested there.
-/// Believes whom the test says it is.
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    auto identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    return rpc::Caller{identity, {identity}, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-};
+using creto::testing::Where;
+using creto::testing::Wire;
 
 class Mailbox final : public InvoiceDelivery {
  public:
@@ -72,10 +55,7 @@ class Mailbox final : public InvoiceDelivery {
 
 class MeteringContract : public ::testing::TestWithParam<Where> {
  protected:
-  MeteringContract()
-      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
-                                                : creto::testing::DatabaseKind::sqlite,
-                  clock) {
+  MeteringContract() {
     start();
     EXPECT_TRUE(registry->ensure_service(ctx, *ctx.caller));
     parent = agent("invoice-agent", *ctx.caller);
@@ -93,22 +73,14 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     local = create_metering(*db, *registry, *time_, mailbox, clock, no_telemetry()).value();
     metering = local.get();
     if (GetParam() != Where::grpc) return;
-    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
-    register_metering(*dispatcher_, *local);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-    rpc::ChannelOptions options;
-    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    options.bearer = [] { return "service:test"; };
-    options.forward_caller = true;
-    client_ = create_metering_client(rpc::Channel::connect(options, clock).value());
+    wire_.emplace(clock);
+    register_metering(wire_->dispatcher(), *local);
+    client_ = create_metering_client(wire_->connect());
     metering = client_.get();
   }
   void stop() {
     client_.reset();
-    if (server_) server_->stop(1s);
-    server_.reset();
-    if (dispatcher_) dispatcher_->stop();
-    dispatcher_.reset();
+    wire_.reset();
     carrier.reset();
     local.reset();
     time_.reset();
@@ -202,9 +174,8 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
 
   const Context ctx = Context::of_service(Identity::service("test").value());
   creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
-  creto::testing::TestDatabase database_;
+  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
-  TestPorts ports_;
   Mailbox mailbox;
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<nhi::Nhi> registry;
@@ -212,8 +183,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   std::unique_ptr<consensus::TimestampSource> time_;
   std::unique_ptr<LocalMetering> local;
   std::unique_ptr<Metering> client_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
+  std::optional<Wire> wire_;
   std::unique_ptr<bus::Bus> carrier;
   Metering* metering = nullptr;
   std::optional<Identity> parent, child;
@@ -619,14 +589,15 @@ TEST_P(MeteringContract, TheQuotaEnforcerRefusesInsideAuthorization) {
 }
 
 TEST_P(MeteringContract, OrganizationsDoNotSeeEachOther) {
-  if (GetParam() == Where::grpc) GTEST_SKIP() << "the connection decides the organization";
   Context other = ctx;
   other.org = "other";
+  const auto client = wire_ ? create_metering_client(wire_->connect("other")) : nullptr;
+  Metering& theirs = client ? *client : *metering;
   ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 0)));
   ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
-  EXPECT_TRUE(metering->list_quotas(other, "")->empty());
-  EXPECT_TRUE(metering->list_plans(other)->empty());
-  EXPECT_TRUE(metering->reserve(other, ask(*parent, "sandbox_allocated")));
+  EXPECT_TRUE(theirs.list_quotas(other, "")->empty());
+  EXPECT_TRUE(theirs.list_plans(other)->empty());
+  EXPECT_TRUE(theirs.reserve(other, ask(*parent, "sandbox_allocated")));
   EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "sandbox_allocated"))), "MT-429");
 }
 
@@ -638,8 +609,7 @@ TEST_P(MeteringContract, EveryChangeIsAudited) {
   EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 3);
 }
 
-INSTANTIATE_TEST_SUITE_P(, MeteringContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
-                         [](const auto& info) { return ::testing::PrintToString(info.param); });
+INSTANTIATE_TEST_SUITE_P(, MeteringContract, everywhere(), database_name);
 
 }  // namespace
 }  // namespace creto::metering

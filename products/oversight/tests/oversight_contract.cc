@@ -15,13 +15,12 @@
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
 #include "creto/io/http_server.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/nhi/nhi.h"
 #include "creto/oversight/oversight_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/sealer.h"
+#include "creto/testing/wire.h"
 
 namespace creto::oversight {
 namespace {
@@ -29,23 +28,9 @@ namespace {
 using namespace std::chrono_literals;
 using contracts::ApprovalState;
 using contracts::ApprovalStatus;
+using creto::testing::Where;
+using creto::testing::Wire;
 constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
-
-enum class Where { sqlite, postgres, grpc };
-std::ostream& operator<<(std::ostream& out, Where where) {
-  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
-}
-
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    auto identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    return rpc::Caller{identity, {identity}, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-};
 
 struct Human {
   Identity identity;
@@ -83,10 +68,7 @@ class WebhookReceiver {
 
 class OversightContract : public ::testing::TestWithParam<Where> {
  protected:
-  OversightContract()
-      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
-                                                : creto::testing::DatabaseKind::sqlite,
-                  clock) {
+  OversightContract() {
     start();
     ada = human("ada@example.com");
     cfo = human("cfo@example.com");
@@ -118,22 +100,14 @@ class OversightContract : public ::testing::TestWithParam<Where> {
                   .value();
     oversight = service.get();
     if (GetParam() != Where::grpc) return;
-    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
-    register_oversight(*dispatcher_, *service);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-    rpc::ChannelOptions options;
-    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    options.bearer = [] { return "service:test"; };
-    options.forward_caller = true;
-    client_ = create_oversight_client(rpc::Channel::connect(options, clock).value(), clock);
+    wire_.emplace(clock);
+    register_oversight(wire_->dispatcher(), *service);
+    client_ = create_oversight_client(wire_->connect(), clock);
     oversight = client_.get();
   }
   void stop() {
     client_.reset();
-    if (server_) server_->stop(1s);
-    server_.reset();
-    if (dispatcher_) dispatcher_->stop();
-    dispatcher_.reset();
+    wire_.reset();
     service.reset();
     bus_.reset();
     authz.reset();
@@ -214,19 +188,16 @@ class OversightContract : public ::testing::TestWithParam<Where> {
   std::unique_ptr<bus::Bus> bus_;
 
  private:
-  creto::testing::TestDatabase database_;
+  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
-  TestPorts ports_;
   std::unique_ptr<consensus::CeilingStore> ceiling_;
   std::unique_ptr<consensus::TimestampSource> timestamps_;
   std::unique_ptr<Notifier> notifier_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
+  std::optional<Wire> wire_;
   std::unique_ptr<Oversight> client_;
 };
 
-INSTANTIATE_TEST_SUITE_P(, OversightContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
-                         database_name);
+INSTANTIATE_TEST_SUITE_P(, OversightContract, everywhere(), database_name);
 
 TEST_P(OversightContract, AnApprovalLetsExactlyThisActionThroughOnce) {
   ASSERT_TRUE(authz->create_policy(system, "pay", "permit(principal, action, resource);"));

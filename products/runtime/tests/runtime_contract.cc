@@ -15,15 +15,14 @@
 #include "creto/common/json.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/spending.h"
-#include "creto/crypto/aead.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/http_client.h"
 #include "creto/io/http_server.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/nhi/nhi.h"
 #include "creto/runtime/runtime_rpc.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/sealer.h"
+#include "creto/testing/wire.h"
 #include "creto/vault/vault.h"
 #include "driver/process.h"
 #include "tests/sandbox_fixture.h"
@@ -39,23 +38,6 @@ struct Setup {
   std::string runtime_class;
   creto::testing::DatabaseKind database;
   bool remote;
-};
-
-/// One key for every process of this test.
-class TestSealer final : public crypto::KeySealer {
- public:
-  Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
-    return key_.seal(plaintext, as_bytes(aad)).encode();
-  }
-  Result<Secret> unseal(std::string_view aad, BytesView sealed) override {
-    const auto ciphertext = CRETO_TRY(crypto::Ciphertext::parse(sealed));
-    return key_.open(ciphertext, as_bytes(aad));
-  }
-  std::string key_id() const override { return "0000000000000000"; }
-
- private:
-  crypto::AeadKey key_ =
-      crypto::AeadKey::create(crypto::AeadAlgorithm::aes_256_gcm, Secret(Bytes(crypto::aead_key_size, 9))).value();
 };
 
 class Everyone final : public AccessControl {
@@ -217,23 +199,6 @@ class TestEndpoint final : public MessageEndpoint {
   std::optional<MessageId> acknowledged;
 };
 
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  explicit TestPorts(nhi::Nhi& nhi) : nhi_(nhi) {}
-  Result<rpc::Caller> authenticate(const Context& ctx, const rpc::Credentials& credentials) override {
-    auto identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    DelegationChain chain = {identity};
-    if (auto found = nhi_.get_delegation_chain(ctx, identity)) chain = found->identities();
-    return rpc::Caller{identity, chain, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-
- private:
-  nhi::Nhi& nhi_;
-};
-
 /// Pays what it is told, once per idempotency key.
 class Ledger {
  public:
@@ -314,15 +279,17 @@ struct World {
   }
 
   static Context as_service() { return Context::of_service(Identity::service("test").value()); }
-  Context as(const Identity& identity) {
-    DelegationChain chain = {identity};
-    if (auto found = nhi->get_delegation_chain(as_service(), identity)) chain = found->identities();
-    auto ctx = Context::of(identity, chain);
+  DelegationChain chain_of(const Identity& identity) const {
+    const auto found = nhi->get_delegation_chain(as_service(), identity);
+    return found ? found->identities() : DelegationChain{identity};
+  }
+  Context as(const Identity& identity) const {
+    auto ctx = Context::of(identity, chain_of(identity));
     ctx.deadline = system_clock().monotonic() + std::chrono::minutes(2);
     return ctx;
   }
 
-  TestSealer sealer;
+  creto::testing::TestSealer sealer;
   Everyone everyone;
   TestLimits limits;
   std::unique_ptr<sql::Database> db;
@@ -437,24 +404,14 @@ actions:
     service_ = std::move(*made);
     runtime = service_.get();
     if (!GetParam().remote) return;
-    ports_ = std::make_unique<TestPorts>(*nhi);
-    dispatcher_ = rpc::Dispatcher::create({*ports_, *ports_, *ports_, no_telemetry(), system_clock()});
-    register_runtime(*dispatcher_, *service_);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-    rpc::ChannelOptions channel;
-    channel.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    channel.bearer = [] { return "service:test"; };
-    channel.forward_caller = true;
-    channel.timeout = std::chrono::seconds(60);
-    client_ = create_runtime_client(rpc::Channel::connect(channel, system_clock()).value());
+    wire_.emplace(system_clock(), [this](const Identity& caller) { return chain_of(caller); });
+    register_runtime(wire_->dispatcher(), *service_);
+    client_ = create_runtime_client(wire_->connect());
     runtime = client_.get();
   }
   void stop() {
     client_.reset();
-    if (server_) server_->stop(std::chrono::seconds(1));
-    server_.reset();
-    if (dispatcher_) dispatcher_->stop();
-    dispatcher_.reset();
+    wire_.reset();
     service_.reset();
   }
 
@@ -586,9 +543,7 @@ actions:
   TestMessenger messenger;
   TestEndpoint endpoint;
   std::unique_ptr<Runtime> service_;
-  std::unique_ptr<TestPorts> ports_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
+  std::optional<creto::testing::Wire> wire_;
   std::unique_ptr<Runtime> client_;
   Runtime* runtime = nullptr;
   std::unique_ptr<Human> ada;

@@ -1,6 +1,5 @@
 // What every Authz keeps, whether it runs here or at the other end of a connection.
 
-#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,32 +7,17 @@
 
 #include "creto/authz/authz_rpc.h"
 #include "creto/crypto/hash.h"
-#include "creto/io/rpc.h"
-#include "creto/io/rpc_channel.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/wire.h"
 
 namespace creto::authz {
 namespace {
 
+using creto::testing::Where;
+using creto::testing::Wire;
 using std::chrono::hours;
 using std::chrono::seconds;
-
-enum class Where { sqlite, postgres, grpc };
-std::ostream& operator<<(std::ostream& out, Where where) {
-  return out << (where == Where::sqlite ? "sqlite" : where == Where::postgres ? "postgres" : "grpc");
-}
-
-class TestPorts final : public rpc::Authenticator, public rpc::Authorizer, public rpc::Auditor {
- public:
-  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials& credentials) override {
-    auto identity =
-        CRETO_TRY(Identity::parse(credentials.on_behalf_of.empty() ? credentials.bearer : credentials.on_behalf_of));
-    return rpc::Caller{identity, {identity}, "default"};
-  }
-  Result<> authorize(const Context&, std::string_view, const rpc::Resource&) override { return {}; }
-  Result<> record(const Context&, const rpc::CallRecord&) override { return {}; }
-};
 
 /// Entities that a test moves about.
 class TestSource final : public EntitySource {
@@ -78,12 +62,7 @@ class TestExtension final : public Extension {
 
 class AuthzContract : public ::testing::TestWithParam<Where> {
  protected:
-  AuthzContract()
-      : database_(GetParam() == Where::postgres ? creto::testing::DatabaseKind::postgres
-                                                : creto::testing::DatabaseKind::sqlite,
-                  clock) {
-    start();
-  }
+  AuthzContract() { start(); }
   ~AuthzContract() override { stop(); }
 
   void start() {
@@ -91,22 +70,17 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
     local = create_authz(*db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7))).value();
     authz = local.get();
     if (GetParam() != Where::grpc) return;
-    dispatcher_ = rpc::Dispatcher::create({ports_, ports_, ports_, no_telemetry(), clock});
-    register_authz(*dispatcher_, *local);
-    server_ = rpc::GrpcServer::start(*dispatcher_, {.port = 0}).value();
-    rpc::ChannelOptions options;
-    options.endpoint = fmt::format("127.0.0.1:{}", server_->port());
-    options.bearer = [] { return "service:test"; };
-    options.forward_caller = true;
-    client_ = create_authz_client(rpc::Channel::connect(options, clock).value(), *db, clock).value();
+    wire_.emplace(clock);
+    register_authz(wire_->dispatcher(), *local);
+    client_ = connect("default");
     authz = client_.get();
+  }
+  std::unique_ptr<Authz> connect(std::string org) {
+    return create_authz_client(wire_->connect(std::move(org)), *db, clock).value();
   }
   void stop() {
     client_.reset();
-    if (server_) server_->stop(seconds(1));
-    server_.reset();
-    if (dispatcher_) dispatcher_->stop();
-    dispatcher_.reset();
+    wire_.reset();
     local.reset();
     db.reset();
   }
@@ -156,15 +130,12 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
   Authz* authz = nullptr;
 
  private:
-  creto::testing::TestDatabase database_;
-  TestPorts ports_;
-  std::unique_ptr<rpc::Dispatcher> dispatcher_;
-  std::unique_ptr<rpc::GrpcServer> server_;
+  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
+  std::optional<Wire> wire_;
   std::unique_ptr<Authz> client_;
 };
 
-INSTANTIATE_TEST_SUITE_P(, AuthzContract, ::testing::Values(Where::sqlite, Where::postgres, Where::grpc),
-                         database_name);
+INSTANTIATE_TEST_SUITE_P(, AuthzContract, everywhere(), database_name);
 
 TEST_P(AuthzContract, DeniesWhatNoPolicyPermits) {
   const Decision decision = check(pay(1));
@@ -413,11 +384,12 @@ TEST_P(AuthzContract, OrganizationsShareNothing) {
   add("pay", "permit(principal, action, resource);");
   Context elsewhere = ctx;
   elsewhere.org = "elsewhere";
-  if (GetParam() == Where::grpc) return;  // over the wire the authenticator sets the organization
-  EXPECT_FALSE(allowed(authz->check(elsewhere, pay(1))));
-  EXPECT_TRUE(authz->list_policies(elsewhere)->empty());
+  const auto client = GetParam() == Where::grpc ? connect("elsewhere") : nullptr;
+  Authz& theirs = client ? *client : *authz;
+  EXPECT_FALSE(allowed(theirs.check(elsewhere, pay(1))));
+  EXPECT_TRUE(theirs.list_policies(elsewhere)->empty());
   auto request = pay(25'000);
-  request.override_token = *authz->issue_override(elsewhere, grant_for(request));
+  request.override_token = *theirs.issue_override(elsewhere, grant_for(request));
   EXPECT_FALSE(allowed(check(request))) << "nor their tokens";
 }
 

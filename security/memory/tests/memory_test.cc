@@ -42,7 +42,7 @@ MemoryFactory over_the_wire() {
             };
             auto all = std::make_shared<Remote>(options);
             register_memory(all->wire.dispatcher(), *all->local.memory);
-            all->client = create_memory_client(all->wire.serve());
+            all->client = create_memory_client(all->wire.connect());
             auto& l = all->local;
             return MemoryUnderTest{all, all->client.get(), &l.access, &l.clock, l.database.get()};
           }};

@@ -60,7 +60,7 @@ StorageFactory over_the_wire() {
             auto& l = *all->local;
             all->wire = std::make_unique<testing::Wire>(l.clock);
             register_storage(all->wire->dispatcher(), *l.storage, l.clock);
-            all->client = create_storage_client(all->wire->serve());
+            all->client = create_storage_client(all->wire->connect());
             return StorageUnderTest{all, all->client.get(), &l.access, &l.clock};
           }};
 }

@@ -8,7 +8,7 @@
 
 namespace creto::testing {
 
-/// Seals under a fresh key in memory, as the vault's root key does.
+/// Seals as the vault's root key does, under one key for every process of a test: each may open what another sealed.
 class TestSealer final : public crypto::KeySealer {
  public:
   Result<Bytes> seal(std::string_view aad, BytesView plaintext) override {
@@ -21,7 +21,8 @@ class TestSealer final : public crypto::KeySealer {
   std::string key_id() const override { return "0000000000000000"; }
 
  private:
-  crypto::AeadKey key_ = crypto::AeadKey::generate();
+  crypto::AeadKey key_ =
+      crypto::AeadKey::create(crypto::AeadAlgorithm::aes_256_gcm, Secret(Bytes(crypto::aead_key_size, 9))).value();
 };
 
 }  // namespace creto::testing
