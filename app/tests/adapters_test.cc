@@ -13,6 +13,7 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/human.h"
 #include "creto/testing/sealer.h"
 
 namespace creto::app {
@@ -34,10 +35,9 @@ class AgentEndpointsTest : public ::testing::Test {
   AgentEndpointsTest() {
     const Context test = as(*Identity::service("test"));
     EXPECT_TRUE(authz_->create_policy(test, "all", "permit (principal, action, resource);"));
-    const auto ada = *Identity::human("ada@example.com");
-    EXPECT_TRUE(nhi->register_human(test, ada, "ada", key_.verifying_key(), std::nullopt));
+    const creto::testing::Human ada(*nhi, "ada@example.com");
     for (const char* name : {"alice", "bob", "carol"})
-      agents.push_back(nhi->register_agent(as(ada), {.name = name}).value().identity);
+      agents.push_back(nhi->register_agent(as(ada.identity), {.name = name}).value().identity);
     EXPECT_TRUE(messaging->create_topic(as(alice()), "news"));
   }
 
@@ -62,7 +62,6 @@ class AgentEndpointsTest : public ::testing::Test {
   creto::testing::TestDatabase database{creto::testing::DatabaseKind::sqlite, clock};
   creto::testing::TestSealer sealer;
   NoCosts costs;
-  const crypto::SigningKey key_ = crypto::SigningKey::generate(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65);
   std::unique_ptr<sql::Database> db = database.open();
   std::unique_ptr<nhi::Nhi> nhi = nhi::create_nhi(*db, sealer, clock).value();
   std::unique_ptr<authz::Authz> authz_ =

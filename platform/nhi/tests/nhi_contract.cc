@@ -11,29 +11,25 @@
 #include "creto/nhi/nhi_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/human.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 
 namespace creto::nhi {
 namespace {
 
+using creto::testing::Human;
 using creto::testing::Where;
 using creto::testing::Wire;
 using std::chrono::hours;
 using std::chrono::minutes;
 constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
 
-struct Human {
-  Identity identity;
-  crypto::SigningKey key = crypto::SigningKey::generate(hybrid);
-  std::string key_id = {};
-};
-
 class NhiContract : public ::testing::TestWithParam<Where> {
  protected:
   NhiContract() {
     start();
-    ada = human("ada@example.com");
+    ada.emplace(*nhi, "ada@example.com");
   }
   ~NhiContract() override { stop(); }
 
@@ -54,13 +50,6 @@ class NhiContract : public ::testing::TestWithParam<Where> {
     db.reset();
   }
 
-  std::unique_ptr<Human> human(std::string email) {
-    auto made = std::unique_ptr<Human>(new Human{Identity::human(email).value()});
-    auto done = nhi->register_human(as_service(), made->identity, email, made->key.verifying_key(), std::nullopt);
-    EXPECT_TRUE(done.has_value()) << done.error().to_string();
-    made->key_id = nhi->get_public_keys(as_service(), made->identity).value().key_id;
-    return made;
-  }
   static Context as_service() { return Context::of_service(Identity::service("test").value()); }
   DelegationChain chain_of(const Identity& identity) {
     const auto found = service_->get_delegation_chain(as_service(), identity);
@@ -72,29 +61,13 @@ class NhiContract : public ::testing::TestWithParam<Where> {
     EXPECT_TRUE(made.has_value()) << made.error().to_string();
     return *made;
   }
-  NewDelegation signed_by(const Human& by, const Identity& to, std::vector<std::string> permissions,
+  NewDelegation signed_by(const Human& by, const Identity& to, const std::vector<std::string>& permissions,
                           Nanos valid_for = hours(24)) {
-    NewDelegation wanted{by.identity, to, {}, permissions, clock.now() + valid_for, {}, {}, {}, {}};
-    Delegation link{DelegationId::fresh(clock.now()),
-                    "default",
-                    by.identity,
-                    to,
-                    {},
-                    permissions,
-                    clock.now(),
-                    wanted.expires_at,
-                    by.key_id,
-                    {},
-                    false};
-    wanted.id = link.id;
-    wanted.created_at = link.created_at;
-    wanted.key_id = link.key_id;
-    wanted.signature = by.key.sign(as_bytes(link.signed_bytes().value()), as_bytes("creto.delegation")).value();
-    return wanted;
+    return by.delegation(to, permissions, clock.now(), valid_for);
   }
-  Delegation delegate(const Human& by, const Identity& to, std::vector<std::string> permissions,
+  Delegation delegate(const Human& by, const Identity& to, const std::vector<std::string>& permissions,
                       Nanos valid_for = hours(24)) {
-    auto made = nhi->create_delegation(as(by.identity), signed_by(by, to, std::move(permissions), valid_for));
+    auto made = nhi->create_delegation(as(by.identity), signed_by(by, to, permissions, valid_for));
     EXPECT_TRUE(made.has_value()) << made.error().to_string();
     return *made;
   }
@@ -121,7 +94,7 @@ class NhiContract : public ::testing::TestWithParam<Where> {
   std::unique_ptr<Nhi> service_, client_;
   std::optional<Wire> wire_;
   Nhi* nhi = nullptr;
-  std::unique_ptr<Human> ada;
+  std::optional<Human> ada;
 };
 
 TEST_P(NhiContract, RegistersAnAgentWhoseIdentityIsItsKey) {
@@ -180,8 +153,8 @@ TEST_P(NhiContract, RefusesBadInput) {
   EXPECT_EQ(tried({.name = "x", .valid_for = hours(24 * 4000)}), "invalid_input");
   EXPECT_EQ(tried({.name = "x", .attributes = {{"", "v"}}}), "invalid_input");
   EXPECT_EQ(tried({.name = "x", .attributes = {{"k", std::string(1025, 'v')}}}), "invalid_input");
-  auto eve = human("eve@example.com");
-  EXPECT_EQ(tried({.name = "x", .owner = eve->identity}), "permission_denied");
+  const Human eve(*nhi, "eve@example.com");
+  EXPECT_EQ(tried({.name = "x", .owner = eve.identity}), "permission_denied");
   EXPECT_TRUE(nhi->list_agents(as_service(), {.type = AgentType::autonomous}).value().empty());
   EXPECT_EQ(kind(nhi->get_agent(as_service(), Identity::human("nobody@example.com").value())), "not_found");
   EXPECT_EQ(kind(nhi->find_agent(as_service(), "nobody")), "not_found");
@@ -348,9 +321,9 @@ TEST_P(NhiContract, RefusesDelegationsThatWidenOrAreNotTheirMakers) {
   auto widened = signed_by(*ada, child.identity, {"a.b"});
   widened.permissions = {"a.*"};
   EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), widened)), "signature_invalid");
-  auto eve = human("eve@example.com");
+  const Human eve(*nhi, "eve@example.com");
   auto hers = signed_by(*ada, child.identity, {"a.b"});
-  EXPECT_EQ(kind(nhi->create_delegation(as(eve->identity), hers)), "permission_denied");
+  EXPECT_EQ(kind(nhi->create_delegation(as(eve.identity), hers)), "permission_denied");
   auto old = signed_by(*ada, child.identity, {"a.b"});
   clock.advance(minutes(6));
   EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), old)), "invalid_input");
@@ -366,10 +339,10 @@ TEST_P(NhiContract, TakesADelegationTwiceAsOne) {
 TEST_P(NhiContract, LetsNobodyElseChangeForWhomAnAgentActs) {
   auto made = agent("clerk");
   delegate(*ada, made.identity, {"a.b"});
-  auto eve = human("eve@example.com");
-  auto hers = delegate(*eve, made.identity, {"*"});
+  const Human eve(*nhi, "eve@example.com");
+  auto hers = delegate(eve, made.identity, {"*"});
   EXPECT_EQ(nhi->get_delegation_chain(as_service(), made.identity).value().root.identity, ada->identity);
-  EXPECT_EQ(nhi->get_delegation_chain(as_service(), made.identity, hers.id).value().root.identity, eve->identity);
+  EXPECT_EQ(nhi->get_delegation_chain(as_service(), made.identity, hers.id).value().root.identity, eve.identity);
 }
 
 TEST_P(NhiContract, EndsEveryChainThroughARevokedDelegation) {
@@ -379,8 +352,8 @@ TEST_P(NhiContract, EndsEveryChainThroughARevokedDelegation) {
       nhi->create_delegation(as(parent.identity),
                              {parent.identity, child.identity, {}, {"a.b"}, clock.now() + hours(1), {}, {}, {}, {}})
           .value();
-  auto eve = human("eve@example.com");
-  EXPECT_EQ(kind(nhi->revoke_delegation(as(eve->identity), second.id)), "permission_denied");
+  const Human eve(*nhi, "eve@example.com");
+  EXPECT_EQ(kind(nhi->revoke_delegation(as(eve.identity), second.id)), "permission_denied");
   EXPECT_EQ(kind(nhi->revoke_delegation(as(child.identity), second.id)), "permission_denied");
   auto chain = nhi->get_delegation_chain(as_service(), child.identity).value();
   EXPECT_EQ(kind(nhi->revoke_delegation(as(ada->identity), first.id)), "ok");

@@ -19,6 +19,7 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/human.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 #include "wire.h"
@@ -81,8 +82,7 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
     start();
     const Context ctx = as(*Identity::service("test"));
     EXPECT_TRUE(authz_->create_policy(ctx, "all", "permit (principal, action, resource);"));
-    ada_ = *Identity::human("ada@example.com");
-    EXPECT_TRUE(nhi_->register_human(ctx, *ada_, "ada", human_key_.verifying_key(), std::nullopt));
+    ada_.emplace(*nhi_, "ada@example.com");
     alice = party("alice");
     bob = party("bob");
     carol = party("carol");
@@ -120,7 +120,7 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
   static Context as(const Party& party) { return as(party.identity); }
 
   std::unique_ptr<Party> party(const std::string& name) {
-    auto agent = nhi_->register_agent(as(*ada_), {.name = name});
+    auto agent = nhi_->register_agent(as(ada_->identity), {.name = name});
     EXPECT_TRUE(agent) << agent.error().to_string();
     auto out = std::unique_ptr<Party>(new Party{agent->identity, nullptr, nullptr, nullptr});
     connect(*out);
@@ -197,9 +197,7 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
   creto::testing::TestSealer sealer_;
   Ledger ledger;
   const Bytes override_key_ = crypto::random_bytes(32);
-  const crypto::SigningKey human_key_ =
-      crypto::SigningKey::generate(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65);
-  std::optional<Identity> ada_;
+  std::optional<creto::testing::Human> ada_;
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<nhi::Nhi> nhi_;
   std::unique_ptr<authz::Authz> authz_;
@@ -492,7 +490,7 @@ TEST_P(MessagingContract, AQuotaRefusesBeforeAnythingIsQueued) {
 
 TEST_P(MessagingContract, UnknownAndRevokedRecipientsAreRefused) {
   const SealedMessage message = sealed(*alice, *bob, "too late");
-  ASSERT_TRUE(nhi_->revoke_agent(as(*ada_), bob->identity, "gone"));
+  ASSERT_TRUE(nhi_->revoke_agent(as(ada_->identity), bob->identity, "gone"));
   EXPECT_EQ(kind(messaging->send(as(*alice), message)), "recipient_not_found");
   const Identity stranger = Identity::agent(ByteArray<32>{7});
   EXPECT_EQ(kind(alice->endpoint->seal(as(*alice), stranger, {})), "recipient_not_found");

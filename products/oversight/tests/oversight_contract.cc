@@ -19,6 +19,7 @@
 #include "creto/oversight/oversight_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/human.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 
@@ -28,14 +29,9 @@ namespace {
 using namespace std::chrono_literals;
 using contracts::ApprovalState;
 using contracts::ApprovalStatus;
+using creto::testing::Human;
 using creto::testing::Where;
 using creto::testing::Wire;
-constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
-
-struct Human {
-  Identity identity;
-  crypto::SigningKey key = crypto::SigningKey::generate(hybrid);
-};
 
 /// Takes webhook calls; the first `failures` are answered with 503.
 class WebhookReceiver {
@@ -70,9 +66,9 @@ class OversightContract : public ::testing::TestWithParam<Where> {
  protected:
   OversightContract() {
     start();
-    ada = human("ada@example.com");
-    cfo = human("cfo@example.com");
-    ceo = human("ceo@example.com");
+    ada.emplace(*nhi, "ada@example.com");
+    cfo.emplace(*nhi, "cfo@example.com");
+    ceo.emplace(*nhi, "ceo@example.com");
     agent = nhi->register_agent(system, {.name = "payer", .owner = ada->identity}).value().identity;
     other_agent = nhi->register_agent(system, {.name = "other", .owner = ada->identity}).value().identity;
   }
@@ -117,12 +113,6 @@ class OversightContract : public ::testing::TestWithParam<Where> {
     db.reset();
   }
 
-  std::unique_ptr<Human> human(const std::string& email) {
-    auto made = std::unique_ptr<Human>(new Human{Identity::human(email).value()});
-    auto done = nhi->register_human(system, made->identity, email, made->key.verifying_key(), std::nullopt);
-    EXPECT_TRUE(done) << done.error().to_string();
-    return made;
-  }
   Context as(const Identity& who) const { return Context::of(who, {who}); }
 
   void add_policy(std::uint32_t quorum = 1, FinalAction final_action = FinalAction::auto_deny,
@@ -183,7 +173,7 @@ class OversightContract : public ::testing::TestWithParam<Where> {
   std::unique_ptr<authz::Authz> authz;
   std::unique_ptr<Oversight> service;
   Oversight* oversight = nullptr;
-  std::unique_ptr<Human> ada, cfo, ceo;
+  std::optional<Human> ada, cfo, ceo;
   std::optional<Identity> agent, other_agent;
   std::unique_ptr<bus::Bus> bus_;
 

@@ -21,6 +21,7 @@
 #include "creto/nhi/nhi.h"
 #include "creto/runtime/runtime_rpc.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/human.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 #include "creto/vault/vault.h"
@@ -32,7 +33,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
-constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
 
 struct Setup {
   std::string runtime_class;
@@ -332,9 +332,7 @@ actions:
 )"));
     start();
     if (skipped_) return;
-    auto fresh = std::unique_ptr<Human>(new Human{Identity::human("ada@example.com").value()});
-    ASSERT_TRUE(nhi->register_human(as_service(), fresh->identity, "ada", fresh->key.verifying_key(), std::nullopt));
-    ada = std::move(fresh);
+    ada.emplace(*nhi, "ada@example.com");
     agent.emplace(register_agent("worker"));
     vault::NewSecret secret{
         {"ledger", "TOKEN"}, Secret::copy_of(std::string_view("ledger-credentials")), {}, std::nullopt};
@@ -415,11 +413,6 @@ actions:
     service_.reset();
   }
 
-  struct Human {
-    Identity identity;
-    crypto::SigningKey key = crypto::SigningKey::generate(hybrid);
-  };
-
   void policy(std::string text) {
     auto made = authz->create_policy(as_service(), fmt::format("p{}", ++policies_), std::move(text));
     ASSERT_TRUE(made) << made.error().to_string();
@@ -430,30 +423,8 @@ actions:
     fresh.name = name;
     fresh.owner = ada->identity;
     const auto made = nhi->register_agent(as(ada->identity), fresh).value();
-    nhi::NewDelegation link{ada->identity,
-                            made.identity,
-                            std::nullopt,
-                            {"*"},
-                            system_clock().now() + std::chrono::hours(24),
-                            DelegationId::fresh(system_clock().now()),
-                            system_clock().now(),
-                            {},
-                            std::nullopt};
-    link.key_id = nhi->get_public_keys(as_service(), ada->identity).value().key_id;
-    nhi::Delegation signed_part{*link.id,
-                                "default",
-                                link.delegator,
-                                link.delegatee,
-                                std::nullopt,
-                                link.permissions,
-                                *link.created_at,
-                                link.expires_at,
-                                link.key_id,
-                                {},
-                                false};
-    link.signature =
-        ada->key.sign(as_bytes(signed_part.signed_bytes().value()), as_bytes(nhi::delegation_context)).value();
-    auto linked = nhi->create_delegation(as(ada->identity), link);
+    const auto link = ada->delegation(made.identity, {"*"}, system_clock().now());
+    const auto linked = nhi->create_delegation(as(ada->identity), link);
     EXPECT_TRUE(linked) << linked.error().to_string();
     return made.identity;
   }
@@ -546,7 +517,7 @@ actions:
   std::optional<creto::testing::Wire> wire_;
   std::unique_ptr<Runtime> client_;
   Runtime* runtime = nullptr;
-  std::unique_ptr<Human> ada;
+  std::optional<creto::testing::Human> ada;
   std::optional<Identity> agent;
 };
 
