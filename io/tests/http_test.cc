@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <latch>
+#include <semaphore>
 #include <thread>
 
 #include "creto/io/http_client.h"
@@ -86,11 +87,15 @@ TEST_F(Http, RefusesWhatIsTooLargeOrMalformed) {
 TEST_F(Http, AnswersALongPollWithoutHoldingAThread) {
   std::mutex mutex;
   std::vector<Respond> waiting;
+  std::counting_semaphore<> arrived(0);
   auto server = Server::start_async(
                     {.port = 0},
                     [&](Request, Respond respond) {
-                      std::lock_guard lock(mutex);
-                      waiting.push_back(std::move(respond));
+                      {
+                        std::lock_guard lock(mutex);
+                        waiting.push_back(std::move(respond));
+                      }
+                      arrived.release();
                     },
                     no_telemetry())
                     .value();
@@ -101,10 +106,7 @@ TEST_F(Http, AnswersALongPollWithoutHoldingAThread) {
       auto response = client->send(ctx, {.url = url(*server, "/wait")});
       if (response && response->body == "now") ++answered;
     });
-  for (;;) {
-    std::lock_guard lock(mutex);
-    if (waiting.size() == 20) break;
-  }
+  for (int i = 0; i < 20; ++i) arrived.acquire();
   for (auto& respond : waiting) {
     respond(Response::text(200, "now"));
     respond(Response::text(200, "twice"));
@@ -116,10 +118,7 @@ TEST_F(Http, AnswersALongPollWithoutHoldingAThread) {
     auto response = client->send(ctx, {.url = url(*server, "/drop")});
     if (response && response->status == 500) ++answered;
   });
-  for (;;) {
-    std::lock_guard lock(mutex);
-    if (waiting.size() == 21) break;
-  }
+  arrived.acquire();
   waiting.clear();
   dropped.join();
   EXPECT_EQ(answered, 21);
@@ -138,15 +137,14 @@ TEST_F(Http, CutsOffAHandlerThatTakesTooLong) {
 
 TEST_F(Http, FinishesTheRunningRequestWhenItStops) {
   std::latch entered(1);
-  auto server = Server::start(
-                    {.port = 0},
-                    [&](const Request&) {
-                      entered.count_down();
-                      std::this_thread::sleep_for(milliseconds(200));  // tidy(sleep): a slow handler
-                      return Response::text(200, "done");
-                    },
-                    no_telemetry())
-                    .value();
+  std::unique_ptr<Server> server;
+  const auto until_nobody_is_let_in = [&](const Request& request) {
+    if (request.path() == "/door") return Response::text(200, "open");
+    entered.count_down();
+    while (client->send(ctx, {.url = url(*server, "/door")})) continue;
+    return Response::text(200, "done");
+  };
+  server = Server::start({.port = 0}, until_nobody_is_let_in, no_telemetry()).value();
   std::string body;
   std::jthread caller([&] {
     auto response = client->send(ctx, {.url = url(*server, "/")});

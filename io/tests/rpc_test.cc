@@ -129,7 +129,11 @@ class Rpc : public testing::Test {
     dispatcher->service("creto.bench.v1.EchoService")
         .stream<EchoMessage, EchoMessage>(
             "Watch", {}, [this](const Context&, const EchoMessage& request, Stream<EchoMessage> stream) {
-              stream.on_closed([this] { ++closed; });
+              stream.on_closed([this] {
+                std::lock_guard lock(mutex);
+                ++closed;
+                arrived.notify_all();
+              });
               if (request.identity() == "kept") {
                 std::lock_guard lock(mutex);
                 streams.push_back(stream);
@@ -139,7 +143,11 @@ class Rpc : public testing::Test {
               EchoMessage message;
               for (int i = 0; i < request.number(); ++i) {
                 message.set_number(i);
-                if (!stream.send(message)) return;
+                if (stream.send(message)) continue;
+                std::lock_guard lock(mutex);
+                cut_off = true;
+                arrived.notify_all();
+                return;
               }
               stream.finish(request.identity() == "fails"
                                 ? Result<>(Error(Product::metering, ErrorKind::quota_exceeded, "enough"))
@@ -201,7 +209,8 @@ class Rpc : public testing::Test {
   std::atomic<int> calls = 0;
   std::vector<Reply<v1::AgentPublicKeys>> waiting;
   std::vector<Stream<EchoMessage>> streams;
-  std::atomic<int> closed = 0;
+  int closed = 0;
+  bool cut_off = false;
   std::unique_ptr<GrpcServer> server;
   std::shared_ptr<Channel> channel;
 };
@@ -354,10 +363,9 @@ TEST_F(Rpc, StreamsInOrderAndEndsWithTheHandlersResult) {
   // More than the queue holds while nobody reads: the reader is told, the writer is not held.
   request.set_identity("");
   request.set_number(1'000'000);
-  bool first = true;
   auto behind = channel->stream<EchoMessage>(Context(), watch, request, [&](const EchoMessage&) {
-    if (std::exchange(first, false)) std::this_thread::sleep_for(milliseconds(300));  // tidy(sleep): a slow reader
-    return true;
+    std::unique_lock lock(mutex);
+    return arrived.wait_for(lock, seconds(60), [&] { return cut_off; });
   });
   ASSERT_FALSE(behind.has_value());
   EXPECT_EQ(behind.error().kind(), ErrorKind::resource_exhausted);
@@ -384,8 +392,10 @@ TEST_F(Rpc, TellsAStreamThatItsReaderIsGone) {
   for (const auto& stream : streams) EXPECT_TRUE(stream.send(EchoMessage()));
   threads.clear();
   EXPECT_EQ(read, readers);
-  for (int i = 0; i < 500 && closed < readers; ++i) std::this_thread::sleep_for(milliseconds(20));
-  EXPECT_EQ(closed, readers);
+  {
+    std::unique_lock lock(mutex);
+    EXPECT_TRUE(arrived.wait_for(lock, seconds(30), [&] { return closed == readers; }));
+  }
   for (const auto& stream : streams) EXPECT_FALSE(stream.send(EchoMessage()));
   streams.clear();
 }

@@ -159,7 +159,10 @@ TEST_P(SqlSource, IsUniqueAndGrowsAcrossThreadsAndRestarts) {
     for (auto& mine : taken) {
       threads.emplace_back([&] {
         for (int i = 0; i < 2'000; ++i) mine.push_back(source->now());
-        std::this_thread::sleep_for(80ms);  // tidy(sleep): over several renewals
+        for (int renewals = 0; renewals < 2; ++renewals) {
+          const auto ceiling = source->status().ceiling_ns;
+          while (source->status().ceiling_ns == ceiling) std::this_thread::sleep_for(1ms);
+        }
         for (int i = 0; i < 100; ++i) mine.push_back(source->now());
       });
     }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <mutex>
 #include <random>
-#include <thread>
 
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
@@ -563,10 +562,7 @@ TEST_P(MeteringContract, InvoicesAreKeptAndSentUntilItSucceeds) {
   const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
   clock.advance(1h);
   const Invoice invoice = metering->issue_invoice(ctx, subscription.id, {}).value();
-  for (int i = 0; i < 200 && !metering->get_invoice(ctx, invoice.id)->sent; ++i) {
-    clock.advance(1s);
-    std::this_thread::sleep_for(20ms);  // tidy(sleep): between two looks at the condition
-  }
+  for (int i = 0; i < 200 && !carrier->wait_until_idle(20ms); ++i) clock.advance(1s);
   const Invoice sent = metering->get_invoice(ctx, invoice.id).value();
   EXPECT_TRUE(sent.sent);
   EXPECT_FALSE(sent.pdf_object.empty());

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 
@@ -146,8 +147,9 @@ TEST(AuthzService, NoCheckSeesAnAllowThatAChangeHasTakenBack) {
   std::atomic<int> epoch{0};
   std::atomic<bool> stop{false};
   std::atomic<int> stale{0};
+  std::array<std::atomic<int>, 2> judged{};  // the epoch that each checker saw last, from a check's begin to its end
   std::vector<std::thread> checkers;
-  for (int t = 0; t < 2; ++t) {
+  for (auto& mine : judged) {
     checkers.emplace_back([&] {
       const CheckRequest request = request_number(1);
       while (!stop) {
@@ -156,18 +158,23 @@ TEST(AuthzService, NoCheckSeesAnAllowThatAChangeHasTakenBack) {
         if (epoch.load() != before) continue;
         if (before % 4 == 2 && allow) ++stale;
         if (before % 4 == 0 && !allow) ++stale;
+        mine = before;
       }
     });
   }
+  const auto wait_for_the_checkers = [&] {
+    for (const auto& theirs : judged)
+      while (theirs != epoch) std::this_thread::yield();
+  };
   for (int round = 0; round < 30; ++round) {
     ++epoch;
     ASSERT_TRUE(authz->update_policy(ctx, "p", "forbid(principal, action, resource);", 0));
     ++epoch;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // tidy(sleep): lets the readers see this epoch
+    wait_for_the_checkers();
     ++epoch;
     ASSERT_TRUE(authz->update_policy(ctx, "p", "permit(principal, action, resource);", 0));
     ++epoch;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // tidy(sleep): lets the readers see this epoch
+    wait_for_the_checkers();
   }
   stop = true;
   for (auto& checker : checkers) checker.join();
