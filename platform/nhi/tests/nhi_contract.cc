@@ -12,6 +12,7 @@
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/human.h"
+#include "creto/testing/result.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 
@@ -19,6 +20,7 @@ namespace creto::nhi {
 namespace {
 
 using creto::testing::Human;
+using creto::testing::kind;
 using creto::testing::Where;
 using creto::testing::Wire;
 using std::chrono::hours;
@@ -70,10 +72,6 @@ class NhiContract : public ::testing::TestWithParam<Where> {
     auto made = nhi->create_delegation(as(by.identity), signed_by(by, to, permissions, valid_for));
     EXPECT_TRUE(made.has_value()) << made.error().to_string();
     return *made;
-  }
-  template <class T>
-  static std::string kind(const Result<T>& result) {
-    return result ? "ok" : std::string(to_string(result.error().kind()));
   }
 
   std::set<std::string> audited() {

@@ -20,6 +20,7 @@
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/human.h"
+#include "creto/testing/result.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 #include "wire.h"
@@ -30,6 +31,7 @@ namespace {
 using contracts::MessageEventType;
 using contracts::MessagePriority;
 using contracts::SealedMessage;
+using creto::testing::kind;
 using creto::testing::Where;
 using creto::testing::Wire;
 using std::chrono::hours;
@@ -176,10 +178,6 @@ class MessagingContract : public ::testing::TestWithParam<Where> {
       EXPECT_TRUE(party.endpoint->acknowledge(as(party), message.message_id));
     }
     return texts;
-  }
-  template <class T>
-  static std::string kind(const Result<T>& result) {
-    return result ? "ok" : std::string(to_string(result.error().kind()));
   }
   std::int64_t count(std::string_view sql) {
     std::int64_t out = -1;
