@@ -12,6 +12,7 @@
 #include "creto/io/idempotency.h"
 #include "creto/io/sql.h"
 #include "decision_cache.h"
+#include "hash.h"
 #include "override_token.h"
 #include "override_use.h"
 #include "snapshot.h"
@@ -48,8 +49,8 @@ class ServiceEntities : public cedar::EntityView {
 
  protected:
   Result<const Entity*> load(const EntityUid& uid) override {
-    const auto stored = state_.entities.find(uid);
-    const Entity* known = stored == state_.entities.end() ? nullptr : stored->second.get();
+    const cedar::EntityId id = state_.entities.find(uid);
+    const Entity* known = id == cedar::no_entity ? nullptr : state_.entities.node(id).entity.get();
     for (const EntitySource* source : sources_) {
       auto found = source->find(org_, uid);
       if (!found) return std::move(found).error();
@@ -72,6 +73,70 @@ class ServiceEntities : public cedar::EntityView {
   const OrgState& state_;
   const std::vector<const EntitySource*>& sources_;
   std::deque<Entity> loaded_;
+};
+
+/// What the sources add to the stored entities, for the engine.
+class SourceOverlay final : public cedar::EntityOverlay {
+ public:
+  SourceOverlay(cedar::EntityView& view, const cedar::EntityStore& store, cedar::Frame& frame)
+      : view_(view), store_(store), frame_(frame) {}
+
+  const cedar::EntityNode* find(const cedar::Cell& cell) override {
+    const auto entity = view_.find(*cell.uid);
+    if (!entity) {
+      frame_.trouble = true;
+      return nullptr;
+    }
+    if (!*entity) return nullptr;
+    if (cell.id != cedar::no_entity && store_.node(cell.id).entity.get() == *entity) return &store_.node(cell.id);
+    for (const auto& [known, node] : made_)
+      if (known == *entity) return &node;
+    cedar::EntityNode& node = made_.emplace_back(*entity, cedar::EntityNode()).second;
+    node.uid = (*entity)->uid;
+    node.entity = std::shared_ptr<const Entity>(std::shared_ptr<const Entity>(), *entity);  // the view's own
+    for (const auto& [name, value] : (*entity)->attributes)
+      node.attributes.push_back({hash_text(name), &name, store_.cell(value)});
+    for (const auto& [name, value] : (*entity)->tags) node.tags.push_back({hash_text(name), &name, store_.cell(value)});
+    return &node;
+  }
+
+  bool is_below(const cedar::Cell& entity, const cedar::Cell& ancestor) override {
+    const auto below = view_.is_in(*entity.uid, *ancestor.uid);
+    if (!below) frame_.trouble = true;
+    return below && *below;
+  }
+
+  std::vector<cedar::EntityId> ancestors(const cedar::Cell& entity) override {
+    std::vector<cedar::EntityId> ids;
+    const auto all = view_.ancestors(*entity.uid);
+    if (!all) frame_.trouble = true;
+    if (!all) return ids;
+    for (const EntityUid& uid : **all)
+      if (const cedar::EntityId id = store_.find(uid); id != cedar::no_entity) ids.push_back(id);
+    return ids;
+  }
+
+ private:
+  cedar::EntityView& view_;
+  const cedar::EntityStore& store_;
+  cedar::Frame& frame_;
+  std::deque<std::pair<const Entity*, cedar::EntityNode>> made_;
+};
+
+/// The thread's own, unless a check is made while another is under way: an entity source may ask.
+class ScratchLease {
+ public:
+  ScratchLease() : own_(std::exchange(spare_, nullptr)) {
+    if (!own_) own_ = std::make_unique<cedar::Engine::Scratch>();
+  }
+  ~ScratchLease() { spare_ = std::move(own_); }
+  ScratchLease(const ScratchLease&) = delete;
+  ScratchLease& operator=(const ScratchLease&) = delete;
+  cedar::Engine::Scratch& operator*() const { return *own_; }
+
+ private:
+  static inline thread_local std::unique_ptr<cedar::Engine::Scratch> spare_;
+  std::unique_ptr<cedar::Engine::Scratch> own_;
 };
 
 /// The names and units of what is measured.
@@ -262,17 +327,20 @@ class AuthzService final : public Authz {
       CRETO_TRY(check_entity(entity));
       cedar::normalise(entity);
     }
+    std::optional<cedar::EntityStore> next;
     return change(
         ctx,
         [&](sql::Tx& tx) -> Result<> {
           CRETO_TRY(check_hierarchy(ctx.org, entities));
+          next = CRETO_TRY(with_entities(ctx.org, entities));
           for (const Entity& entity : entities) {
             CRETO_TRY(store::put_entity(tx, ctx.org, entity));
           }
           return record_entities(tx, ctx, "entities_stored", entities.size());
         },
         [&](OrgState& state) {
-          for (const Entity& entity : entities) state.entities[entity.uid] = std::make_shared<const Entity>(entity);
+          state.entities = *std::move(next);
+          state.compact();
         });
   }
 
@@ -287,7 +355,8 @@ class AuthzService final : public Authz {
           return record_entities(tx, ctx, "entities_deleted", uids.size());
         },
         [&](OrgState& state) {
-          for (const EntityUid& uid : uids) state.entities.erase(uid);
+          state.entities.erase(uids);
+          state.compact();
         });
   }
 
@@ -295,7 +364,8 @@ class AuthzService final : public Authz {
     std::vector<Entity> all;
     const auto snapshot = snapshots_.current();
     if (const OrgState* state = snapshot->org(ctx.org)) {
-      for (const auto& [uid, entity] : state->entities) all.push_back(*entity);
+      for (cedar::EntityId id = 0; id < state->entities.names(); ++id)
+        if (const auto& entity = state->entities.node(id).entity) all.push_back(*entity);
     }
     std::sort(all.begin(), all.end(), [](const Entity& a, const Entity& b) { return a.uid < b.uid; });
     return all;
@@ -420,12 +490,26 @@ class AuthzService final : public Authz {
       lifts = std::move(token->lifts);
     }
 
+    const cedar::Request asked = cedar_request(request);
     ServiceEntities entities(ctx.org, *state, sources_);
-    const cedar::Evaluation evaluation = state->set.evaluate(cedar_request(request), entities);
-    if (entities.trouble()) {
-      probe_.trouble(ctx, *entities.trouble());
-      return denied("entities cannot be read: " + entities.trouble()->message(), true);
+    const ScratchLease lease;
+    cedar::Engine::Scratch& scratch = *lease;
+    SourceOverlay overlay(entities, state->entities, scratch.frame);
+    const cedar::RequestView view{asked.principal, asked.action, asked.resource, *asked.context.as_record()};
+    const auto what_failed = [&](const cedar::PlannedPolicy& policy) {
+      const auto again = cedar::is_satisfied(policy.ast, asked, entities);
+      return again ? Error(Product::platform, ErrorKind::internal, "it fails where it should not") : again.error();
+    };
+    const bool decided =
+        state->engine.evaluate(scratch, state->entities, sources_.empty() ? nullptr : &overlay, view,
+                               explanation ? cedar::Detail::all : cedar::Detail::decision, what_failed);
+    if (!decided) {
+      const Error trouble = entities.trouble().value_or(
+          error(ErrorKind::too_large, fmt::format("an entity has more than {} ancestors", cedar::ancestors_max)));
+      probe_.trouble(ctx, trouble);
+      return denied("entities cannot be read: " + trouble.message(), true);
     }
+    const cedar::Evaluation& evaluation = scratch.result;
     for (const auto& [policy, failure] : evaluation.errors) probe_.policy_failed(ctx, policy->id, failure);
     PolicyDecision result = decide(evaluation, *state, lifts);
     if (explanation) {
@@ -559,20 +643,35 @@ class AuthzService final : public Authz {
     return error(ErrorKind::too_large, fmt::format("{} is larger than 64 KiB", entity.uid.to_string()));
   }
 
+  /// The stored entities with `added`. Errors: resource_exhausted where the hierarchy becomes too large.
+  Result<cedar::EntityStore> with_entities(const std::string& org, const std::vector<Entity>& added) const {
+    const auto snapshot = snapshots_.current();
+    const OrgState* state = snapshot->org(org);
+    cedar::EntityStore store = state ? state->entities : cedar::EntityStore();
+    std::vector<std::shared_ptr<const Entity>> shared;
+    shared.reserve(added.size());
+    for (const Entity& entity : added) shared.push_back(std::make_shared<const Entity>(entity));
+    store.put(std::move(shared));
+    if (store.ancestors() > options_.ancestors_max)
+      return error(ErrorKind::resource_exhausted,
+                   fmt::format("at most {} pairs of an entity and one above it", options_.ancestors_max));
+    return store;
+  }
+
   /// That the stored hierarchy with `added` on top has no cycle, and not too many entities.
   Result<> check_hierarchy(const std::string& org, const std::vector<Entity>& added) const {
     const auto snapshot = snapshots_.current();
     const OrgState* state = snapshot->org(org);
     std::unordered_map<EntityUid, const Entity*> fresh;
     for (const Entity& entity : added) fresh[entity.uid] = &entity;
-    if ((state ? state->entities.size() : 0) + fresh.size() > options_.entities_max) {
+    if ((state ? state->entities.entities() : 0) + fresh.size() > options_.entities_max) {
       return error(ErrorKind::resource_exhausted, fmt::format("at most {} entities are stored", options_.entities_max));
     }
     const auto parents = [&](const EntityUid& uid) -> const std::vector<EntityUid>* {
       if (const auto at = fresh.find(uid); at != fresh.end()) return &at->second->parents;
-      if (!state) return nullptr;
-      const auto at = state->entities.find(uid);
-      return at == state->entities.end() ? nullptr : &at->second->parents;
+      const cedar::EntityId id = state ? state->entities.find(uid) : cedar::no_entity;
+      if (id == cedar::no_entity || !state->entities.node(id).entity) return nullptr;
+      return &state->entities.node(id).entity->parents;
     };
     // Depth first without recursion; an entity on the path that is met again closes a cycle.
     enum class Mark : std::uint8_t { open, done };
@@ -626,10 +725,9 @@ class AuthzService final : public Authz {
         PolicyId id = loaded->stored.id;
         state->policies.emplace(std::move(id), std::move(loaded));
       }
-      for (Entity& entity : rows.entities) {
-        EntityUid uid = entity.uid;
-        state->entities.emplace(std::move(uid), std::make_shared<const Entity>(std::move(entity)));
-      }
+      std::vector<std::shared_ptr<const Entity>> entities;
+      for (Entity& entity : rows.entities) entities.push_back(std::make_shared<const Entity>(std::move(entity)));
+      state->entities.put(std::move(entities));
       state->revoked.insert(rows.revoked.begin(), rows.revoked.end());
       state->plan();
       next->orgs.emplace(org, std::move(state));

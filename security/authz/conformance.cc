@@ -7,10 +7,9 @@
 #include <set>
 
 #include "cedar/conform.h"
-#include "cedar/entity_table.h"
 #include "cedar/parser.h"
-#include "cedar/policy_set.h"
 #include "cedar/validate.h"
+#include "cedar/workbench.h"
 #include "creto/io/files.h"
 #include "policy_files.h"
 
@@ -60,6 +59,21 @@ bool is_trivial(std::string text) {
   return text == "permit(principal,action,resource)when{true};";
 }
 
+Result<Schema> schema_of(Parsed<SchemaDecl> parsed) {
+  const SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
+  return Schema::resolve(decl).result();
+}
+
+Result<Request> request_of(const Schema& schema, const Json& json) {
+  Request request{{}, {}, {}, Value::record({})};
+  request.principal = CRETO_TRY(uid_of(json.at("principal")));
+  request.action = CRETO_TRY(uid_of(json.at("action")));
+  request.resource = CRETO_TRY(uid_of(json.at("resource")));
+  Attributes context = CRETO_TRY(context_from_json(schema, request.action, json.at("context")));
+  request.context = Value::record(std::move(context));
+  return request;
+}
+
 /// One run over a tree.
 class Runner {
  public:
@@ -90,30 +104,22 @@ class Runner {
     auto entities = entities_from_json(*schema, entities_json);
     expect(tally.entities, entities.has_value(), entities ? "" : entities.error().message());
     if (!entities) return fail(tally.requests, entities.error(), test.at("requests").size());
-    EntityTable table(*std::move(entities));
+    Workbench bench(*std::move(policies), *std::move(entities));
     for (const Json& request : test.at("requests")) {
-      const auto ran = this->request(*policies, *schema, table, request, tally);
+      const auto ran = this->request(bench, *schema, request, tally);
       if (!ran) CRETO_TRY(fail(tally.requests, ran.error(), 1));
     }
     return {};
   }
 
-  Result<> workload(const std::string& stem) {
-    const std::string app = stem.substr(0, stem.find('-'));
-    where_ = stem;
-    const PolicySet policies = CRETO_TRY(policies_of(root_ / (app + ".cedar")));
-    const std::string schema_text = CRETO_TRY(read_text(root_ / (app + ".cedarschema.json")));
-    const Schema schema = CRETO_TRY(schema_of(parse_schema_json(schema_text)));
-    const std::string expected = CRETO_TRY(read_text(root_ / "data" / (stem + ".decisions")));
-    const Json entities_json = CRETO_TRY(read_json(root_ / "data" / (stem + ".entities.json")));
-    const Json requests = CRETO_TRY(read_json(root_ / "data" / (stem + ".requests.json")));
-    auto entities = CRETO_TRY(entities_from_json(schema, entities_json));
-    expect(report.own.verdicts, validates(policies, schema, ValidationMode::strict), "the strict verdict");
-    EntityTable table(std::move(entities));
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      const Request parsed = CRETO_TRY(request_of(schema, requests[i]));
-      const Evaluation got = policies.evaluate(parsed, table);
-      const bool same = i < expected.size() && got.allows() == (expected[i] == '1');
+  Result<> workload(Workload workload) {
+    where_ = workload.name;
+    expect(report.own.verdicts, validates(workload.policies, workload.schema, ValidationMode::strict),
+           "the strict verdict");
+    Workbench bench(std::move(workload.policies), std::move(workload.entities));
+    for (std::size_t i = 0; i < workload.requests.size(); ++i) {
+      const bool allows = evaluate(bench, workload.requests[i], report.own).allows();
+      const bool same = i < workload.decisions.size() && allows == (workload.decisions[i] == '1');
       expect(report.own.requests, same, fmt::format("request {}", i));
     }
     return {};
@@ -131,34 +137,34 @@ class Runner {
     return {};
   }
 
-  static Result<Schema> schema_of(Parsed<SchemaDecl> parsed) {
-    const SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
-    return Schema::resolve(decl).result();
-  }
-
   static bool validates(const PolicySet& policies, const Schema& schema, ValidationMode mode) {
     return std::all_of(policies.policies().begin(), policies.policies().end(),
                        [&](const auto& policy) { return validate(schema, policy->ast, {.mode = mode}).passed(); });
   }
 
-  static Result<Request> request_of(const Schema& schema, const Json& json) {
-    Request request{{}, {}, {}, Value::record({})};
-    request.principal = CRETO_TRY(uid_of(json.at("principal")));
-    request.action = CRETO_TRY(uid_of(json.at("action")));
-    request.resource = CRETO_TRY(uid_of(json.at("resource")));
-    Attributes context = CRETO_TRY(context_from_json(schema, request.action, json.at("context")));
-    request.context = Value::record(std::move(context));
-    return request;
+  /// The engine's answer, which must be the interpreter's.
+  const Evaluation& evaluate(Workbench& bench, const Request& request, ConformanceTally& tally) {
+    const Evaluation& got = bench.evaluate(request);
+    const Evaluation reference = bench.interpret(request);
+    const auto said = [](const Evaluation& evaluation) {
+      std::set<std::string> all;
+      for (const PlannedPolicy* policy : evaluation.permits) all.insert(policy->id);
+      for (const PlannedPolicy* policy : evaluation.forbids) all.insert(policy->id);
+      for (const auto& [policy, error] : evaluation.errors) all.insert(policy->id + ": " + error.message());
+      return all;
+    };
+    const bool same = bench.entities().trouble() ? !bench.decided() : bench.decided() && said(got) == said(reference);
+    expect(tally.engine, same, "engine and interpreter disagree");
+    return got;
   }
 
-  Result<> request(const PolicySet& policies, const Schema& schema, EntityTable& table, const Json& json,
-                   ConformanceTally& tally) {
+  Result<> request(Workbench& bench, const Schema& schema, const Json& json, ConformanceTally& tally) {
     const Request request = CRETO_TRY(request_of(schema, json));
     if (json.value("validateRequest", true)) {
       const auto checked = check_request(schema, request);
       expect(tally.request_checks, checked.has_value(), checked ? "" : checked.error().message());
     }
-    const Evaluation got = policies.evaluate(request, table);
+    const Evaluation& got = evaluate(bench, request, tally);
     std::set<std::string> reasons;
     std::set<std::string> errors;
     for (const PlannedPolicy* policy : got.reasons()) reasons.insert(policy->id);
@@ -196,6 +202,24 @@ class Runner {
   std::string where_;
 };
 
+Result<Workload> read_workload(const fs::path& root, const std::string& stem) {
+  const std::string app = stem.substr(0, stem.find('-'));
+  PolicySet policies = CRETO_TRY(policies_of(root / (app + ".cedar")));
+  const std::string schema_text = CRETO_TRY(read_text(root / (app + ".cedarschema.json")));
+  Schema schema = CRETO_TRY(schema_of(parse_schema_json(schema_text)));
+  std::string decisions = CRETO_TRY(read_text(root / "data" / (stem + ".decisions")));
+  const Json entities_json = CRETO_TRY(read_json(root / "data" / (stem + ".entities.json")));
+  const Json requests_json = CRETO_TRY(read_json(root / "data" / (stem + ".requests.json")));
+  auto entities = CRETO_TRY(entities_from_json(schema, entities_json));
+  std::vector<Request> requests;
+  for (const Json& json : requests_json) {
+    Request request = CRETO_TRY(request_of(schema, json));
+    requests.push_back(std::move(request));
+  }
+  return Workload{
+      stem, std::move(policies), std::move(schema), std::move(entities), std::move(requests), std::move(decisions)};
+}
+
 Error no_tests(const fs::path& root) {
   return Error(Product::platform, ErrorKind::not_found, fmt::format("no conformance tests in {}", root.string()));
 }
@@ -224,20 +248,27 @@ Result<ConformanceReport> run_corpus(const fs::path& root, const std::optional<f
   return std::move(runner.report);
 }
 
-Result<ConformanceReport> run_workloads(const fs::path& root) {
-  Runner runner(root);
+Result<std::vector<Workload>> read_workloads(const fs::path& root) {
   const auto files = CRETO_TRY(files_below(root / "data"));
-  std::size_t workloads = 0;
+  std::vector<Workload> workloads;
   for (const fs::path& file : files) {
     if (file.extension() != ".decisions") continue;
-    ++workloads;
+    const std::string stem = file.stem().string();
     try {
-      CRETO_TRY(runner.workload(file.stem().string()));
+      Workload workload = CRETO_TRY(read_workload(root, stem));
+      workloads.push_back(std::move(workload));
     } catch (const Json::exception& wrong) {
       return bad(fmt::format("{}: {}", file.string(), wrong.what()));
     }
   }
-  if (workloads == 0) return no_tests(root);
+  if (workloads.empty()) return no_tests(root);
+  return workloads;
+}
+
+Result<ConformanceReport> run_workloads(const fs::path& root) {
+  auto workloads = CRETO_TRY(read_workloads(root));
+  Runner runner(root);
+  for (Workload& workload : workloads) CRETO_TRY(runner.workload(std::move(workload)));
   return std::move(runner.report);
 }
 

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cedar/policy_set.h"
+#include "cedar/schema.h"
 #include "creto/common/result.h"
 
 /// Runs Cedar's own conformance data against this engine.
@@ -30,10 +32,11 @@ struct ConformanceTally {
   Tally entities;        ///< whether the entities conform to the schema
   Tally request_checks;  ///< whether the request conforms to it
   Tally schemas;         ///< the two syntaxes of the schema say the same (likewise)
+  Tally engine;          ///< the compiled policies answer as the interpreter does
 
   bool all_passed() const {
     return requests.failed + verdicts.failed + permissive.failed + entities.failed + request_checks.failed +
-               schemas.failed ==
+               schemas.failed + engine.failed ==
            0;
   }
 };
@@ -52,8 +55,21 @@ struct ConformanceReport {
 Result<ConformanceReport> run_corpus(const std::filesystem::path& root,
                                      const std::optional<std::filesystem::path>& extra = {});
 
-/// A tree with the workloads of the Cedar paper: `APP.cedar`, `APP.cedarschema.json` and
-/// `data/APP-*.{entities.json,requests.json,decisions}`. Only `own` of the report is filled.
+/// One of the workloads of the Cedar paper.
+struct Workload {
+  std::string name;  ///< "gdrive-n50-s0"
+  cedar::PolicySet policies;
+  cedar::Schema schema;
+  std::vector<Entity> entities;
+  std::vector<cedar::Request> requests;
+  std::string decisions;  ///< '1' or '0' for each request
+};
+
+/// A tree with `APP.cedar`, `APP.cedarschema.json` and `data/APP-*.{entities.json,requests.json,decisions}`.
+/// Errors: not_found where there is none; a file that is none of these.
+Result<std::vector<Workload>> read_workloads(const std::filesystem::path& root);
+
+/// Such a tree; only `own` of the report is filled.
 Result<ConformanceReport> run_workloads(const std::filesystem::path& root);
 
 }  // namespace creto::authz

@@ -4,14 +4,10 @@
 #include <cstring>
 
 #include "creto/crypto/hash.h"
+#include "hash.h"
 
 namespace creto::authz {
 namespace {
-
-std::uint64_t fold(std::uint64_t a, std::uint64_t b) {
-  const auto product = static_cast<unsigned __int128>(a) * b;
-  return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
-}
 
 /// For the place in the table alone: a hit compares the whole key. Four chains, because one would wait for itself.
 std::uint64_t mix(std::span<const std::uint64_t> words) {

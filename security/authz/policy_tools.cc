@@ -8,11 +8,10 @@
 #include <utility>
 
 #include "cedar/conform.h"
-#include "cedar/entity_table.h"
 #include "cedar/explain.h"
 #include "cedar/format.h"
-#include "cedar/policy_set.h"
 #include "cedar/validate.h"
+#include "cedar/workbench.h"
 #include "conformance.h"
 #include "creto/common/bytes.h"
 #include "creto/io/files.h"
@@ -119,23 +118,18 @@ Result<cedar::Request> request_of(const Workspace& workspace, const Json& json) 
 /// Decides over a workspace without errors.
 class Decider {
  public:
-  explicit Decider(const Workspace& workspace) : entities_(workspace.entities) {
-    std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
-    for (const FilePolicy& policy : workspace.policies) {
-      planned.push_back(std::make_shared<cedar::PlannedPolicy>(policy.id, policy.ast));
-    }
-    set_ = cedar::PolicySet(std::move(planned));
-  }
+  explicit Decider(const Workspace& workspace) : bench_(policies_of(workspace), workspace.entities) {}
 
-  cedar::EntityTable& entities() { return entities_; }
+  cedar::EntityTable& entities() { return bench_.entities(); }
 
   struct Answer {
     bool allows = false;
     std::set<std::string> reasons;
     std::vector<std::pair<std::string, std::string>> errors;  ///< policy and what failed
   };
-  Answer answer(const cedar::Request& request) {
-    const cedar::Evaluation evaluation = set_.evaluate(request, entities_);
+  Result<Answer> answer(const cedar::Request& request) {
+    const cedar::Evaluation& evaluation = bench_.evaluate(request);
+    if (!bench_.decided()) return bad("an entity has too many ancestors");
     Answer answer{evaluation.allows(), {}, {}};
     for (const auto* policy : evaluation.reasons()) answer.reasons.insert(policy->id);
     for (const auto& [policy, error] : evaluation.errors) answer.errors.emplace_back(policy->id, error.message());
@@ -143,8 +137,14 @@ class Decider {
   }
 
  private:
-  cedar::EntityTable entities_;
-  cedar::PolicySet set_;
+  static cedar::PolicySet policies_of(const Workspace& workspace) {
+    std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
+    for (const FilePolicy& policy : workspace.policies)
+      planned.push_back(std::make_shared<cedar::PlannedPolicy>(policy.id, policy.ast));
+    return cedar::PolicySet(std::move(planned));
+  }
+
+  cedar::Workbench bench_;
 };
 
 Json answer_json(const Decider::Answer& answer) {
@@ -262,8 +262,7 @@ Result<std::string> run_row(const Workspace& workspace, Decider& decider, const 
   if (wanted == "Deny") wanted = "deny";
   if (wanted != "allow" && wanted != "deny") return bad("decision: must be \"allow\" or \"deny\"");
   const cedar::Request request = CRETO_TRY(request_of(workspace, body));
-  const Decider::Answer got = decider.answer(request);
-  if (decider.entities().trouble()) return *decider.entities().trouble();
+  const Decider::Answer got = CRETO_TRY(decider.answer(request));
 
   std::string wrong;
   if (got.allows != (wanted == "allow")) wrong = fmt::format("expected {}, got {}", wanted, answer_text(got));
@@ -371,8 +370,7 @@ Result<ToolResult> check_policies(const PolicyFiles& files, const PolicyQuestion
   if (workspace.has_errors()) return report(workspace);
   const cedar::Request request = CRETO_TRY(request_of(workspace, question));
   Decider decider(workspace);
-  const Decider::Answer answer = decider.answer(request);
-  if (decider.entities().trouble()) return *decider.entities().trouble();
+  const Decider::Answer answer = CRETO_TRY(decider.answer(request));
   return ToolResult{answer_text(answer), answer_json(answer).dump(2), answer.allows ? 0 : exit_denied};
 }
 
@@ -381,7 +379,7 @@ Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuesti
   if (workspace.has_errors()) return report(workspace);
   const cedar::Request request = CRETO_TRY(request_of(workspace, question));
   Decider decider(workspace);
-  const Decider::Answer answer = decider.answer(request);
+  const Decider::Answer answer = CRETO_TRY(decider.answer(request));
   std::string text = answer_text(answer);
   Json json = answer_json(answer);
   json["policies"] = Json::array();

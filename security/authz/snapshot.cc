@@ -60,6 +60,9 @@ bool printable(std::string_view text) {
                      [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c != 0x7f; });
 }
 
+/// Fewer are not worth forgetting.
+constexpr std::size_t names_kept = 10'000;
+
 std::uint64_t next_holder() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
@@ -94,7 +97,18 @@ void OrgState::plan() {
   std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
   planned.reserve(policies.size());
   for (const auto& [id, policy] : policies) planned.push_back(policy->planned);
-  set = cedar::PolicySet(std::move(planned));
+  engine = cedar::Engine(cedar::PolicySet(std::move(planned)), entities);
+}
+
+void OrgState::compact() {
+  if (entities.names() < names_kept || entities.names() < 4 * entities.entities()) return;
+  std::vector<std::shared_ptr<const Entity>> known;
+  known.reserve(entities.entities());
+  for (cedar::EntityId id = 0; id < entities.names(); ++id)
+    if (const auto& entity = entities.node(id).entity) known.push_back(entity);
+  entities = cedar::EntityStore();
+  entities.put(std::move(known));
+  plan();
 }
 
 SnapshotHolder::SnapshotHolder() : id_(next_holder()), current_(std::make_shared<const Snapshot>()) {}

@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cedar/policy_set.h"
+#include "cedar/engine.h"
 #include "creto/authz/authz.h"
 
 namespace creto::authz {
@@ -35,12 +35,14 @@ Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max);
 struct OrgState {
   std::int64_t version = 0;
   std::map<PolicyId, std::shared_ptr<const LoadedPolicy>> policies;
-  cedar::PolicySet set;
-  std::unordered_map<EntityUid, std::shared_ptr<const Entity>> entities;
+  cedar::EntityStore entities;
+  cedar::Engine engine;
   std::set<RequestId> revoked;  ///< requests whose override token was withdrawn
 
   /// Requires: called whenever `policies` changed, before the state is published.
   void plan();
+  /// Forgets the names of what is long gone.
+  void compact();
 };
 
 /// What one check sees. Immutable.

@@ -12,8 +12,6 @@
 namespace creto::authz::cedar {
 namespace {
 
-constexpr std::size_t ancestors_max = 10'000;
-
 class Interpreter {
  public:
   Interpreter(const PolicyAst& policy, const Request& request, EntityView& entities)

@@ -9,6 +9,9 @@
 
 namespace creto::authz::cedar {
 
+/// More above one entity, and nothing is decided by them.
+inline constexpr std::size_t ancestors_max = 10'000;
+
 /// The entities that one authorization sees; made for one check, used by one thread. Remembers what it was asked.
 class EntityView {
  public:
@@ -16,8 +19,10 @@ class EntityView {
 
   /// Null where nobody knows the entity. Valid as long as the view. An error stays as `trouble`.
   Result<const Entity*> find(const EntityUid& uid);
-  /// Whether `uid` is `ancestor` or below it. The hierarchy may not be larger than 10 000 ancestors.
+  /// Whether `uid` is `ancestor` or below it. Trouble over `ancestors_max`.
   Result<bool> is_in(const EntityUid& uid, const EntityUid& ancestor);
+  /// All above `uid`, sorted; valid as long as the view.
+  Result<const std::vector<EntityUid>*> ancestors(const EntityUid& uid);
   /// Whether `uid` is below or one of `ancestors`, which are all entities.
   Result<bool> is_in_any(const EntityUid& uid, const std::vector<EntityUid>& ancestors);
 
@@ -29,8 +34,6 @@ class EntityView {
   virtual Result<const Entity*> load(const EntityUid& uid) = 0;
 
  private:
-  Result<const std::vector<EntityUid>*> ancestors(const EntityUid& uid);
-
   std::unordered_map<EntityUid, const Entity*> found_;
   std::unordered_map<EntityUid, std::vector<EntityUid>> ancestors_;  ///< sorted
   std::optional<Error> trouble_;

@@ -6,14 +6,22 @@
 #include <vector>
 
 #include "cedar/interpreter.h"
+#include "cedar/program.h"
 #include "creto/common/id.h"
 
 namespace creto::authz::cedar {
 
 /// A policy ready to run. Immutable and shared by all snapshots it is part of.
 struct PlannedPolicy {
-  PolicyId id;
-  PolicyAst ast;
+  PlannedPolicy(PolicyId id_, PolicyAst ast_) : id(std::move(id_)), ast(std::move(ast_)) {
+    if (!ast.is_template()) program = Program::compile(ast);
+  }
+  PlannedPolicy(const PlannedPolicy&) = delete;  // the program borrows from the tree
+  PlannedPolicy& operator=(const PlannedPolicy&) = delete;
+
+  const PolicyId id;
+  const PolicyAst ast;
+  Program program;
 };
 
 /// What became of each policy for one request.
@@ -34,7 +42,8 @@ class PolicySet {
   PolicySet() = default;
   explicit PolicySet(std::vector<std::shared_ptr<const PlannedPolicy>> policies);
 
-  /// Runs every policy that can match the action. Check `entities.trouble()` before using the result.
+  /// The reference: interprets every policy that can match the action. Check `entities.trouble()` before using the
+  /// result.
   Evaluation evaluate(const Request& request, EntityView& entities) const;
 
   const std::vector<std::shared_ptr<const PlannedPolicy>>& policies() const { return policies_; }

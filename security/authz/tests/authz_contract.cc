@@ -67,7 +67,7 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
 
   void start() {
     db = database_.open();
-    local = create_authz(*db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7))).value();
+    local = create_authz(*db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7)), options).value();
     authz = local.get();
     if (GetParam() != Where::grpc) return;
     wire_.emplace(clock);
@@ -120,6 +120,7 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
   }
 
   creto::testing::FakeClock clock;
+  AuthzOptions options;
   TestSource source;
   const Identity human = Identity::human("ada@example.com").value();
   const Identity agent = Identity::agent(ByteArray<32>{1});
@@ -248,6 +249,18 @@ TEST_P(AuthzContract, RefusesAHierarchyWithACycle) {
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().kind(), ErrorKind::invalid_input);
   EXPECT_EQ(authz->list_entities(ctx)->size(), 1u);
+}
+
+TEST_P(AuthzContract, RefusesAHierarchyThatIsTooLarge) {
+  stop();
+  options.ancestors_max = 3;
+  start();
+  ASSERT_TRUE(authz->put_entities(
+      ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}, {{"Group", "b"}, {}, {}, {{"Group", "c"}}}}));
+  auto done = authz->put_entities(ctx, {{{"Group", "c"}, {}, {}, {{"Group", "d"}}}});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().kind(), ErrorKind::resource_exhausted);
+  EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
 }
 
 TEST_P(AuthzContract, DeniesWhereEntitiesCannotBeRead) {

@@ -38,6 +38,7 @@ void print(std::string_view which, const ConformanceTally& tally) {
   print("entity verdicts", tally.entities);
   print("request verdicts", tally.request_checks);
   print("schemas in both syntaxes", tally.schemas);
+  print("engine as interpreter", tally.engine);
 }
 
 void expect_all_passed(const Result<ConformanceReport>& report) {

@@ -202,7 +202,8 @@ struct AuthzOptions {
   std::size_t cache_entries = 10'000;  ///< 0: no cache
   std::size_t policies_max = 10'000;   ///< per organization
   std::size_t policy_bytes_max = 64 << 10;
-  std::size_t entities_max = 100'000;  ///< stored ones, per organization
+  std::size_t entities_max = 100'000;      ///< stored ones, per organization
+  std::size_t ancestors_max = 20'000'000;  ///< of all of these together
 };
 
 /// The service over its tables in `database`; migrates them. `sources` are asked in order, after the stored set.

@@ -1,0 +1,179 @@
+// Uncached decisions of the engine alone, on the workloads of the Cedar paper (CRETO_CEDAR_OOPSLA): every request of
+// every hierarchy of one size, shuffled, all hierarchies loaded at once. A request is what a caller holds: strings for
+// types and ids, a parsed context, made just before.
+
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "cedar/engine.h"
+#include "cedar/parser.h"
+#include "conformance.h"
+#include "creto/testing/bench.h"
+
+namespace creto::authz {
+namespace {
+
+using namespace cedar;  // NOLINT: this file speaks of nothing else
+using creto::testing::measure;
+using creto::testing::percentile;
+
+/// One hierarchy with its engine.
+struct Loaded {
+  explicit Loaded(const Workload& workload) {
+    std::vector<std::shared_ptr<const Entity>> shared;
+    for (Entity entity : workload.entities) {
+      normalise(entity);
+      shared.push_back(std::make_shared<const Entity>(std::move(entity)));
+    }
+    store.put(std::move(shared));
+    engine = Engine(workload.policies, store);
+  }
+  EntityStore store;
+  Engine engine;
+};
+
+Error no_error(const PlannedPolicy&) { return Error(Product::platform, ErrorKind::internal, "not asked for"); }
+
+bool decide(const Loaded& loaded, Engine::Scratch& scratch, const Request& request, Detail detail) {
+  const RequestView view{request.principal, request.action, request.resource, *request.context.as_record()};
+  return loaded.engine.evaluate(scratch, loaded.store, nullptr, view, detail, no_error) && scratch.result.allows();
+}
+
+struct Size {
+  std::vector<std::unique_ptr<Loaded>> hierarchies;
+  std::vector<std::pair<const Loaded*, Request>> requests;
+};
+
+/// Empty where a decision is wrong.
+Size load(const std::vector<Workload>& workloads, const std::string& app, int n) {
+  Size size;
+  const std::string prefix = fmt::format("{}-n{}-", app, n);
+  Engine::Scratch scratch;
+  for (const Workload& workload : workloads) {
+    if (!workload.name.starts_with(prefix)) continue;
+    size.hierarchies.push_back(std::make_unique<Loaded>(workload));
+    for (std::size_t i = 0; i < workload.requests.size(); ++i) {
+      const Loaded& loaded = *size.hierarchies.back();
+      if (decide(loaded, scratch, workload.requests[i], Detail::decision) != (workload.decisions.at(i) == '1'))
+        return {};
+      size.requests.emplace_back(&loaded, workload.requests[i]);
+    }
+  }
+  std::mt19937 random(1);  // tidy(random-engine): the same order every time
+  std::shuffle(size.requests.begin(), size.requests.end(), random);
+  return size;
+}
+
+std::vector<double> decisions(const Size& size, Detail detail) {
+  Engine::Scratch scratch;
+  std::size_t at = 0;
+  const Loaded* loaded = nullptr;
+  Request request = size.requests[0].second;
+  return measure(
+      200'000,
+      [&] {
+        const auto& next = size.requests[at++ % size.requests.size()];
+        loaded = next.first;
+        request = next.second;
+      },
+      [&] { (void)decide(*loaded, scratch, request, detail); });
+}
+
+/// Decisions a second on so many threads.
+double throughput(const Size& size, unsigned threads) {
+  constexpr std::size_t calls = 1'000'000;
+  std::vector<std::jthread> all;
+  const auto began = std::chrono::steady_clock::now();
+  for (unsigned thread = 0; thread < threads; ++thread) {
+    all.emplace_back([&, thread] {
+      Engine::Scratch scratch;
+      for (std::size_t i = 0; i < calls; ++i) {
+        const auto& [loaded, request] = size.requests[(i + thread * 101) % size.requests.size()];
+        (void)decide(*loaded, scratch, request, Detail::decision);
+      }
+    });
+  }
+  all.clear();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  return static_cast<double>(calls) * threads / took.count();
+}
+
+/// Ten thousand policies over a hundred types.
+void many_policies(creto::testing::BenchReport& report, double timer) {
+  std::vector<std::shared_ptr<const PlannedPolicy>> policies;
+  for (int i = 0; i < 10'000; ++i) {
+    auto parsed = parse_policies(fmt::format(
+        "permit(principal is U{0}, action == Action::\"act{1}\", resource is R{0}) when {{ context.amount < {2} && "
+        "resource.owner == principal }};",
+        i % 100, i / 100, i));
+    policies.push_back(std::make_shared<PlannedPolicy>(fmt::format("p{}", i), std::move(parsed.value()[0])));
+  }
+  Loaded loaded({"many", PolicySet(policies), Schema(), {}, {}, {}});
+  std::vector<std::shared_ptr<const Entity>> resources;
+  for (int i = 0; i < 10'000; ++i)
+    resources.push_back(std::make_shared<const Entity>(
+        Entity{{fmt::format("R{}", i % 100), fmt::format("r{}", i)},
+               {{"owner", Value(EntityUid{fmt::format("U{}", i % 100), fmt::format("u{}", i / 100)})}},
+               {},
+               {}}));
+  loaded.store.put(std::move(resources));
+  std::vector<Request> requests;
+  for (int i = 0; i < 10'000; ++i)
+    requests.push_back({{fmt::format("U{}", i % 100), fmt::format("u{}", i / 100)},
+                        {"Action", fmt::format("act{}", i * 7 % 100)},
+                        {fmt::format("R{}", i % 100), fmt::format("r{}", i)},
+                        Value::record({{"amount", 0}})});
+  Engine::Scratch scratch;
+  std::size_t at = 0;
+  Request request = requests[0];
+  const auto took = measure(
+      200'000, [&] { request = requests[at++ * 7'919 % requests.size()]; },
+      [&] { (void)decide(loaded, scratch, request, Detail::decision); });
+  report.add("10 000 policies over 100 types, uncached, median", 1e9 * (percentile(took, 0.5) - timer), "ns", 1'000,
+             200);
+}
+
+int run(int argc, char** argv) {
+  creto::testing::BenchReport report(argc, argv);
+  const char* folder = std::getenv("CRETO_CEDAR_OOPSLA");
+  if (folder == nullptr) {
+    fmt::print(stderr, "CRETO_CEDAR_OOPSLA names no folder with the workloads\n");
+    return 2;
+  }
+  const auto workloads = read_workloads(folder);
+  if (!workloads) {
+    fmt::print(stderr, "{}\n", workloads.error().message());
+    return 2;
+  }
+  // Reading the clock twice is not the decision's time.
+  const double timer = percentile(measure(100'000, [] {}), 0.5);
+  const auto ns = [&](const std::vector<double>& took, double p) { return 1e9 * (percentile(took, p) - timer); };
+  for (const std::string app : {"gdrive", "github", "tinytodo"}) {
+    const Size small = load(*workloads, app, 5);
+    const Size middle = load(*workloads, app, 50);
+    const Size large = load(*workloads, app, 200);
+    if (small.requests.empty() || middle.requests.empty() || large.requests.empty()) {
+      fmt::print(stderr, "{}: a decision is wrong, or there is no workload\n", app);
+      return 2;
+    }
+    const auto took = decisions(middle, Detail::decision);
+    report.add(fmt::format("uncached decision, {}, n = 50, median", app), ns(took, 0.5), "ns", 400, 100);
+    report.add(fmt::format("uncached decision, {}, n = 50, p99", app), ns(took, 0.99), "ns", 1'000, 168);
+    report.add(fmt::format("with full diagnostics, {}, median", app), ns(decisions(middle, Detail::all), 0.5), "ns",
+               800, 250);
+    const double growth = ns(decisions(large, Detail::decision), 0.5) / ns(decisions(small, Detail::decision), 0.5);
+    report.add(fmt::format("growth from n = 5 to n = 200, {}", app), growth, "x", 1.5, 1.1);
+    const double one = throughput(middle, 1);
+    report.add(fmt::format("throughput on 2 threads against 1, {}", app), throughput(middle, 2) / one, "x", 1.8, 2.0,
+               creto::testing::BenchReport::Better::higher);
+  }
+  many_policies(report, timer);
+  return report.finish();
+}
+
+}  // namespace
+}  // namespace creto::authz
+
+int main(int argc, char** argv) { return creto::authz::run(argc, argv); }
