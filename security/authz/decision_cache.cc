@@ -31,9 +31,12 @@ CacheKey::CacheKey(std::string_view org, std::int64_t state_version, std::span<c
   number(static_cast<std::uint64_t>(state_version));
   for (const std::uint64_t version : source_versions) number(version);
   text(org);
-  text(request.principal.text());
   number(request.chain.size());
   for (const Identity& link : request.chain) text(link.text());
+  // Nearly always the last of the chain, and then said already.
+  const bool acts_itself = !request.chain.empty() && request.chain.back() == request.principal;
+  number(acts_itself);
+  if (!acts_itself) text(request.principal.text());
   text(request.action);
   text(request.resource.type);
   text(request.resource.id);
@@ -45,18 +48,23 @@ CacheKey::CacheKey(std::string_view org, std::int64_t state_version, std::span<c
   seal();
 }
 
-void CacheKey::append(const void* data, std::size_t size) {
-  if (overflow_.empty() && size_ + size <= sizeof words_ - sizeof(std::uint64_t)) {
-    std::memcpy(reinterpret_cast<char*>(words_.data()) + size_, data, size);
-    size_ += size;
-    return;
+void CacheKey::text(std::string_view text) {
+  number(text.size());
+  for (; text.size() >= 8; text.remove_prefix(8)) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, text.data(), 8);
+    number(word);
   }
-  if (overflow_.empty()) {
-    const auto* begin = reinterpret_cast<const std::uint8_t*>(words_.data());
-    overflow_.assign(begin, begin + size_);
-  }
-  const auto* begin = static_cast<const std::uint8_t*>(data);
-  overflow_.insert(overflow_.end(), begin, begin + size);
+  if (text.empty()) return;
+  std::uint64_t rest = 0;
+  std::memcpy(&rest, text.data(), text.size());
+  number(rest);
+}
+
+void CacheKey::spill() {
+  const auto* begin = reinterpret_cast<const std::uint8_t*>(words_.data());
+  spilt_.insert(spilt_.end(), begin, begin + count_ * sizeof(std::uint64_t));
+  count_ = 0;
 }
 
 void CacheKey::value(const Value& value) {
@@ -73,7 +81,7 @@ void CacheKey::value(const Value& value) {
   if (const auto* v = value.as<DurationValue>()) return number(static_cast<std::uint64_t>(v->ms));
   if (const auto* v = value.as<IpValue>()) {
     number(static_cast<std::uint64_t>(v->v6) << 8 | v->prefix);
-    return append(v->address.data(), v->address.size());
+    return text({reinterpret_cast<const char*>(v->address.data()), v->address.size()});
   }
   if (const auto* elements = value.as_set()) {
     number(elements->size());
@@ -89,29 +97,31 @@ void CacheKey::value(const Value& value) {
 }
 
 void CacheKey::seal() {
-  // The first word tells a key from the hash of one.
-  std::uint64_t kind = 0;
-  if (!overflow_.empty()) {
-    const Hash256 digest = crypto::blake3(overflow_);
+  // The last word tells a key from the hash of one.
+  const bool hashed = !spilt_.empty();
+  if (hashed) {
+    spill();
+    const Hash256 digest = crypto::blake3(spilt_);
     std::memcpy(words_.data(), digest.data(), digest.size());
-    size_ = digest.size();
-    kind = 1;
+    count_ = digest.size() / sizeof(std::uint64_t);
   }
-  count_ = (size_ + 7) / 8;
-  std::memset(reinterpret_cast<char*>(words_.data()) + size_, 0, count_ * 8 - size_);
-  words_[count_++] = kind << 63 | size_;
+  words_[count_++] = hashed;
   hash_ = mix(words());
 }
 
 DecisionCache::DecisionCache(std::size_t entries) {
   if (entries == 0) return;
-  count_ = (entries + ways - 1) / ways;
+  // With a third of the slots to spare, hardly any key finds both its sets full.
+  count_ = (entries + entries / 2 + ways - 1) / ways;
   sets_ = std::make_unique<Set[]>(count_);
   slots_ = std::make_unique<Slot[]>(count_ * ways);
 }
 
-std::size_t DecisionCache::set_of(const CacheKey& key) const {
-  return static_cast<std::size_t>(static_cast<unsigned __int128>(key.hash()) * count_ >> 64);
+std::array<std::size_t, 2> DecisionCache::sets_of(const CacheKey& key) const {
+  const auto scaled = [this](std::uint64_t hash) {
+    return static_cast<std::size_t>(static_cast<unsigned __int128>(hash) * count_ >> 64);
+  };
+  return {scaled(key.hash()), scaled(std::rotl(key.hash(), 32))};
 }
 
 bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) {
@@ -129,35 +139,36 @@ bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) 
 
 bool DecisionCache::contains(const CacheKey& key, Monotonic now) {
   if (count_ == 0) return false;
-  const std::size_t set = set_of(key);
-  for (std::size_t way = 0; way < ways; ++way) {
-    if (sets_[set].hashes[way].load(std::memory_order_relaxed) != key.hash()) continue;
-    Slot& slot = slots_[set * ways + way];
-    if (!holds(slot, key, now)) continue;
-    const auto tick = now.time_since_epoch().count();
-    if (tick - slot.used_at.load(std::memory_order_relaxed) > use_grain.count()) {
-      slot.used_at.store(tick, std::memory_order_relaxed);
+  for (const std::size_t set : sets_of(key)) {
+    for (std::size_t way = 0; way < ways; ++way) {
+      if (sets_[set].hashes[way].load(std::memory_order_relaxed) != key.hash()) continue;
+      Slot& slot = slots_[set * ways + way];
+      if (!holds(slot, key, now)) continue;
+      const auto tick = now.time_since_epoch().count();
+      if (tick - slot.used_at.load(std::memory_order_relaxed) > use_grain.count()) {
+        slot.used_at.store(tick, std::memory_order_relaxed);
+      }
+      return true;
     }
-    return true;
   }
   return false;
 }
 
 void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl) {
   if (count_ == 0) return;
-  const std::size_t set = set_of(key);
   const auto tick = now.time_since_epoch().count();
   std::size_t victim = 0;
   std::int64_t oldest = INT64_MAX;
-  for (std::size_t way = 0; way < ways; ++way) {
-    const Slot& slot = slots_[set * ways + way];
-    const bool ended = slot.ends_at.load(std::memory_order_relaxed) <= tick;
-    const std::int64_t age = ended ? INT64_MIN : slot.used_at.load(std::memory_order_relaxed);
-    if (way > 0 && age >= oldest) continue;
-    victim = way;
-    oldest = age;
+  for (const std::size_t set : sets_of(key)) {
+    for (std::size_t at = set * ways; at < (set + 1) * ways; ++at) {
+      const bool ended = slots_[at].ends_at.load(std::memory_order_relaxed) <= tick;
+      const std::int64_t age = ended ? INT64_MIN : slots_[at].used_at.load(std::memory_order_relaxed);
+      if (age >= oldest) continue;
+      victim = at;
+      oldest = age;
+    }
   }
-  Slot& slot = slots_[set * ways + victim];
+  Slot& slot = slots_[victim];
   std::uint64_t sequence = slot.sequence.load(std::memory_order_relaxed);
   if (sequence & 1 || !slot.sequence.compare_exchange_strong(sequence, sequence + 1, std::memory_order_acq_rel)) {
     return;
@@ -165,7 +176,7 @@ void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl) {
   // Release stores after the odd sequence: a reader that sees any of them sees the odd sequence too. The hash only says
   // where to look.
   const auto words = key.words();
-  sets_[set].hashes[victim].store(key.hash(), std::memory_order_relaxed);
+  sets_[victim / ways].hashes[victim % ways].store(key.hash(), std::memory_order_relaxed);
   slot.count.store(words.size(), std::memory_order_release);
   for (std::size_t i = 0; i < words.size(); ++i) slot.words[i].store(words[i], std::memory_order_release);
   slot.used_at.store(tick, std::memory_order_release);

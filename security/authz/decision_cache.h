@@ -11,11 +11,11 @@
 
 namespace creto::authz {
 
-/// The full key of a decision, written out: every part with its length, so that no two requests share one. Up to 448
-/// bytes stand as they are; longer ones are replaced by their BLAKE3.
+/// The full key of a decision, written out in words: every text with its length, so that no two requests share one. Up
+/// to 59 words stand as they are; more are replaced by their BLAKE3.
 class CacheKey {
  public:
-  static constexpr std::size_t words_max = 56;
+  static constexpr std::size_t words_max = 60;
 
   CacheKey(std::string_view org, std::int64_t state_version, std::span<const std::uint64_t> source_versions,
            const CheckRequest& request);
@@ -25,28 +25,28 @@ class CacheKey {
 
  private:
   void seal();
-  void append(const void* data, std::size_t size);
-  void number(std::uint64_t value) { append(&value, sizeof value); }
-  void text(std::string_view text) {
-    number(text.size());
-    append(text.data(), text.size());
+  void number(std::uint64_t value) {
+    if (count_ == words_max - 1) spill();
+    words_[count_++] = value;
   }
+  void text(std::string_view text);
   void value(const Value& value);
+  void spill();
 
   std::array<std::uint64_t, words_max> words_;
-  std::size_t size_ = 0;  ///< bytes written
   std::size_t count_ = 0;
   std::uint64_t hash_ = 0;
-  Bytes overflow_;  ///< the whole key, once it is too long for `words_`
+  Bytes spilt_;  ///< what no longer fits in `words_`
 };
 
-/// Remembers which requests policies allowed, nothing else. Sets of 8 slots; each slot holds its whole key and is read
-/// under a sequence counter, so readers take no lock and never see half an entry. The hashes of a set stand together in
-/// one cache line, so a lookup touches that line and at most the slot it finds. An older version of policies or
-/// entities is another key and so never hits.
+/// Remembers which requests policies allowed, nothing else. Sets of 8 slots; a key may stand in two of them, so that
+/// none overflows while others are empty. Each slot holds its whole key and is read under a sequence counter, so
+/// readers take no lock and never see half an entry. The hashes of a set stand together in one cache line, so a lookup
+/// touches two such lines and the slot it finds. An older version of policies or entities is another key and so never
+/// hits.
 class DecisionCache {
  public:
-  /// Rounded up to a multiple of 8; 0 remembers nothing.
+  /// At least so many; 0 remembers nothing.
   explicit DecisionCache(std::size_t entries);
 
   bool contains(const CacheKey& key, Monotonic now);
@@ -68,7 +68,7 @@ class DecisionCache {
     std::atomic<std::uint64_t> count{0};
     std::array<std::atomic<std::uint64_t>, CacheKey::words_max> words{};
   };
-  std::size_t set_of(const CacheKey& key) const;
+  std::array<std::size_t, 2> sets_of(const CacheKey& key) const;
   static bool holds(const Slot& slot, const CacheKey& key, Monotonic now);
 
   std::size_t count_ = 0;

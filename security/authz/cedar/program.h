@@ -93,8 +93,8 @@ class Program {
     call,
   };
   struct Name {
-    std::uint64_t hash = 0;
-    const std::string* text = nullptr;
+    std::uint64_t hash;
+    const std::string* text;
   };
   struct Instruction {
     Code code = Code::constant;
