@@ -1,5 +1,7 @@
 #include "decision_cache.h"
 
+#include <sys/mman.h>
+
 #include <bit>
 #include <cstring>
 
@@ -10,18 +12,20 @@ namespace creto::authz {
 namespace {
 
 /// For the place in the table alone: a hit compares the whole key. Four chains, because one would wait for itself.
-std::uint64_t mix(std::span<const std::uint64_t> words) {
-  constexpr std::array<std::uint64_t, 4> odd = {0xd6e8feb86659fd93u, 0xa0761d6478bd642fu, 0xe7037ed1a0b428dbu,
-                                                0x8ebc6af09c88c6e3u};
-  std::array<std::uint64_t, 4> lane = odd;
-  std::size_t i = 0;
-  for (; i + 4 <= words.size(); i += 4) {
-    for (std::size_t j = 0; j < 4; ++j) lane[j] = fold(lane[j] ^ words[i + j], odd[j]) ^ std::rotl(lane[j], 23);
+std::uint64_t mix(const std::uint64_t* word, std::size_t count) {
+  std::uint64_t a = 0xd6e8feb86659fd93u, b = 0xa0761d6478bd642fu, c = 0xe7037ed1a0b428dbu, d = 0x8ebc6af09c88c6e3u;
+  const std::uint64_t* const end = word + count;
+  for (; end - word >= 4; word += 4) {
+    a = fold(a ^ word[0], 0xd6e8feb86659fd93u) ^ std::rotl(a, 23);
+    b = fold(b ^ word[1], 0xa0761d6478bd642fu) ^ std::rotl(b, 23);
+    c = fold(c ^ word[2], 0xe7037ed1a0b428dbu) ^ std::rotl(c, 23);
+    d = fold(d ^ word[3], 0x8ebc6af09c88c6e3u) ^ std::rotl(d, 23);
   }
-  for (; i < words.size(); ++i) lane[0] = fold(lane[0] ^ words[i], odd[0]) ^ std::rotl(lane[0], 23);
-  return fold(lane[0] ^ std::rotl(lane[1], 16), lane[2] ^ std::rotl(lane[3], 32) ^ words.size());
+  for (; word != end; ++word) a = fold(a ^ *word, 0xd6e8feb86659fd93u) ^ std::rotl(a, 23);
+  return fold(a ^ std::rotl(b, 16), c ^ std::rotl(d, 32) ^ count);
 }
 
+constexpr std::size_t huge_page = 2 << 20;
 constexpr Nanos use_grain = std::chrono::milliseconds(100);
 
 }  // namespace
@@ -50,15 +54,21 @@ CacheKey::CacheKey(std::string_view org, std::int64_t state_version, std::span<c
 
 void CacheKey::text(std::string_view text) {
   number(text.size());
-  for (; text.size() >= 8; text.remove_prefix(8)) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, text.data(), 8);
-    number(word);
+  const char* from = text.data();
+  std::size_t left = text.size();
+  while (left > 0) {
+    if (count_ == words_max - 1) spill();
+    // The rest of the block at once: pointers, because a checked index for each word costs more than the copy.
+    std::uint64_t* to = words_.data() + count_;
+    std::uint64_t* const end = words_.data() + words_max - 1;
+    for (; left >= 8 && to != end; left -= 8, from += 8) std::memcpy(to++, from, 8);
+    if (left > 0 && left < 8 && to != end) {
+      *to = 0;
+      std::memcpy(to++, from, left);
+      left = 0;
+    }
+    count_ = static_cast<std::size_t>(to - words_.data());
   }
-  if (text.empty()) return;
-  std::uint64_t rest = 0;
-  std::memcpy(&rest, text.data(), text.size());
-  number(rest);
 }
 
 void CacheKey::spill() {
@@ -106,7 +116,7 @@ void CacheKey::seal() {
     count_ = digest.size() / sizeof(std::uint64_t);
   }
   words_[count_++] = hashed;
-  hash_ = mix(words());
+  hash_ = mix(words_.data(), count_);
 }
 
 DecisionCache::DecisionCache(std::size_t entries) {
@@ -114,7 +124,13 @@ DecisionCache::DecisionCache(std::size_t entries) {
   // With a third of the slots to spare, hardly any key finds both its sets full.
   count_ = (entries + entries / 2 + ways - 1) / ways;
   sets_ = std::make_unique<Set[]>(count_);
-  slots_ = std::make_unique<Slot[]>(count_ * ways);
+  // Megabytes that are read at random: with pages of 4 KiB most of a lookup would go into finding the page.
+  const std::size_t bytes = (count_ * ways * sizeof(Slot) + huge_page - 1) / huge_page * huge_page;
+  void* memory = std::aligned_alloc(huge_page, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  (void)::madvise(memory, bytes, MADV_HUGEPAGE);
+  slots_.reset(static_cast<Slot*>(memory));
+  std::uninitialized_default_construct_n(slots_.get(), count_ * ways);
 }
 
 std::array<std::size_t, 2> DecisionCache::sets_of(const CacheKey& key) const {
@@ -131,10 +147,10 @@ bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) 
   if (slot.ends_at.load(std::memory_order_acquire) <= now.time_since_epoch().count()) return false;
   if (slot.count.load(std::memory_order_acquire) != words.size()) return false;
   // Acquire loads, so that the sequence is read again only after all of them; on x86 they cost nothing.
-  for (std::size_t i = 0; i < words.size(); ++i) {
-    if (slot.words[i].load(std::memory_order_acquire) != words[i]) return false;
-  }
-  return slot.sequence.load(std::memory_order_relaxed) == before;
+  const std::atomic<std::uint64_t>* kept = slot.words.data();
+  std::uint64_t different = 0;
+  for (const std::uint64_t word : words) different |= word ^ (kept++)->load(std::memory_order_acquire);
+  return different == 0 && slot.sequence.load(std::memory_order_relaxed) == before;
 }
 
 bool DecisionCache::contains(const CacheKey& key, Monotonic now) {

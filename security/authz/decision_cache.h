@@ -3,6 +3,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -68,12 +69,15 @@ class DecisionCache {
     std::atomic<std::uint64_t> count{0};
     std::array<std::atomic<std::uint64_t>, CacheKey::words_max> words{};
   };
+  struct Freed {
+    void operator()(Slot* slots) const { std::free(slots); }
+  };
   std::array<std::size_t, 2> sets_of(const CacheKey& key) const;
   static bool holds(const Slot& slot, const CacheKey& key, Monotonic now);
 
   std::size_t count_ = 0;
   std::unique_ptr<Set[]> sets_;
-  std::unique_ptr<Slot[]> slots_;  ///< `ways` for each set
+  std::unique_ptr<Slot[], Freed> slots_;  ///< `ways` for each set
 };
 
 }  // namespace creto::authz

@@ -62,9 +62,10 @@ void Engine::build_index() {
 }
 
 void Engine::collect(std::vector<std::uint32_t>& out, std::uint64_t key) const {
+  const Bucket* buckets = buckets_.data();
   const std::size_t mask = buckets_.size() - 1;
-  for (std::size_t at = key & mask; buckets_[at].count != 0; at = (at + 1) & mask) {
-    const Bucket& bucket = buckets_[at];
+  for (std::size_t at = key & mask; buckets[at].count != 0; at = (at + 1) & mask) {
+    const Bucket& bucket = buckets[at];
     if (bucket.key != key) continue;
     out.insert(out.end(), members_.begin() + bucket.first, members_.begin() + bucket.first + bucket.count);
     return;
@@ -125,7 +126,7 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
   const auto run = [&](Effect effect, bool first_suffices) {
     auto& satisfied = effect == Effect::permit ? scratch.result.permits : scratch.result.forbids;
     for (const std::uint32_t index : scratch.candidates) {
-      const Linked& linked = policies_[index];
+      const Linked& linked = policies_.data()[index];
       const PlannedPolicy& policy = *linked.policy;
       if (policy.ast.effect != effect) continue;
       switch (policy.program.run(frame, std::span(numbers_).subspan(linked.first, linked.count))) {

@@ -38,8 +38,8 @@ std::uint64_t EntityStore::hash_of(const EntityUid& uid) { return hash_text(uid.
 EntityId EntityStore::find(const EntityUid& uid) const { return find(uid, hash_of(uid)); }
 
 EntityId EntityStore::find(const EntityUid& uid, std::uint64_t hash) const {
-  const auto& slots = index_->slots;
-  const std::size_t mask = slots.size() - 1;
+  const auto* slots = index_->slots.data();
+  const std::size_t mask = index_->slots.size() - 1;
   for (std::size_t at = hash & mask;; at = (at + 1) & mask) {
     const std::uint64_t entry = slots[at].load(std::memory_order_acquire);
     if (entry == 0) return no_entity;

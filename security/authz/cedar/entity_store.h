@@ -147,7 +147,7 @@ class EntityStore {
   /// `no_entity` where nobody has mentioned it.
   EntityId find(const EntityUid& uid) const;
   /// Requires: the number of this store or of one it was copied from.
-  const EntityNode& node(EntityId id) const { return *(*chunks_[id / chunk_size])[id % chunk_size]; }
+  const EntityNode& node(EntityId id) const { return *chunks_.data()[id / chunk_size]->data()[id % chunk_size]; }
   Cell cell(const EntityUid& uid) const { return Cell::of(uid, find(uid)); }
   /// `value` as a cell that borrows from it. Sets stay values.
   Cell cell(const Value& value) const;

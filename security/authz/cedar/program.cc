@@ -236,9 +236,11 @@ class Machine {
   using Code = Program::Code;
   using Kind = Cell::Kind;
 
-  Cell name(std::uint32_t literal) const { return Cell::of(*program_.literals_[literal], numbers_[literal]); }
+  Cell name(std::uint32_t literal) const {
+    return Cell::of(*program_.literals_.data()[literal], numbers_.data()[literal]);
+  }
   std::uint32_t operand_at(const Program::Instruction& at, std::uint32_t index) const {
-    return at.count <= at.operands.size() ? at.operands[index] : program_.operands_[at.operands[0] + index];
+    return at.count <= at.operands.size() ? at.operands.data()[index] : program_.operands_[at.operands[0] + index];
   }
   Cell operand(const Program::Instruction& at, std::uint32_t index) { return eval(operand_at(at, index)); }
 
@@ -248,7 +250,7 @@ class Machine {
       case Scope::any:
         return true;
       case Scope::equal:
-        return entity.id == numbers_[scope.first];
+        return entity.id == numbers_.data()[scope.first];
       case Scope::is:
         return entity.uid->type == *scope.type;
       case Scope::is_in:
@@ -263,12 +265,12 @@ class Machine {
   }
 
   Cell eval(std::uint32_t index) {
-    const Program::Instruction& at = program_.code_[index];
+    const Program::Instruction& at = program_.code_.data()[index];
     switch (at.code) {
       case Code::constant:
         return at.constant;
       case Code::name:
-        return Cell::of(*at.uid, numbers_[at.a]);
+        return Cell::of(*at.uid, numbers_.data()[at.a]);
       case Code::principal:
         return frame_.principal;
       case Code::action:
