@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <thread>
@@ -20,6 +21,10 @@ using detail::failure;
 constexpr std::int64_t application_id = 0x43524554;
 constexpr std::size_t statements_max = 512;
 constexpr int deadline_check_operations = 20'000;
+// Pages of 4 KiB in the journal: from the first number on it is moved into the file in the background, from the second
+// on, which only a disk that cannot follow lets it reach, by the writer itself.
+constexpr int journal_pages = 1'000;
+constexpr int journal_pages_max = 16'000;
 
 struct Statement {
   sqlite3_stmt* handle = nullptr;
@@ -109,6 +114,18 @@ class Connection {
           },
           this);
     }
+  }
+
+  /// Has `hook` called with the journal's pages after each commit, instead of SQLite's own checkpoints.
+  void watch_journal(int (*hook)(void*, sqlite3*, const char*, int), void* argument) {
+    sqlite3_wal_hook(handle_, hook, argument);
+  }
+
+  /// Moves as much of the journal into the file as can be moved without waiting for anybody.
+  Result<> checkpoint() {
+    const int code = sqlite3_wal_checkpoint_v2(handle_, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr, nullptr);
+    if (code != SQLITE_OK && (code & 0xff) != SQLITE_BUSY) return error(code, "checkpoint");
+    return {};
   }
 
   bool in_transaction() const { return sqlite3_get_autocommit(handle_) == 0; }
@@ -283,6 +300,14 @@ class Turnstile {
 class SqliteDatabase final : public detail::BaseDatabase {
  public:
   SqliteDatabase(std::filesystem::path file, SqliteOptions options) : file_(std::move(file)), options_(options) {}
+  ~SqliteDatabase() override {
+    {
+      std::lock_guard lock(journal_mutex_);
+      stopping_ = true;
+    }
+    journal_grew_.notify_all();
+    if (checkpoints_.joinable()) checkpoints_.join();
+  }
 
   Result<> open() {
     CRETO_TRY(create_file());
@@ -293,7 +318,16 @@ class SqliteDatabase final : public detail::BaseDatabase {
       }
       CRETO_TRY(writer_.script(fmt::format("PRAGMA application_id = {}", application_id).c_str()));
     }
-    return writer_.script("PRAGMA journal_mode = WAL");
+    CRETO_TRY(writer_.script("PRAGMA journal_mode = WAL"));
+    CRETO_TRY(mover_.open(file_, options_, true));
+    writer_.watch_journal(
+        [](void* self, sqlite3*, const char*, int pages) {
+          static_cast<SqliteDatabase*>(self)->after_commit(pages);
+          return SQLITE_OK;
+        },
+        this);
+    checkpoints_ = std::thread([this] { move_journal(); });
+    return {};
   }
 
   using Database::transaction;
@@ -384,6 +418,40 @@ class SqliteDatabase final : public detail::BaseDatabase {
 
   static void actions_of(SqliteTx& tx) { tx.run_actions(); }
 
+  /// On the writer's connection, behind a commit.
+  void after_commit(int pages) {
+    if (pages < journal_pages) return;
+    if (pages >= journal_pages_max) note(writer_.checkpoint());
+    {
+      std::lock_guard lock(journal_mutex_);
+      journal_is_long_ = true;
+    }
+    journal_grew_.notify_one();
+  }
+
+  /// A commit costs one write to the journal; what moving it into the file costs, no commit waits for.
+  void move_journal() {
+    std::unique_lock lock(journal_mutex_);
+    while (true) {
+      journal_grew_.wait(lock, [&] { return stopping_ || journal_is_long_; });
+      if (stopping_) return;
+      journal_is_long_ = false;
+      lock.unlock();
+      note(mover_.checkpoint());
+      // The journal begins anew only where all of it is moved: what was written meanwhile is moved before the next
+      // commit.
+      if (turnstile_.enter(options_.busy_timeout)) {
+        note(mover_.checkpoint());
+        turnstile_.leave();
+      }
+      lock.lock();
+    }
+  }
+
+  void note(const Result<>& moved) {
+    if (!moved) options_.telemetry->warn("io", "sqlite_checkpoint_failed", {{"error", moved.error().to_string()}});
+  }
+
   Result<std::unique_ptr<Connection>> take_reader() {
     {
       std::lock_guard lock(readers_mutex_);
@@ -402,6 +470,12 @@ class SqliteDatabase final : public detail::BaseDatabase {
   const SqliteOptions options_;
   Turnstile turnstile_;
   Connection writer_;  // guarded by turnstile_
+  Connection mover_;   // of the thread `checkpoints_`
+  std::mutex journal_mutex_;
+  std::condition_variable journal_grew_;
+  bool journal_is_long_ = false;
+  bool stopping_ = false;
+  std::thread checkpoints_;
   std::mutex readers_mutex_;
   std::vector<std::unique_ptr<Connection>> readers_;  // idle ones
 };

@@ -351,6 +351,24 @@ TEST_P(OnceContract, RunsOneOfTwoAtOnce) {
 
 INSTANTIATE_TEST_SUITE_P(, OnceContract, both_databases(), database_name);
 
+TEST(Sqlite, TheJournalStaysBoundedUnderSteadyWrites) {
+  creto::testing::TempDir directory;
+  auto db = open_sqlite(directory / "x.db").value();
+  ASSERT_TRUE(write(*db, {}, [](Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("CREATE TABLE heap (id BIGINT PRIMARY KEY, body BYTEA NOT NULL)"));
+    return {};
+  }));
+  const Bytes body(64 << 10, 1);
+  for (std::int64_t i = 0; i < 2'000; ++i) {
+    ASSERT_TRUE(write(*db, {}, [&](Tx& tx) -> Result<> {
+      CRETO_TRY(tx.exec("INSERT INTO heap (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = $2",
+                        {i % 100, body}));
+      return {};
+    }));
+  }
+  EXPECT_LT(std::filesystem::file_size(directory / "x.db-wal"), 70u << 20) << "of over 125 MiB that were written";
+}
+
 TEST(Sqlite, RefusesAFileThatIsNotOurs) {
   testing::TempDir directory;
   ASSERT_TRUE(io::write_durably(io::real_files(), directory / "x.db", as_bytes("certainly not a database, but text")));

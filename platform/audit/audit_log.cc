@@ -43,20 +43,26 @@ std::set<std::string> partial_files(std::uint64_t size) {
   return paths;
 }
 
+/// Entries that are put into the index in one transaction: who records something meanwhile waits for no more than
+/// these.
+constexpr std::size_t indexed_at_once = 20;
+
+/// Does nothing where an earlier run came as far.
 Result<> add_to_index(sql::Tx& tx, std::uint64_t index, std::string_view entry) {
   const ParsedEntry parsed = CRETO_TRY(parse_entry(entry));
   const AuditRecord& record = parsed.record;
   const auto idx = static_cast<std::int64_t>(index);
   CRETO_TRY(
       tx.exec("INSERT INTO audit_entries (org, idx, id, what, resource, outcome, at_ns, entry) VALUES ($1, $2, $3, $4, "
-              "$5, $6, $7, $8)",
+              "$5, $6, $7, $8) ON CONFLICT DO NOTHING",
               {parsed.org, idx, record.id->to_string(), record.what, record.resource, to_string(record.outcome),
                record.timestamp.physical_ns, entry}));
   std::set<std::string> identities(record.delegation_chain.begin(), record.delegation_chain.end());
   identities.insert(record.who);
   for (const std::string& who : identities) {
     if (who.empty()) continue;
-    CRETO_TRY(tx.exec("INSERT INTO audit_who (org, who, idx) VALUES ($1, $2, $3)", {parsed.org, who, idx}));
+    CRETO_TRY(tx.exec("INSERT INTO audit_who (org, who, idx) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                      {parsed.org, who, idx}));
   }
   return {};
 }
@@ -370,13 +376,20 @@ Result<> Log::write_files(const tlog::Growth& growth) {
 
 /// Database after files: the entries leave audit_pending only when the checkpoint over them is durable.
 Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
+  for (std::size_t from = 0; from < batch.size(); from += indexed_at_once) {
+    const std::size_t to = std::min(batch.size(), from + indexed_at_once);
+    CRETO_TRY(db_.transaction(
+        Context(),
+        [&](sql::Tx& tx) -> Result<> {
+          for (std::size_t i = from; i < to; ++i) CRETO_TRY(add_to_index(tx, size_ + i, batch[i].entry));
+          return {};
+        },
+        sql::Isolation::read_committed));
+  }
   CRETO_TRY(db_.transaction(
       Context(),
       [&](sql::Tx& tx) -> Result<> {
-        for (std::size_t i = 0; i < batch.size(); ++i) {
-          CRETO_TRY(add_to_index(tx, size_ + i, batch[i].entry));
-          CRETO_TRY(tx.exec("DELETE FROM audit_pending WHERE seq = $1", {batch[i].seq}));
-        }
+        for (const Pending& entry : batch) CRETO_TRY(tx.exec("DELETE FROM audit_pending WHERE seq = $1", {entry.seq}));
         const auto moved =
             CRETO_TRY(tx.exec("UPDATE audit_state SET size = $1 WHERE one = 1 AND size = $2 AND assigned = $1",
                               {static_cast<std::int64_t>(now.size), static_cast<std::int64_t>(size_)}));

@@ -58,6 +58,11 @@ DROP INDEX audit_entries_id;
 CREATE INDEX audit_entries_id ON audit_entries (org, id);
 CREATE INDEX audit_pending_id ON audit_pending (org, id);
 )sql"},
+    {3, "first of an id", R"sql(
+-- The first entry of an id: without idx here SQLite walks the whole log in its order instead.
+DROP INDEX audit_entries_id;
+CREATE INDEX audit_entries_id ON audit_entries (org, id, idx);
+)sql"},
 };
 
 Error refusal(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
