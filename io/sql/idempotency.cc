@@ -2,16 +2,17 @@
 
 #include <fmt/format.h>
 
+#include "creto/common/assert.h"
+
 namespace creto::io {
 namespace {
 
-constexpr std::size_t key_length_max = 255;
+constexpr std::size_t key_length_max = 256;
 
 }  // namespace
 
-namespace detail {
-
-Result<std::optional<std::string>> recall(sql::Tx& tx, const Context& ctx, std::string_view operation) {
+Result<std::optional<std::string>> earlier(sql::Tx& tx, const Context& ctx, std::string_view operation) {
+  if (ctx.idempotency_key.empty()) return std::nullopt;
   if (ctx.idempotency_key.size() > key_length_max) {
     return Error(Product::platform, ErrorKind::invalid_input,
                  fmt::format("idempotency key must have at most {} characters", key_length_max));
@@ -28,6 +29,8 @@ Result<std::optional<std::string>> recall(sql::Tx& tx, const Context& ctx, std::
   }
   return std::optional<std::string>(rows.front().text(1));
 }
+
+namespace detail {
 
 Result<> remember(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window, std::string_view result) {
   const auto kept = CRETO_TRY(
@@ -47,6 +50,31 @@ Result<> remember(sql::Tx& tx, const Context& ctx, std::string_view operation, N
 }
 
 }  // namespace detail
+
+Result<std::optional<std::string>> begin(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window) {
+  if (ctx.idempotency_key.empty()) return std::nullopt;
+  auto first = CRETO_TRY(earlier(tx, ctx, operation));
+  if (!first) CRETO_TRY(detail::remember(tx, ctx, operation, window, {}));
+  if (first && first->empty()) first.reset();
+  return first;
+}
+
+Result<> finish(sql::Tx& tx, const Context& ctx, std::string_view operation, std::string_view result) {
+  CRETO_ASSERT(!result.empty());
+  if (ctx.idempotency_key.empty()) return {};
+  CRETO_TRY(tx.exec("UPDATE idempotency SET result = $5 WHERE org = $1 AND caller = $2 AND operation = $3 AND key = $4",
+                    {ctx.org, ctx.caller_text(), operation, ctx.idempotency_key, result}));
+  return {};
+}
+
+Result<> abandon(sql::Tx& tx, const Context& ctx, std::string_view operation) {
+  if (ctx.idempotency_key.empty()) return {};
+  CRETO_TRY(
+      tx.exec("DELETE FROM idempotency WHERE org = $1 AND caller = $2 AND operation = $3 AND key = $4 "
+              "AND result = ''",
+              {ctx.org, ctx.caller_text(), operation, ctx.idempotency_key}));
+  return {};
+}
 
 Result<std::int64_t> forget_expired(sql::Database& db) {
   return sql::write(db, Context(), [](sql::Tx& tx) -> Result<std::int64_t> {

@@ -318,6 +318,24 @@ TEST_P(OnceContract, KeepsCallersApart) {
   EXPECT_EQ(*call("k", 2), "result 2");
 }
 
+TEST_P(OnceContract, WhatIsDoneElsewhereTiesItsKeyBeforeAndKeepsItsResultAfter) {
+  ctx.idempotency_key = "k";
+  const auto begin = [&](std::uint8_t content) {
+    ctx.request_hash[0] = content;
+    return write(*db, ctx, [&](Tx& tx) { return io::begin(tx, ctx, "tell", std::chrono::hours(1)); });
+  };
+  const auto is_conflict = [](const auto& result) { return !result && result.error().kind() == ErrorKind::conflict; };
+  EXPECT_EQ(begin(1).value(), std::nullopt);
+  EXPECT_EQ(begin(1).value(), std::nullopt) << "it ran into a crash: it runs again";
+  EXPECT_TRUE(is_conflict(begin(2)));
+  ASSERT_TRUE(write(*db, ctx, [&](Tx& tx) { return io::abandon(tx, ctx, "tell"); }));
+  EXPECT_EQ(begin(2).value(), std::nullopt) << "nothing had happened";
+  ASSERT_TRUE(write(*db, ctx, [&](Tx& tx) { return io::finish(tx, ctx, "tell", "told"); }));
+  ASSERT_TRUE(write(*db, ctx, [&](Tx& tx) { return io::abandon(tx, ctx, "tell"); }));
+  EXPECT_EQ(begin(2).value(), "told");
+  EXPECT_TRUE(is_conflict(begin(1)));
+}
+
 TEST_P(OnceContract, RunsOneOfTwoAtOnce) {
   std::atomic<int> ran = 0;
   std::vector<std::thread> threads;

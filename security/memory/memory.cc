@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "creto/audit/audit_log.h"
+#include "creto/io/idempotency.h"
 #include "creto/io/sql.h"
 #include "index.h"
 #include "memory_codec.h"
@@ -16,6 +17,8 @@ namespace creto::memory {
 namespace {
 
 constexpr std::size_t batch_max = 256;
+constexpr std::string_view store_operation = "memory.store";
+constexpr Nanos idempotency_window = std::chrono::hours(24);
 constexpr std::size_t related_max = 5;
 constexpr std::size_t sweep_batch = 500;
 constexpr std::size_t index_bytes_max = 512u << 20;
@@ -23,6 +26,21 @@ constexpr std::size_t index_bytes_max = 512u << 20;
 Error memory_error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 Error no_memory(const MemoryId& id) {
   return memory_error(ErrorKind::not_found, fmt::format("there is no memory `{}`", id.to_string()));
+}
+
+std::string encode_ids(const std::vector<MemoryId>& ids) {
+  std::string text;
+  for (const auto& id : ids) text += id.to_string() + "\n";
+  return text;
+}
+Result<std::vector<MemoryId>> decode_ids(std::string_view text) {
+  std::vector<MemoryId> ids;
+  for (auto end = text.find('\n'); end != text.npos; end = text.find('\n')) {
+    const auto id = CRETO_TRY(MemoryId::parse(text.substr(0, end)));
+    ids.push_back(id);
+    text.remove_prefix(end + 1);
+  }
+  return ids;
 }
 
 /// How much an approver may lean on a reasoning: that there is one, how well the agent's other memories bear it out,
@@ -77,6 +95,10 @@ class MemoryService final : public Memory {
       if (entry.embedding.empty()) texts.push_back(entry.content);
     }
     CRETO_TRY(permitted(ctx, agent, "memory.write"));
+    // A repeat is answered before anything is embedded again.
+    const auto first =
+        CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return io::earlier(tx, ctx, store_operation); }));
+    if (first) return decode_ids(*first);
     std::vector<std::vector<float>> made;
     if (!texts.empty()) made = CRETO_TRY(embed(ctx, texts));
     const auto now = clock_.now();
@@ -94,13 +116,20 @@ class MemoryService final : public Memory {
           StoredEntry{Entry{id, agent, entry.content, entry.type, entry.metadata, embedder_.model(), now, expires_at},
                       std::move(vector)});
     }
-    CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-      CRETO_TRY(store::insert(tx, ctx, agent, stored, options_.entries_per_agent_max));
-      return record(tx, ctx, "memory.store", agent,
-                    fmt::format(R"({{"count":"{}","first":"{}"}})", ids.size(), ids.front().to_string()));
+    using Ids = std::vector<MemoryId>;
+    auto kept = CRETO_TRY(sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<Ids> {
+      return io::once(
+          tx, ctx, store_operation, idempotency_window,
+          [&]() -> Result<Ids> {
+            CRETO_TRY(store::insert(tx, ctx, agent, stored, options_.entries_per_agent_max));
+            CRETO_TRY(record(tx, ctx, "memory.store", agent,
+                             fmt::format(R"({{"count":"{}","first":"{}"}})", ids.size(), ids.front().to_string())));
+            return ids;
+          },
+          encode_ids, decode_ids);
     }));
-    probe_.stored.add(ids.size());
-    return ids;
+    if (kept == ids) probe_.stored.add(ids.size());
+    return kept;
   }
 
   Result<std::vector<ScoredEntry>> query(const Context& ctx, const Query& query) override {

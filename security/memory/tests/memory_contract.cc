@@ -104,6 +104,19 @@ TEST_P(MemoryContract, ABatchIsStoredWholeOrNotAtAll) {
   EXPECT_EQ(found(query("alpha")).size(), 2u);
 }
 
+TEST_P(MemoryContract, TheSameKeyStoresOnce) {
+  auto ctx = as(agent_);
+  ctx.idempotency_key = "k";
+  ctx.request_hash[0] = 1;
+  const std::vector<NewEntry> batch = {entry("first"), entry("second")};
+  const auto first = memory().store_batch(ctx, batch);
+  ASSERT_TRUE(first) << first.error().to_string();
+  EXPECT_EQ(memory().store_batch(ctx, batch).value(), *first);
+  ctx.request_hash[0] = 2;
+  EXPECT_EQ(kind(memory().store_batch(ctx, {entry("other")})), ErrorKind::conflict);
+  EXPECT_EQ(found(query("first second")).size(), 2u);
+}
+
 TEST_P(MemoryContract, NobodyReadsOrWritesAnothersMemoryWithoutPermission) {
   const auto id = put(entry("alpha secret"));
   EXPECT_EQ(kind(memory().get(as(other_), agent_, id)), "permission_denied");

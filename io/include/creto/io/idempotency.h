@@ -8,9 +8,10 @@
 
 namespace creto::io {
 
+/// The first result that `once` has kept, as encoded; none where the operation has to run. Errors: as of `once`.
+Result<std::optional<std::string>> earlier(sql::Tx& tx, const Context& ctx, std::string_view operation);
+
 namespace detail {
-/// The stored first result, none where the operation has to run.
-Result<std::optional<std::string>> recall(sql::Tx& tx, const Context& ctx, std::string_view operation);
 Result<> remember(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window, std::string_view result);
 }  // namespace detail
 
@@ -26,9 +27,9 @@ template <class F, class Encode, class Decode>
 auto once(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window, F&& fn, Encode&& encode,
           Decode&& decode) -> std::invoke_result_t<F&> {
   if (ctx.idempotency_key.empty()) return fn();
-  auto earlier = detail::recall(tx, ctx, operation);
-  if (!earlier) return std::move(earlier).error();
-  if (*earlier) return decode(std::string_view(**earlier));
+  auto first = earlier(tx, ctx, operation);
+  if (!first) return std::move(first).error();
+  if (*first) return decode(std::string_view(**first));
   auto result = fn();
   if (!result) return result;
   if (auto kept = detail::remember(tx, ctx, operation, window, encode(*result)); !kept) return std::move(kept).error();
@@ -39,12 +40,22 @@ auto once(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos win
 template <class F>
 Result<> once(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window, F&& fn) {
   if (ctx.idempotency_key.empty()) return fn();
-  auto earlier = detail::recall(tx, ctx, operation);
-  if (!earlier) return std::move(earlier).error();
-  if (*earlier) return {};
+  auto first = earlier(tx, ctx, operation);
+  if (!first) return std::move(first).error();
+  if (*first) return {};
   if (auto result = fn(); !result) return result;
   return detail::remember(tx, ctx, operation, window, {});
 }
+
+/// For an operation whose change is made elsewhere, by something that is itself safe to repeat: `begin` ties the key to
+/// the content before, `finish` keeps the result after. A crash between them leaves the key tied, and a repeat with the
+/// same content runs again. `abandon` frees the key, where it is known that nothing happened. Without a key all three
+/// do nothing. Results must not be empty.
+///
+/// `begin` returns the first result, none where the operation has to run. Errors: as of `once`.
+Result<std::optional<std::string>> begin(sql::Tx& tx, const Context& ctx, std::string_view operation, Nanos window);
+Result<> finish(sql::Tx& tx, const Context& ctx, std::string_view operation, std::string_view result);
+Result<> abandon(sql::Tx& tx, const Context& ctx, std::string_view operation);
 
 /// Removes remembered results whose window has passed; returns how many. For a periodic task.
 Result<std::int64_t> forget_expired(sql::Database& db);

@@ -100,6 +100,8 @@ class Memory {
  public:
   virtual ~Memory() = default;
 
+  /// Repeating this or `store_batch` with the same idempotency key stores nothing and returns the first ids.
+  /// Errors: conflict where the key was used with other content.
   virtual Result<MemoryId> store(const Context& ctx, const NewEntry& entry) = 0;
   /// All or none; 1 to 256.
   virtual Result<std::vector<MemoryId>> store_batch(const Context& ctx, const std::vector<NewEntry>& entries) = 0;
