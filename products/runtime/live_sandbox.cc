@@ -17,11 +17,10 @@ void append_tail(std::string& tail, std::string_view bytes) {
   if (tail.size() > exec_output_max) tail.erase(0, tail.size() - exec_output_max);
 }
 
-void write_all(const Fd& fd, std::uint64_t& written, std::string_view bytes) {
-  if (!fd.valid() || written >= kept_output_max) return;
-  bytes = bytes.substr(0, std::min<std::uint64_t>(bytes.size(), kept_output_max - written));
-  const auto n = ::write(fd.get(), bytes.data(), bytes.size());
-  if (n > 0) written += static_cast<std::uint64_t>(n);
+/// The part of `bytes` that `seen` does not reach; `bytes` begin at `offset`.
+std::string_view unseen(std::uint64_t seen, std::uint64_t offset, std::string_view bytes) {
+  if (seen <= offset) return bytes;
+  return bytes.substr(std::min<std::uint64_t>(seen - offset, bytes.size()));
 }
 
 }  // namespace
@@ -67,6 +66,7 @@ std::optional<LiveSandbox::Command> LiveSandbox::wait_started(std::uint32_t stre
 
 std::uint32_t LiveSandbox::begin_stream() {
   const std::lock_guard lock(mutex_);
+  commands_[next_stream_];
   return next_stream_++;
 }
 
@@ -75,15 +75,42 @@ void LiveSandbox::forget_stream(std::uint32_t stream) {
   commands_.erase(stream);
 }
 
-void LiveSandbox::open_output() {
+Result<> LiveSandbox::open_output() {
   const std::lock_guard lock(mutex_);
-  const auto open = [&](OutputStream stream, Fd& fd, std::uint64_t& bytes) {
-    fd.reset(::open(output_path(stream).c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  for (const auto stream : {OutputStream::out, OutputStream::err}) {
+    auto& file = stream == OutputStream::out ? out_ : err_;
+    file.fd.reset(::open(output_path(stream).c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
     struct stat info{};
-    if (fd.valid() && ::fstat(fd.get(), &info) == 0) bytes = static_cast<std::uint64_t>(info.st_size);
-  };
-  open(OutputStream::out, out_, out_bytes_);
-  open(OutputStream::err, err_, err_bytes_);
+    if (!file.fd.valid() || ::fstat(file.fd.get(), &info) != 0)
+      return system_error(fmt::format("cannot open `{}`", output_path(stream)));
+    file.bytes = static_cast<std::uint64_t>(info.st_size);
+  }
+  return {};
+}
+
+Result<> LiveSandbox::sync_output() const {
+  for (const auto& path : {output_path(OutputStream::out), output_path(OutputStream::err), directory}) {
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file.valid() && errno == ENOENT) continue;  // it was swept meanwhile, or never wrote
+    if (!file.valid() || ::fsync(file.get()) != 0) return system_error(fmt::format("cannot sync `{}`", path));
+  }
+  return {};
+}
+
+std::uint64_t LiveSandbox::write_down(OutputFile& file, std::uint64_t offset, std::string_view bytes) {
+  const auto end = offset + bytes.size();
+  bytes = unseen(file.bytes, offset, bytes);
+  // Beyond the limit it is passed over; how far, a later process need not know.
+  while (!bytes.empty() && file.bytes < kept_output_max) {
+    const auto n =
+        ::write(file.fd.get(), bytes.data(), std::min<std::uint64_t>(bytes.size(), kept_output_max - file.bytes));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return file.bytes;  // the disk is full: the command waits until there is room
+    file.bytes += static_cast<std::uint64_t>(n);
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+  }
+  file.bytes = std::max(file.bytes, end);
+  return file.bytes;
 }
 
 void LiveSandbox::gone() {
@@ -114,9 +141,15 @@ void LiveSandbox::claimed(int error, std::string_view what) {
   changed_.notify_all();
 }
 
+LiveSandbox::Command* LiveSandbox::find(std::uint32_t stream) {
+  if (stream == command_stream) return &commands_[stream];
+  const auto it = commands_.find(stream);
+  return it == commands_.end() ? nullptr : &it->second;
+}
+
 void LiveSandbox::started(std::uint32_t stream) {
   const std::lock_guard lock(mutex_);
-  commands_[stream].started = true;
+  if (auto* command = find(stream)) command->started = true;
   changed_.notify_all();
 }
 
@@ -126,40 +159,53 @@ void LiveSandbox::failed(std::uint32_t stream, int error, std::string_view what)
   std::function<void(int)> call;
   {
     const std::lock_guard lock(mutex_);
-    auto& command = commands_[stream];
-    command.failure = fmt::format("{}: {}", what, std::strerror(error));
-    command.error = error;
-    command.over = true;
-    command.status = (error == ENOENT ? 127 : 126) << 8;
+    auto* command = find(stream);
+    if (!command) return;
+    command->failure = fmt::format("{}: {}", what, std::strerror(error));
+    command->error = error;
+    command->over = true;
+    command->status = (error == ENOENT ? 127 : 126) << 8;
     changed_.notify_all();
     if (stream == command_stream) call = on_command_end;
   }
   if (call) call((error == ENOENT ? 127 : 126) << 8);
 }
 
-void LiveSandbox::output(std::uint32_t stream, bool is_stderr, std::string_view bytes) {
+bool LiveSandbox::awaits(std::uint32_t stream) {
   const std::lock_guard lock(mutex_);
-  if (stream == command_stream) {
-    is_stderr ? write_all(err_, err_bytes_, bytes) : write_all(out_, out_bytes_, bytes);
-    return;
-  }
-  auto& command = commands_[stream];
-  append_tail(is_stderr ? command.err : command.out, bytes);
+  next_stream_ = std::max(next_stream_, stream + 1);
+  return find(stream) != nullptr;
 }
 
-void LiveSandbox::ended(std::uint32_t stream, int status) {
+std::uint64_t LiveSandbox::output(std::uint32_t stream, bool is_stderr, std::uint64_t offset, std::string_view bytes) {
+  const std::lock_guard lock(mutex_);
+  if (stream == command_stream) return write_down(is_stderr ? err_ : out_, offset, bytes);
+  const auto end = offset + bytes.size();
+  auto* command = find(stream);
+  if (!command) return end;  // nobody waits for it
+  auto& seen = is_stderr ? command->err_seen : command->out_seen;
+  append_tail(is_stderr ? command->err : command->out, unseen(seen, offset, bytes));
+  seen = std::max(seen, end);
+  return end;
+}
+
+bool LiveSandbox::ended(std::uint32_t stream, int status) {
   std::function<void(int)> call;
   {
     const std::lock_guard lock(mutex_);
-    auto& command = commands_[stream];
-    if (command.over) return;
-    command.over = true;
-    command.started = true;
-    command.status = status;
-    changed_.notify_all();
-    if (stream == command_stream) call = on_command_end;
+    auto* command = find(stream);
+    if (!command) return true;
+    if (!command->over) {
+      command->over = true;
+      command->started = true;
+      command->status = status;
+      changed_.notify_all();
+      if (stream == command_stream) call = on_command_end;
+    }
   }
   if (call) call(status);
+  // The sandbox' own end goes with the sandbox, once it is recorded.
+  return stream != command_stream;
 }
 
 }  // namespace creto::runtime

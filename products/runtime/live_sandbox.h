@@ -34,6 +34,7 @@ class LiveSandbox final : public ControlListener {
     int error = 0;
     int status = 0;  ///< as of wait(2)
     std::string out, err;
+    std::uint64_t out_seen = 0, err_seen = 0;  ///< bytes, also those that are not kept
   };
 
   LiveSandbox(SandboxId id, std::string directory);
@@ -68,7 +69,9 @@ class LiveSandbox final : public ControlListener {
   std::optional<Command> wait_started(std::uint32_t stream, Monotonic deadline);
   std::uint32_t begin_stream();
   void forget_stream(std::uint32_t stream);
-  void open_output();
+  Result<> open_output();
+  /// What was written down is on disk when it returns.
+  Result<> sync_output() const;
   /// Nothing more will come: wakes who waits.
   void gone();
   bool ended() const;
@@ -78,8 +81,9 @@ class LiveSandbox final : public ControlListener {
   void claimed(int error, std::string_view what) override;
   void started(std::uint32_t stream) override;
   void failed(std::uint32_t stream, int error, std::string_view what) override;
-  void output(std::uint32_t stream, bool is_stderr, std::string_view bytes) override;
-  void ended(std::uint32_t stream, int status) override;
+  bool awaits(std::uint32_t stream) override;
+  std::uint64_t output(std::uint32_t stream, bool is_stderr, std::uint64_t offset, std::string_view bytes) override;
+  bool ended(std::uint32_t stream, int status) override;
 
   /// Set once by whoever ends it.
   std::atomic<bool> finishing = false;
@@ -94,8 +98,14 @@ class LiveSandbox final : public ControlListener {
   std::optional<std::string> claim_;
   std::uint32_t next_stream_ = command_stream + 1;
   std::map<std::uint32_t, Command> commands_;
-  Fd out_, err_;
-  std::uint64_t out_bytes_ = 0, err_bytes_ = 0;
+  struct OutputFile {
+    Fd fd;
+    std::uint64_t bytes = 0;  ///< written, or passed over beyond kept_output_max
+  };
+  /// Requires for both: mutex_ held. None for a command that nobody waits for.
+  Command* find(std::uint32_t stream);
+  std::uint64_t write_down(OutputFile& file, std::uint64_t offset, std::string_view bytes);
+  OutputFile out_, err_;
 };
 
 }  // namespace creto::runtime

@@ -218,6 +218,7 @@ class RuntimeService final : public Runtime {
       return {};
     }));
     const auto stream = live->begin_stream();
+    const auto forget = std::shared_ptr<void>(nullptr, [&](void*) { live->forget_stream(stream); });
     std::vector<std::string> environment;
     for (const auto& [name, value] : request.environment) environment.push_back(name + "=" + value);
     CRETO_TRY(hub_->start(id, stream, request.working_directory, request.command, environment));
@@ -232,9 +233,6 @@ class RuntimeService final : public Runtime {
       command = live->wait_over(stream, services_.clock.monotonic() + std::chrono::seconds(5));
       if (!command) return Error(Product::runtime, ErrorKind::timeout, "the command did not end");
     }
-    live->forget_stream(stream);
-    if (auto forgotten = hub_->forget(id, stream); !forgotten && forgotten.error().kind() != ErrorKind::not_found)
-      services_.telemetry.warn("runtime", "exec_not_forgotten", {{"error", forgotten.error().to_string()}});
     if (!command->failure.empty())
       return Error(Product::runtime, ErrorKind::invalid_input, fmt::format("command: {}", command->failure));
     result.exit_code = exit_code_of(command->status);
@@ -884,7 +882,7 @@ class RuntimeService final : public Runtime {
     {
       live->record = record;
       arm(live);
-      live->open_output();
+      CRETO_TRY(live->open_output());
       CRETO_TRY(open_gateway(live));
       const std::lock_guard lock(mutex_);
       live_.emplace(live->id, live);
@@ -1092,6 +1090,10 @@ class RuntimeService final : public Runtime {
     for (const auto& child : children) finish(child, TerminationReason::manual, "its parent ended", std::nullopt);
     discard(live);
     revoke_secrets(record);
+    // Whoever sees its end sees all that it wrote, also after a power cut.
+    if (auto synced = live->sync_output(); !synced)
+      services_.telemetry.error("runtime", "output_not_synced",
+                                {{"sandbox", live->id.to_string()}, {"error", synced.error().to_string()}});
     auto& sandbox = record.sandbox;
     sandbox.state = SandboxState::terminated;
     sandbox.reason = reason;
@@ -1319,7 +1321,7 @@ class RuntimeService final : public Runtime {
   Result<> resume(const Live& live) {
     proxy_->admit(live->lease->guest_address, live->id);
     arm(live);
-    live->open_output();
+    CRETO_TRY(live->open_output());
     CRETO_TRY(hub_->listen(live->id, live->run_directory(), live));
     watch(**driver_for(live->runtime_class), live);
     if (!live->wait_connected(services_.clock.monotonic() + options_.ready_timeout))

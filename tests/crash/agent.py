@@ -5,12 +5,12 @@ Whatever it asks for carries a key that depends on the environment's ROUND alone
 answers: the server dies again and again. Prints one JSON object per line, like the example's agents; ends only when it is ended.
 """
 import http.client
+import itertools
 import json
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -19,19 +19,12 @@ from gateway import Gateway, GatewayError  # noqa: E402
 PATIENCE_S = 300
 ROUND = os.environ["ROUND"]
 GATEWAY = Gateway()
-SAID = []
+SAID = itertools.count()
 
 
 def say(step, **fields):
-    SAID.append(json.dumps({"step": step, **fields}))
-    print(SAID[-1], flush=True)
-
-
-def say_again():
-    """What was on its way out of the sandbox when the server died is lost."""
-    while True:
-        time.sleep(10)
-        print("\n".join(SAID), flush=True)
+    """Numbered, so that a line that is lost or doubled on its way out shows."""
+    print(json.dumps({"number": next(SAID), "step": step, **fields}), flush=True)
 
 
 def until_answered(action):
@@ -109,7 +102,6 @@ def book():
 
 
 def main():
-    threading.Thread(target=say_again, daemon=True).start()
     say("identity", **until_answered(GATEWAY.identity))
     if sys.argv[1] == "book":
         book()

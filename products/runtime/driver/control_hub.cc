@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -57,6 +58,14 @@ class Payload {
     bytes_.append(reinterpret_cast<const char*>(&number), 4);
     return *this;
   }
+  Payload& u8(std::uint8_t value) {
+    bytes_.push_back(static_cast<char>(value));
+    return *this;
+  }
+  Payload& u64(std::uint64_t value) {
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof value);
+    return *this;
+  }
   Payload& text(std::string_view value) {
     u32(value.size());
     bytes_.append(value);
@@ -82,16 +91,20 @@ class Payload {
 class PayloadReader {
  public:
   explicit PayloadReader(std::string_view bytes) : bytes_(bytes) {}
-  std::uint32_t u32() {
-    std::uint32_t value = 0;
-    if (bytes_.size() < 4) {
+  template <class T>
+  T number() {
+    T value = 0;
+    if (bytes_.size() < sizeof value) {
       ok_ = false;
       return 0;
     }
-    std::memcpy(&value, bytes_.data(), 4);
-    bytes_.remove_prefix(4);
+    std::memcpy(&value, bytes_.data(), sizeof value);
+    bytes_.remove_prefix(sizeof value);
     return value;
   }
+  std::uint8_t u8() { return number<std::uint8_t>(); }
+  std::uint32_t u32() { return number<std::uint32_t>(); }
+  std::uint64_t u64() { return number<std::uint64_t>(); }
   std::string_view text() {
     const auto size = u32();
     if (size > bytes_.size()) {
@@ -102,6 +115,7 @@ class PayloadReader {
     bytes_.remove_prefix(size);
     return value;
   }
+  std::string_view rest() const { return bytes_; }
   bool ok() const { return ok_; }
 
  private:
@@ -201,9 +215,6 @@ class Hub final : public ControlHub {
   Result<> signal(const SandboxId& id, std::uint32_t stream, int number) override {
     return send(id, FrameType::signal, stream, Payload().u32(static_cast<std::size_t>(number)).bytes());
   }
-  Result<> forget(const SandboxId& id, std::uint32_t stream) override {
-    return send(id, FrameType::forget, stream, {});
-  }
   Result<> ping(const SandboxId& id) override { return send(id, FrameType::ping, 0, "ping"); }
 
  private:
@@ -215,6 +226,7 @@ class Hub final : public ControlHub {
     Fd connection;
     bool greeted = false;
     bool closed = false;
+    bool keeping = true;  ///< false while its output cannot be kept
     control::FrameParser parser;
     std::string outgoing;
   };
@@ -227,12 +239,6 @@ class Hub final : public ControlHub {
   Result<> send(const SandboxId& id, FrameType type, std::uint32_t stream, std::string_view payload) {
     if (payload.size() > control::frame_payload_max)
       return Error(Product::runtime, ErrorKind::too_large, "a frame of the control channel holds 1 MiB at most");
-    const FrameHeader header{control::frame_magic,
-                             control::frame_version,
-                             static_cast<std::uint8_t>(type),
-                             0,
-                             stream,
-                             static_cast<std::uint32_t>(payload.size())};
     const std::lock_guard lock(mutex_);
     const auto it = by_id_.find(id);
     if (it == by_id_.end())
@@ -243,10 +249,28 @@ class Hub final : public ControlHub {
     if (entry.outgoing.size() + payload.size() > queue_max)
       return Error(Product::runtime, ErrorKind::resource_exhausted,
                    fmt::format("sandbox `{}` does not read its control channel", entry.id));
+    append(entry, type, stream, payload);
+    return {};
+  }
+
+  /// Requires: mutex_ held.
+  void append(Entry& entry, FrameType type, std::uint32_t stream, std::string_view payload) {
+    const FrameHeader header{control::frame_magic,
+                             control::frame_version,
+                             static_cast<std::uint8_t>(type),
+                             0,
+                             stream,
+                             static_cast<std::uint32_t>(payload.size())};
     entry.outgoing.append(reinterpret_cast<const char*>(&header), sizeof header);
     entry.outgoing.append(payload);
     flush(entry);
-    return {};
+  }
+
+  /// To what was just heard; where the connection is gone meanwhile, it is heard again. Answers are smaller than what
+  /// they answer, so they have no limit of their own.
+  void reply(Entry& entry, FrameType type, std::uint32_t stream, std::string_view payload) {
+    const std::lock_guard lock(mutex_);
+    if (entry.connection.valid()) append(entry, type, stream, payload);
   }
 
   /// Requires: mutex_ held.
@@ -338,8 +362,13 @@ class Hub final : public ControlHub {
         was_greeted = true;
         continue;
       }
-      dispatch(*entry, frame);
+      const bool kept = dispatch(*entry, frame);
       if (entry->closed) return;
+      if (kept) continue;
+      const std::lock_guard lock(mutex_);
+      drop_connection(*entry);
+      lost = true;
+      break;
     }
     if (lost && was_greeted) entry->listener->disconnected();
   }
@@ -356,43 +385,57 @@ class Hub final : public ControlHub {
       }
       entry->greeted = entry->connection.valid();
     }
-    entry->listener->connected();
-    const auto ended = in.u32();
-    for (std::uint32_t i = 0; i < ended && in.ok() && !entry->closed; ++i) {
+    const auto commands = in.u32();
+    for (std::uint32_t i = 0; i < commands && in.ok() && !entry->closed; ++i) {
       const auto stream = in.u32();
-      const auto status = static_cast<int>(in.u32());
-      if (in.ok()) entry->listener->ended(stream, status);
+      if (in.ok() && !entry->listener->awaits(stream))
+        reply(*entry, FrameType::signal, stream, Payload().u32(SIGKILL).bytes());
     }
+    if (!entry->closed) entry->listener->connected();
     return !entry->closed;
   }
 
-  void dispatch(Entry& entry, const control::FrameParser::Frame& frame) {
+  /// False where output could not be kept: over a new connection it comes again.
+  bool dispatch(Entry& entry, const control::FrameParser::Frame& frame) {
     PayloadReader in(frame.payload);
     auto& listener = *entry.listener;
     switch (static_cast<FrameType>(frame.type)) {
       case FrameType::started:
-        return listener.started(frame.stream);
-      case FrameType::output:
-        if (frame.payload.size() > 1)
-          listener.output(frame.stream, frame.payload[0] == 2, std::string_view(frame.payload).substr(1));
-        return;
+        listener.started(frame.stream);
+        return true;
+      case FrameType::output: {
+        const auto which = in.u8();
+        const auto offset = in.u64();
+        if (!in.ok() || which < 1 || which > 2) return true;
+        const auto kept = listener.output(frame.stream, which == 2, offset, in.rest());
+        reply(entry, FrameType::acknowledge, frame.stream, Payload().u8(which).u64(kept).bytes());
+        const bool whole = kept >= offset + in.rest().size();
+        if (!whole && entry.keeping) telemetry_.error("runtime", "output_cannot_be_kept", {{"sandbox", entry.id}});
+        entry.keeping = whole;
+        return whole;
+      }
       case FrameType::ended: {
         const auto status = static_cast<int>(in.u32());
-        if (in.ok()) listener.ended(frame.stream, status);
-        return;
+        if (in.ok() && listener.ended(frame.stream, status)) reply(entry, FrameType::forget, frame.stream, {});
+        return true;
       }
       case FrameType::failed:
       case FrameType::claimed: {
         const auto error = static_cast<int>(in.u32());
         const auto what = in.text();
-        if (!in.ok()) return;
-        if (static_cast<FrameType>(frame.type) == FrameType::failed) return listener.failed(frame.stream, error, what);
-        return listener.claimed(error, what);
+        if (!in.ok()) return true;
+        if (static_cast<FrameType>(frame.type) == FrameType::failed) {
+          listener.failed(frame.stream, error, what);
+        } else {
+          listener.claimed(error, what);
+        }
+        return true;
       }
       case FrameType::pong:
-        return listener.pong();
+        listener.pong();
+        return true;
       default:
-        return;  // of a later init: nothing we would know how to read
+        return true;  // of a later init: nothing we would know how to read
     }
   }
 

@@ -26,9 +26,16 @@ class ControlListener {
                        std::string_view what) = 0;  ///< 0: the claim took hold
   virtual void started(std::uint32_t stream) = 0;
   virtual void failed(std::uint32_t stream, int error, std::string_view what) = 0;
-  virtual void output(std::uint32_t stream, bool is_stderr, std::string_view bytes) = 0;
-  /// `status` as of wait(2). May come twice after a lost connection.
-  virtual void ended(std::uint32_t stream, int status) = 0;
+  /// Whether anybody still waits for this command of an earlier connection: else it is killed. Called for each before
+  /// `connected`.
+  virtual bool awaits(std::uint32_t stream) = 0;
+  /// `offset` counts from the start of this output. After a lost connection it begins again with what was not
+  /// acknowledged, so that part of it may be known. Returns up to where it is kept now: that is acknowledged, and what
+  /// is beyond comes again over a new connection.
+  virtual std::uint64_t output(std::uint32_t stream, bool is_stderr, std::uint64_t offset, std::string_view bytes) = 0;
+  /// Behind all output; `status` as of wait(2). Comes again after every lost connection until true was returned: then
+  /// nobody needs to hear it any more.
+  virtual bool ended(std::uint32_t stream, int status) = 0;
   virtual void pong() {}
 };
 
@@ -65,7 +72,6 @@ class ControlHub {
   virtual Result<> input(const SandboxId& id, std::uint32_t stream,
                          std::string_view bytes) = 0;  ///< empty: end of input
   virtual Result<> signal(const SandboxId& id, std::uint32_t stream, int number) = 0;
-  virtual Result<> forget(const SandboxId& id, std::uint32_t stream) = 0;
   virtual Result<> ping(const SandboxId& id) = 0;
 };
 

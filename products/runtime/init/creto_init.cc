@@ -6,7 +6,8 @@
 //   creto-init SOCKET SANDBOX-ID UID GID
 //
 // It outlives the runtime: when the connection breaks it keeps its commands
-// running and connects again, and reports the commands that ended meanwhile.
+// running and connects again, and tells again what was not acknowledged: what
+// the commands wrote, and that they ended.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,9 +24,8 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
-
-#include <initializer_list>
 
 #include "driver/control_protocol.h"
 
@@ -93,17 +93,21 @@ struct Reader {
   size_t size;
   bool ok = true;
 
-  uint32_t u32() {
-    uint32_t value = 0;
-    if (size < 4) {
+  template <class T>
+  T number() {
+    T value = 0;
+    if (size < sizeof value) {
       ok = false;
       return 0;
     }
-    memcpy(&value, data, 4);
-    data += 4;
-    size -= 4;
+    memcpy(&value, data, sizeof value);
+    data += sizeof value;
+    size -= sizeof value;
     return value;
   }
+  uint8_t u8() { return number<uint8_t>(); }
+  uint32_t u32() { return number<uint32_t>(); }
+  uint64_t u64() { return number<uint64_t>(); }
   /// A fresh zero-terminated copy; a zero byte inside is refused.
   char* text(uint32_t* length = nullptr) {
     const uint32_t n = u32();
@@ -153,20 +157,31 @@ bool read_list(Reader& in, List& out) {
   return in.ok;
 }
 
+/// One of a command's outputs: what the runtime has not acknowledged yet.
+struct Output {
+  int fd = -1;
+  Buffer kept;
+  uint64_t offset = 0;  ///< of the first byte kept
+  size_t sent = 0;      ///< of those kept, over this connection
+};
+
 struct Command {
   uint32_t stream = 0;
   pid_t pid = 0;
-  int in = -1, out = -1, err = -1;
+  int in = -1;
+  Output outputs[2];  ///< stdout, stderr
   Buffer pending_in;
   bool close_in = false;
-  bool exited = false;    ///< the process is gone; pipes may still hold output
-  bool reported = false;  ///< `ended` was queued once
+  bool exited = false;  ///< the process is gone; pipes may still hold output
+  bool told = false;    ///< `ended` was queued over this connection
   uint32_t status = 0;
 };
 
 constexpr int commands_max = 64;
-constexpr size_t unsent_max = 2u << 20;  ///< beyond it the commands' output waits in their pipes
+constexpr size_t kept_max = 2u << 20;  ///< of all commands; beyond it their output waits in their pipes
+constexpr size_t chunk_max = 32768;
 constexpr size_t stdin_max = 4u << 20;
+constexpr int retry_ms = 250;
 
 Command commands[commands_max];
 int command_count = 0;
@@ -178,7 +193,7 @@ gid_t run_gid;
 
 int connection = -1;
 Buffer incoming;
-Buffer outgoing;           ///< whole frames
+Buffer outgoing;           ///< whole frames; at most one of them tells of output or an end
 size_t outgoing_sent = 0;  ///< of the first frame
 
 void queue(FrameType type, uint32_t stream, const void* payload, size_t size) {
@@ -209,8 +224,10 @@ void close_fd(int& fd) {
 
 void forget(Command* command) {
   close_fd(command->in);
-  close_fd(command->out);
-  close_fd(command->err);
+  for (Output& output : command->outputs) {
+    close_fd(output.fd);
+    output.kept.release();
+  }
   command->pending_in.release();
   *command = commands[--command_count];
   commands[command_count] = Command();
@@ -329,8 +346,8 @@ void on_start(uint32_t stream, Reader in) {
       command.stream = stream;
       command.pid = pid;
       command.in = in_pipe[1];
-      command.out = out_pipe[0];
-      command.err = err_pipe[0];
+      command.outputs[0].fd = out_pipe[0];
+      command.outputs[1].fd = err_pipe[0];
       fcntl(command.in, F_SETFL, O_NONBLOCK);
       const auto id = static_cast<uint32_t>(pid);
       queue(FrameType::started, stream, &id, 4);
@@ -356,6 +373,19 @@ void feed_stdin(Command& command) {
   if (command.close_in) close_fd(command.in);
 }
 
+void on_acknowledge(Command& command, Reader in) {
+  const uint8_t which = in.u8();
+  const uint64_t offset = in.u64();
+  if (!in.ok || which < 1 || which > 2) return;
+  Output& output = command.outputs[which - 1];
+  if (offset <= output.offset) return;
+  const uint64_t count = offset - output.offset;
+  if (count > output.sent) return;  // nobody can have what was not sent
+  output.kept.drop_front(static_cast<size_t>(count));
+  output.sent -= static_cast<size_t>(count);
+  output.offset = offset;
+}
+
 void handle(const FrameHeader& header, const uint8_t* payload) {
   Reader in{payload, header.length};
   Command* command = find(header.stream);
@@ -378,17 +408,42 @@ void handle(const FrameHeader& header, const uint8_t* payload) {
     case FrameType::ping:
       return queue(FrameType::pong, header.stream, payload, header.length);
     case FrameType::forget:
-      if (command && command->exited && command->reported) forget(command);
+      if (command && command->told) forget(command);
+      return;
+    case FrameType::acknowledge:
+      if (command) on_acknowledge(*command, in);
       return;
     default:
       return;  // from a later runtime: nothing we would know how to do
   }
 }
 
+/// What was sent and not acknowledged goes again over the next connection, and so does the first frame, whole.
 void disconnect() {
   close_fd(connection);
   incoming.size = 0;
-  outgoing_sent = 0;  // the first frame goes again, whole
+  outgoing_sent = 0;
+  Buffer rest;
+  for (size_t at = 0; at < outgoing.size;) {
+    FrameHeader header;
+    memcpy(&header, outgoing.data + at, sizeof header);
+    const auto type = static_cast<FrameType>(header.type);
+    if (type != FrameType::output && type != FrameType::ended && type != FrameType::hello)
+      rest.append(outgoing.data + at, sizeof header + header.length);
+    at += sizeof header + header.length;
+  }
+  outgoing.release();
+  outgoing = rest;
+  for (int i = 0; i < command_count; ++i) {
+    commands[i].told = false;
+    for (Output& output : commands[i].outputs) output.sent = 0;
+  }
+}
+
+int64_t now_ms() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
 }
 
 void connect_again() {
@@ -405,14 +460,8 @@ void connect_again() {
   connection = fd;
   Buffer hello;
   hello.text(sandbox_id);
-  uint32_t ended = 0;
-  for (int i = 0; i < command_count; ++i) ended += commands[i].reported;
-  hello.u32(ended);
-  for (int i = 0; i < command_count; ++i) {
-    if (!commands[i].reported) continue;
-    hello.u32(commands[i].stream);
-    hello.u32(commands[i].status);
-  }
+  hello.u32(static_cast<uint32_t>(command_count));
+  for (int i = 0; i < command_count; ++i) hello.u32(commands[i].stream);
   Buffer rest = outgoing;
   outgoing = Buffer();
   queue(FrameType::hello, 0, hello.data, hello.size);
@@ -421,8 +470,38 @@ void connect_again() {
   hello.release();
 }
 
+/// Queues the next piece of output that was not sent yet or, behind all of it, a command's end. False where there is
+/// none. The commands take turns.
+bool queue_news() {
+  static int turn = 0;
+  for (int i = 0; i < command_count; ++i) {
+    turn = (turn + 1) % command_count;
+    Command& command = commands[turn];
+    for (uint8_t which = 1; which <= 2; ++which) {
+      Output& output = command.outputs[which - 1];
+      const size_t waiting = output.kept.size - output.sent;
+      if (waiting == 0) continue;
+      const size_t size = waiting < chunk_max ? waiting : chunk_max;
+      const uint64_t offset = output.offset + output.sent;
+      Buffer payload;
+      payload.append(&which, 1);
+      payload.append(&offset, 8);
+      payload.append(output.kept.data + output.sent, size);
+      queue(FrameType::output, command.stream, payload.data, payload.size);
+      payload.release();
+      output.sent += size;
+      return true;
+    }
+    if (!command.exited || command.told || command.outputs[0].fd >= 0 || command.outputs[1].fd >= 0) continue;
+    command.told = true;
+    queue(FrameType::ended, command.stream, &command.status, 4);
+    return true;
+  }
+  return false;
+}
+
 void send_outgoing() {
-  while (connection >= 0 && outgoing.size > 0) {
+  while (connection >= 0 && (outgoing.size > 0 || queue_news())) {
     FrameHeader header;
     memcpy(&header, outgoing.data, sizeof header);
     const size_t whole = sizeof header + header.length;
@@ -466,13 +545,19 @@ void receive() {
   }
 }
 
-void forward(Command& command, int& fd, uint8_t which) {
-  uint8_t chunk[1 + 32768];
-  const ssize_t n = read(fd, chunk + 1, sizeof chunk - 1);
+void keep(Output& output) {
+  output.kept.reserve(output.kept.size + chunk_max);
+  const ssize_t n = read(output.fd, output.kept.data + output.kept.size, chunk_max);
   if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
-  if (n <= 0) return close_fd(fd);
-  chunk[0] = which;
-  queue(FrameType::output, command.stream, chunk, static_cast<size_t>(n) + 1);
+  if (n <= 0) return close_fd(output.fd);
+  output.kept.size += static_cast<size_t>(n);
+}
+
+bool room_for_output() {
+  size_t kept = 0;
+  for (int i = 0; i < command_count; ++i)
+    for (const Output& output : commands[i].outputs) kept += output.kept.size;
+  return kept < kept_max;
 }
 
 void reap() {
@@ -509,20 +594,24 @@ int main(int argc, char** argv) {
   const int children = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
   if (children < 0) die("signalfd");
 
+  int64_t tried_ms = -retry_ms;
   for (;;) {
-    if (connection < 0) connect_again();
+    if (connection < 0 && now_ms() - tried_ms >= retry_ms) {
+      tried_ms = now_ms();
+      connect_again();
+    }
     send_outgoing();
     pollfd fds[2 + commands_max * 3];
     int* owners[2 + commands_max * 3];
     nfds_t count = 0;
     fds[count++] = {children, POLLIN, 0};
     fds[count++] = {connection, static_cast<short>(outgoing.size ? POLLIN | POLLOUT : POLLIN), 0};
-    const bool room = outgoing.size < unsent_max;
+    const bool room = room_for_output();
     for (int i = 0; i < command_count; ++i) {
-      for (int* fd : {&commands[i].out, &commands[i].err}) {
-        if (*fd < 0 || !room) continue;
-        owners[count] = fd;
-        fds[count++] = {*fd, POLLIN, 0};
+      for (Output& output : commands[i].outputs) {
+        if (output.fd < 0 || !room) continue;
+        owners[count] = &output.fd;
+        fds[count++] = {output.fd, POLLIN, 0};
       }
       if (commands[i].in >= 0 && commands[i].pending_in.size > 0) {
         owners[count] = &commands[i].in;
@@ -531,7 +620,7 @@ int main(int argc, char** argv) {
     }
     // Without a runtime there is nobody to wake us: look for it four times a
     // second.
-    if (poll(fds, count, connection < 0 ? 250 : -1) < 0 && errno != EINTR) die("poll");
+    if (poll(fds, count, connection < 0 ? retry_ms : -1) < 0 && errno != EINTR) die("poll");
     if (fds[0].revents) {
       signalfd_siginfo info;
       while (read(children, &info, sizeof info) > 0) {
@@ -541,16 +630,10 @@ int main(int argc, char** argv) {
     for (nfds_t k = 2; k < count; ++k) {
       if (!fds[k].revents) continue;
       for (int i = 0; i < command_count; ++i) {
-        if (owners[k] == &commands[i].out) forward(commands[i], commands[i].out, 1);
-        if (owners[k] == &commands[i].err) forward(commands[i], commands[i].err, 2);
+        for (Output& output : commands[i].outputs)
+          if (owners[k] == &output.fd) keep(output);
         if (owners[k] == &commands[i].in) feed_stdin(commands[i]);
       }
-    }
-    for (int i = 0; i < command_count; ++i) {
-      Command& command = commands[i];
-      if (!command.exited || command.reported || command.out >= 0 || command.err >= 0) continue;
-      command.reported = true;
-      queue(FrameType::ended, command.stream, &command.status, 4);
     }
     if (connection >= 0 && fds[1].revents) receive();  // last: it may move the commands about
   }

@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
@@ -143,6 +144,41 @@ TEST_P(DriverTest, ASandboxOutlivesItsSupervisorAndIsTakenOver) {
   const auto result = fixture_->finish(*sandbox, stream);
   EXPECT_EQ(result.out, "got later\n");
   EXPECT_EQ(result.exit_code, 5);
+}
+
+TEST_P(DriverTest, OutputThatWasNotAcknowledgedComesAgainAndWhatWasDoesNot) {
+  auto sandbox = fixture_->start();
+  ASSERT_TRUE(sandbox) << sandbox.error().to_string();
+  fixture_->be_forgetful(*sandbox);
+  const auto stream = fixture_->begin(*sandbox, {"sh", "-c", "printf 0123456789; read line; printf abc; exit 5"});
+  // Each new connection begins where the last was acknowledged.
+  const auto seen = fixture_->wait_for_output(*sandbox, stream, "0123456789");
+  EXPECT_THAT(seen.pieces, testing::ElementsAre(testing::Pair(0u, "0123456789"), testing::Pair(3u, "3456789"),
+                                                testing::Pair(6u, "6789"), testing::Pair(9u, "9")));
+  fixture_->input(*sandbox, stream, "on\n");
+  EXPECT_EQ(fixture_->finish(*sandbox, stream).out, "0123456789abc");
+
+  // Nobody said that the end is known for good.
+  fixture_->restart_supervisor();
+  ASSERT_TRUE(fixture_->take_over(*sandbox));
+  const auto again = fixture_->finish(*sandbox, stream);
+  EXPECT_EQ(again.exit_code, 5);
+  EXPECT_EQ(again.out, "");
+}
+
+TEST_P(DriverTest, WhatACommandWritesWithoutAnybodyWaitsInOrderWithItsEndBehindIt) {
+  auto sandbox = fixture_->start();
+  ASSERT_TRUE(sandbox) << sandbox.error().to_string();
+  const auto stream =
+      fixture_->begin(*sandbox, {"sh", "-c", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 4"});
+  fixture_->restart_supervisor();
+  ASSERT_TRUE(fixture_->take_over(*sandbox));
+  std::string expected;
+  for (int i = 0; i < 3000; ++i) expected += "line " + std::to_string(i) + "\n";
+  const auto result = fixture_->finish(*sandbox, stream);
+  EXPECT_TRUE(expected.ends_with(result.out));
+  EXPECT_EQ(result.pieces.empty() ? expected.size() : result.pieces.front().first, expected.size() - result.out.size());
+  EXPECT_EQ(result.exit_code, 4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Runtimes, DriverTest, testing::Values("runsc", "runc"),

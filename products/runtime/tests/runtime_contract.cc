@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <future>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "creto/authz/authz.h"
 #include "creto/common/json.h"
@@ -478,6 +479,16 @@ actions:
     return gateway(id, "POST", "/v1/actions/pay",
                    Json{{"arguments", {{"amount", std::move(amount)}}}, {"reasoning", "it is due"}}, headers);
   }
+  /// What a process of its own is told, see killed_victim.
+  Json victim() const {
+    return {{"kind", ::testing::PrintToString(GetParam().database)},
+            {"database", database_.location()},
+            {"state_directory", options().state_directory},
+            {"image_directory", options().image_directory},
+            {"runtime_class", GetParam().runtime_class},
+            {"caller", ada->identity.text()},
+            {"agent", agent->text()}};
+  }
   void remove_behind_its_back(const SandboxId& id) {
     auto driver = SandboxDriver::create({.runtime = GetParam().runtime_class, .state_directory = driver_directory()},
                                         no_telemetry());
@@ -728,42 +739,58 @@ TEST(RuntimeVictim, DISABLED_SpawnsAndWaits) {
   options.state_directory = given["state_directory"];
   options.image_directory = given["image_directory"];
   options.runtime_class = given["runtime_class"];
-  options.pool_image = "base";
+  options.pool_image = given.value("pool", false) ? "base" : "";
   options.pool_size = 1;
   const auto runtime = create_runtime(world.services(), options).value();
-  const auto ctx = world.as(Identity::parse(given["caller"].get<std::string>()).value());
+  auto ctx = world.as(Identity::parse(given["caller"].get<std::string>()).value());
+  ctx.idempotency_key = given.value("key", "");
   SandboxSpec spec;
   spec.agent = Identity::parse(given["agent"].get<std::string>()).value();
   spec.image = "base";
-  spec.command = {"sleep", "60"};
+  spec.command = given.value("command", std::vector<std::string>{"sleep", "60"});
   spec.secrets = {"agents/API_KEY"};
   Json said = {{"pid", ::getpid()}, {"sandboxes", Json::array()}};
-  for (int i = 0; i < 2; ++i) said["sandboxes"].push_back(runtime->spawn(ctx, spec).value().sandbox->id.to_string());
-  for (int i = 0; i < 200 && runtime->status(ctx).value().pool_ready == 0; ++i) ::usleep(50'000);
+  for (int i = given.value("spawns", 0); i > 0; --i)
+    said["sandboxes"].push_back(runtime->spawn(ctx, spec).value().sandbox->id.to_string());
+  std::jthread executing;
+  if (given.contains("exec")) {
+    const auto id = SandboxId::parse(said["sandboxes"][0].get<std::string>()).value();
+    executing = std::jthread([&runtime, ctx, id, command = given["exec"].get<std::vector<std::string>>()] {
+      EXPECT_TRUE(runtime->exec(ctx, id, {.command = command}));
+    });
+    const ExecRequest look{.command = {"ls", "/tmp/up"}};
+    for (int i = 0; i < 200 && runtime->exec(ctx, id, look).value().exit_code != 0; ++i) ::usleep(50'000);
+  }
+  const std::size_t warm = options.pool_image.empty() ? 0 : 1;
+  for (int i = 0; i < 200 && runtime->status(ctx).value().pool_ready < warm; ++i) ::usleep(50'000);
   fmt::print("\nvictim {}\n", said.dump());
   std::fflush(stdout);
   ::pause();
 }
 
-TEST_P(RuntimeContract, WhatAKilledServerLeftIsTakenOverOrCleanedUp) {
-  stop();
-  const Json given = {{"kind", ::testing::PrintToString(GetParam().database)},
-                      {"database", database_.location()},
-                      {"state_directory", options().state_directory},
-                      {"image_directory", options().image_directory},
-                      {"runtime_class", GetParam().runtime_class},
-                      {"caller", ada->identity.text()},
-                      {"agent", agent->text()}};
+/// What such a process said before it was killed; null where it died before.
+Json killed_victim(const Json& given, std::string* log = nullptr) {
   ::setenv("CRETO_TEST_VICTIM", given.dump().c_str(), 1);
   const auto command = "exec " + std::filesystem::read_symlink("/proc/self/exe").string() +
                        " --gtest_also_run_disabled_tests --gtest_filter=RuntimeVictim.DISABLED_SpawnsAndWaits 2>&1";
   const std::unique_ptr<FILE, int (*)(FILE*)> victim(::popen(command.c_str(), "re"), ::pclose);
-  std::string said, log;
-  for (char line[4096]; said.empty() && std::fgets(line, sizeof line, victim.get()); log += line)
-    if (std::string_view(line).starts_with("victim ")) said = line + 7;
-  ASSERT_FALSE(said.empty()) << log;
-  const auto told = parse_json(said).value();
-  ASSERT_EQ(::kill(told["pid"].get<int>(), SIGKILL), 0);
+  Json said;
+  for (char line[4096]; said.is_null() && std::fgets(line, sizeof line, victim.get());) {
+    if (std::string_view(line).starts_with("victim ")) said = parse_json(line + 7).value();
+    if (log) *log += line;
+  }
+  if (!said.is_null()) EXPECT_EQ(::kill(said["pid"].get<int>(), SIGKILL), 0);
+  return said;
+}
+
+TEST_P(RuntimeContract, WhatAKilledServerLeftIsTakenOverOrCleanedUp) {
+  stop();
+  auto given = victim();
+  given["spawns"] = 2;
+  given["pool"] = true;
+  std::string log;
+  const auto told = killed_victim(given, &log);
+  ASSERT_FALSE(told.is_null()) << log;
   const auto alive = SandboxId::parse(told["sandboxes"][0].get<std::string>()).value();
   const auto dead = SandboxId::parse(told["sandboxes"][1].get<std::string>()).value();
   remove_behind_its_back(dead);
@@ -785,6 +812,46 @@ TEST_P(RuntimeContract, WhatAKilledServerLeftIsTakenOverOrCleanedUp) {
   EXPECT_EQ(network_namespaces().size(), 2u) << "the gateway and one sandbox";
   const auto bundles = std::filesystem::directory_iterator(driver_directory() + "/bundles");
   EXPECT_EQ(std::distance(begin(bundles), end(bundles)), 1);
+}
+
+TEST_P(RuntimeContract, WhatASandboxWritesWhileServersAreKilledArrivesOnceAndItsEndBehindIt) {
+  stop();
+  auto given = victim();
+  given["spawns"] = 1;
+  given["command"] = {"bash", "-c", "for ((i = 0; i < 60000; ++i)); do echo line $i; echo error $i >&2; done; exit 3"};
+  std::string log;
+  const auto told = killed_victim(given, &log);
+  ASSERT_FALSE(told.is_null()) << log;
+  given["spawns"] = 0;
+  for (int i = 0; i < 3; ++i) killed_victim(given);
+  start();
+  const auto id = SandboxId::parse(told["sandboxes"][0].get<std::string>()).value();
+  EXPECT_EQ(wait_end(id).exit_code, 3);
+  for (const auto stream : {OutputStream::out, OutputStream::err}) {
+    std::string expected, written;
+    for (int i = 0; i < 60000; ++i)
+      expected += fmt::format("{} {}\n", stream == OutputStream::out ? "line" : "error", i);
+    for (auto chunk = runtime->output(as(ada->identity), id, stream, 0).value(); !chunk.complete;
+         chunk = runtime->output(as(ada->identity), id, stream, chunk.next_offset).value())
+      written += chunk.bytes;
+    EXPECT_TRUE(written == expected) << written.size() << " bytes instead of " << expected.size();
+  }
+}
+
+TEST_P(RuntimeContract, AnExecOfAKilledServerIsEndedAndInNobodysWay) {
+  stop();
+  auto given = victim();
+  given["spawns"] = 1;
+  given["exec"] = {"sh", "-c", "echo up > /tmp/up; sleep 61"};
+  std::string log;
+  const auto told = killed_victim(given, &log);
+  ASSERT_FALSE(told.is_null()) << log;
+  start();
+  const auto id = SandboxId::parse(told["sandboxes"][0].get<std::string>()).value();
+  const auto seen = runtime->exec(as(ada->identity), id, {.command = {"sh", "-c", "cat /proc/[0-9]*/cmdline"}});
+  ASSERT_TRUE(seen) << seen.error().to_string();
+  EXPECT_THAT(seen->out, Not(HasSubstr(std::string_view("sleep\00061", 8))));
+  EXPECT_THAT(seen->out, HasSubstr(std::string_view("sleep\00060", 8)));
 }
 
 TEST_P(RuntimeContract, AStopEndsItsSandboxesWhereItIsToldTo) {

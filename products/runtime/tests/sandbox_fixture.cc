@@ -71,14 +71,23 @@ class SandboxFixture::Sandbox::Listener final : public ControlListener {
       results[stream].over = true;
     });
   }
-  void output(std::uint32_t stream, bool is_stderr, std::string_view bytes) override {
-    change([&] { (is_stderr ? results[stream].err : results[stream].out) += bytes; });
+  bool awaits(std::uint32_t) override { return true; }
+  std::uint64_t output(std::uint32_t stream, bool is_stderr, std::uint64_t offset, std::string_view bytes) override {
+    const auto kept = std::min<std::size_t>(bytes.size(), forgetful ? 3 : bytes.size());
+    change([&] {
+      auto& result = results[stream];
+      (is_stderr ? result.err : result.out) += bytes.substr(0, kept);
+      result.pieces.emplace_back(offset, bytes);
+    });
+    return offset + kept;
   }
-  void ended(std::uint32_t stream, int status) override {
+  bool ended(std::uint32_t stream, int status) override {
     change([&] {
       results[stream].exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
       results[stream].over = true;
+      ++results[stream].ends;
     });
+    return !forgetful;
   }
   template <class F>
   bool wait(F done) {
@@ -91,6 +100,7 @@ class SandboxFixture::Sandbox::Listener final : public ControlListener {
   bool is_connected = false, claim_over = false;
   std::string claim_failure;
   std::map<std::uint32_t, CommandResult> results;
+  std::atomic<bool> forgetful = false;
 
  private:
   template <class F>
@@ -192,6 +202,15 @@ void SandboxFixture::restart_supervisor() {
   auto hub = ControlHub::create(no_telemetry());
   ASSERT_TRUE(hub);
   hub_ = std::move(*hub);
+}
+
+void SandboxFixture::be_forgetful(Sandbox& sandbox) { sandbox.listener->forgetful = true; }
+
+CommandResult SandboxFixture::wait_for_output(Sandbox& sandbox, std::uint32_t stream, const std::string& out) {
+  auto& listener = *sandbox.listener;
+  EXPECT_TRUE(listener.wait([&] { return listener.results[stream].out == out; })) << listener.results[stream].out;
+  const std::lock_guard lock(listener.mutex);
+  return listener.results[stream];
 }
 
 Result<> SandboxFixture::take_over(Sandbox& sandbox) {

@@ -21,6 +21,8 @@ struct CommandResult {
   std::string out, err, failure;
   int exit_code = -1;  ///< 128 + signal where it was killed
   bool over = false;
+  int ends = 0;                                               ///< how often its end was told
+  std::vector<std::pair<std::uint64_t, std::string>> pieces;  ///< of both outputs, as they came, with their offsets
 };
 
 /// Real sandboxes for tests, removed with everything that belongs to them when
@@ -48,6 +50,9 @@ class SandboxFixture {
   std::uint32_t begin(Sandbox& sandbox, const std::vector<std::string>& argv);
   void input(Sandbox& sandbox, std::uint32_t stream, const std::string& bytes);
   CommandResult finish(Sandbox& sandbox, std::uint32_t stream);
+  /// From now on it keeps three bytes of whatever it is told, and no end.
+  void be_forgetful(Sandbox& sandbox);
+  CommandResult wait_for_output(Sandbox& sandbox, std::uint32_t stream, const std::string& out);
 
   /// As if this process had died and another come.
   void restart_supervisor();
