@@ -38,6 +38,7 @@ namespace {
 using Live = std::shared_ptr<LiveSandbox>;
 
 constexpr Nanos idempotency_window = std::chrono::hours(24);
+constexpr std::string_view spawn_operation = "runtime.spawn";
 
 Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 
@@ -482,14 +483,15 @@ class RuntimeService final : public Runtime {
 
   Result<Principal> make_child(const Context& ctx, const Principal& parent) {
     auto own = agent_context(ctx, parent);
-    own.idempotency_key = ctx.idempotency_key.empty() ? "" : ctx.idempotency_key + "/child";
     const auto chain = CRETO_TRY(services_.nhi.get_delegation_chain(own, parent.agent));
     const auto above = CRETO_TRY(services_.nhi.get_agent(own, parent.agent));
     nhi::NewAgent fresh;
     fresh.name = fmt::format("{}/{}", above.name.substr(0, 80), hex(crypto::random_bytes(6)));
+    // The child of a repeat is the first one, with its one delegation.
     if (!own.idempotency_key.empty()) {
       const auto named = crypto::sha3_256(as_bytes(parent.agent.text() + "\n" + own.idempotency_key));
       fresh.name = fmt::format("{}/{}", above.name.substr(0, 80), hex(BytesView(named).first(6)));
+      own.idempotency_key = "child:" + hex(named);
       own.request_hash = crypto::sha3_256(as_bytes(fresh.name));
     }
     const auto child = CRETO_TRY(services_.nhi.register_agent(own, fresh));
@@ -497,7 +499,6 @@ class RuntimeService final : public Runtime {
                             std::nullopt, std::nullopt,   {},           std::nullopt};
     link.permissions = chain.delegations.empty() ? std::vector<std::string>{"*"} : chain.delegations.back().permissions;
     link.expires_at = std::min(chain.valid_until, services_.clock.now() + std::chrono::days(30));
-    own.idempotency_key.clear();
     CRETO_TRY(services_.nhi.create_delegation(own, link));
     auto links = parent.chain;
     links.push_back(child.identity);
@@ -572,31 +573,20 @@ class RuntimeService final : public Runtime {
     return SpawnResult{std::move(*spawned), std::nullopt};
   }
 
-  /// The sandbox of an earlier call with this key, once ready; none where there was none.
+  /// The sandbox of an earlier call with this key; none where none became ready.
   Result<std::optional<Sandbox>> earlier_spawn(const Context& ctx) {
-    std::optional<SandboxId> found;
-    // Looked up by running into it: an operation that must not run is rolled back.
-    auto looked = services_.database.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-      found.reset();
-      auto id = once_spawn(tx, ctx, []() -> Result<SandboxId> {
-        return Error(Product::runtime, ErrorKind::not_found, "no earlier spawn");
-      });
-      if (!id) return std::move(id).error();
-      found = *id;
-      return {};
-    });
-    if (!looked) {
-      if (looked.error().kind() == ErrorKind::not_found) return std::nullopt;
-      return std::move(looked).error();
-    }
-    const auto record = CRETO_TRY(stored(ctx, *found));
+    const auto found = CRETO_TRY(
+        sql::read(services_.database, ctx, [&](sql::Tx& tx) { return io::earlier(tx, ctx, spawn_operation); }));
+    if (!found) return std::nullopt;
+    const auto id = CRETO_TRY(SandboxId::parse(*found));
+    const auto record = CRETO_TRY(stored(ctx, id));
     return std::optional(record.sandbox);
   }
 
   template <class F>
   Result<SandboxId> once_spawn(sql::Tx& tx, const Context& ctx, F&& fn) {
     return io::once(
-        tx, ctx, "runtime.spawn", idempotency_window, std::forward<F>(fn),
+        tx, ctx, spawn_operation, idempotency_window, std::forward<F>(fn),
         [](const SandboxId& id) { return id.to_string(); },
         [](std::string_view text) { return SandboxId::parse(text); });
   }
@@ -819,39 +809,29 @@ class RuntimeService final : public Runtime {
       secrets = CRETO_TRY(services_.vault->get_delegated_secrets(agent_ctx, live->id, refs, options_.secret_ttl));
       record.secret_delegation = secrets.delegation.id.to_string();
     }
-    const auto undo_secrets = [&](Error error) {
-      revoke_secrets(record);
-      return error;
+
+    // Of what is begun from here on the end will be recorded, also by a later process.
+    auto inserted = sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::insert(tx, record); });
+    if (!inserted) {
+      live->record = record;
+      finish(live, TerminationReason::failed, inserted.error().to_string(), std::nullopt);
+      return std::move(inserted).error();
+    }
+    const auto unready = record;
+    const auto use_approval = [&](sql::Tx& tx) -> Result<> {
+      if (spec.override_token.empty()) return {};
+      return services_.authz.consume_override(tx, own, check, live->id.to_string());
     };
-
-    const auto inserted = sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<SandboxId> {
-      return once_spawn(tx, ctx, [&]() -> Result<SandboxId> {
-        CRETO_TRY(RuntimeStore::insert(tx, record));
-        if (!spec.override_token.empty())
-          CRETO_TRY(services_.authz.consume_override(tx, own, check, live->id.to_string()));
-        return live->id;
-      });
-    });
-    if (!inserted) return undo_secrets(Error(inserted.error()));
-    if (*inserted != live->id) {
-      revoke_secrets(record);
-      const auto other = CRETO_TRY(stored(ctx, *inserted));
-      return other.sandbox;
-    }
-
-    auto ready = make_ready(agent_ctx, live, record, secrets, hold, deadline);
-    if (!ready) {
-      // The row stays, as a spawn that failed: whoever repeats the call learns the same.
-      revoke_secrets(record);
-      record.sandbox.state = SandboxState::terminated;
-      record.sandbox.reason = TerminationReason::failed;
-      record.sandbox.detail = ready.error().to_string();
-      record.sandbox.terminated_at = services_.clock.now();
-      auto noted = sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::update(tx, record); });
-      if (!noted) services_.telemetry.error("runtime", "sandbox_not_recorded", {{"error", noted.error().to_string()}});
-      return std::move(ready).error();
-    }
-    return record.sandbox;
+    auto first = make_ready(ctx, agent_ctx, live, record, secrets, hold, use_approval, deadline);
+    if (first && *first == live->id) return record.sandbox;
+    live->record = unready;
+    finish(live, TerminationReason::failed,
+           first ? fmt::format("`{}` was quicker with the same idempotency key", first->to_string())
+                 : first.error().to_string(),
+           std::nullopt);
+    if (!first) return std::move(first).error();
+    const auto other = CRETO_TRY(stored(ctx, *first));
+    return other.sandbox;
   }
 
   void revoke_secrets(const SandboxRecord& record) {
@@ -865,8 +845,11 @@ class RuntimeService final : public Runtime {
                                 {{"sandbox", record.sandbox.id.to_string()}, {"error", revoked.error().to_string()}});
   }
 
-  Result<> make_ready(const Context& agent_ctx, const Live& live, SandboxRecord& record,
-                      vault::DelegatedSecrets& secrets, const ReservationId& hold, Monotonic deadline) {
+  /// The sandbox that the caller's key stands for: another one, where a parallel call was quicker. Key, approval and
+  /// quota are used up in the transaction that makes it real: what fails before leaves them for the next try.
+  Result<SandboxId> make_ready(const Context& ctx, const Context& agent_ctx, const Live& live, SandboxRecord& record,
+                               vault::DelegatedSecrets& secrets, const ReservationId& hold,
+                               const std::function<Result<>(sql::Tx&)>& use_approval, Monotonic deadline) {
     auto& sandbox = record.sandbox;
     const auto sandbox_key = crypto::SigningKey::generate(crypto::SignatureAlgorithm::ed25519);
     CRETO_TRY(send_claim(live, record, secrets, sandbox_key));
@@ -879,14 +862,10 @@ class RuntimeService final : public Runtime {
     sandbox.attestation = CRETO_TRY(attest(record, sandbox_key));
     sandbox.ready_at = services_.clock.now();
     sandbox.state = SandboxState::running;
-    {
-      live->record = record;
-      arm(live);
-      CRETO_TRY(live->open_output());
-      CRETO_TRY(open_gateway(live));
-      const std::lock_guard lock(mutex_);
-      live_.emplace(live->id, live);
-    }
+    live->record = record;
+    arm(live);
+    CRETO_TRY(live->open_output());
+    CRETO_TRY(open_gateway(live));
     const auto document_hash = hex(crypto::sha3_256(as_bytes(sandbox.attestation.document)));
     contracts::RuntimeUsageEvent usage;
     usage.usage_type = "sandbox_allocated";
@@ -905,17 +884,26 @@ class RuntimeService final : public Runtime {
         {"attestation_hash", document_hash},
         {"warm",
          sandbox.warm}}.dump();
-    CRETO_TRY(sql::write(services_.database, agent_ctx, [&](sql::Tx& tx) -> Result<> {
-      CRETO_TRY(RuntimeStore::update(tx, record));
-      CRETO_TRY(Events::publish(tx, agent_ctx, {allocated, created}));
-      CRETO_TRY(audit::record(tx, agent_ctx, entry));
-      return {};
+    const auto first = CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<SandboxId> {
+      return once_spawn(tx, ctx, [&]() -> Result<SandboxId> {
+        CRETO_TRY(RuntimeStore::update(tx, record));
+        CRETO_TRY(use_approval(tx));
+        CRETO_TRY(Events::publish(tx, agent_ctx, {allocated, created}));
+        CRETO_TRY(audit::record(tx, agent_ctx, entry));
+        return live->id;
+      });
     }));
+    if (first != live->id) return first;
     // From here on it is real: whatever happens now ends it, and nothing un-spawns it.
+    {
+      const std::lock_guard lock(mutex_);
+      live_.emplace(live->id, live);
+    }
     begin(live);
     // Its end may have come while nobody was listed for it.
     if (live->ended()) finish(live, TerminationReason::failed, "the sandbox ended unexpectedly", std::nullopt);
-    return {};
+    end_without_parent(live);
+    return first;
   }
 
   Result<> send_claim(const Live& live, const SandboxRecord& record, const vault::DelegatedSecrets& secrets,
@@ -1074,13 +1062,24 @@ class RuntimeService final : public Runtime {
     tasks_.post([this, live, reason, detail, exit_code] { take_down(live, reason, detail, exit_code); });
   }
 
+  /// Children do not outlive who answers for them.
+  void end_without_parent(const Live& live) {
+    const auto& parent = live->record->sandbox.parent;
+    if (!parent) return;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto it = live_.find(*parent);
+      if (it != live_.end() && !it->second->finishing) return;
+    }
+    finish(live, TerminationReason::manual, "its parent ended", std::nullopt);
+  }
+
   void take_down(const Live& live, TerminationReason reason, const std::string& detail, std::optional<int> exit_code) {
     auto record = *live->record;
     SandboxUsage usage;
     if (auto driver = driver_for(live->runtime_class))
       if (auto counted = (*driver)->usage(live->id)) usage = *counted;
     if (usage.oom_kills > 0 && reason == TerminationReason::failed) reason = TerminationReason::resource_limit;
-    // Children do not outlive who answers for them.
     std::vector<Live> children;
     {
       const std::lock_guard lock(mutex_);
@@ -1090,11 +1089,16 @@ class RuntimeService final : public Runtime {
     for (const auto& child : children) finish(child, TerminationReason::manual, "its parent ended", std::nullopt);
     discard(live);
     revoke_secrets(record);
-    // Whoever sees its end sees all that it wrote, also after a power cut.
-    if (auto synced = live->sync_output(); !synced)
-      services_.telemetry.error("runtime", "output_not_synced",
-                                {{"sandbox", live->id.to_string()}, {"error", synced.error().to_string()}});
     auto& sandbox = record.sandbox;
+    if (sandbox.ready_at) {
+      // Whoever sees its end sees all that it wrote, also after a power cut.
+      if (auto synced = live->sync_output(); !synced)
+        services_.telemetry.error("runtime", "output_not_synced",
+                                  {{"sandbox", live->id.to_string()}, {"error", synced.error().to_string()}});
+    } else {
+      std::error_code ignored;
+      std::filesystem::remove_all(live->directory, ignored);
+    }
     sandbox.state = SandboxState::terminated;
     sandbox.reason = reason;
     sandbox.detail = detail;
@@ -1105,7 +1109,7 @@ class RuntimeService final : public Runtime {
 
   /// What happened is recorded, however long the database takes to come back.
   void record_end(const Live& live, const SandboxRecord& record, const SandboxUsage& usage, Nanos pause) {
-    auto recorded = try_record_end(record, usage);
+    auto recorded = record.sandbox.ready_at ? try_record_end(record, usage) : try_record_failed_spawn(record, usage);
     if (!recorded && recorded.error().kind() != ErrorKind::conflict) {
       services_.telemetry.error("runtime", "termination_not_recorded",
                                 {{"sandbox", record.sandbox.id.to_string()}, {"error", recorded.error().to_string()}});
@@ -1124,6 +1128,30 @@ class RuntimeService final : public Runtime {
       }
     }
     for (const auto& callback : callbacks) callback(record.sandbox);
+  }
+
+  /// Nobody was billed or told of it: there is nothing to take back.
+  Result<> try_record_failed_spawn(SandboxRecord record, const SandboxUsage& usage) {
+    const auto ctx = events_.service_context(record.org);
+    const auto stored = CRETO_TRY(sql::read(
+        services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::find(tx, record.org, record.sandbox.id); }));
+    // A commit whose outcome we did not learn made it real after all.
+    if (stored && stored->sandbox.ready_at) {
+      auto& sandbox = record.sandbox;
+      sandbox.ready_at = stored->sandbox.ready_at;
+      sandbox.attestation = stored->sandbox.attestation;
+      return try_record_end(record, usage);
+    }
+    auto agent_ctx = Context::of(record.sandbox.agent, record.sandbox.delegation_chain);
+    agent_ctx.org = record.org;
+    auto entry = audit::AuditRecord::of(agent_ctx, "sandbox_spawn_failed", sandbox_uri(record.sandbox.id),
+                                        audit::Outcome::failure);
+    entry.outcome_detail = record.sandbox.detail;
+    return sql::write(services_.database, agent_ctx, [&](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(RuntimeStore::update(tx, record));
+      CRETO_TRY(audit::record(tx, agent_ctx, entry));
+      return {};
+    });
   }
 
   Result<> try_record_end(const SandboxRecord& record, const SandboxUsage& usage) {
@@ -1290,17 +1318,16 @@ class RuntimeService final : public Runtime {
         live_.emplace(id, live);
       }
       if (!alive || !lease) {
-        if (record.sandbox.state == SandboxState::starting) {
-          end_unready(live, record);
-        } else {
-          finish(live, TerminationReason::failed, "ended while the runtime was down", std::nullopt);
-        }
+        finish(live, TerminationReason::failed,
+               record.sandbox.ready_at ? "ended while the runtime was down" : "the runtime ended before it was ready",
+               std::nullopt);
         continue;
       }
       if (auto resumed = resume(live); !resumed)
         finish(live, TerminationReason::failed, fmt::format("cannot be taken over: {}", resumed.error().to_string()),
                std::nullopt);
     }
+    for (const auto& live : all_live()) end_without_parent(live);
     for (const auto& [id, driver] : known) {
       if (auto removed = driver->remove(id); !removed)
         services_.telemetry.error("runtime", "sandbox_remove_failed",
@@ -1329,22 +1356,6 @@ class RuntimeService final : public Runtime {
     CRETO_TRY(open_gateway(live));
     begin(live);
     return {};
-  }
-
-  /// A spawn that nobody was told of: it never was, except for its row.
-  void end_unready(const Live& live, SandboxRecord record) {
-    live->finishing = true;
-    discard(live);
-    revoke_secrets(record);
-    record.sandbox.state = SandboxState::terminated;
-    record.sandbox.reason = TerminationReason::failed;
-    record.sandbox.detail = "the runtime stopped before it was ready";
-    record.sandbox.terminated_at = services_.clock.now();
-    auto noted = sql::write(services_.database, events_.service_context(record.org),
-                            [&](sql::Tx& tx) { return RuntimeStore::update(tx, record); });
-    if (!noted) services_.telemetry.error("runtime", "sandbox_not_recorded", {{"error", noted.error().to_string()}});
-    const std::lock_guard lock(mutex_);
-    live_.erase(live->id);
   }
 
   RuntimeServices services_;

@@ -838,6 +838,50 @@ TEST_P(RuntimeContract, WhatASandboxWritesWhileServersAreKilledArrivesOnceAndIts
   }
 }
 
+TEST_P(RuntimeContract, ASpawnThatACrashCutOffIsEndedWithARecordAndItsRepeatSpawnsAnew) {
+#ifdef NDEBUG
+  GTEST_SKIP() << "this build cannot be made to crash at a commit";
+#endif
+  stop();
+  auto given = victim();
+  given["spawns"] = 1;
+  given["key"] = "once";
+  const auto kinds = directory_.path() / "kinds";
+  ::setenv("CRETO_CRASH_AT", fmt::format("after:{}", kinds.string()).c_str(), 1);
+  const auto begun = [&] {
+    const auto text = read_text_file(kinds.string());
+    return text && ("\n" + *text).find("\nINSERT runtime_sandboxes\n") != std::string::npos;
+  };
+  for (int i = 0; i < 50 && !begun(); ++i) ASSERT_TRUE(killed_victim(given).is_null());
+  ::unsetenv("CRETO_CRASH_AT");
+  ASSERT_TRUE(begun());
+
+  start();
+  const auto left = runtime->list(as(ada->identity), {}).value();
+  ASSERT_EQ(left.size(), 1u);
+  EXPECT_FALSE(left.front().ready_at);
+  EXPECT_EQ(wait_end(left.front().id).reason, TerminationReason::failed);
+  EXPECT_EQ(lent_to(left.front().id), vault::DelegationStatus::revoked);
+  const auto of_it = [&](std::string_view what) {
+    return count("audit_pending",
+                 fmt::format("entry LIKE '%{}%' AND entry LIKE '%{}%'", what, left.front().id.to_string()));
+  };
+  EXPECT_EQ(of_it("sandbox_spawn_failed"), 1);
+  EXPECT_EQ(of_it("sandbox_terminated"), 0);
+
+  auto ctx = as(ada->identity);
+  ctx.idempotency_key = "once";
+  const auto again = runtime->spawn(ctx, spec({"sleep", "60"}));
+  ASSERT_TRUE(again) << again.error().to_string();
+  EXPECT_NE(again->sandbox->id, left.front().id);
+  EXPECT_EQ(again->sandbox->state, SandboxState::running);
+  ASSERT_TRUE(runtime->terminate(as(ada->identity), again->sandbox->id));
+  const auto ended = runtime->spawn(ctx, spec({"sleep", "60"}));
+  ASSERT_TRUE(ended) << ended.error().to_string();
+  EXPECT_EQ(ended->sandbox->id, again->sandbox->id);
+  EXPECT_EQ(ended->sandbox->state, SandboxState::terminated);
+}
+
 TEST_P(RuntimeContract, AnExecOfAKilledServerIsEndedAndInNobodysWay) {
   stop();
   auto given = victim();

@@ -170,7 +170,11 @@ class Runtime {
   virtual ~Runtime() = default;
 
   /// Checks (sandbox.spawn on Image::"name", quota), claims a warm sandbox or makes one, binds identity and secrets,
-  /// attests, starts the command. Repeating with the same idempotency key returns the first sandbox.
+  /// attests, starts the command.
+  ///
+  /// Repeating with the same idempotency key returns the sandbox that became ready first, as it is now: where it has
+  /// ended since, its end. A spawn that did not get so far, because it failed or the process died, is no result: it is
+  /// ended with the audit record `sandbox_spawn_failed`, uses up neither key nor approval, and the repeat spawns anew.
   ///
   /// The caller is the agent, somebody above it in its chain, or a service.
   /// Errors: quota_exceeded (RT-429 caused by MT-429); sandbox_spawn_failed; resource_exhausted; conflict.
