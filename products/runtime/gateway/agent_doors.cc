@@ -10,6 +10,7 @@
 #include "creto/contracts/cost_trigger.h"
 #include "creto/contracts/spending.h"
 #include "creto/crypto/hash.h"
+#include "creto/io/idempotency.h"
 #include "creto/memory/memory.h"
 #include "creto/nhi/nhi.h"
 #include "creto/vault/vault.h"
@@ -17,6 +18,9 @@
 
 namespace creto::runtime {
 namespace {
+
+constexpr std::string_view send_operation = "runtime.send";
+constexpr Nanos idempotency_window = std::chrono::hours(24);
 
 Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 Error turned_off(std::string_view what) {
@@ -483,6 +487,21 @@ Result<std::string> AgentDoors::send(const Context& ctx, const Resident& residen
     const auto bytes = CRETO_TRY(from_base64(text));
     content = std::string(as_text(bytes));
   }
+  // Messaging sees what is sealed, and sealed anew it is another text: content can be compared only here.
+  const auto first = CRETO_TRY(sql::write(
+      services_.database, ctx, [&](sql::Tx& tx) { return io::begin(tx, ctx, send_operation, idempotency_window); }));
+  if (first) return *first;
+  auto sent = seal_and_send(ctx, resident, to, topic, content);
+  // What may have been sent keeps its key tied: the repeat finds out.
+  if (!sent && sent.error().retryable()) return sent;
+  CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) {
+    return sent ? io::finish(tx, ctx, send_operation, *sent) : io::abandon(tx, ctx, send_operation);
+  }));
+  return sent;
+}
+
+Result<std::string> AgentDoors::seal_and_send(const Context& ctx, const Resident& resident, const std::string& to,
+                                              const std::string& topic, const std::string& content) {
   if (topic.empty()) {
     const auto recipient = CRETO_TRY(services_.nhi.find_agent(events_.service_context(resident.org), to));
     const auto sealed = CRETO_TRY(services_.endpoint->seal(ctx, resident.agent, recipient.identity, content));

@@ -75,6 +75,7 @@ class AgentDoors {
   Result<std::string> complete(const Context& ctx, const Resident& resident, const Json& request);
 
   Result<std::string> remember(const Context& ctx, const Resident& resident, const Json& request);
+  /// Errors: as of messaging; conflict (key used with other content).
   Result<std::string> send(const Context& ctx, const Resident& resident, const Json& request);
   Result<Json> receive(const Context& ctx, const Resident& resident);
   /// Taken before looking with `receive`; see `when_message`.
@@ -91,6 +92,8 @@ class AgentDoors {
   Result<ActionOutcome> perform(const Context& ctx, OperationRecord operation, const ActionDeclaration& action,
                                 const CheckedArguments& checked);
   void resume_one(OperationRecord operation, Nanos delay);
+  Result<std::string> seal_and_send(const Context& ctx, const Resident& resident, const std::string& to,
+                                    const std::string& topic, const std::string& content);
 
   RuntimeServices& services_;
   Events& events_;

@@ -1,8 +1,10 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
+#include "creto/crypto/hash.h"
 #include "gateway/agent_doors.h"
 
 namespace creto::runtime {
@@ -48,9 +50,20 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
   Gateway(Resident r, AgentDoors& d, RuntimeServices& s, Tasks& t, GatewayHooks h)
       : resident(std::move(r)), doors(d), services(s), tasks(t), hooks(std::move(h)) {}
 
-  Context context(const http::Request& request) const {
+  Context context() const { return hooks.context(); }
+
+  /// Of a request that changes something. What a repeat is compared by does not depend on how the JSON was written, nor
+  /// on the approval: the same request comes again with it.
+  Result<Context> context(const http::Request& request, std::string_view path, const Json& body) const {
     auto ctx = hooks.context();
-    ctx.idempotency_key = std::string(request.header("creto-idempotency-key")).substr(0, 256);
+    const std::string_view key = request.header("creto-idempotency-key");
+    if (key.empty()) return ctx;
+    if (key.size() > 256 || !std::ranges::all_of(key, [](char c) { return c > ' ' && c < 0x7f; }))
+      return Error(Product::runtime, ErrorKind::invalid_input,
+                   "`Creto-Idempotency-Key` must be 1 to 256 printable ASCII characters without spaces");
+    ctx.idempotency_key = key;
+    const auto canonical = CRETO_TRY(canonical_json(body));
+    ctx.request_hash = crypto::sha3_256(as_bytes(fmt::format("POST {}\n{}", path, canonical)));
     return ctx;
   }
 
@@ -79,7 +92,7 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
     if (path.starts_with("/v1/sandboxes/")) {
       const auto id = SandboxId::parse(rest("/v1/sandboxes/"));
       if (!id) return respond(http::error_response(not_found(path)));
-      const auto ctx = context(request);
+      const auto ctx = context();
       if (method == "GET")
         return respond(
             answer<Sandbox>(hooks.child(ctx, *id), [](const Sandbox& s) { return json(200, sandbox_json(s)); }));
@@ -102,7 +115,9 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
   }
 
   http::Response post(const http::Request& request, std::string_view path, const Json& body) {
-    const auto ctx = context(request);
+    const auto keyed = context(request, path, body);
+    if (!keyed) return http::error_response(keyed.error());
+    const auto& ctx = *keyed;
     if (path == "/v1/inference/chat/completions")
       return answer<std::string>(doors.complete(ctx, resident, body),
                                  [](const std::string& s) { return http::Response::json(200, s); });
@@ -191,7 +206,7 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
       if (!wait) return respond(http::error_response(wait.error()));
       return respond(http::error_response(Error(Product::runtime, ErrorKind::unavailable, "nobody can be asked here")));
     }
-    const auto ctx = context(request);
+    const auto ctx = context();
     const auto now = services.approvals->approval_status(ctx, *id);
     if (!now || contracts::is_final(now->state) || *wait == Nanos(0))
       return respond(answer<contracts::ApprovalStatus>(now, [](const auto& s) { return json(200, approval_json(s)); }));
@@ -232,7 +247,7 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
   void wait_for_messages(const http::Request& request, const http::Respond& respond) {
     const auto wait = wait_of(request);
     if (!wait) return respond(http::error_response(wait.error()));
-    auto waiting = std::make_shared<MessageWait>(context(request), respond);
+    auto waiting = std::make_shared<MessageWait>(context(), respond);
     if (*wait > Nanos(0))
       tasks.post_after(*wait, [self = shared_from_this(), waiting] { self->look_for_messages(waiting, true); });
     look_for_messages(waiting, *wait == Nanos(0));

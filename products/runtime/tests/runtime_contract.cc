@@ -11,6 +11,7 @@
 #include <future>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <tuple>
 
 #include "creto/authz/authz.h"
 #include "creto/common/json.h"
@@ -19,6 +20,7 @@
 #include "creto/crypto/hash.h"
 #include "creto/io/http_client.h"
 #include "creto/io/http_server.h"
+#include "creto/memory/memory.h"
 #include "creto/nhi/nhi.h"
 #include "creto/runtime/runtime_rpc.h"
 #include "creto/testing/databases.h"
@@ -395,6 +397,8 @@ actions:
     with.approvals = gate.get();
     with.messenger = &messenger;
     with.endpoint = &endpoint;
+    memory = memory::create_memory(*db, *embedder, everyone, system_clock(), no_telemetry()).value();
+    with.memory = memory.get();
     auto made = create_runtime(with, options());
     if (!made) {
       skipped_ = true;
@@ -524,6 +528,8 @@ actions:
   std::unique_ptr<TestGate> gate;
   TestMessenger messenger;
   TestEndpoint endpoint;
+  std::unique_ptr<memory::Embedder> embedder = memory::create_hash_embedder();
+  std::unique_ptr<memory::Memory> memory;
   std::unique_ptr<Runtime> service_;
   std::optional<creto::testing::Wire> wire_;
   std::unique_ptr<Runtime> client_;
@@ -967,6 +973,46 @@ TEST_P(RuntimeContract, ATopicMessageIsSealedAgainForWhoSubscribesMeanwhile) {
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/messages", Json{{"topic", "news"}, {"body", "hello"}}).status, 409);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/messages", Json{{"topic", "a"}, {"to", "b"}, {"body", "c"}}).status, 400);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/messages", Json{{"body", "hello"}}).status, 400);
+}
+
+TEST_P(RuntimeContract, TheSameKeyAtAnyDoorIsTheFirstAnswerAndARefusalForOtherContent) {
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto ask = [&](std::string path, Json body) {
+    return gateway(sandbox.id, "POST", std::move(path), std::move(body), {{"Creto-Idempotency-Key", "k"}});
+  };
+  const std::tuple<const char*, Json, Json> doors[] = {
+      {"/v1/sandboxes",
+       {{"image", "base"}, {"command", {"sleep", "60"}}},
+       {{"image", "base"}, {"command", {"sleep", "61"}}}},
+      {"/v1/messages", {{"topic", "news"}, {"body", "hello"}}, {{"topic", "news"}, {"body", "other"}}},
+      {"/v1/memories", {{"content", "it is due"}}, {{"content", "it is not due"}}},
+      {"/v1/actions/pay", {{"arguments", {{"amount", "1.00"}}}}, {{"arguments", {{"amount", "2.00"}}}}}};
+  for (const auto& [path, body, other] : doors) {
+    const auto first = ask(path, body);
+    EXPECT_EQ(first.status, 200) << first.body;
+    EXPECT_EQ(ask(path, body).body, first.body) << path;
+    EXPECT_EQ(ask(path, other).status, 409) << path;
+    EXPECT_EQ(ask(path, body).body, first.body) << path;
+  }
+  EXPECT_EQ(runtime->list(as(ada->identity), {}).value().size(), 2u);
+  EXPECT_EQ(endpoint.sealed_for_topic, 1);
+  EXPECT_EQ(count("audit_pending", "entry LIKE '%memory.store%'"), 1);
+  EXPECT_EQ(ledger.payments(), 1u);
+
+  // What was refused is not remembered.
+  messenger.refusals = 10;
+  const auto tell = [&](const char* body) {
+    return gateway(sandbox.id, "POST", "/v1/messages", Json{{"to", "nobody"}, {"body", body}},
+                   {{"Creto-Idempotency-Key", "n"}})
+        .status;
+  };
+  EXPECT_EQ(tell("hello"), 404);
+  EXPECT_EQ(tell("other"), 404);
+  const auto with_key = [&](std::string key) {
+    return gateway(sandbox.id, "POST", "/v1/memories", Json{{"content", "x"}}, {{"Creto-Idempotency-Key", key}}).status;
+  };
+  EXPECT_EQ(with_key(std::string(256, 'k')), 200);
+  EXPECT_EQ(with_key(std::string(257, 'k')), 400);
 }
 
 TEST_P(RuntimeContract, TheGatewayRefusesWhatIsMalformed) {
