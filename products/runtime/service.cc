@@ -1076,10 +1076,15 @@ class RuntimeService final : public Runtime {
 
   void take_down(const Live& live, TerminationReason reason, const std::string& detail, std::optional<int> exit_code) {
     auto record = *live->record;
-    SandboxUsage usage;
-    if (auto driver = driver_for(live->runtime_class))
-      if (auto counted = (*driver)->usage(live->id)) usage = *counted;
-    if (usage.oom_kills > 0 && reason == TerminationReason::failed) reason = TerminationReason::resource_limit;
+    if (!record.ending) {
+      record.ending = {reason, detail, exit_code, {}};
+      if (auto driver = driver_for(live->runtime_class))
+        if (auto counted = (*driver)->usage(live->id)) record.ending->usage = *counted;
+      if (record.ending->usage.oom_kills > 0 && reason == TerminationReason::failed)
+        record.ending->reason = TerminationReason::resource_limit;
+      if (record.sandbox.ready_at) note_ending(record);
+    }
+    const auto ending = *record.ending;
     std::vector<Live> children;
     {
       const std::lock_guard lock(mutex_);
@@ -1100,11 +1105,22 @@ class RuntimeService final : public Runtime {
       std::filesystem::remove_all(live->directory, ignored);
     }
     sandbox.state = SandboxState::terminated;
-    sandbox.reason = reason;
-    sandbox.detail = detail;
-    sandbox.exit_code = exit_code;
+    sandbox.reason = ending.reason;
+    sandbox.detail = ending.detail;
+    sandbox.exit_code = ending.exit_code;
     sandbox.terminated_at = services_.clock.now();
-    record_end(live, record, usage, std::chrono::seconds(1));
+    record.ending.reset();
+    record_end(live, record, ending.usage, std::chrono::seconds(1));
+  }
+
+  /// What init told is gone with the sandbox: a process that dies while it takes it down leaves this to the next one.
+  void note_ending(const SandboxRecord& record) {
+    auto ctx = events_.service_context(record.org);
+    ctx.deadline = services_.clock.monotonic() + std::chrono::seconds(5);  // it ends without a database too
+    auto noted = sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::update(tx, record); });
+    if (!noted)
+      services_.telemetry.warn("runtime", "ending_not_noted",
+                               {{"sandbox", record.sandbox.id.to_string()}, {"error", noted.error().to_string()}});
   }
 
   /// What happened is recorded, however long the database takes to come back.
@@ -1316,6 +1332,10 @@ class RuntimeService final : public Runtime {
       {
         const std::lock_guard lock(mutex_);
         live_.emplace(id, live);
+      }
+      if (const auto& ending = record.ending) {
+        finish(live, ending->reason, ending->detail, ending->exit_code);
+        continue;
       }
       if (!alive || !lease) {
         finish(live, TerminationReason::failed,

@@ -51,6 +51,11 @@ std::optional<Enum> enum_from(std::string_view text, std::initializer_list<Enum>
   return std::nullopt;
 }
 
+std::optional<TerminationReason> reason_from(std::string_view text) {
+  return enum_from(text, {TerminationReason::completed, TerminationReason::failed, TerminationReason::timeout,
+                          TerminationReason::manual, TerminationReason::resource_limit});
+}
+
 std::string encode(const SandboxRecord& record) {
   const auto& s = record.sandbox;
   Json chain = Json::array();
@@ -88,6 +93,13 @@ std::string encode(const SandboxRecord& record) {
   if (s.exit_code) doc["exit_code"] = *s.exit_code;
   if (s.ready_at) doc["ready_ns"] = number(unix_ns(*s.ready_at));
   if (s.terminated_at) doc["terminated_ns"] = number(unix_ns(*s.terminated_at));
+  if (const auto& ending = record.ending) {
+    doc["ending"] = {{"reason", to_string(ending->reason)},
+                     {"detail", ending->detail},
+                     {"cpu_ns", number(ending->usage.cpu.count())},
+                     {"memory_peak_bytes", number(static_cast<std::int64_t>(ending->usage.memory_peak_bytes))}};
+    if (ending->exit_code) doc["ending"]["exit_code"] = *ending->exit_code;
+  }
   return doc.dump(-1, ' ', false, Json::error_handler_t::replace);  // what others said may be no text
 }
 
@@ -107,10 +119,17 @@ Result<SandboxRecord> decode(const sql::Row& row) {
     if (!state) return damaged("sandbox");
     s.state = *state;
     if (doc.contains("parent")) s.parent = CRETO_TRY(SandboxId::parse(doc["parent"].get_ref<const std::string&>()));
-    if (doc.contains("reason"))
-      s.reason = enum_from(doc["reason"].get_ref<const std::string&>(),
-                           {TerminationReason::completed, TerminationReason::failed, TerminationReason::timeout,
-                            TerminationReason::manual, TerminationReason::resource_limit});
+    if (doc.contains("reason")) s.reason = reason_from(doc["reason"].get_ref<const std::string&>());
+    if (doc.contains("ending")) {
+      const auto& stored = doc["ending"];
+      const auto reason = reason_from(stored.at("reason").get_ref<const std::string&>());
+      if (!reason) return damaged("sandbox");
+      SandboxEnding ending{*reason, stored.at("detail"), std::nullopt, {}};
+      if (stored.contains("exit_code")) ending.exit_code = stored["exit_code"].get<int>();
+      ending.usage.cpu = Nanos(to_number(stored, "cpu_ns"));
+      ending.usage.memory_peak_bytes = static_cast<std::uint64_t>(to_number(stored, "memory_peak_bytes"));
+      record.ending = std::move(ending);
+    }
     if (doc.contains("exit_code")) s.exit_code = doc["exit_code"].get<int>();
     s.detail = doc.at("detail");
     s.image = doc.at("image");

@@ -10,6 +10,14 @@
 
 namespace creto::runtime {
 
+/// How a sandbox ends, written down before it is taken down: afterwards nobody could tell.
+struct SandboxEnding {
+  TerminationReason reason;
+  std::string detail;
+  std::optional<int> exit_code;
+  SandboxUsage usage;
+};
+
 /// A sandbox as it is stored: what callers see, and what a later process needs to take it over or clean up after it.
 struct SandboxRecord {
   std::string org;
@@ -20,6 +28,7 @@ struct SandboxRecord {
   SandboxProcess process;
   std::uint32_t network_slot = 0;
   std::string secret_delegation;  ///< of the vault; empty: none
+  std::optional<SandboxEnding> ending = {};
 };
 
 /// Something an agent asked for that must happen once: an action upstream, an inference call.
