@@ -122,7 +122,6 @@ class Server {
                     "-c",
                     "fsync=off",
                     "-c",
-                    "synchronous_commit=off",
                     "-c",
                     "full_page_writes=off",
                     "-c",

@@ -185,7 +185,8 @@ class EmbeddedBus final : public Bus {
     });
   }
 
-  /// Moves one batch out of the outbox; whether there was any.
+  /// Moves one batch out of the outbox; whether there was any. What is undone by a power cut is still in the outbox,
+  /// and nobody's position is beyond it: a position is committed after what it stands for.
   Result<bool> relay_once() {
     std::int64_t moved = 0;
     auto result = db_.transaction(
@@ -211,7 +212,7 @@ class EmbeddedBus final : public Bus {
           CRETO_TRY(tx.exec("UPDATE bus_relay SET last_sequence = $1 WHERE one = 1", {sequence}));
           return {};
         },
-        sql::Isolation::read_committed);
+        {sql::Isolation::read_committed, sql::Durability::ordered});
     if (!result) return std::move(result).error();
     if (moved > 0) {
       relayed_.add(static_cast<std::uint64_t>(moved));
@@ -378,13 +379,16 @@ Result<> Consumer::deliver(BusMessage message) {
 
 Result<> Consumer::acknowledge() {
   if (acknowledged_ == position_) return {};
-  CRETO_TRY(sql::write(bus_.db(), Context(), [&](sql::Tx& tx) -> Result<> {
-    // Never back: another process may run the same consumer and be ahead.
-    CRETO_TRY(
-        tx.exec("UPDATE bus_consumers SET position = $2, failures = 0, retry_at = 0 WHERE name = $1 AND position < $2",
-                {name_, position_}));
-    return {};
-  }));
+  CRETO_TRY(bus_.db().transaction(
+      Context(),
+      [&](sql::Tx& tx) -> Result<> {
+        // Never back: another process may run the same consumer and be ahead.
+        CRETO_TRY(tx.exec(
+            "UPDATE bus_consumers SET position = $2, failures = 0, retry_at = 0 WHERE name = $1 AND position < $2",
+            {name_, position_}));
+        return {};
+      },
+      {.durability = sql::Durability::ordered}));
   last_acknowledge_ = system_clock().monotonic();
   acknowledged_ = position_;
   bus_.db().signal(bus_signal).raise();

@@ -99,7 +99,7 @@ Result<> migrate(Database& db, std::string_view module, std::span<const Migratio
                       {module, step.number, step.name, checksum(step.sql), tx.now()}));
           return {};
         },
-        Isolation::read_committed);
+        {.isolation = Isolation::read_committed});
     if (!result) return result;
     if (done) return {};
   }

@@ -239,10 +239,11 @@ class PostgresDatabase final : public detail::BaseDatabase {
   }
 
   using Database::transaction;
-  Result<> transaction(const Context& ctx, const TxFunction& fn, Isolation isolation) override {
-    return repeat(ctx, fn,
-                  isolation == Isolation::serializable ? "BEGIN ISOLATION LEVEL SERIALIZABLE"
-                                                       : "BEGIN ISOLATION LEVEL READ COMMITTED");
+  Result<> transaction(const Context& ctx, const TxFunction& fn, const TransactionOptions& options) override {
+    std::string begin = options.isolation == Isolation::serializable ? "BEGIN ISOLATION LEVEL SERIALIZABLE"
+                                                                     : "BEGIN ISOLATION LEVEL READ COMMITTED";
+    if (options.durability == Durability::ordered) begin += "; SET LOCAL synchronous_commit = off";
+    return repeat(ctx, fn, begin);
   }
   Result<> read(const Context& ctx, const TxFunction& fn) override {
     return repeat(ctx, fn, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");

@@ -331,7 +331,7 @@ class SqliteDatabase final : public detail::BaseDatabase {
   }
 
   using Database::transaction;
-  Result<> transaction(const Context& ctx, const TxFunction& fn, Isolation) override {
+  Result<> transaction(const Context& ctx, const TxFunction& fn, const TransactionOptions& options) override {
     detail::Inside inside(this);
     const Nanos patience = std::min(options_.busy_timeout, remaining(ctx));
     if (patience <= Nanos::zero()) return failure(ErrorKind::timeout, "the deadline passed");
@@ -340,7 +340,7 @@ class SqliteDatabase final : public detail::BaseDatabase {
       return failure(ErrorKind::unavailable, "the database is busy");
     }
     SqliteTx tx(*this, writer_, options_.clock->now());
-    auto result = attempt(ctx, fn, tx);
+    auto result = attempt(ctx, fn, tx, options.durability);
     turnstile_.leave();
     if (result) {
       actions_of(tx);
@@ -392,7 +392,13 @@ class SqliteDatabase final : public detail::BaseDatabase {
     return {};
   }
 
-  Result<> attempt(const Context& ctx, const TxFunction& fn, SqliteTx& tx) {
+  Result<> attempt(const Context& ctx, const TxFunction& fn, SqliteTx& tx, Durability durability) {
+    // With the journal in WAL mode, the next commit that is FULL syncs those before it too.
+    if (durability != durability_) {
+      CRETO_TRY(writer_.script(durability == Durability::durable ? "PRAGMA synchronous = FULL"
+                                                                 : "PRAGMA synchronous = NORMAL"));
+      durability_ = durability;
+    }
     CRETO_TRY(writer_.script("BEGIN IMMEDIATE"));
     writer_.set_deadline(ctx.deadline);
     Result<> result;
@@ -469,8 +475,9 @@ class SqliteDatabase final : public detail::BaseDatabase {
   const std::filesystem::path file_;
   const SqliteOptions options_;
   Turnstile turnstile_;
-  Connection writer_;  // guarded by turnstile_
-  Connection mover_;   // of the thread `checkpoints_`
+  Connection writer_;                            // guarded by turnstile_
+  Durability durability_ = Durability::durable;  // of the writer's commits; guarded by turnstile_
+  Connection mover_;                             // of the thread `checkpoints_`
   std::mutex journal_mutex_;
   std::condition_variable journal_grew_;
   bool journal_is_long_ = false;

@@ -121,6 +121,38 @@ TEST_P(SqlContract, ChangesNothingWhereTheFunctionFails) {
   EXPECT_EQ(count(), 0);
 }
 
+TEST_P(SqlContract, WaitsForTheDiskUnlessTheCommitIsOnlyOrdered) {
+  const bool sqlite = db->dialect() == Dialect::sqlite;
+  const auto waits = [&](Durability durability) {
+    std::string answer;
+    const auto asked = [&](Tx& tx) -> Result<> {
+      const auto rows = CRETO_TRY(tx.query(sqlite ? "PRAGMA synchronous" : "SHOW synchronous_commit"));
+      answer = sqlite ? std::to_string(rows.front().integer(0)) : rows.front().text(0);
+      CRETO_TRY(
+          tx.exec("INSERT INTO things (org, name, n) VALUES ('o', 'a', 1) ON CONFLICT (org, name) DO UPDATE SET "
+                  "n = things.n + 1"));
+      return {};
+    };
+    const auto done = db->transaction(ctx, asked, {.durability = durability});
+    EXPECT_TRUE(done) << done.error().to_string();
+    return answer == (sqlite ? "2" : "on");
+  };
+  EXPECT_TRUE(waits(Durability::durable));
+  EXPECT_FALSE(waits(Durability::ordered));
+  EXPECT_TRUE(waits(Durability::durable));
+  const auto refused = db->transaction(ctx,
+                                       [&](Tx& tx) -> Result<> {
+                                         CRETO_TRY(tx.exec("UPDATE things SET n = 77"));
+                                         return Error(Product::platform, ErrorKind::conflict, "no");
+                                       },
+                                       {.durability = Durability::ordered});
+  EXPECT_FALSE(refused);
+  const auto n = read(*db, ctx, [](Tx& tx) -> Result<std::int64_t> {
+    return CRETO_TRY(tx.query("SELECT n FROM things")).front().integer(0);
+  });
+  EXPECT_EQ(*n, 3);
+}
+
 TEST_P(SqlContract, DoesNotCommitAfterAStatementFailedEvenIfThatWasSwallowed) {
   ASSERT_TRUE(put("a", 1));
   const auto result = write(*db, ctx, [&](Tx& tx) -> Result<> {

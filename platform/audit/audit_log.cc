@@ -191,6 +191,7 @@ class Log final : public AuditLog {
   Result<> rebuild_index(std::uint64_t from, const tlog::VerifiedLog& log);
   Result<std::vector<Pending>> batch_being_written(sql::Tx& tx);
   Result<std::vector<Pending>> take_batch();
+  Result<bool> step_back();
   Result<> write_files(const tlog::Growth& growth);
   Result<std::string> sign(std::uint64_t size, const Hash256& root);
   Result<> finish_batch(const std::vector<Pending>& batch, Signed now);
@@ -360,7 +361,7 @@ Result<std::vector<Pending>> Log::take_batch() {
         if (moved != 1) return refusal(ErrorKind::conflict, "another process writes this audit log");
         return {};
       },
-      sql::Isolation::read_committed));
+      {.isolation = sql::Isolation::read_committed}));
   assigned_ = size_ + batch.size();
   return batch;
 }
@@ -374,8 +375,11 @@ Result<> Log::write_files(const tlog::Growth& growth) {
   return {};
 }
 
-/// Database after files: the entries leave audit_pending only when the checkpoint over them is durable.
+/// Database after files: the entries leave audit_pending only when the checkpoint over them is durable. What is lost
+/// here with a power cut is done again, by `recover` or `step_back`: one batch at most, for the next one's places are
+/// durable.
 Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
+  constexpr sql::TransactionOptions with{sql::Isolation::read_committed, sql::Durability::ordered};
   for (std::size_t from = 0; from < batch.size(); from += indexed_at_once) {
     const std::size_t to = std::min(batch.size(), from + indexed_at_once);
     CRETO_TRY(db_.transaction(
@@ -384,7 +388,7 @@ Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
           for (std::size_t i = from; i < to; ++i) CRETO_TRY(add_to_index(tx, size_ + i, batch[i].entry));
           return {};
         },
-        sql::Isolation::read_committed));
+        with));
   }
   CRETO_TRY(db_.transaction(
       Context(),
@@ -396,17 +400,36 @@ Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
         if (moved != 1) return refusal(ErrorKind::conflict, "another process writes this audit log");
         return {};
       },
-      sql::Isolation::read_committed));
+      with));
   size_ = assigned_ = now.size;
   set_signed(std::move(now));
   appended_.add(batch.size());
   return {};
 }
 
+/// A database server that lost its power may have lost the end of our last batch with it: then it is written again, to
+/// the same bytes. Whether it is so.
+Result<bool> Log::step_back() {
+  const auto stored =
+      CRETO_TRY(sql::read(db_, Context(), [](sql::Tx& tx) -> Result<std::pair<std::uint64_t, std::uint64_t>> {
+        const auto rows = CRETO_TRY(tx.query("SELECT size, assigned FROM audit_state WHERE one = 1"));
+        return std::pair(static_cast<std::uint64_t>(rows.front().integer(0)),
+                         static_cast<std::uint64_t>(rows.front().integer(1)));
+      }));
+  if (size_ == previous_size_ || assigned_ != size_ || stored != std::pair(previous_size_, size_)) return false;
+  size_ = previous_size_;
+  return true;
+}
+
 /// Moves one batch into the log; whether there was any.
 Result<bool> Log::sequence_once() {
   std::lock_guard lock(sequencing_);
-  const auto batch = CRETO_TRY(take_batch());
+  auto taken = take_batch();
+  if (!taken && taken.error().kind() == ErrorKind::conflict) {
+    const bool again = CRETO_TRY(step_back());
+    if (again) taken = take_batch();
+  }
+  const auto batch = CRETO_TRY(std::move(taken));
   if (batch.empty()) return false;
   std::vector<Bytes> entries;
   for (const Pending& pending : batch) entries.push_back(to_bytes(pending.entry));

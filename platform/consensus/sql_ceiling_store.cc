@@ -37,7 +37,7 @@ class SqlCeilingStore final : public CeilingStore {
           if (changed == 1) return {};
           return Error(Product::platform, ErrorKind::conflict, "another process has saved a ceiling for this node");
         },
-        sql::Isolation::read_committed);
+        {.isolation = sql::Isolation::read_committed});
   }
 
  private:

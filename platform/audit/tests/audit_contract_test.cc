@@ -320,6 +320,31 @@ TEST_P(AuditContract, MakesTheIndexAgainFromTheTiles) {
   EXPECT_EQ(verify_directory(tiles, file)->size, 301u);
 }
 
+TEST_P(AuditContract, WritesABatchAgainWhoseEndTheDatabaseLost) {
+  open(false);
+  put(sample(1));
+  flush();
+  const std::vector<AuditId> lost{put(sample(2)), put(sample(3))};
+  flush();
+  // As a database server leaves it that lost its power: the entries have their places, and are not in the index.
+  const auto undone = sql::write(*db, ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(
+        tx.exec("INSERT INTO audit_pending (org, id, entry, idx) SELECT org, id, entry, idx FROM audit_entries WHERE "
+                "idx >= 1 ORDER BY idx"));
+    CRETO_TRY(tx.exec("DELETE FROM audit_entries WHERE idx >= 1"));
+    CRETO_TRY(tx.exec("UPDATE audit_state SET size = 1, assigned = 3 WHERE one = 1"));
+    return {};
+  });
+  ASSERT_TRUE(undone) << undone.error().to_string();
+  put(sample(4));
+  flush();
+  EXPECT_EQ(resources({.newest_first = false}), (std::vector<std::string>{"1", "2", "3", "4"}));
+  for (const auto& id : lost) EXPECT_TRUE(log->proof(ctx, id));
+  const std::string file = key_file();
+  close();
+  EXPECT_EQ(verify_directory(tiles, file)->size, 4u);
+}
+
 /// Where the log is; a client keeps nothing that could be lost.
 class AuditKill : public AuditContract {};
 

@@ -193,6 +193,18 @@ enum class Isolation : std::uint8_t {
   read_committed,  ///< for appending and for single-row compare-and-set; fewer repeats on PostgreSQL, same on SQLite
 };
 
+/// What a commit waits for.
+enum class Durability : std::uint8_t {
+  durable,  ///< the disk
+  ordered,  ///< nothing: a power cut may undo it, but only with all that was committed after it. For bookkeeping that
+            ///< is done again where it is lost
+};
+
+struct TransactionOptions {
+  Isolation isolation = Isolation::serializable;
+  Durability durability = Durability::durable;
+};
+
 /// Wakes a thread that waits for rows of another. In-process: whoever waits for other processes' rows also polls.
 class Signal {
  public:
@@ -209,15 +221,13 @@ class Database {
   virtual ~Database() = default;
 
   /// Runs `fn` in a read-write transaction and commits if it succeeds; when this returns success, the change is
-  /// durable. `fn` runs again after a serialization failure or a busy database, so it has no side effects but through
-  /// `after_commit`.
+  /// durable, unless `options` ask for less. `fn` runs again after a serialization failure or a busy database, so it
+  /// has no side effects but through `after_commit`.
   ///
   /// Errors: what `fn` or `Tx::query` returns; nothing was changed. `unavailable` after the repeats are used up; where
   /// the connection broke during the commit itself it may have happened, so repeat only what is idempotent.
-  virtual Result<> transaction(const Context& ctx, const TxFunction& fn, Isolation isolation) = 0;
-  Result<> transaction(const Context& ctx, const TxFunction& fn) {
-    return transaction(ctx, fn, Isolation::serializable);
-  }
+  virtual Result<> transaction(const Context& ctx, const TxFunction& fn, const TransactionOptions& options) = 0;
+  Result<> transaction(const Context& ctx, const TxFunction& fn) { return transaction(ctx, fn, {}); }
 
   /// Runs `fn` on one consistent snapshot. Writing in it is an error. Never waits for writers.
   virtual Result<> read(const Context& ctx, const TxFunction& fn) = 0;
