@@ -55,21 +55,34 @@ Result<Bytes> decode64(std::string_view text, const std::array<std::int8_t, 256>
     for (int k = 0; k < 2 && text.ends_with('='); ++k) text.remove_suffix(1);
   }
   if (text.size() % 4 == 1) return malformed(what, "impossible length");
-  Bytes bytes;
-  bytes.reserve(text.size() * 3 / 4);
-  std::uint32_t group = 0;
-  int bits = 0;
-  for (const char c : text) {
-    const int digit = table[static_cast<std::uint8_t>(c)];
-    if (digit < 0) return malformed(what, "character outside the alphabet");
-    group = group << 6 | static_cast<std::uint32_t>(digit);
-    bits += 6;
-    if (bits >= 8) {
-      bits -= 8;
-      bytes.push_back(static_cast<std::uint8_t>(group >> bits));
-    }
+  Bytes bytes(text.size() * 3 / 4);
+  std::uint8_t* out = bytes.data();
+  int all = 0;  // negative once a digit was
+  const auto digit = [&](std::size_t at) {
+    const int value = table[static_cast<std::uint8_t>(text[at])];
+    all |= value;
+    return static_cast<std::uint32_t>(value);
+  };
+  std::size_t at = 0;
+  for (; at + 4 <= text.size(); at += 4) {
+    const std::uint32_t group = digit(at) << 18 | digit(at + 1) << 12 | digit(at + 2) << 6 | digit(at + 3);
+    *out++ = static_cast<std::uint8_t>(group >> 16);
+    *out++ = static_cast<std::uint8_t>(group >> 8);
+    *out++ = static_cast<std::uint8_t>(group);
   }
-  if ((group & ((1U << bits) - 1)) != 0) return malformed(what, "stray bits in the last character");
+  std::uint32_t stray = 0;
+  if (text.size() - at == 2) {
+    const std::uint32_t group = digit(at) << 6 | digit(at + 1);
+    *out++ = static_cast<std::uint8_t>(group >> 4);
+    stray = group & 0xf;
+  } else if (text.size() - at == 3) {
+    const std::uint32_t group = digit(at) << 12 | digit(at + 1) << 6 | digit(at + 2);
+    *out++ = static_cast<std::uint8_t>(group >> 10);
+    *out++ = static_cast<std::uint8_t>(group >> 2);
+    stray = group & 0x3;
+  }
+  if (all < 0) return malformed(what, "character outside the alphabet");
+  if (stray != 0) return malformed(what, "stray bits in the last character");
   return bytes;
 }
 
