@@ -125,9 +125,19 @@ bool LiveSandbox::ended() const {
 }
 
 void LiveSandbox::connected() {
+  std::function<void()> call;
+  {
+    const std::lock_guard lock(mutex_);
+    connected_ = true;
+    if (!std::exchange(was_connected_, true)) call = on_first_connection;
+    changed_.notify_all();
+  }
+  if (call) call();
+}
+
+bool LiveSandbox::was_connected() const {
   const std::lock_guard lock(mutex_);
-  connected_ = true;
-  changed_.notify_all();
+  return was_connected_;
 }
 
 void LiveSandbox::disconnected() {

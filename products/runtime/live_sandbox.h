@@ -58,9 +58,11 @@ class LiveSandbox final : public ControlListener {
   std::unique_ptr<http::Server> gateway;
   Fd gateway_directory;  ///< keeps the short path to the gateway's socket valid
   std::function<void(int status)> on_command_end;
+  std::function<void()> on_first_connection;
 
   /// False where the deadline passed first.
   bool wait_connected(Monotonic deadline);
+  bool was_connected() const;
   /// What went wrong with the claim; empty: nothing. None where the deadline passed first.
   std::optional<std::string> wait_claimed(Monotonic deadline);
   /// None where the deadline passed first; the sandbox' end ends the wait too.
@@ -94,7 +96,7 @@ class LiveSandbox final : public ControlListener {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  bool connected_ = false, gone_ = false;
+  bool connected_ = false, was_connected_ = false, gone_ = false;
   std::optional<std::string> claim_;
   std::uint32_t next_stream_ = command_stream + 1;
   std::map<std::uint32_t, Command> commands_;

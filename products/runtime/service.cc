@@ -218,6 +218,8 @@ class RuntimeService final : public Runtime {
       CRETO_TRY(audit::record(tx, ctx, record));
       return {};
     }));
+    if (!live->wait_connected(std::min(ctx.deadline, services_.clock.monotonic() + options_.ready_timeout)))
+      return Error(Product::runtime, ErrorKind::unavailable, "the sandbox has not come back to this server yet");
     const auto stream = live->begin_stream();
     const auto forget = std::shared_ptr<void>(nullptr, [&](void*) { live->forget_stream(stream); });
     std::vector<std::string> environment;
@@ -1365,16 +1367,25 @@ class RuntimeService final : public Runtime {
     return {};
   }
 
+  /// Waits for nobody: its init comes back when it finds us, at the latest after `ready_timeout`.
   Result<> resume(const Live& live) {
     proxy_->admit(live->lease->guest_address, live->id);
     arm(live);
+    live->on_first_connection = [this, weak = std::weak_ptr(live)] {
+      tasks_.post([this, weak] {
+        if (const auto sandbox = weak.lock()) begin(sandbox);
+      });
+    };
+    tasks_.post_after(options_.ready_timeout, [this, weak = std::weak_ptr(live)] {
+      const auto sandbox = weak.lock();
+      if (sandbox && !sandbox->was_connected())
+        finish(sandbox, TerminationReason::failed, "cannot be taken over: its init did not connect again",
+               std::nullopt);
+    });
     CRETO_TRY(live->open_output());
     CRETO_TRY(hub_->listen(live->id, live->run_directory(), live));
-    watch(**driver_for(live->runtime_class), live);
-    if (!live->wait_connected(services_.clock.monotonic() + options_.ready_timeout))
-      return Error(Product::runtime, ErrorKind::timeout, "its init did not connect again");
     CRETO_TRY(open_gateway(live));
-    begin(live);
+    watch(**driver_for(live->runtime_class), live);
     return {};
   }
 
