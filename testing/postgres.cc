@@ -122,7 +122,6 @@ class Server {
                     "-c",
                     "fsync=off",
                     "-c",
-                    "-c",
                     "full_page_writes=off",
                     "-c",
                     "max_connections=200",
