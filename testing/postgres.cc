@@ -112,25 +112,9 @@ class Server {
     if (status != 0) give_up("initdb failed: " + tail(log));
     // PR_SET_PDEATHSIG follows the thread that forked; a thread of its own that waits keeps it alive as long as we are.
     keeper_ = std::thread([this, binaries, data, log] {
-      pid_ = start({binaries / "postgres",
-                    "-D",
-                    data,
-                    "-k",
-                    directory_.path(),
-                    "-c",
-                    "listen_addresses=",
-                    "-c",
-                    "fsync=off",
-                    "-c",
-                    "full_page_writes=off",
-                    "-c",
-                    "max_connections=200",
-                    "-c",
-                    "shared_buffers=16MB",
-                    "-c",
-                    "max_wal_size=64MB",
-                    "-c",
-                    "dynamic_shared_memory_type=mmap"},
+      pid_ = start({binaries / "postgres", "-D", data, "-k", directory_.path(), "-c", "listen_addresses=", "-c",
+                    "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200", "-c", "shared_buffers=16MB",
+                    "-c", "max_wal_size=64MB", "-c", "dynamic_shared_memory_type=mmap"},
                    user_, log);
       ::waitpid(pid_, nullptr, 0);
       gone_ = true;
