@@ -194,7 +194,7 @@ class Log final : public AuditLog {
   Result<bool> step_back();
   Result<> write_files(const tlog::Growth& growth);
   Result<std::string> sign(std::uint64_t size, const Hash256& root);
-  Result<> finish_batch(const std::vector<Pending>& batch, Signed now);
+  Result<> finish_batch(const std::vector<Pending>& batch, std::uint64_t new_size);
   Result<bool> sequence_once();
   void keep_sequencing();
   Error not_here(sql::Tx& tx, const Context& ctx, const AuditId& id);
@@ -282,7 +282,7 @@ Result<> Log::recover() {
     if (growth.root != checkpoint.root) {
       return refusal(ErrorKind::hash_mismatch, "the audit log's checkpoint does not cover the entries of the database");
     }
-    return finish_batch(batch, signed_now());
+    return finish_batch(batch, checkpoint.size);
   }
   // Otherwise the database is an older one, from a backup: the log is what counts, and the index is made again from it.
   telemetry_.warn(
@@ -378,7 +378,7 @@ Result<> Log::write_files(const tlog::Growth& growth) {
 /// Database after files: the entries leave audit_pending only when the checkpoint over them is durable. What is lost
 /// here with a power cut is done again, by `recover` or `step_back`: one batch at most, for the next one's places are
 /// durable.
-Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
+Result<> Log::finish_batch(const std::vector<Pending>& batch, std::uint64_t new_size) {
   constexpr sql::TransactionOptions with{sql::Isolation::read_committed, sql::Durability::ordered};
   for (std::size_t from = 0; from < batch.size(); from += indexed_at_once) {
     const std::size_t to = std::min(batch.size(), from + indexed_at_once);
@@ -396,13 +396,12 @@ Result<> Log::finish_batch(const std::vector<Pending>& batch, Signed now) {
         for (const Pending& entry : batch) CRETO_TRY(tx.exec("DELETE FROM audit_pending WHERE seq = $1", {entry.seq}));
         const auto moved =
             CRETO_TRY(tx.exec("UPDATE audit_state SET size = $1 WHERE one = 1 AND size = $2 AND assigned = $1",
-                              {static_cast<std::int64_t>(now.size), static_cast<std::int64_t>(size_)}));
+                              {static_cast<std::int64_t>(new_size), static_cast<std::int64_t>(size_)}));
         if (moved != 1) return refusal(ErrorKind::conflict, "another process writes this audit log");
         return {};
       },
       with));
-  size_ = assigned_ = now.size;
-  set_signed(std::move(now));
+  size_ = assigned_ = new_size;
   appended_.add(batch.size());
   return {};
 }
@@ -437,9 +436,11 @@ Result<bool> Log::sequence_once() {
   const auto growth = CRETO_TRY(tlog::grow(before, reader(), entries));
   CRETO_TRY(write_files(growth));
   std::string note = CRETO_TRY(sign(growth.size, growth.root));
-  Signed now{growth.size, growth.root, std::move(note)};
+  const Signed now{growth.size, growth.root, std::move(note)};
   CRETO_TRY(io::write_durably(files_, options_.directory / "checkpoint", as_bytes(now.note), 0644));
-  CRETO_TRY(finish_batch(batch, std::move(now)));
+  // First: what is found in the index can be proven.
+  set_signed(now);
+  CRETO_TRY(finish_batch(batch, now.size));
 
   // A reader of the checkpoint before this one still finds its partial files; those of the one before that go, unless
   // they are also of a later one.
