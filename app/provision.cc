@@ -180,6 +180,21 @@ SagaStep policies_step(System& system) {
           }};
 }
 
+/// The token of the approval that an earlier try asked for, once it is given.
+Result<std::string> approval_of(System& system, const Context& ctx, const RequestId& request) {
+  const contracts::ApprovalStatus status = CRETO_TRY(system.oversight->approval_status(ctx, request));
+  if (status.state == contracts::ApprovalState::approved) return status.override_token;
+  if (contracts::is_final(status.state))
+    return failure(ErrorKind::permission_denied, fmt::format("the sandbox was not approved: request `{}` is {}",
+                                                             request.to_string(), to_string(status.state)));
+  return failure(
+             ErrorKind::oversight_required,
+             fmt::format("the sandbox waits for the approval of request `{}`; everything before it is made, and this "
+                         "goes on by itself once it is given",
+                         request.to_string()))
+      .with_retryable(true);
+}
+
 SagaStep sandbox_step(System& system) {
   return {"sandbox",
           [&system](const Context& ctx, Json& data) -> Result<> {
@@ -189,9 +204,16 @@ SagaStep sandbox_step(System& system) {
             spec.agent = CRETO_TRY(agent_of(data));
             spec.image = text_of(data, "image");
             spec.command = data.at("command").get<std::vector<std::string>>();
+            if (data.contains("approval")) {
+              const RequestId request = CRETO_TRY(RequestId::parse(text_of(data, "approval")));
+              spec.override_token = CRETO_TRY(approval_of(system, ctx, request));
+            }
             const runtime::SpawnResult spawned = CRETO_TRY(system.runtime->spawn(ctx, spec));
-            if (!spawned.sandbox)
-              return failure(ErrorKind::oversight_required, "the sandbox needs an approval; spawn it by itself");
+            if (!spawned.sandbox) {
+              data["approval"] = spawned.approval->request.to_string();
+              CRETO_TRY(approval_of(system, ctx, spawned.approval->request));
+              return failure(ErrorKind::unavailable, "the sandbox was approved meanwhile");
+            }
             data["sandbox"] = spawned.sandbox->id.to_string();
             return {};
           },

@@ -174,7 +174,10 @@ class SqlSagas final : public Sagas {
         if (const auto made = step.make(context_of(ctx, stored, step, "make"), saga.data); made) {
           ++saga.steps;
         } else if (made.error().retryable()) {
-          return Error(made.error());
+          // What it learned, a request that it waits for say, is there when it is tried again.
+          CRETO_TRY(save(ctx, stored));
+          return Error(made.error())
+              .with_context(fmt::format("`{}` goes on with step `{}`", saga.id.to_string(), step.name));
         } else {
           saga.state = SagaState::undoing;
           saga.error = fmt::format("{}: {}", step.name, made.error().to_string());

@@ -25,8 +25,8 @@ CRETO_ID(SagaId, "saga");
 /// an earlier run committed is found and not made twice.
 struct SagaStep {
   std::string name;
-  /// What it learns for later steps, for `undo` or for the answer goes into `data`. A retryable error leaves the saga
-  /// where it is, any other begins the undoing; then it must have made nothing.
+  /// What it learns for its own next try, for later steps, for `undo` or for the answer goes into `data`. A retryable
+  /// error leaves the saga where it is, any other begins the undoing; then it must have made nothing.
   std::function<Result<>(const Context& ctx, Json& data)> make;
   /// Empty: there is nothing to undo.
   std::function<Result<>(const Context& ctx, const Json& data)> undo = {};

@@ -32,7 +32,10 @@ class SagaTest : public ::testing::Test {
 
   Result<> act(const std::string& what, const Context& ctx, Json* data) {
     keys_.push_back(ctx.idempotency_key);
-    if (what == fails_at_ && failures_-- > 0) return Error(Product::platform, failure_, "it does not work");
+    if (what == fails_at_ && failures_-- > 0) {
+      if (data != nullptr) (*data)["waits_for"] = what;
+      return Error(Product::platform, failure_, "it does not work");
+    }
     done_.push_back(what);
     if (data != nullptr) (*data)["seen"] = data->value("seen", std::string()) + what.back();
     if (what == dies_at_) throw Killed();
@@ -110,9 +113,11 @@ TEST_F(SagaTest, AFailureThatMayPassUndoesNothingAndIsTriedAgain) {
   const auto first = run();
   ASSERT_FALSE(first);
   EXPECT_TRUE(first.error().retryable());
+  open();
   const auto second = run();
   ASSERT_TRUE(second) << second.error().to_string();
   EXPECT_EQ(done_, (Steps{"make a", "make b", "make c"}));
+  EXPECT_EQ(second->data.at("waits_for"), "make b") << "what it learned is there for the next try";
 }
 
 TEST_F(SagaTest, AfterACrashInAStepTheNextProcessGoesOnUnderTheSameKey) {

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""An agent whose first sandbox needs a human's approval is provisioned: it waits for the answer, and goes on with it or is undone.
+
+    provision_test.py --creto BINARY
+
+The server, the CLI and the sandboxes are real. Leaves with 77 where the machine cannot run sandboxes.
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "examples", "invoice-agent"))
+from harness import Creto, CretoError, StepFailed, require  # noqa: E402
+
+HUMAN = "human:ada@example.com"
+PATIENCE_S = 120
+REFUSED = 3  # the CLI's exit code
+FORBID = '@id("sandboxes-need-a-human") @oversight("sandboxes") forbid (principal is Agent, action == Action::"sandbox.spawn", resource);'
+PERMIT = '@id("agents-spawn") permit (principal is Agent, action == Action::"sandbox.spawn", resource);'
+
+
+class Installation:
+    def __init__(self, binary, runtime):
+        self.work = tempfile.mkdtemp(prefix="creto-provision-")
+        self.home = os.path.join(self.work, "home")
+        self.creto = Creto(binary, self.home, self.file("passphrase", "provision test passphrase"))
+        self.creto.env["ASAN_OPTIONS"] = "detect_leaks=0"
+        image = os.path.join(self.work, "images", "plain")
+        os.makedirs(os.path.dirname(image))
+        subprocess.run([os.path.join(ROOT, "tools", "image.sh"), image, "--packages", "python3"], check=True, stdout=subprocess.DEVNULL)
+        self.creto("init", "--email", HUMAN.removeprefix("human:"))
+        ports = "".join(f"[{door}]\nport = 0\n" for door in ("grpc", "rest", "metrics", "health"))
+        self.file("home/config.toml", f'org = "default"\n{ports}[runtime]\nclass = "{runtime}"\nimage_directory = "{self.work}/images"\n')
+        self.server = None
+
+    def file(self, name, content):
+        path = os.path.join(self.work, name)
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as out:
+            out.write(content)
+        return path
+
+    def serve(self):
+        ports = os.path.join(self.home, "ports.json")
+        if os.path.exists(ports):
+            os.unlink(ports)
+        with open(os.path.join(self.work, "creto.log"), "ab") as log:
+            self.server = subprocess.Popen([self.creto.binary, "serve"], env=self.creto.env, stdout=log, stderr=log)
+        deadline = time.monotonic() + PATIENCE_S
+        while not os.path.exists(ports):
+            require(self.server.poll() is None and time.monotonic() < deadline, "the server is not ready")
+            time.sleep(0.05)
+
+    def stop(self, how=signal.SIGTERM):
+        if self.server:
+            self.server.send_signal(how)
+            self.server.wait(PATIENCE_S)
+            self.server = None
+
+    def provision(self, name):
+        return self.creto("agents", "provision", name, "--permit", "sandbox.*", "--image", "plain", "--command", "python3", "--command", "-c", "--command", "import signal; signal.pause()",
+                          "--idempotency-key", f"provision-{name}")
+
+    def waits(self, name):
+        """Provisions, and finds it waiting for a human: the request."""
+        try:
+            self.provision(name)
+            raise StepFailed("a sandbox that needs an approval was started without it")
+        except CretoError as refused:
+            require(refused.exit_code == REFUSED and "waits for the approval" in str(refused), f"refused with {refused}")
+        agents = self.creto("agents", "list", "--name", name)["agents"]
+        require([agent["status"] for agent in agents] == ["AGENT_STATUS_ACTIVE"], f"what was made before is not kept: {agents}")
+        asked = self.creto("requests", "list", "--agent", agents[0]["identity"]).get("requests", [])
+        require(len(asked) == 1, f"{len(asked)} requests for one sandbox")
+        return asked[0]["id"]
+
+
+def play(creto):
+    creto.serve()
+    for identifier, text in (("sandboxes-need-a-human", FORBID), ("agents-spawn", PERMIT)):
+        creto.creto("policies", "create", identifier, "--file", creto.file("policy.cedar", text))
+    tiers = [{"approvers": [HUMAN], "quorum": 1, "timeout": "3600s"}]
+    creto.creto("oversight", "put", json.dumps({"id": "sandboxes", "description": "sandboxes", "tiers": tiers, "allow_self_approval": True, "channels": ["cli"]}))
+
+    request = creto.waits("approved")
+    require(creto.waits("approved") == request, "a repetition asks again")
+    creto.stop(signal.SIGKILL)  # it waits in the database, not in a process
+    creto.serve()
+    creto.creto("requests", "approve", request)
+    made = creto.provision("approved")
+    require(made["state"] == "made" and made["sandbox"], f"not made after the approval: {made}")
+    require(creto.creto("sandboxes", "show", made["sandbox"])["state"] == "running", "the sandbox does not run")
+    require(creto.provision("approved")["sandbox"] == made["sandbox"], "a repetition starts another sandbox")
+    print("approved: made")
+
+    request = creto.waits("denied")
+    creto.creto("requests", "deny", request)
+    try:
+        creto.provision("denied")
+        raise StepFailed("an agent was provisioned whose sandbox was denied")
+    except CretoError as refused:
+        require("undone" in str(refused), f"refused with {refused}")
+    agents = creto.creto("agents", "list", "--name", "denied")["agents"]
+    require([agent["status"] for agent in agents] == ["AGENT_STATUS_REVOKED"], f"left behind: {agents}")
+    print("denied: undone")
+    creto.creto("sandboxes", "terminate", made["sandbox"])
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--creto", default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
+    options.add_argument("--runtime", default="runc")
+    chosen = options.parse_args()
+    if os.geteuid() != 0 or not shutil.which(chosen.runtime):
+        print(f"sandboxes need root and `{chosen.runtime}`")
+        return 77
+    creto = Installation(os.path.abspath(chosen.creto), chosen.runtime)
+    try:
+        play(creto)
+    except (StepFailed, CretoError) as problem:
+        print(f"FAILED: {problem}; everything is in {creto.work}")
+        return 1
+    finally:
+        creto.stop()
+    shutil.rmtree(creto.work, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
