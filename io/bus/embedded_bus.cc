@@ -18,6 +18,9 @@ constexpr std::int64_t delivery_batch = 100;
 constexpr std::size_t id_length_max = 255;
 // Acknowledgements closer together than this share a commit; after a crash what lies between is delivered again.
 constexpr Nanos acknowledge_interval = std::chrono::milliseconds(20);
+// What is published closer together than this leaves the outbox together: each time, publishers wait their turn behind
+// it.
+constexpr Nanos relay_interval = std::chrono::milliseconds(5);
 constexpr Nanos prune_interval = std::chrono::minutes(1);
 constexpr Nanos trouble_pause = std::chrono::milliseconds(500);
 
@@ -244,13 +247,23 @@ class EmbeddedBus final : public Bus {
         db_.signal(outbox_signal).wait(db_.signal(outbox_signal).count(), trouble_pause);
         continue;
       }
-      if (*more) continue;
-      if (const auto now = system_clock().monotonic(); now - pruned > prune_interval) {
+      const auto now = system_clock().monotonic();
+      if (*more) {
+        pause_until(now + relay_interval);
+        continue;
+      }
+      if (now - pruned > prune_interval) {
         pruned = now;
         prune();
       }
       db_.signal(outbox_signal).wait(seen, options_.poll_interval);
     }
+  }
+
+  void pause_until(Monotonic end) {
+    sql::Signal& published = db_.signal(outbox_signal);
+    for (Nanos left = relay_interval; left > Nanos::zero() && !stopping_; left = end - system_clock().monotonic())
+      published.wait(published.count(), left);
   }
 
   void prune() {

@@ -21,7 +21,7 @@ constexpr std::uint32_t limit_max = 1'000;
 constexpr std::size_t batch_records_max = 1'000;
 constexpr Nanos trouble_pause = std::chrono::milliseconds(500);
 constexpr Nanos poll_interval = std::chrono::milliseconds(250);
-constexpr Nanos sequencing_soon = std::chrono::milliseconds(200);
+constexpr Nanos sequencing_soon = std::chrono::milliseconds(500);
 
 Error refusal(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 

@@ -134,7 +134,7 @@ struct AuditOptions {
   std::filesystem::path directory{};                ///< of the log: `checkpoint`, `tile/…`; created where absent
   std::string origin{};                             ///< "creto.local/audit/<org>": the log's name, for ever
   std::uint32_t batch_max = 100;                    ///< entries at once (AU3); more wait for the next batch
-  Nanos interval = std::chrono::milliseconds(100);  ///< how long an entry waits for others at most
+  Nanos interval = std::chrono::milliseconds(500);  ///< how long an entry waits for others at most (AU3: 1 s)
   bool sequence_in_background = true;               ///< false: only `flush` sequences (tests)
 };
 
