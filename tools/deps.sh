@@ -160,8 +160,7 @@ install_runsc() {
     return 0 # one that did not come as a package: the user's choice
   fi
   case "$(dpkg --print-architecture)" in amd64 | arm64) ;; *) die "gVisor exists for amd64 and arm64 only" ;; esac
-  local suite=trixie
-  [ "$VERSION_ID" = 12 ] && suite=bookworm-backports
+  local suite=bookworm-backports # Debian 13 has none of its own; this one needs nothing but libc
   say "installing runsc from $suite"
   mkdir -p "$work/runsc"
   (cd "$work/runsc" && apt_elsewhere "$suite" deb apt-get -qq download runsc) > "$log" 2>&1 \
