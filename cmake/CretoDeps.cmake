@@ -147,12 +147,17 @@ foreach(_package Boost CURL SQLite3 PostgreSQL)
   endif()
 endforeach()
 
+set(_yaml yaml-cpp)
+if(TARGET yaml-cpp::yaml-cpp) # since 0.8
+  set(_yaml yaml-cpp::yaml-cpp)
+endif()
+
 # --- one naming scheme ------------------------------------------------------------------------------------------------
 
 foreach(_pair
     grpc=gRPC::grpc++ grpc_reflection=gRPC::grpc++_reflection protobuf=protobuf::libprotobuf
     sqlite=SQLite::SQLite3 libpq=PostgreSQL::PostgreSQL boost=Boost::headers curl=CURL::libcurl
-    json=nlohmann_json::nlohmann_json simdjson=simdjson::simdjson toml=tomlplusplus::tomlplusplus yaml=yaml-cpp
+    json=nlohmann_json::nlohmann_json simdjson=simdjson::simdjson toml=tomlplusplus::tomlplusplus yaml=${_yaml}
     cli11=CLI11::CLI11 fmt=fmt::fmt spdlog=spdlog::spdlog prometheus=prometheus-cpp::core threads=Threads::Threads
     gtest=GTest::gtest gmock=GTest::gmock benchmark=benchmark::benchmark benchmark_main=benchmark::benchmark_main)
   string(REPLACE "=" ";" _pair "${_pair}")
