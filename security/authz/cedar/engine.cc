@@ -2,20 +2,27 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
+#include <utility>
 
+#include "creto/common/assert.h"
 #include "hash.h"
 
 namespace creto::authz::cedar {
 
 Engine::Engine(const PolicySet& policies, EntityStore& store) {
-  policies_.reserve(policies.policies().size());
-  for (const auto& policy : policies.policies()) {
-    const auto& literals = policy->program.literals();
-    policies_.push_back(
-        {policy, static_cast<std::uint32_t>(numbers_.size()), static_cast<std::uint32_t>(literals.size())});
-    for (const EntityUid* uid : literals) numbers_.push_back(store.intern(*uid));
-  }
-  build_index();
+  std::vector<Member> members;
+  members.reserve(policies.policies().size());
+  for (const auto& policy : policies.policies()) members.push_back({next_order_++, link(policy, store)});
+  rebuild(members);
+}
+
+std::shared_ptr<const Engine::Linked> Engine::link(std::shared_ptr<const PlannedPolicy> policy, EntityStore& store) {
+  auto linked = std::make_shared<Linked>();
+  linked->numbers.reserve(policy->program.literals().size());
+  for (const EntityUid* uid : policy->program.literals()) linked->numbers.push_back(store.intern(*uid));
+  linked->policy = std::move(policy);
+  return linked;
 }
 
 std::uint64_t Engine::key(Shape shape, std::uint64_t action, std::uint64_t principal, std::uint64_t resource) {
@@ -23,57 +30,177 @@ std::uint64_t Engine::key(Shape shape, std::uint64_t action, std::uint64_t princ
   return fold(mixed ^ principal, 0xe7037ed1a0b428dbu) ^ fold(std::rotl(resource, 32) ^ mixed, 0x8ebc6af09c88c6e3u);
 }
 
-void Engine::build_index() {
+Engine::Filing Engine::filing(const Linked& linked) {
   using Scope = ScopeConstraint::Kind;
-  std::vector<std::pair<std::uint64_t, std::uint32_t>> entries;
-  for (std::uint32_t index = 0; index < policies_.size(); ++index) {
-    const PolicyAst& ast = policies_[index].policy->ast;
-    const EntityId* number = numbers_.data() + policies_[index].first;
-    const auto side = [&number](const ScopeConstraint& scope) -> std::pair<Aspect, std::uint64_t> {
-      const EntityId* own = number;
-      number += scope.entities.size();
-      if (scope.kind == Scope::equal) return {one, *own};
-      if (scope.kind == Scope::is || scope.kind == Scope::is_in) return {type, hash_text(scope.type)};
-      return {any, 0};
-    };
-    // In the order in which the program counts its literals.
-    const auto [principal, principal_key] = side(ast.principal);
-    const std::span<const EntityId> actions(number, ast.action.entities.size());
-    number += actions.size();
-    const auto [resource, resource_key] = side(ast.resource);
-    const Shape shape{ast.action.kind != Scope::any, principal, resource};
-    shapes_present_ |= 1u << shape.index();
-    if (!shape.action) entries.emplace_back(key(shape, 0, principal_key, resource_key), index);
-    for (const EntityId action : actions) entries.emplace_back(key(shape, action, principal_key, resource_key), index);
-  }
-  std::sort(entries.begin(), entries.end());
-  std::size_t size = 16;
-  while (size < entries.size() * 2) size *= 2;
-  buckets_.assign(size, {});
-  for (const auto& [key, index] : entries) {
-    std::size_t at = key & (size - 1);
-    while (buckets_[at].count != 0 && buckets_[at].key != key) at = (at + 1) & (size - 1);
-    Bucket& bucket = buckets_[at];
-    if (bucket.count == 0) bucket = {key, static_cast<std::uint32_t>(members_.size()), 0};
-    // Sorted by key, so what belongs to one bucket lies together.
-    members_.push_back(index);
-    ++bucket.count;
+  const PolicyAst& ast = linked.policy->ast;
+  const EntityId* number = linked.numbers.data();
+  const auto side = [&number](const ScopeConstraint& scope) -> std::pair<Aspect, std::uint64_t> {
+    const EntityId* own = number;
+    number += scope.entities.size();
+    if (scope.kind == Scope::equal) return {one, *own};
+    if (scope.kind == Scope::is || scope.kind == Scope::is_in) return {type, hash_text(scope.type)};
+    return {any, 0};
+  };
+  // In the order in which the program counts its literals.
+  const auto [principal, principal_key] = side(ast.principal);
+  const std::span<const EntityId> actions(number, ast.action.entities.size());
+  number += actions.size();
+  const auto [resource, resource_key] = side(ast.resource);
+  Filing result{{ast.action.kind != Scope::any, principal, resource}, {}};
+  if (!result.shape.action) result.keys.push_back(key(result.shape, 0, principal_key, resource_key));
+  for (const EntityId action : actions) result.keys.push_back(key(result.shape, action, principal_key, resource_key));
+  std::sort(result.keys.begin(), result.keys.end());
+  result.keys.erase(std::unique(result.keys.begin(), result.keys.end()), result.keys.end());
+  return result;
+}
+
+const Engine::Bucket* Engine::Part::find(std::uint64_t key) const {
+  if (buckets.empty()) return nullptr;
+  const std::size_t mask = buckets.size() - 1;
+  for (std::size_t at = key & mask;; at = (at + 1) & mask) {
+    const Bucket& bucket = buckets.data()[at];
+    if (!bucket.used) return nullptr;
+    if (bucket.key == key) return &bucket;
   }
 }
 
-void Engine::collect(std::vector<std::uint32_t>& out, std::uint64_t key) const {
-  const Bucket* buckets = buckets_.data();
-  const std::size_t mask = buckets_.size() - 1;
-  for (std::size_t at = key & mask; buckets[at].count != 0; at = (at + 1) & mask) {
-    const Bucket& bucket = buckets[at];
-    if (bucket.key != key) continue;
-    out.insert(out.end(), members_.begin() + bucket.first, members_.begin() + bucket.first + bucket.count);
-    return;
+void Engine::Part::resize(std::size_t size) {
+  const std::vector<Bucket> old = std::exchange(buckets, std::vector<Bucket>(size));
+  used = 0;
+  for (const Bucket& bucket : old) {
+    if (!bucket.used || bucket.count == 0) continue;
+    std::size_t at = bucket.key & (size - 1);
+    while (buckets[at].used) at = (at + 1) & (size - 1);
+    buckets[at] = bucket;
+    ++used;
   }
+}
+
+void Engine::Part::add(std::uint64_t key, Member member) {
+  const Bucket* found = find(key);
+  if (found == nullptr) {
+    if ((used + 1) * 2 > buckets.size()) resize(std::max<std::size_t>(8, buckets.size() * 2));
+    const std::size_t mask = buckets.size() - 1;
+    std::size_t at = key & mask;
+    while (buckets[at].used) at = (at + 1) & mask;
+    buckets[at] = {key, static_cast<std::uint32_t>(members.size()), 0, true};
+    ++used;
+    found = &buckets[at];
+  }
+  Bucket& bucket = buckets[static_cast<std::size_t>(found - buckets.data())];
+  const std::uint32_t place = bucket.first + bucket.count++;
+  for (Bucket& other : buckets)
+    if (other.used && &other != &bucket && other.first >= place) ++other.first;
+  members.insert(members.begin() + place, std::move(member));
+}
+
+std::uint32_t Engine::Part::remove(std::uint64_t key, const PlannedPolicy* policy) {
+  const Bucket* found = find(key);
+  CRETO_ASSERT(found != nullptr);
+  Bucket& bucket = buckets[static_cast<std::size_t>(found - buckets.data())];
+  const auto begin = members.begin() + bucket.first, end = begin + bucket.count;
+  const auto at = std::find_if(begin, end, [&](const Member& member) { return member.linked->policy.get() == policy; });
+  CRETO_ASSERT(at != end);
+  const std::uint32_t order = at->order;
+  const auto place = static_cast<std::uint32_t>(at - members.begin());
+  members.erase(at);
+  --bucket.count;
+  for (Bucket& other : buckets)
+    if (other.used && other.first > place) --other.first;
+  return order;
+}
+
+void Engine::count(const Filing& filed) {
+  if (filed.keys.empty()) return;  // `action in []`: it is for nothing
+  ++of_shape_[filed.shape.index()];
+  shapes_present_ |= 1u << filed.shape.index();
+}
+
+/// A part has about so many entries; four times as many, and there are more parts.
+constexpr std::size_t part_size = 32;
+
+void Engine::rebuild(const std::vector<Member>& members) {
+  std::vector<std::pair<std::uint64_t, const Member*>> entries;
+  of_shape_ = {};
+  shapes_present_ = 0;
+  for (const Member& member : members) {
+    const Filing filed = filing(*member.linked);
+    count(filed);
+    for (const std::uint64_t key : filed.keys) entries.emplace_back(key, &member);
+  }
+  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first < b.first : a.second->order < b.second->order;
+  });
+  entries_ = entries.size();
+  parts_.assign(std::bit_ceil(std::max<std::size_t>(1, entries_ / part_size)), nullptr);
+  std::vector<std::shared_ptr<Part>> parts(parts_.size());
+  for (auto& part : parts) part = std::make_shared<Part>();
+  for (const auto& [key, member] : entries) {
+    // Sorted by key, so what belongs to one bucket comes together, and last.
+    Part& part = *parts[part_of(key)];
+    if (part.members.empty() || part.buckets.empty() || part.buckets.back().key != key)
+      part.buckets.push_back({key, static_cast<std::uint32_t>(part.members.size()), 0, true});
+    part.members.push_back(*member);
+    ++part.buckets.back().count;
+  }
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i]->buckets.empty())
+      parts[i]->resize(std::bit_ceil(std::max<std::size_t>(8, parts[i]->buckets.size() * 2)));
+    parts_[i] = std::move(parts[i]);
+  }
+}
+
+void Engine::replace(const PlannedPolicy* removed, std::shared_ptr<const PlannedPolicy> added, EntityStore& store) {
+  if (parts_.empty()) rebuild({});
+  // A part that is copied once is changed in place from then on.
+  std::map<std::size_t, std::shared_ptr<Part>> fresh;
+  const auto part = [&](std::uint64_t key) -> Part& {
+    auto& copy = fresh[part_of(key)];
+    if (!copy) copy = std::make_shared<Part>(*parts_[part_of(key)]);
+    return *copy;
+  };
+  std::uint32_t order = next_order_;
+  if (removed != nullptr) {
+    // The names are in the store already, with the numbers they always had.
+    const auto linked =
+        link(std::shared_ptr<const PlannedPolicy>(std::shared_ptr<const PlannedPolicy>(), removed), store);
+    const Filing filed = filing(*linked);
+    for (const std::uint64_t key : filed.keys) order = part(key).remove(key, removed);
+    entries_ -= filed.keys.size();
+    if (!filed.keys.empty() && --of_shape_[filed.shape.index()] == 0) shapes_present_ &= ~(1u << filed.shape.index());
+  }
+  if (added != nullptr) {
+    if (order == next_order_) ++next_order_;
+    const Member member{order, link(std::move(added), store)};
+    const Filing filed = filing(*member.linked);
+    for (const std::uint64_t key : filed.keys) part(key).add(key, member);
+    entries_ += filed.keys.size();
+    count(filed);
+  }
+  for (auto& [at, copy] : fresh) parts_[at] = std::move(copy);
+  if (entries_ > parts_.size() * part_size * 4) rebuild(members());
+}
+
+std::vector<Engine::Member> Engine::members() const {
+  std::vector<Member> all;
+  for (const auto& part : parts_) all.insert(all.end(), part->members.begin(), part->members.end());
+  std::sort(all.begin(), all.end(), [](const Member& a, const Member& b) { return a.order < b.order; });
+  all.erase(std::unique(all.begin(), all.end(), [](const Member& a, const Member& b) { return a.order == b.order; }),
+            all.end());
+  return all;
+}
+
+void Engine::collect(std::vector<Candidate>& out, std::uint64_t key) const {
+  const Part& part = *parts_.data()[part_of(key)];
+  const Bucket* bucket = part.find(key);
+  if (bucket == nullptr) return;
+  const Member* member = part.members.data() + bucket->first;
+  for (const Member* end = member + bucket->count; member != end; ++member)
+    out.push_back({member->order, member->linked.get()});
 }
 
 /// Every policy whose scope could match; two keys that collide only bring one more, which its own scope turns away.
-void Engine::collect(std::vector<std::uint32_t>& out, const Frame& frame, const IdSet& groups) const {
+void Engine::collect(std::vector<Candidate>& out, const Frame& frame, const IdSet& groups) const {
   const auto part = [](Aspect aspect, const Cell& entity, std::uint64_t type_hash) -> std::uint64_t {
     return aspect == any ? 0 : aspect == type ? type_hash : entity.id;
   };
@@ -92,8 +219,10 @@ void Engine::collect(std::vector<std::uint32_t>& out, const Frame& frame, const 
     }
   }
   if (out.size() < 2) return;
-  std::sort(out.begin(), out.end());
-  out.erase(std::unique(out.begin(), out.end()), out.end());
+  std::sort(out.begin(), out.end(), [](const Candidate& a, const Candidate& b) { return a.order < b.order; });
+  out.erase(
+      std::unique(out.begin(), out.end(), [](const Candidate& a, const Candidate& b) { return a.order == b.order; }),
+      out.end());
 }
 
 bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay* overlay, const RequestView& request,
@@ -111,7 +240,7 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
   scratch.result.forbids.clear();
   scratch.result.errors.clear();
   scratch.candidates.clear();
-  if (policies_.empty()) return true;
+  if (shapes_present_ == 0) return true;
   if (overlay) {
     collect(scratch.candidates, frame, IdSet(overlay->ancestors(frame.action)));
   } else if (frame.action.id == no_entity) {
@@ -125,16 +254,15 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
 
   const auto run = [&](Effect effect, bool first_suffices) {
     auto& satisfied = effect == Effect::permit ? scratch.result.permits : scratch.result.forbids;
-    for (const std::uint32_t index : scratch.candidates) {
-      const Linked& linked = policies_.data()[index];
-      const PlannedPolicy& policy = *linked.policy;
+    for (const Candidate& candidate : scratch.candidates) {
+      const PlannedPolicy& policy = *candidate.linked->policy;
       if (policy.ast.effect != effect) continue;
-      switch (policy.program.run(frame, std::span(numbers_).subspan(linked.first, linked.count))) {
+      switch (policy.program.run(frame, candidate.linked->numbers)) {
         case Program::Outcome::no:
           break;
         case Program::Outcome::yes:
           satisfied.push_back(&policy);
-          if (first_suffices) return;
+          if (first_suffices && policy.sufficient) return;
           break;
         case Program::Outcome::failed:
           if (frame.trouble) return;

@@ -13,7 +13,8 @@ namespace creto::authz::cedar {
 
 /// A policy ready to run. Immutable and shared by all snapshots it is part of.
 struct PlannedPolicy {
-  PlannedPolicy(PolicyId id_, PolicyAst ast_) : id(std::move(id_)), ast(std::move(ast_)) {
+  PlannedPolicy(PolicyId id_, PolicyAst ast_, bool sufficient_ = true)
+      : id(std::move(id_)), ast(std::move(ast_)), sufficient(sufficient_) {
     if (!ast.is_template()) program = Program::compile(ast);
   }
   PlannedPolicy(const PlannedPolicy&) = delete;  // the program borrows from the tree
@@ -21,6 +22,8 @@ struct PlannedPolicy {
 
   const PolicyId id;
   const PolicyAst ast;
+  const bool
+      sufficient;  ///< false: a permit of which Cedar does not know whether it holds, so others are looked at too
   Program program;
 };
 

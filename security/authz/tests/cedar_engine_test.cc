@@ -259,6 +259,60 @@ TEST(CedarEngine, AnswersAsTheInterpreterDoes) {
   EXPECT_GT(erred, rounds());
 }
 
+TEST(CedarEngine, IsAfterEveryChangeAsIfMadeAtOnce) {
+  for (std::uint64_t seed = 1; seed <= rounds() / 10 + 1; ++seed) {
+    Generator generator(seed);
+    std::vector<std::shared_ptr<const Entity>> entities;
+    std::map<EntityUid, bool> known;
+    for (int i = 0; i < 8; ++i) {
+      Entity entity = generator.entity(i < 6 ? generator.uid() : generator.action());
+      normalise(entity);
+      if (known.emplace(entity.uid, true).second) entities.push_back(std::make_shared<const Entity>(entity));
+    }
+    EntityStore store;
+    store.put(std::move(entities));
+    Engine engine;
+    std::vector<std::shared_ptr<const PlannedPolicy>> policies;
+    const auto error = [](const PlannedPolicy& policy) {
+      return Error(Product::platform, ErrorKind::internal, policy.id);
+    };
+    // Up to some hundred policies, so that the index grows several times, and down again.
+    const std::size_t steps = 300;
+    for (std::size_t step = 0; step < steps; ++step) {
+      auto parsed = parse_policies(generator.policy());
+      if (!parsed) continue;
+      const bool grows = step < steps / 2;
+      std::shared_ptr<const PlannedPolicy> removed, added;
+      if (!policies.empty() && generator.chance(grows ? 30 : 90)) {
+        const std::size_t at = generator.below(policies.size());
+        removed = policies[at];
+        policies.erase(policies.begin() + static_cast<std::ptrdiff_t>(at));
+      }
+      if (generator.chance(grows ? 95 : 20)) {
+        added = std::make_shared<PlannedPolicy>(fmt::format("p{}", step), std::move((*parsed)[0]));
+        policies.push_back(added);
+      }
+      const Engine before = engine;
+      EntityStore next = store;
+      engine.replace(removed.get(), added, next);
+      store = std::move(next);
+      if (step % 10 != 0) continue;
+      EntityStore copy = store;
+      const Engine at_once(PolicySet(policies), copy);
+      for (int i = 0; i < 5; ++i) {
+        const Request request = generator.request();
+        const RequestView view{request.principal, request.action, request.resource, *request.context.as_record()};
+        Engine::Scratch one, other, earlier;
+        ASSERT_TRUE(engine.evaluate(one, store, nullptr, view, Detail::all, error));
+        ASSERT_TRUE(at_once.evaluate(other, copy, nullptr, view, Detail::all, error));
+        ASSERT_EQ(said(one.result), said(other.result)) << "seed " << seed << ", step " << step;
+        ASSERT_TRUE(before.evaluate(earlier, store, nullptr, view, Detail::all, error));
+        if (added) ASSERT_EQ(said(earlier.result).find(added->id + ":"), std::string::npos);
+      }
+    }
+  }
+}
+
 /// What a store says of every name it has.
 std::string content(const EntityStore& store) {
   std::map<std::string, std::string> all;
