@@ -63,7 +63,7 @@ Result<> decide(authz::Authz& authz, const Context& ctx, std::string_view action
                               .context = {},
                               .arguments_hash = {},
                               .override_token = {}};
-  const authz::Decision decision = authz.check(ctx, request);
+  const authz::Decision decision = authz.admit(ctx, request);
   if (auto refused = authz::refusal(Product::platform, decision)) return *std::move(refused);
   return {};
 }
@@ -96,6 +96,7 @@ class DelegationLimits final : public authz::Extension {
   std::string_view name() const override { return "delegation_limits"; }
   int priority() const override { return 10; }
   bool denies_on_failure() const override { return true; }
+  Nanos budget() const override { return std::chrono::seconds(1); }  // it may have to read the chain from the database
 
   Result<std::optional<authz::Decision>> evaluate(const Context& ctx, const authz::CheckRequest& request) override {
     if (!request.principal.is_agent()) return std::optional<authz::Decision>();

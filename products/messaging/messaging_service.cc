@@ -378,7 +378,7 @@ class MessagingService final : public Messaging {
                                 .resource = std::move(resource),
                                 .context = std::move(context),
                                 .override_token = {}};
-    auto refused = authz::refusal(Product::messaging, parts_.authz.check(ctx, request));
+    auto refused = authz::refusal(Product::messaging, parts_.authz.admit(ctx, request));
     if (!refused) return {};
     if (refused->kind() != ErrorKind::permission_denied) return *std::move(refused);
     return failure(ErrorKind::delivery_denied, fmt::format("policy does not let `{}` {} {}", ctx.caller_text(),

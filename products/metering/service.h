@@ -103,6 +103,7 @@ class MeteringService final : public LocalMetering, private authz::Extension {
   std::string_view name() const override { return "quota_enforcer"; }
   int priority() const override { return 100; }
   bool denies_on_failure() const override { return true; }
+  Nanos budget() const override { return std::chrono::milliseconds(100); }  // memory only; the machine may be busy
   Result<std::optional<authz::Decision>> evaluate(const Context& ctx, const authz::CheckRequest& request) override;
 
   struct Candidate;

@@ -1231,7 +1231,7 @@ class RuntimeService final : public Runtime {
       refusal = Error(Product::runtime, ErrorKind::egress_denied, "denied by the sandbox' rules");
     if (verdict == EgressVerdict::require_authz) {
       const auto decision =
-          services_.authz.check(ctx, {record.sandbox.agent,
+          services_.authz.admit(ctx, {record.sandbox.agent,
                                       record.sandbox.delegation_chain,
                                       "network.egress",
                                       {"Host", target.text()},

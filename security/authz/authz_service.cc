@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "cedar/text.h"
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
+#include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/idempotency.h"
 #include "creto/io/sql.h"
@@ -15,6 +18,7 @@
 #include "hash.h"
 #include "override_token.h"
 #include "override_use.h"
+#include "reach.h"
 #include "snapshot.h"
 #include "store.h"
 
@@ -147,13 +151,29 @@ class Probe {
         hits_(telemetry.counter("authz_cache_hits_total", "checks answered from the cache")),
         misses_(telemetry.counter("authz_cache_misses_total", "checks that ran the policies")),
         denied_(telemetry.counter("authz_denied_total", "checks that were not allowed")),
-        extension_failures_(telemetry.counter("authz_extension_failures_total", "extensions that failed")) {}
+        limited_(telemetry.counter("authz_rate_limited_total", "checks that a permit's rate had no room for")) {}
 
   void hit() { hits_.add(); }
   void miss() { misses_.add(); }
   void refused() { denied_.add(); }
+  void limited() { limited_.add(); }
+  /// What is counted of one extension.
+  struct OfExtension {
+    Counter& failures;
+    Counter& late;
+  };
+  OfExtension of(const Extension& extension) {
+    return {telemetry_.counter("authz_extension_failures_total", "answers that an extension could not give",
+                               {{"extension", extension.name()}}),
+            telemetry_.counter("authz_extension_late_total", "answers of an extension after its time budget",
+                               {{"extension", extension.name()}})};
+  }
+  void extension_late(const Context& ctx, const Extension& extension, Nanos took) {
+    telemetry_.log(
+        LogLevel::warn, "authz", "authz_extension_late", &ctx,
+        {{"extension", extension.name()}, {"took_ns", took.count()}, {"budget_ns", extension.budget().count()}});
+  }
   void extension_failed(const Context& ctx, const Extension& extension, const Error& error) {
-    extension_failures_.add();
     telemetry_.log(LogLevel::warn, "authz", "authz_extension_failed", &ctx,
                    {{"extension", extension.name()}, {"error", error.to_string()}});
   }
@@ -172,7 +192,7 @@ class Probe {
   Counter& hits_;
   Counter& misses_;
   Counter& denied_;
-  Counter& extension_failures_;
+  Counter& limited_;
 };
 
 /// None where the request is sound.
@@ -221,6 +241,51 @@ Result<Policy> decode(std::string_view text) {
                 .updated_by = json.at("updated_by").get<std::string>()};
 }
 
+Json json_of(const PolicyVersion& version) {
+  return Json{{"version", version.version}, {"made_at", unix_ns(version.made_at)}, {"made_by", version.made_by},
+              {"what", version.what},       {"policies", version.policies},        {"added", version.added},
+              {"changed", version.changed}, {"removed", version.removed},          {"hash", hex(version.hash)}};
+}
+
+Result<PolicyVersion> version_of(const Json& json) {
+  PolicyVersion version{.version = json.at("version").get<std::int64_t>(),
+                        .made_at = from_unix_ns(json.at("made_at").get<std::int64_t>()),
+                        .made_by = json.at("made_by").get<std::string>(),
+                        .what = json.at("what").get<std::string>(),
+                        .policies = json.at("policies").get<std::int64_t>(),
+                        .added = json.at("added").get<std::int64_t>(),
+                        .changed = json.at("changed").get<std::int64_t>(),
+                        .removed = json.at("removed").get<std::int64_t>()};
+  const Bytes hash = CRETO_TRY(from_hex(json.at("hash").get<std::string>()));
+  if (hash.size() == version.hash.size()) std::copy(hash.begin(), hash.end(), version.hash.begin());
+  return version;
+}
+
+std::string encode_version(const PolicyVersion& version) { return json_of(version).dump(); }
+Result<PolicyVersion> decode_version(std::string_view text) {
+  const Json json = CRETO_TRY(parse_json(text));
+  return version_of(json);
+}
+
+std::string encode_applied(const AppliedPolicies& applied) {
+  return Json{{"version", json_of(applied.version)},
+              {"added", applied.added},
+              {"changed", applied.changed},
+              {"removed", applied.removed},
+              {"warnings", applied.warnings}}
+      .dump();
+}
+Result<AppliedPolicies> decode_applied(std::string_view text) {
+  const Json json = CRETO_TRY(parse_json(text, {.bytes_max = 64 << 20}));
+  AppliedPolicies applied;
+  applied.version = CRETO_TRY(version_of(json.at("version")));
+  json.at("added").get_to(applied.added);
+  json.at("changed").get_to(applied.changed);
+  json.at("removed").get_to(applied.removed);
+  json.at("warnings").get_to(applied.warnings);
+  return applied;
+}
+
 class AuthzService final : public Authz {
  public:
   AuthzService(sql::Database& database, const Clock& clock, Telemetry& telemetry,
@@ -231,25 +296,22 @@ class AuthzService final : public Authz {
         sources_(std::move(sources)),
         tokens_(override_key),
         options_(options),
+        rate_memory_(std::make_shared<RateMemory>(static_cast<std::int64_t>(options.rate_bytes_max))),
         cache_(options.cache_entries) {}
 
   Result<> start() {
     CRETO_TRY(store::migrate(database_));
     CRETO_TRY(audit::prepare(database_));
     const std::lock_guard lock(writing_);
-    return reload(Context{});
+    CRETO_TRY(reload(Context{}));
+    return begin_histories();
   }
 
   // --- checks
   // -----------------------------------------------------------------------------------------------------------
 
-  Decision check(const Context& ctx, const CheckRequest& request) override {
-    const auto snapshot = snapshots_.pin();
-    Decision decision = policies_say(ctx, request, *snapshot);
-    if (!std::holds_alternative<Deny>(decision)) restrict(ctx, request, *snapshot, decision);
-    if (!allowed(decision)) probe_.refused();
-    return decision;
-  }
+  Decision check(const Context& ctx, const CheckRequest& request) override { return answer(ctx, request, false); }
+  Decision admit(const Context& ctx, const CheckRequest& request) override { return answer(ctx, request, true); }
 
   std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) override {
     std::vector<Decision> decisions;
@@ -267,8 +329,12 @@ class AuthzService final : public Authz {
   Explanation explain(const Context& ctx, const CheckRequest& request) override {
     const auto snapshot = snapshots_.pin();
     Explanation explanation{.decision = Allow{}, .reasons = {}, .errors = {}, .lifted = {}};
-    explanation.decision = evaluate(ctx, request, *snapshot, &explanation);
-    if (!std::holds_alternative<Deny>(explanation.decision)) restrict(ctx, request, *snapshot, explanation.decision);
+    PolicyDecision decided = evaluate(ctx, request, *snapshot, &explanation);
+    explanation.decision = std::move(decided.decision);
+    if (!std::holds_alternative<Deny>(explanation.decision)) {
+      limit(request, decided.rates, false, explanation.decision);
+      restrict(ctx, request, *snapshot, explanation.decision);
+    }
     return explanation;
   }
 
@@ -276,46 +342,168 @@ class AuthzService final : public Authz {
   // ---------------------------------------------------------------------------------------------------------
 
   Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) override {
-    return store_policy(ctx, id, std::move(text), [&](sql::Tx& tx, const std::optional<Policy>& before) -> Result<> {
+    return store_policy(ctx, id, std::move(text), [&](const OrgState& state, const LoadedPolicy* before) -> Result<> {
       if (before) return error(ErrorKind::already_exists, fmt::format("policy `{}` exists", id));
-      const auto count = CRETO_TRY(store::count_policies(tx, ctx.org));
-      if (static_cast<std::size_t>(count) < options_.policies_max) return {};
-      return error(ErrorKind::resource_exhausted, fmt::format("there are {} policies already", count));
+      if (state.policies.size() < options_.policies_max) return {};
+      return error(ErrorKind::resource_exhausted, fmt::format("there are {} policies already", state.policies.size()));
     });
   }
 
   Result<Policy> update_policy(const Context& ctx, const PolicyId& id, std::string text,
                                std::int64_t expected_version) override {
-    return store_policy(ctx, id, std::move(text), [&](sql::Tx&, const std::optional<Policy>& before) -> Result<> {
+    return store_policy(ctx, id, std::move(text), [&](const OrgState&, const LoadedPolicy* before) -> Result<> {
       if (!before) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
-      if (expected_version == 0 || expected_version == before->version) return {};
+      if (expected_version == 0 || expected_version == before->stored.version) return {};
       return error(ErrorKind::conflict,
-                   fmt::format("policy `{}` is at version {}, not {}", id, before->version, expected_version));
+                   fmt::format("policy `{}` is at version {}, not {}", id, before->stored.version, expected_version));
     });
   }
 
   Result<> delete_policy(const Context& ctx, const PolicyId& id) override {
-    return change(
-        ctx,
-        [&](sql::Tx& tx) -> Result<> {
-          const bool removed = CRETO_TRY(store::remove_policy(tx, ctx.org, id));
-          if (!removed) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
-          CRETO_TRY(audit::record(tx, ctx, audit::AuditRecord::of(ctx, "policy_deleted", "authz:policy:" + id)));
-          return {};
-        },
-        [&](OrgState& state) {
-          state.policies.erase(id);
-          state.plan();
-        });
+    return change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      const auto before = state.policies.find(id);
+      if (!before) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
+      state.replace(before, nullptr);
+      CRETO_TRY(store::remove_policy(tx, ctx.org, id, state.version));
+      CRETO_TRY(keep_version(tx, ctx, state, {.what = "policy_deleted", .removed = 1}, "authz:policy:" + id));
+      return true;
+    });
   }
 
   Result<std::vector<Policy>> list_policies(const Context& ctx) override {
     std::vector<Policy> all;
     const auto snapshot = snapshots_.current();
     if (const OrgState* state = snapshot->org(ctx.org)) {
-      for (const auto& [id, policy] : state->policies) all.push_back(policy->stored);
+      for (const auto& policy : state->policies.sorted()) all.push_back(policy->stored);
     }
     return all;
+  }
+
+  // --- versions
+  // ---------------------------------------------------------------------------------------------------------
+
+  Result<AppliedPolicies> apply_policies(const Context& ctx, const PolicyApplication& application) override {
+    const std::string prefix = application.folder.empty() ? "" : application.folder + "/";
+    std::map<PolicyId, std::string> wanted;
+    for (const PolicyText& policy : application.policies) {
+      if (!policy.id.starts_with(prefix))
+        return error(ErrorKind::invalid_input, fmt::format("policy `{}` does not begin with `{}`", policy.id, prefix));
+      if (!wanted.emplace(policy.id, policy.text).second)
+        return error(ErrorKind::invalid_input, fmt::format("policy `{}` stands there twice", policy.id));
+    }
+    AppliedPolicies applied;
+    auto done = change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      const auto write = [&]() -> Result<AppliedPolicies> {
+        CRETO_TRY(expect_version(state, application.expected_version));
+        AppliedPolicies result =
+            CRETO_TRY(put_in_place(application.dry_run ? nullptr : &tx, ctx, state, wanted, prefix));
+        const bool same = result.added.empty() && result.changed.empty() && result.removed.empty();
+        if (same || application.dry_run) {
+          if (same) result.version = CRETO_TRY(newest(tx, ctx.org));
+          return result;
+        }
+        result.version =
+            CRETO_TRY(keep_version(tx, ctx, state, version_of(result, "policies_applied"), "authz:policies"));
+        return result;
+      };
+      const std::int64_t before = state.policies_version;
+      applied = CRETO_TRY(application.dry_run ? write()
+                                              : io::once(tx, ctx, "authz.policies", idempotency_window, write,
+                                                         encode_applied, decode_applied));
+      return state.policies_version != before;
+    });
+    if (!done) return std::move(done).error();
+    return applied;
+  }
+
+  Result<std::vector<PolicyVersion>> list_policy_versions(const Context& ctx, std::int64_t before,
+                                                          std::size_t limit) override {
+    if (limit == 0 || limit > 1'000) return error(ErrorKind::invalid_input, "limit: must be 1 to 1000");
+    return sql::read(database_, ctx, [&](sql::Tx& tx) {
+      return store::list_versions(tx, ctx.org, before == 0 ? std::numeric_limits<std::int64_t>::max() : before, limit);
+    });
+  }
+
+  Result<PolicySet> get_policy_version(const Context& ctx, std::int64_t version) override {
+    return sql::read(database_, ctx, [&](sql::Tx& tx) { return policies_at(tx, ctx.org, version); });
+  }
+
+  Result<std::vector<PolicyDifference>> diff_policy_versions(const Context& ctx, std::int64_t from,
+                                                             std::int64_t to) override {
+    return sql::read(database_, ctx, [&](sql::Tx& tx) -> Result<std::vector<PolicyDifference>> {
+      const PolicySet before = CRETO_TRY(policies_at(tx, ctx.org, from));
+      const PolicySet after = CRETO_TRY(policies_at(tx, ctx.org, to));
+      std::map<PolicyId, PolicyDifference> all;
+      for (const Policy& policy : before.policies) all[policy.id].before = policy.text;
+      for (const Policy& policy : after.policies) all[policy.id].after = policy.text;
+      std::vector<PolicyDifference> differences;
+      for (auto& [id, difference] : all) {
+        if (difference.before == difference.after) continue;
+        difference.id = id;
+        differences.push_back(std::move(difference));
+      }
+      return differences;
+    });
+  }
+
+  Result<PolicyVersion> roll_back_policies(const Context& ctx, std::int64_t version,
+                                           std::int64_t expected_version) override {
+    PolicyVersion made;
+    auto done = change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      bool fresh = false;
+      const auto write = [&]() -> Result<PolicyVersion> {
+        fresh = true;
+        CRETO_TRY(expect_version(state, expected_version));
+        const PolicySet old = CRETO_TRY(policies_at(tx, ctx.org, version));
+        std::map<PolicyId, std::string> wanted;
+        for (const Policy& policy : old.policies) wanted.emplace(policy.id, policy.text);
+        if (old.schema != (state.schema ? state.schema->stored.text : "")) {
+          CRETO_TRY(put_schema_in_place(tx, ctx, state, old.schema));
+        }
+        const AppliedPolicies result = CRETO_TRY(put_in_place(&tx, ctx, state, wanted, ""));
+        return keep_version(tx, ctx, state, version_of(result, "policies_rolled_back"), "authz:policies",
+                            old.version.version);
+      };
+      made = CRETO_TRY(io::once(tx, ctx, "authz.rollback", idempotency_window, write, encode_version, decode_version));
+      return fresh;
+    });
+    if (!done) return std::move(done).error();
+    return made;
+  }
+
+  Result<PolicySchema> set_schema(const Context& ctx, std::string text) override {
+    PolicySchema result;
+    auto done = change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      const std::string before = state.schema ? state.schema->stored.text : "";
+      if (before == text) {
+        if (state.schema) result = state.schema->stored;
+        return false;
+      }
+      CRETO_TRY(put_schema_in_place(tx, ctx, state, text));
+      if (state.schema) {
+        result = state.schema->stored;
+        std::vector<std::string> problems;
+        for (const auto& policy : state.policies.sorted()) {
+          const auto findings = state.schema->validate(policy->planned->ast);
+          for (const auto& problem : findings.errors)
+            problems.push_back(fmt::format("policy `{}`: {}", policy->stored.id, cedar::to_string(problem)));
+          if (problems.size() > 100) break;
+        }
+        if (!problems.empty())
+          return error(ErrorKind::invalid_input,
+                       fmt::format("policies do not fit the schema\n{}", fmt::join(problems, "\n")));
+      }
+      CRETO_TRY(keep_version(tx, ctx, state, {.what = "schema_set"}, "authz:schema"));
+      return true;
+    });
+    if (!done) return std::move(done).error();
+    return result;
+  }
+
+  Result<PolicySchema> get_schema(const Context& ctx) override {
+    const auto snapshot = snapshots_.current();
+    const OrgState* state = snapshot->org(ctx.org);
+    return state && state->schema ? state->schema->stored : PolicySchema();
   }
 
   // --- entities
@@ -327,37 +515,33 @@ class AuthzService final : public Authz {
       CRETO_TRY(check_entity(entity));
       cedar::normalise(entity);
     }
-    std::optional<cedar::EntityStore> next;
-    return change(
-        ctx,
-        [&](sql::Tx& tx) -> Result<> {
-          CRETO_TRY(check_hierarchy(ctx.org, entities));
-          next = CRETO_TRY(with_entities(ctx.org, entities));
-          for (const Entity& entity : entities) {
-            CRETO_TRY(store::put_entity(tx, ctx.org, entity));
-          }
-          return record_entities(tx, ctx, "entities_stored", entities.size());
-        },
-        [&](OrgState& state) {
-          state.entities = *std::move(next);
-          state.compact();
-        });
+    return change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      for (const Entity& entity : entities) {
+        if (state.schema) CRETO_TRY(state.schema->check(entity));
+      }
+      CRETO_TRY(check_hierarchy(state, entities));
+      CRETO_TRY(add_entities(state, entities));
+      for (const Entity& entity : entities) {
+        CRETO_TRY(store::put_entity(tx, ctx.org, entity));
+      }
+      CRETO_TRY(record_entities(tx, ctx, "entities_stored", entities.size()));
+      state.compact();
+      return true;
+    });
   }
 
   Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) override {
     if (uids.size() > 1'000) return error(ErrorKind::too_large, "at most 1000 entities a call");
-    return change(
-        ctx,
-        [&](sql::Tx& tx) -> Result<> {
-          for (const EntityUid& uid : uids) {
-            CRETO_TRY(store::remove_entity(tx, ctx.org, uid));
-          }
-          return record_entities(tx, ctx, "entities_deleted", uids.size());
-        },
-        [&](OrgState& state) {
-          state.entities.erase(uids);
-          state.compact();
-        });
+    return change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      for (const EntityUid& uid : uids) {
+        CRETO_TRY(store::remove_entity(tx, ctx.org, uid));
+      }
+      CRETO_TRY(record_entities(tx, ctx, "entities_deleted", uids.size()));
+      state.entities.erase(uids);
+      if (state.schema) load_entities(state, {});
+      state.compact();
+      return true;
+    });
   }
 
   Result<std::vector<Entity>> list_entities(const Context& ctx) override {
@@ -365,7 +549,8 @@ class AuthzService final : public Authz {
     const auto snapshot = snapshots_.current();
     if (const OrgState* state = snapshot->org(ctx.org)) {
       for (cedar::EntityId id = 0; id < state->entities.names(); ++id)
-        if (const auto& entity = state->entities.node(id).entity) all.push_back(*entity);
+        if (const auto& entity = state->entities.node(id).entity; entity && !is_of_schema(*state, entity->uid))
+          all.push_back(*entity);
     }
     std::sort(all.begin(), all.end(), [](const Entity& a, const Entity& b) { return a.uid < b.uid; });
     return all;
@@ -381,20 +566,19 @@ class AuthzService final : public Authz {
   }
 
   Result<> revoke_override(const Context& ctx, const RequestId& request) override {
-    return change(
-        ctx,
-        [&](sql::Tx& tx) -> Result<> {
-          const auto use = CRETO_TRY(store::override_use(tx, ctx.org, request));
-          if (use) {
-            return error(ErrorKind::conflict,
-                         fmt::format("the approval `{}` was used by `{}`", request.to_string(), *use));
-          }
-          CRETO_TRY(store::revoke_override(tx, ctx.org, request));
-          auto record = audit::AuditRecord::of(ctx, "override_revoked", "oversight:request:" + request.to_string());
-          CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-          return {};
-        },
-        [&](OrgState& state) { state.revoked.insert(request); });
+    return change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      const auto use = CRETO_TRY(store::override_use(tx, ctx.org, request));
+      if (use) {
+        return error(ErrorKind::conflict, fmt::format("the approval `{}` was used by `{}`", request.to_string(), *use));
+      }
+      CRETO_TRY(store::revoke_override(tx, ctx.org, request));
+      auto record = audit::AuditRecord::of(ctx, "override_revoked", "oversight:request:" + request.to_string());
+      CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+      auto revoked = state.revoked ? *state.revoked : std::set<RequestId>();
+      revoked.insert(request);
+      state.revoked = std::make_shared<const std::set<RequestId>>(std::move(revoked));
+      return true;
+    });
   }
 
   Result<bool> is_override_open(const Context& ctx, const RequestId& request) override {
@@ -422,16 +606,31 @@ class AuthzService final : public Authz {
   Result<> register_extension(Extension& extension) override {
     const std::lock_guard lock(writing_);
     auto next = std::make_shared<Snapshot>(*snapshots_.current());
-    for (const Extension* other : next->extensions) {
-      if (other->name() == extension.name()) {
+    for (const auto& other : next->extensions) {
+      if (other->extension.name() == extension.name()) {
         return error(ErrorKind::already_exists, fmt::format("extension `{}` is registered", extension.name()));
       }
     }
-    next->extensions.push_back(&extension);
+    const Probe::OfExtension counters = probe_.of(extension);
+    next->extensions.push_back(std::make_shared<RegisteredExtension>(extension, counters.failures, counters.late));
     std::stable_sort(next->extensions.begin(), next->extensions.end(),
-                     [](const Extension* a, const Extension* b) { return a->priority() < b->priority(); });
+                     [](const auto& a, const auto& b) { return a->extension.priority() < b->extension.priority(); });
     snapshots_.publish(std::move(next));
     return {};
+  }
+
+  Result<std::vector<ExtensionStatus>> list_extensions(const Context&) override {
+    std::vector<ExtensionStatus> all;
+    for (const auto& one : snapshots_.current()->extensions) {
+      all.push_back({.name = std::string(one->extension.name()),
+                     .priority = one->extension.priority(),
+                     .budget = one->extension.budget(),
+                     .denies_on_failure = one->extension.denies_on_failure(),
+                     .calls = one->calls.load(std::memory_order_relaxed),
+                     .failures = one->failures.load(std::memory_order_relaxed),
+                     .late = one->late.load(std::memory_order_relaxed)});
+    }
+    return all;
   }
 
   Result<> refresh(const Context& ctx) override {
@@ -450,7 +649,20 @@ class AuthzService final : public Authz {
   // --- deciding
   // ---------------------------------------------------------------------------------------------------------
 
-  Decision policies_say(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot) {
+  Decision answer(const Context& ctx, const CheckRequest& request, bool counts) {
+    const auto snapshot = snapshots_.pin();
+    PolicyDecision decided = policies_say(ctx, request, *snapshot);
+    Decision& decision = decided.decision;
+    if (!std::holds_alternative<Deny>(decision)) {
+      limit(request, decided.rates, false, decision);
+      restrict(ctx, request, *snapshot, decision);
+      if (counts && allowed(decision)) limit(request, decided.rates, true, decision);
+    }
+    if (!allowed(decision)) probe_.refused();
+    return std::move(decision);
+  }
+
+  PolicyDecision policies_say(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot) {
     const OrgState* state = snapshot.org(ctx.org);
     if (!state || snapshot.stale || options_.cache_entries == 0 || !request.override_token.empty()) {
       return evaluate(ctx, request, snapshot, nullptr);
@@ -461,20 +673,46 @@ class AuthzService final : public Authz {
     for (std::size_t i = 0; i < count; ++i) versions[i] = sources_[i]->version();
     const CacheKey key(ctx.org, state->version, std::span(versions).first(count), request);
     const Monotonic now = clock_.monotonic();
-    if (cache_.contains(key, now)) {
-      probe_.hit();
-      return Allow{};
+    if (const auto rate = cache_.find(key, now)) {
+      RateWindows* windows = *rate == 0 ? nullptr : state->rate(*rate);
+      if (windows != nullptr || *rate == 0) {
+        probe_.hit();
+        PolicyDecision known{Allow{}, {}, {}};
+        if (windows != nullptr) known.rates.push_back(windows);
+        return known;
+      }
     }
     probe_.miss();
-    Decision decision = evaluate(ctx, request, snapshot, nullptr);
-    if (allowed(decision)) cache_.insert(key, now, options_.cache_ttl);
-    return decision;
+    PolicyDecision decided = evaluate(ctx, request, snapshot, nullptr);
+    // With the one rate that it depends on, if any: a choice of several is made anew each time.
+    if (allowed(decided.decision) && decided.rates.size() <= 1)
+      cache_.insert(key, now, options_.cache_ttl, decided.rates.empty() ? 0 : decided.rates[0]->number());
+    return decided;
   }
 
-  Decision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
-                    Explanation* explanation) {
-    const auto denied = [](std::string reason, bool transient) -> Decision {
-      return Deny{.reason = std::move(reason), .policy = {}, .transient = transient};
+  /// Makes `decision` RateLimited where none of `rates` has room. `counts` takes the room of the first that has.
+  void limit(const CheckRequest& request, const std::vector<RateWindows*>& rates, bool counts, Decision& decision) {
+    if (rates.empty()) return;
+    const Monotonic now = clock_.monotonic();
+    const Identity& root = request.chain.empty() ? request.principal : request.chain.front();
+    std::optional<RateWindows::Verdict> soonest;
+    for (RateWindows* rate : rates) {
+      const std::string& who = (rate->rate().by_root ? root : request.principal).text();
+      const auto verdict = counts ? rate->take(who, now) : rate->look(who, now);
+      if (verdict.kind == RateWindows::Verdict::room) return;
+      if (!soonest || verdict.retry_after < soonest->retry_after) soonest = verdict;
+    }
+    probe_.limited();
+    Decision refused = RateLimited{soonest->retry_after, 0};
+    if (soonest->kind == RateWindows::Verdict::no_memory)
+      refused = Deny{.reason = "too many are counted for `@rate`", .policy = {}, .transient = true};
+    if (outranks(refused, decision)) decision = std::move(refused);
+  }
+
+  PolicyDecision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
+                          Explanation* explanation) {
+    const auto denied = [](std::string reason, bool transient) -> PolicyDecision {
+      return {Deny{.reason = std::move(reason), .policy = {}, .transient = transient}, {}, {}};
     };
     if (snapshot.stale) return denied("the policies in force cannot be established", true);
     if (auto fault = fault_in(request)) return denied("invalid request: " + *fault, false);
@@ -486,11 +724,16 @@ class AuthzService final : public Authz {
       auto token = tokens_.verify(ctx.org, request);
       if (!token) return denied(token.error().message(), false);
       if (clock_.now() >= token->expires_at) return denied("the approval has expired", false);
-      if (state->revoked.contains(token->request)) return denied("the approval was withdrawn", false);
+      if (state->revoked && state->revoked->contains(token->request))
+        return denied("the approval was withdrawn", false);
       lifts = std::move(token->lifts);
     }
 
     const cedar::Request asked = cedar_request(request);
+    if (state->schema) {
+      const auto conforms = state->schema->check(asked);
+      if (!conforms) return denied("invalid request: " + conforms.error().message(), false);
+    }
     ServiceEntities entities(ctx.org, *state, sources_);
     const ScratchLease lease;
     cedar::Engine::Scratch& scratch = *lease;
@@ -511,7 +754,7 @@ class AuthzService final : public Authz {
     }
     const cedar::Evaluation& evaluation = scratch.result;
     for (const auto& [policy, failure] : evaluation.errors) probe_.policy_failed(ctx, policy->id, failure);
-    PolicyDecision result = decide(evaluation, *state, lifts);
+    PolicyDecision result = decide(evaluation, lifts);
     if (explanation) {
       explanation->snapshot = state->version;
       explanation->lifted = result.lifted;
@@ -520,22 +763,40 @@ class AuthzService final : public Authz {
         explanation->errors.emplace_back(policy->id, failure.message());
       }
     }
-    return std::move(result.decision);
+    return result;
   }
 
   /// Lets the extensions make `decision` stricter.
   void restrict(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, Decision& decision) {
-    for (Extension* extension : snapshot.extensions) {
-      auto opinion = extension->evaluate(ctx, request);
-      if (!opinion) {
-        probe_.extension_failed(ctx, *extension, opinion.error());
-        if (!extension->denies_on_failure()) continue;
-        decision = Deny{.reason = fmt::format("`{}` failed: {}", extension->name(), opinion.error().message()),
-                        .policy = {},
-                        .transient = true};
-        return;
+    if (snapshot.extensions.empty()) return;
+    Monotonic begin = clock_.monotonic();
+    for (const auto& one : snapshot.extensions) {
+      Extension& extension = one->extension;
+      one->calls.fetch_add(1, std::memory_order_relaxed);
+      auto opinion = extension.evaluate(ctx, request);
+      const Monotonic end = clock_.monotonic();
+      const Nanos took = end - std::exchange(begin, end);
+      std::string failure;
+      if (took > extension.budget()) {
+        one->late.fetch_add(1, std::memory_order_relaxed);
+        one->late_total.add();
+        probe_.extension_late(ctx, extension, took);
+        failure = "it took too long";
       }
-      if (*opinion && outranks(**opinion, decision)) decision = **std::move(opinion);
+      if (!opinion) {
+        one->failures.fetch_add(1, std::memory_order_relaxed);
+        one->failures_total.add();
+        probe_.extension_failed(ctx, extension, opinion.error());
+        failure = opinion.error().message();
+      } else if (*opinion && !allowed(**opinion)) {
+        // An objection is one, however late.
+        if (outranks(**opinion, decision)) decision = **std::move(opinion);
+        failure.clear();
+      }
+      if (!failure.empty() && extension.denies_on_failure()) {
+        decision =
+            Deny{.reason = fmt::format("`{}` failed: {}", extension.name(), failure), .policy = {}, .transient = true};
+      }
       if (std::holds_alternative<Deny>(decision)) return;
     }
   }
@@ -543,78 +804,249 @@ class AuthzService final : public Authz {
   // --- changing
   // ---------------------------------------------------------------------------------------------------------
 
-  /// Runs `write` in a transaction that bumps the organization's version, then applies the same change to the snapshot.
-  /// Where it is not certain what is stored, takes everything from there.
-  Result<> change(const Context& ctx, const sql::TxFunction& write, const std::function<void(OrgState&)>& apply) {
+  /// False: nothing was changed, it was only answered again.
+  using Change = std::function<Result<bool>(sql::Tx& tx, OrgState& state)>;
+
+  /// Runs `fn` in a transaction on a copy of what is in force, which carries the organization's next version; after the
+  /// commit the copy is in force. Where it is not certain what is stored, takes everything from there.
+  Result<> change(const Context& ctx, const Change& fn) {
     const std::lock_guard lock(writing_);
-    std::int64_t version = 0;
-    bool changed = true;
-    auto done = database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-      changed_nothing_ = false;
-      CRETO_TRY(write(tx));
-      changed = !changed_nothing_;
-      if (!changed) return {};
-      version = CRETO_TRY(store::bump(tx, ctx.org));
-      return {};
-    });
-    if (!done) {
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      const auto snapshot = snapshots_.current();
+      const OrgState* before = snapshot->org(ctx.org);
+      std::shared_ptr<OrgState> state;
+      bool behind = false, changed = true;
+      auto done = database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+        state = before ? std::make_shared<OrgState>(*before) : std::make_shared<OrgState>();
+        const std::int64_t stored = CRETO_TRY(store::version(tx, ctx.org));
+        behind = snapshot->stale || stored != state->version;
+        if (behind) return error(ErrorKind::conflict, "another process has changed the policies");
+        state->version = stored + 1;
+        changed = CRETO_TRY(fn(tx, *state));
+        if (!changed) return {};
+        const std::int64_t version = CRETO_TRY(store::bump(tx, ctx.org));
+        CRETO_ASSERT(version == state->version);
+        return {};
+      });
+      if (done) {
+        if (changed) publish(ctx.org, std::move(state));
+        return {};
+      }
+      if (behind) {
+        CRETO_TRY(reload_or_deny(ctx));
+        continue;
+      }
       const ErrorKind kind = done.error().kind();
       if (kind == ErrorKind::unavailable || kind == ErrorKind::timeout || kind == ErrorKind::internal) {
         (void)reload_or_deny(ctx);
       }
       return done;
     }
-    if (!changed) return {};
-    const auto snapshot = snapshots_.current();
-    const OrgState* before = snapshot->org(ctx.org);
-    if (snapshot->stale || version != (before ? before->version : 0) + 1) return reload_or_deny(ctx);
-    auto state = before ? std::make_shared<OrgState>(*before) : std::make_shared<OrgState>();
-    apply(*state);
-    state->version = version;
-    auto next = std::make_shared<Snapshot>(*snapshot);
-    next->orgs[ctx.org] = std::move(state);
+    return error(ErrorKind::unavailable, "other processes change the policies all the time");
+  }
+
+  void publish(const std::string& org, std::shared_ptr<const OrgState> state) {
+    auto next = std::make_shared<Snapshot>(*snapshots_.current());
+    next->orgs[org] = std::move(state);
     snapshots_.publish(std::move(next));
+  }
+
+  using Admission = std::function<Result<>(const OrgState& state, const LoadedPolicy* before)>;
+  Result<Policy> store_policy(const Context& ctx, const PolicyId& id, std::string text, const Admission& admit) {
+    const Policy given{.id = id, .text = std::move(text), .version = 0, .updated_at = {}, .updated_by = {}};
+    Policy result;
+    auto done = change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      bool fresh = false;
+      const auto write = [&]() -> Result<Policy> {
+        fresh = true;
+        const auto before = state.policies.find(id);
+        CRETO_TRY(admit(state, before.get()));
+        LoadedPolicy loaded = CRETO_TRY(load(state, given, before.get()));
+        stamp(tx, ctx, loaded.stored, before.get());
+        Policy policy = loaded.stored;
+        state.replace(before, std::make_shared<const LoadedPolicy>(std::move(loaded)));
+        CRETO_TRY(store::put_policy(tx, ctx.org, policy, state.version));
+        PolicyVersion version{.what = before ? "policy_updated" : "policy_created"};
+        (before ? version.changed : version.added) = 1;
+        CRETO_TRY(keep_version(tx, ctx, state, std::move(version), "authz:policy:" + id));
+        return policy;
+      };
+      result = CRETO_TRY(io::once(tx, ctx, "authz.policy", idempotency_window, write, encode, decode));
+      return fresh;
+    });
+    if (!done) return std::move(done).error();
+    const std::vector<PolicyId> changed = {id};
+    result.warnings = warnings_of(ctx.org, changed);
+    return result;
+  }
+
+  /// What a person should know of these policies, now that they are in force.
+  std::vector<std::string> warnings_of(const std::string& org, std::span<const PolicyId> ids) const {
+    const auto snapshot = snapshots_.current();
+    const OrgState* state = snapshot->org(org);
+    return state ? warnings_of(*state, ids) : std::vector<std::string>();
+  }
+  static std::vector<std::string> warnings_of(const OrgState& state, std::span<const PolicyId> ids) {
+    const bool forbids = std::any_of(ids.begin(), ids.end(), [&](const PolicyId& id) {
+      const auto policy = state.policies.find(id);
+      return policy && policy->planned->ast.effect == cedar::Effect::forbid;
+    });
+    std::vector<std::string> warnings;
+    if (!forbids) return warnings;
+    std::vector<PolicyTable::Entry> kept;
+    state.policies.for_each([&](const PolicyTable::Entry& policy) {
+      if (policy->planned->ast.effect == cedar::Effect::forbid) kept.push_back(policy);
+    });
+    std::vector<PolicyView> views;
+    views.reserve(kept.size());
+    for (const auto& policy : kept) views.push_back({policy->stored.id, policy->planned->ast});
+    for (const Unreachable& one : unreachable_oversight(views, ids, false)) warnings.push_back(one.to_string());
+    std::sort(warnings.begin(), warnings.end());
+    return warnings;
+  }
+
+  /// Takes `text` for the schema, none where it is empty. The policies are not looked at.
+  Result<> put_schema_in_place(sql::Tx& tx, const Context& ctx, OrgState& state, std::string text) {
+    PolicySchema stored{.text = std::move(text), .updated_at = tx.now(), .updated_by = ctx.caller_text()};
+    CRETO_TRY(store::put_schema(tx, ctx.org, stored, state.version));
+    state.schema = nullptr;
+    if (!stored.text.empty()) state.schema = CRETO_TRY(load_schema(std::move(stored)));
+    auto entities = CRETO_TRY(store::list_entities(tx, ctx.org));
+    for (const Entity& entity : entities) {
+      if (state.schema) CRETO_TRY(state.schema->check(entity));
+    }
+    state.entities = cedar::EntityStore();
+    load_entities(state, std::move(entities));
+    state.plan();
     return {};
   }
 
-  Result<Policy> store_policy(const Context& ctx, const PolicyId& id, std::string text,
-                              const std::function<Result<>(sql::Tx&, const std::optional<Policy>&)>& admit) {
-    LoadedPolicy loaded = CRETO_TRY(
-        load_policy(Policy{.id = id, .text = std::move(text), .version = 0, .updated_at = {}, .updated_by = {}},
-                    options_.policy_bytes_max));
-    Policy result;
-    auto done = change(
-        ctx,
-        [&](sql::Tx& tx) -> Result<> {
-          bool fresh = false;
-          const auto write = [&]() -> Result<Policy> {
-            fresh = true;
-            const auto before = CRETO_TRY(store::find_policy(tx, ctx.org, id));
-            CRETO_TRY(admit(tx, before));
-            Policy policy = loaded.stored;
-            policy.version = before ? before->version + 1 : 1;
-            policy.updated_at = tx.now();
-            policy.updated_by = ctx.caller_text();
-            CRETO_TRY(store::put_policy(tx, ctx.org, policy));
-            auto record =
-                audit::AuditRecord::of(ctx, before ? "policy_updated" : "policy_created", "authz:policy:" + id);
-            record.metadata =
-                Json{{"sha3_256", hex(crypto::sha3_256(as_bytes(policy.text)))}, {"version", policy.version}}.dump();
-            CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-            return policy;
-          };
-          result = CRETO_TRY(io::once(tx, ctx, "authz.policy", idempotency_window, write, encode, decode));
-          changed_nothing_ = !fresh;
-          return {};
-        },
-        [&](OrgState& state) {
-          auto policy = std::make_shared<LoadedPolicy>(loaded);
-          policy->stored = result;
-          state.policies[id] = std::move(policy);
-          state.plan();
-        });
-    if (!done) return std::move(done).error();
+  /// With the actions that the schema declares, which are entities as if they were stored.
+  static void load_entities(OrgState& state, std::vector<Entity> entities) {
+    if (state.schema) {
+      auto actions = state.schema->schema.action_entities();
+      std::move(actions.begin(), actions.end(), std::back_inserter(entities));
+    }
+    std::vector<std::shared_ptr<const Entity>> shared;
+    shared.reserve(entities.size());
+    for (Entity& entity : entities) {
+      cedar::normalise(entity);
+      shared.push_back(std::make_shared<const Entity>(std::move(entity)));
+    }
+    state.entities.put(std::move(shared));
+  }
+
+  /// Parsed, and valid under the schema. Errors: invalid_input.
+  Result<LoadedPolicy> load(const OrgState& state, Policy policy, const LoadedPolicy* before) const {
+    LoadedPolicy loaded = CRETO_TRY(load_policy(std::move(policy), options_.policy_bytes_max, before, rate_memory_));
+    if (!state.schema) return loaded;
+    const auto findings = state.schema->validate(loaded.planned->ast);
+    if (findings.passed()) return loaded;
+    return cedar::to_error(findings.errors);
+  }
+
+  static void stamp(sql::Tx& tx, const Context& ctx, Policy& policy, const LoadedPolicy* before) {
+    policy.version = before ? before->stored.version + 1 : 1;
+    policy.updated_at = tx.now();
+    policy.updated_by = ctx.caller_text();
+  }
+
+  /// Gives the policies whose ids begin with `prefix` the texts in `wanted`, which all have such an id. Without `tx`
+  /// nothing is stored.
+  Result<AppliedPolicies> put_in_place(sql::Tx* tx, const Context& ctx, OrgState& state,
+                                       const std::map<PolicyId, std::string>& wanted, std::string_view prefix) {
+    AppliedPolicies result;
+    std::vector<std::pair<PolicyTable::Entry, PolicyTable::Entry>> changes;
+    for (const auto& entry : state.policies.sorted()) {
+      if (!entry->stored.id.starts_with(prefix) || wanted.contains(entry->stored.id)) continue;
+      result.removed.push_back(entry->stored.id);
+      changes.emplace_back(entry, nullptr);
+    }
+    for (const auto& [id, text] : wanted) {
+      const auto before = state.policies.find(id);
+      if (before && before->stored.text == text) continue;
+      auto loaded =
+          load(state, Policy{.id = id, .text = text, .version = 0, .updated_at = {}, .updated_by = {}}, before.get());
+      if (!loaded) return error(loaded.error().kind(), fmt::format("policy `{}`: {}", id, loaded.error().message()));
+      if (tx != nullptr) stamp(*tx, ctx, loaded->stored, before.get());
+      (before ? result.changed : result.added).push_back(id);
+      changes.emplace_back(before, std::make_shared<const LoadedPolicy>(*std::move(loaded)));
+    }
+    if (state.policies.size() + result.added.size() - result.removed.size() > options_.policies_max)
+      return error(ErrorKind::resource_exhausted, fmt::format("at most {} policies", options_.policies_max));
+    for (const auto& [before, after] : changes) {
+      state.replace(before, after);
+      if (tx == nullptr) continue;
+      if (after) {
+        CRETO_TRY(store::put_policy(*tx, ctx.org, after->stored, state.version));
+      } else {
+        CRETO_TRY(store::remove_policy(*tx, ctx.org, before->stored.id, state.version));
+      }
+    }
+    std::vector<PolicyId> fresh = result.added;
+    fresh.insert(fresh.end(), result.changed.begin(), result.changed.end());
+    result.warnings = warnings_of(state, fresh);
+    result.version = version_of(result, "");
+    result.version.policies = static_cast<std::int64_t>(state.policies.size());
     return result;
+  }
+
+  static PolicyVersion version_of(const AppliedPolicies& applied, std::string what) {
+    return {.what = std::move(what),
+            .added = static_cast<std::int64_t>(applied.added.size()),
+            .changed = static_cast<std::int64_t>(applied.changed.size()),
+            .removed = static_cast<std::int64_t>(applied.removed.size())};
+  }
+
+  /// Writes down that `state` is a new version of the policies, in its history and in the audit log.
+  Result<PolicyVersion> keep_version(sql::Tx& tx, const Context& ctx, OrgState& state, PolicyVersion version,
+                                     std::string resource, std::int64_t rolled_back_to = 0) {
+    version.version = state.version;
+    version.made_at = tx.now();
+    version.made_by = ctx.caller_text();
+    version.policies = static_cast<std::int64_t>(state.policies.size());
+    version.hash = state.policies.hash(state.schema ? &state.schema->stored.text : nullptr);
+    state.policies_version = state.version;
+    CRETO_TRY(store::put_version(tx, ctx.org, version));
+    CRETO_TRY(store::forget_versions(tx, ctx.org, std::max<std::size_t>(1, options_.versions_kept)));
+    auto record = audit::AuditRecord::of(ctx, version.what, std::move(resource));
+    Json metadata{{"version", version.version},
+                  {"set_sha3_256", hex(version.hash)},
+                  {"added", version.added},
+                  {"changed", version.changed},
+                  {"removed", version.removed}};
+    if (rolled_back_to != 0) metadata["rolled_back_to"] = rolled_back_to;
+    record.metadata = metadata.dump();
+    CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+    return version;
+  }
+
+  static Result<> expect_version(const OrgState& state, std::int64_t expected) {
+    if (expected == 0 || expected == state.policies_version) return {};
+    return error(ErrorKind::conflict,
+                 fmt::format("the policies are at version {}, not {}", state.policies_version, expected));
+  }
+
+  /// 0: the newest.
+  static Result<PolicySet> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version) {
+    const std::int64_t last = CRETO_TRY(store::version(tx, org));
+    if (version >= 0 && version <= last) {
+      auto set = CRETO_TRY(store::policies_at(tx, org, version == 0 ? last : version));
+      if (set) return *std::move(set);
+    }
+    if (version == 0) return PolicySet();
+    return error(ErrorKind::not_found,
+                 fmt::format("version {} of the policies is not kept; the newest is {}", version, last));
+  }
+
+  static Result<PolicyVersion> newest(sql::Tx& tx, const std::string& org) {
+    auto versions = CRETO_TRY(store::list_versions(tx, org, std::numeric_limits<std::int64_t>::max(), 1));
+    if (versions.empty()) return PolicyVersion();
+    return std::move(versions.front());
+  }
+
+  static bool is_of_schema(const OrgState& state, const EntityUid& uid) {
+    return state.schema && state.schema->schema.action(uid) != nullptr;
   }
 
   Result<> record_entities(sql::Tx& tx, const Context& ctx, std::string what, std::size_t count) {
@@ -643,35 +1075,29 @@ class AuthzService final : public Authz {
     return error(ErrorKind::too_large, fmt::format("{} is larger than 64 KiB", entity.uid.to_string()));
   }
 
-  /// The stored entities with `added`. Errors: resource_exhausted where the hierarchy becomes too large.
-  Result<cedar::EntityStore> with_entities(const std::string& org, const std::vector<Entity>& added) const {
-    const auto snapshot = snapshots_.current();
-    const OrgState* state = snapshot->org(org);
-    cedar::EntityStore store = state ? state->entities : cedar::EntityStore();
+  /// Errors: resource_exhausted where the hierarchy becomes too large.
+  Result<> add_entities(OrgState& state, const std::vector<Entity>& added) const {
     std::vector<std::shared_ptr<const Entity>> shared;
     shared.reserve(added.size());
     for (const Entity& entity : added) shared.push_back(std::make_shared<const Entity>(entity));
-    store.put(std::move(shared));
-    if (store.ancestors() > options_.ancestors_max)
-      return error(ErrorKind::resource_exhausted,
-                   fmt::format("at most {} pairs of an entity and one above it", options_.ancestors_max));
-    return store;
+    state.entities.put(std::move(shared));
+    if (state.entities.ancestors() <= options_.ancestors_max) return {};
+    return error(ErrorKind::resource_exhausted,
+                 fmt::format("at most {} pairs of an entity and one above it", options_.ancestors_max));
   }
 
   /// That the stored hierarchy with `added` on top has no cycle, and not too many entities.
-  Result<> check_hierarchy(const std::string& org, const std::vector<Entity>& added) const {
-    const auto snapshot = snapshots_.current();
-    const OrgState* state = snapshot->org(org);
+  Result<> check_hierarchy(const OrgState& state, const std::vector<Entity>& added) const {
     std::unordered_map<EntityUid, const Entity*> fresh;
     for (const Entity& entity : added) fresh[entity.uid] = &entity;
-    if ((state ? state->entities.entities() : 0) + fresh.size() > options_.entities_max) {
+    if (state.entities.entities() + fresh.size() > options_.entities_max) {
       return error(ErrorKind::resource_exhausted, fmt::format("at most {} entities are stored", options_.entities_max));
     }
     const auto parents = [&](const EntityUid& uid) -> const std::vector<EntityUid>* {
       if (const auto at = fresh.find(uid); at != fresh.end()) return &at->second->parents;
-      const cedar::EntityId id = state ? state->entities.find(uid) : cedar::no_entity;
-      if (id == cedar::no_entity || !state->entities.node(id).entity) return nullptr;
-      return &state->entities.node(id).entity->parents;
+      const cedar::EntityId id = state.entities.find(uid);
+      if (id == cedar::no_entity || !state.entities.node(id).entity) return nullptr;
+      return &state.entities.node(id).entity->parents;
     };
     // Depth first without recursion; an entity on the path that is met again closes a cycle.
     enum class Mark : std::uint8_t { open, done };
@@ -712,27 +1138,47 @@ class AuthzService final : public Authz {
       const OrgState* old = before->org(org);
       auto state = std::make_shared<OrgState>();
       state->version = rows.version;
+      state->policies_version = rows.policies_version;
+      std::vector<PolicyTable::Entry> policies;
       for (Policy& policy : rows.policies) {
-        const auto known = old ? old->policies.find(policy.id)
-                               : std::map<PolicyId, std::shared_ptr<const LoadedPolicy>>::const_iterator{};
+        const auto known = old ? old->policies.find(policy.id) : nullptr;
         auto loaded = std::make_shared<LoadedPolicy>();
-        if (old && known != old->policies.end() && known->second->stored.text == policy.text) {
-          *loaded = *known->second;
+        if (known && known->stored.text == policy.text) {
+          *loaded = *known;
           loaded->stored = std::move(policy);
         } else {
-          *loaded = CRETO_TRY(load_policy(std::move(policy), options_.policy_bytes_max));
+          *loaded = CRETO_TRY(load_policy(std::move(policy), options_.policy_bytes_max, known.get(), rate_memory_));
         }
-        PolicyId id = loaded->stored.id;
-        state->policies.emplace(std::move(id), std::move(loaded));
+        policies.push_back(std::move(loaded));
       }
-      std::vector<std::shared_ptr<const Entity>> entities;
-      for (Entity& entity : rows.entities) entities.push_back(std::make_shared<const Entity>(std::move(entity)));
-      state->entities.put(std::move(entities));
-      state->revoked.insert(rows.revoked.begin(), rows.revoked.end());
+      state->policies = PolicyTable(std::move(policies));
+      if (rows.schema) state->schema = CRETO_TRY(load_schema(*std::move(rows.schema)));
+      load_entities(*state, std::move(rows.entities));
+      state->revoked = std::make_shared<const std::set<RequestId>>(rows.revoked.begin(), rows.revoked.end());
       state->plan();
       next->orgs.emplace(org, std::move(state));
     }
     snapshots_.publish(std::move(next));
+    return {};
+  }
+
+  /// What was stored before there was a history becomes its first version.
+  Result<> begin_histories() {
+    const auto snapshot = snapshots_.current();
+    for (const auto& [org, state] : snapshot->orgs) {
+      if (state->policies_version != 0 || state->version == 0) continue;
+      PolicyVersion first{.version = state->version,
+                          .what = "policies_found",
+                          .policies = static_cast<std::int64_t>(state->policies.size()),
+                          .hash = state->policies.hash(nullptr)};
+      CRETO_TRY(database_.transaction(Context{}, [&](sql::Tx& tx) -> Result<> {
+        first.made_at = tx.now();
+        return store::put_version(tx, org, first);
+      }));
+      auto next = std::make_shared<OrgState>(*state);
+      next->policies_version = state->version;
+      publish(org, std::move(next));
+    }
     return {};
   }
 
@@ -755,10 +1201,10 @@ class AuthzService final : public Authz {
   const std::vector<const EntitySource*> sources_;
   const OverrideTokens tokens_;
   const AuthzOptions options_;
+  const std::shared_ptr<RateMemory> rate_memory_;
   SnapshotHolder snapshots_;
   DecisionCache cache_;
-  std::mutex writing_;            ///< one change at a time, so that snapshots follow the versions
-  bool changed_nothing_ = false;  ///< guarded by `writing_`: the transaction only repeated an earlier answer
+  std::mutex writing_;  ///< one change at a time, so that snapshots follow the versions
 };
 
 }  // namespace

@@ -140,37 +140,40 @@ std::array<std::size_t, 2> DecisionCache::sets_of(const CacheKey& key) const {
   return {scaled(key.hash()), scaled(std::rotl(key.hash(), 32))};
 }
 
-bool DecisionCache::holds(const Slot& slot, const CacheKey& key, Monotonic now) {
+std::optional<std::uint64_t> DecisionCache::read(const Slot& slot, const CacheKey& key, Monotonic now) {
   const auto words = key.words();
   const std::uint64_t before = slot.sequence.load(std::memory_order_acquire);
-  if (before & 1) return false;
-  if (slot.ends_at.load(std::memory_order_acquire) <= now.time_since_epoch().count()) return false;
-  if (slot.count.load(std::memory_order_acquire) != words.size()) return false;
+  if (before & 1) return std::nullopt;
+  if (slot.ends_at.load(std::memory_order_acquire) <= now.time_since_epoch().count()) return std::nullopt;
+  if (slot.count.load(std::memory_order_acquire) != words.size()) return std::nullopt;
+  const std::uint64_t number = slot.number.load(std::memory_order_acquire);
   // Acquire loads, so that the sequence is read again only after all of them; on x86 they cost nothing.
   const std::atomic<std::uint64_t>* kept = slot.words.data();
   std::uint64_t different = 0;
   for (const std::uint64_t word : words) different |= word ^ (kept++)->load(std::memory_order_acquire);
-  return different == 0 && slot.sequence.load(std::memory_order_relaxed) == before;
+  if (different != 0 || slot.sequence.load(std::memory_order_relaxed) != before) return std::nullopt;
+  return number;
 }
 
-bool DecisionCache::contains(const CacheKey& key, Monotonic now) {
-  if (count_ == 0) return false;
+std::optional<std::uint64_t> DecisionCache::find(const CacheKey& key, Monotonic now) {
+  if (count_ == 0) return std::nullopt;
   for (const std::size_t set : sets_of(key)) {
     for (std::size_t way = 0; way < ways; ++way) {
       if (sets_[set].hashes[way].load(std::memory_order_relaxed) != key.hash()) continue;
       Slot& slot = slots_[set * ways + way];
-      if (!holds(slot, key, now)) continue;
+      const auto number = read(slot, key, now);
+      if (!number) continue;
       const auto tick = now.time_since_epoch().count();
       if (tick - slot.used_at.load(std::memory_order_relaxed) > use_grain.count()) {
         slot.used_at.store(tick, std::memory_order_relaxed);
       }
-      return true;
+      return number;
     }
   }
-  return false;
+  return std::nullopt;
 }
 
-void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl) {
+void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl, std::uint64_t number) {
   if (count_ == 0) return;
   const auto tick = now.time_since_epoch().count();
   std::size_t victim = 0;
@@ -194,6 +197,7 @@ void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl) {
   const auto words = key.words();
   sets_[victim / ways].hashes[victim % ways].store(key.hash(), std::memory_order_relaxed);
   slot.count.store(words.size(), std::memory_order_release);
+  slot.number.store(number, std::memory_order_release);
   for (std::size_t i = 0; i < words.size(); ++i) slot.words[i].store(words[i], std::memory_order_release);
   slot.used_at.store(tick, std::memory_order_release);
   slot.ends_at.store(tick + ttl.count(), std::memory_order_release);

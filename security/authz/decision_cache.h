@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -13,10 +14,10 @@
 namespace creto::authz {
 
 /// The full key of a decision, written out in words: every text with its length, so that no two requests share one. Up
-/// to 59 words stand as they are; more are replaced by their BLAKE3.
+/// to 58 words stand as they are; more are replaced by their BLAKE3.
 class CacheKey {
  public:
-  static constexpr std::size_t words_max = 60;
+  static constexpr std::size_t words_max = 59;
 
   CacheKey(std::string_view org, std::int64_t state_version, std::span<const std::uint64_t> source_versions,
            const CheckRequest& request);
@@ -40,20 +41,21 @@ class CacheKey {
   Bytes spilt_;  ///< what no longer fits in `words_`
 };
 
-/// Remembers which requests policies allowed, nothing else. Sets of 8 slots; a key may stand in two of them, so that
-/// none overflows while others are empty. Each slot holds its whole key and is read under a sequence counter, so
-/// readers take no lock and never see half an entry. The hashes of a set stand together in one cache line, so a lookup
-/// touches two such lines and the slot it finds. An older version of policies or entities is another key and so never
-/// hits.
+/// Remembers which requests policies allowed, and a number with each, nothing else. Sets of 8 slots; a key may stand in
+/// two of them, so that none overflows while others are empty. Each slot holds its whole key and is read under a
+/// sequence counter, so readers take no lock and never see half an entry. The hashes of a set stand together in one
+/// cache line, so a lookup touches two such lines and the slot it finds. An older version of policies or entities is
+/// another key and so never hits.
 class DecisionCache {
  public:
   /// At least so many; 0 remembers nothing.
   explicit DecisionCache(std::size_t entries);
 
-  bool contains(const CacheKey& key, Monotonic now);
+  /// The number it was inserted with.
+  std::optional<std::uint64_t> find(const CacheKey& key, Monotonic now);
   /// Replaces an entry that has ended, else the one that was used longest ago. Does nothing where another thread is
   /// just writing there.
-  void insert(const CacheKey& key, Monotonic now, Nanos ttl);
+  void insert(const CacheKey& key, Monotonic now, Nanos ttl, std::uint64_t number = 0);
 
  private:
   static constexpr std::size_t ways = 8;
@@ -67,13 +69,15 @@ class DecisionCache {
     std::atomic<std::int64_t> ends_at{0};    ///< 0: empty
     std::atomic<std::int64_t> used_at{0};    ///< coarse
     std::atomic<std::uint64_t> count{0};
+    std::atomic<std::uint64_t> number{0};
     std::array<std::atomic<std::uint64_t>, CacheKey::words_max> words{};
   };
+  static_assert(sizeof(Slot) == 512);
   struct Freed {
     void operator()(Slot* slots) const { std::free(slots); }
   };
   std::array<std::size_t, 2> sets_of(const CacheKey& key) const;
-  static bool holds(const Slot& slot, const CacheKey& key, Monotonic now);
+  static std::optional<std::uint64_t> read(const Slot& slot, const CacheKey& key, Monotonic now);
 
   std::size_t count_ = 0;
   std::unique_ptr<Set[]> sets_;

@@ -3,9 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
 
+#include "cedar/conform.h"
+#include "cedar/lexer.h"
 #include "cedar/parser.h"
 #include "cedar/text.h"
+#include "creto/common/assert.h"
+#include "creto/crypto/hash.h"
 
 namespace creto::authz {
 namespace {
@@ -18,26 +24,54 @@ std::string_view trim(std::string_view text) {
   return text;
 }
 
-Result<std::optional<OversightTerms>> read_terms(const cedar::PolicyAst& ast) {
-  const auto annotation = [&](std::string_view name) -> const std::string* {
-    const auto at = ast.annotations.find(name);
-    return at == ast.annotations.end() ? nullptr : &at->second;
-  };
-  const std::string* oversight = annotation("oversight");
-  const std::string* timeout = annotation("timeout");
-  const std::string* approvers = annotation("approvers");
+/// Where the value of an annotation stands, for what is wrong with it.
+cedar::Position place_of(std::string_view text, std::string_view annotation) {
+  const auto lexed = cedar::lex(text);
+  if (!lexed) return {};
+  const auto& tokens = lexed->tokens;
+  for (std::size_t i = 0; i + 3 < tokens.size(); ++i) {
+    const bool names_it = tokens[i].text == "@" && tokens[i + 1].text == annotation;
+    if (names_it) return tokens[i + 2].text == "(" ? tokens[i + 3].where : tokens[i].where;
+  }
+  return {};
+}
+
+/// The annotations of one policy, with their places.
+class Annotations {
+ public:
+  Annotations(const cedar::PolicyAst& ast, std::string_view text) : ast_(ast), text_(text) {}
+  const std::string* find(std::string_view name) const {
+    const auto at = ast_.annotations.find(name);
+    return at == ast_.annotations.end() ? nullptr : &at->second;
+  }
+  Error bad(std::string_view name, std::string what) const {
+    return cedar::error_at(place_of(text_, name), fmt::format("`@{}`: {}", name, what));
+  }
+  cedar::Effect effect() const { return ast_.effect; }
+
+ private:
+  const cedar::PolicyAst& ast_;
+  std::string_view text_;
+};
+
+Result<std::optional<OversightTerms>> read_terms(const Annotations& annotations) {
+  const std::string* oversight = annotations.find("oversight");
+  const std::string* timeout = annotations.find("timeout");
+  const std::string* approvers = annotations.find("approvers");
   if (!oversight) {
-    if (timeout || approvers) return bad("`@timeout` and `@approvers` belong to `@oversight`");
+    if (timeout) return annotations.bad("timeout", "belongs to an `@oversight`");
+    if (approvers) return annotations.bad("approvers", "belongs to an `@oversight`");
     return std::nullopt;
   }
-  if (ast.effect != cedar::Effect::forbid) return bad("`@oversight` belongs to a forbid: denied unless approved");
-  if (oversight->empty() || oversight->size() > 256) return bad("`@oversight` names a policy with 1 to 256 bytes");
+  if (annotations.effect() != cedar::Effect::forbid)
+    return annotations.bad("oversight", "belongs to a forbid: denied unless approved");
+  if (oversight->empty() || oversight->size() > 256)
+    return annotations.bad("oversight", "names a policy with 1 to 256 bytes");
   OversightTerms terms{.oversight_policy = *oversight, .timeout = {}, .approvers = {}};
   if (timeout) {
     auto duration = parse_duration(*timeout);
-    if (!duration || *duration <= Nanos(0)) {
-      return bad(fmt::format("`@timeout`: {} is no duration such as \"2h\"", cedar::quote(*timeout)));
-    }
+    if (!duration || *duration <= Nanos(0))
+      return annotations.bad("timeout", cedar::quote(*timeout) + " is no duration such as \"2h\"");
     terms.timeout = *duration;
   }
   if (approvers) {
@@ -45,13 +79,41 @@ Result<std::optional<OversightTerms>> read_terms(const cedar::PolicyAst& ast) {
     while (true) {
       const auto comma = rest.find(',');
       const auto approver = trim(rest.substr(0, comma));
-      if (approver.empty()) return bad("`@approvers`: names joined by commas");
+      if (approver.empty()) return annotations.bad("approvers", "names joined by commas");
       terms.approvers.emplace_back(approver);
       if (comma == std::string_view::npos) break;
       rest.remove_prefix(comma + 1);
     }
   }
   return std::optional(std::move(terms));
+}
+
+Result<std::optional<Rate>> read_rate(const Annotations& annotations) {
+  const std::string* text = annotations.find("rate");
+  const std::string* by = annotations.find("rate_by");
+  if (!text) {
+    if (by) return annotations.bad("rate_by", "belongs to a `@rate`");
+    return std::nullopt;
+  }
+  if (annotations.effect() != cedar::Effect::permit)
+    return annotations.bad("rate", "belongs to a permit: so often does it permit");
+  Rate rate;
+  const auto slash = text->find('/');
+  const auto* end = text->data() + std::min(slash, text->size());
+  const auto [at, failed] = std::from_chars(text->data(), end, rate.limit);
+  if (slash == std::string::npos || failed != std::errc() || at != end || rate.limit == 0 ||
+      rate.limit > Rate::limit_max)
+    return annotations.bad("rate", fmt::format("{} is not a number from 1 to {}, a slash and a duration, as \"100/1m\"",
+                                               cedar::quote(text->substr(0, 100)), Rate::limit_max));
+  const auto window = parse_duration(text->substr(slash + 1));
+  if (!window || *window < std::chrono::milliseconds(1) || *window > std::chrono::days(31))
+    return annotations.bad("rate", cedar::quote(text->substr(slash + 1, 100)) + " is no duration from 1ms to 31d");
+  rate.window = *window;
+  if (by) {
+    if (*by != "principal" && *by != "root") return annotations.bad("rate_by", "is \"principal\" or \"root\"");
+    rate.by_root = *by == "root";
+  }
+  return std::optional(rate);
 }
 
 bool printable(std::string_view text) {
@@ -62,6 +124,15 @@ bool printable(std::string_view text) {
 
 /// Fewer are not worth forgetting.
 constexpr std::size_t names_kept = 10'000;
+
+bool by_id(const PolicyTable::Entry& a, const PolicyTable::Entry& b) { return a->stored.id < b->stored.id; }
+
+/// A leaf of "Policy set" in docs/formats.md.
+Hash256 hash_of(const Policy& policy) {
+  const auto length = static_cast<std::uint16_t>(policy.id.size());
+  const ByteArray<2> prefix{static_cast<std::uint8_t>(length >> 8), static_cast<std::uint8_t>(length)};
+  return crypto::sha3_256({prefix, as_bytes(policy.id), as_bytes(policy.text)});
+}
 
 std::uint64_t next_holder() {
   static std::atomic<std::uint64_t> last{0};
@@ -78,26 +149,183 @@ thread_local ThreadReference reference;
 
 }  // namespace
 
-Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max) {
+Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+                                 const std::shared_ptr<RateMemory>& memory) {
   if (!printable(stored.id)) return bad("the id of a policy has 1 to 256 printable characters");
   auto parsed = CRETO_TRY(cedar::parse_policies(stored.text, {.bytes_max = bytes_max, .policies_max = 2}));
   if (parsed.size() != 1) return bad("the text holds more or less than one policy");
-  const auto id = parsed[0].annotations.find("id");
-  if (id != parsed[0].annotations.end() && id->second != stored.id) {
-    return bad(fmt::format("the policy calls itself {}, not `{}`", cedar::quote(id->second), stored.id));
+  const Annotations annotations(parsed[0], stored.text);
+  const std::string* id = annotations.find("id");
+  if (id && *id != stored.id)
+    return annotations.bad("id", fmt::format("the policy calls itself {}, not `{}`", cedar::quote(*id), stored.id));
+  auto terms = CRETO_TRY(read_terms(annotations));
+  const auto rate = CRETO_TRY(read_rate(annotations));
+  std::shared_ptr<RateWindows> windows;
+  if (rate) {
+    if (before && before->planned->rate && before->planned->rate->rate() == *rate) windows = before->planned->rate;
+    if (!windows) windows = std::make_shared<RateWindows>(*rate, memory);
   }
   LoadedPolicy loaded;
-  loaded.oversight = CRETO_TRY(read_terms(parsed[0]));
-  loaded.planned = std::make_shared<const cedar::PlannedPolicy>(stored.id, std::move(parsed[0]));
+  loaded.planned =
+      std::make_shared<const RuledPolicy>(stored.id, std::move(parsed[0]), std::move(terms), std::move(windows));
+  loaded.hash = hash_of(stored);
   loaded.stored = std::move(stored);
   return loaded;
+}
+
+// --- schema
+// -----------------------------------------------------------------------------------------------------------
+
+Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored) {
+  const auto first = stored.text.find_first_not_of(" \t\r\n");
+  const bool json = first != std::string::npos && stored.text[first] == '{' && parse_json(stored.text).has_value();
+  auto parsed = json ? cedar::parse_schema_json(stored.text) : cedar::parse_schema(stored.text);
+  cedar::SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
+  auto loaded = std::make_shared<LoadedSchema>();
+  for (const auto& [name, space] : decl.namespaces)
+    for (const auto& [type, def] : space.entities) loaded->declared.insert(name.empty() ? type : name + "::" + type);
+  static const cedar::SchemaDecl common = [] {
+    auto known = cedar::parse_schema(
+        "entity Human { name?: String, type?: String, status?: String };"
+        "entity Service { name?: String, type?: String, status?: String };"
+        "entity Agent in [Human, Service, Agent] { name?: String, type?: String, status?: String };"
+        "entity Org;");
+    CRETO_ASSERT(known.ok());
+    return std::move(known.value);
+  }();
+  auto& root = decl.namespaces[""];
+  for (const auto& [type, def] : common.namespaces.at("").entities) root.entities.emplace(type, def);
+  loaded->schema = CRETO_TRY(cedar::Schema::resolve(decl).result());
+  loaded->stored = std::move(stored);
+  return std::shared_ptr<const LoadedSchema>(std::move(loaded));
+}
+
+cedar::PolicyFindings LoadedSchema::validate(const cedar::PolicyAst& policy) const {
+  // What the platform itself asks for is in nobody's schema.
+  return cedar::validate(schema, policy,
+                         {.mode = cedar::ValidationMode::strict, .level_max = {}, .other_actions = true});
+}
+
+Result<> LoadedSchema::check(const cedar::Request& request) const {
+  const cedar::ActionDef* action = schema.action(request.action);
+  if (!action) return {};
+  if (action->context->attributes.contains("delegation")) return cedar::check_request(schema, request);
+  // The service adds it, so it need not be declared by who does not use it.
+  cedar::Request given = request;
+  Attributes context = *request.context.as_record();
+  std::erase_if(context, [](const auto& attribute) { return attribute.first == "delegation"; });
+  given.context = Value::record(std::move(context));
+  return cedar::check_request(schema, given);
+}
+
+Result<> LoadedSchema::check(const Entity& entity) const {
+  if (!declared.contains(entity.uid.type) && !schema.action(entity.uid)) return {};
+  return cedar::check_entity(schema, entity);
+}
+
+// --- tables
+// -----------------------------------------------------------------------------------------------------------
+
+PolicyTable::PolicyTable(std::vector<Entry> policies) : size_(policies.size()) {
+  std::array<Shelf, 256> shelves;
+  for (Entry& policy : policies) {
+    Shelf& shelf = shelves[shelf_of(policy->stored.id)];
+    shelf.policies.push_back(std::move(policy));
+  }
+  for (std::size_t i = 0; i < shelves.size(); ++i) {
+    if (shelves[i].policies.empty()) continue;
+    std::sort(shelves[i].policies.begin(), shelves[i].policies.end(), by_id);
+    seal(shelves[i]);
+    shelves_[i] = std::make_shared<const Shelf>(std::move(shelves[i]));
+  }
+}
+
+std::size_t PolicyTable::shelf_of(const PolicyId& id) { return crypto::sha3_256(as_bytes(id))[0]; }
+
+void PolicyTable::seal(Shelf& shelf) {
+  Bytes leaves;
+  leaves.reserve(shelf.policies.size() * sizeof(Hash256));
+  for (const Entry& policy : shelf.policies) leaves.insert(leaves.end(), policy->hash.begin(), policy->hash.end());
+  shelf.hash = crypto::sha3_256(leaves);
+}
+
+PolicyTable::Entry PolicyTable::find(const PolicyId& id) const {
+  const auto& shelf = shelves_[shelf_of(id)];
+  if (!shelf) return nullptr;
+  const auto at = std::lower_bound(shelf->policies.begin(), shelf->policies.end(), id,
+                                   [](const Entry& entry, const PolicyId& name) { return entry->stored.id < name; });
+  return at == shelf->policies.end() || (*at)->stored.id != id ? nullptr : *at;
+}
+
+void PolicyTable::put(Entry policy) {
+  auto& shelf = shelves_[shelf_of(policy->stored.id)];
+  auto next = shelf ? std::make_shared<Shelf>(*shelf) : std::make_shared<Shelf>();
+  const auto at = std::lower_bound(next->policies.begin(), next->policies.end(), policy, by_id);
+  if (at != next->policies.end() && (*at)->stored.id == policy->stored.id) {
+    *at = std::move(policy);
+  } else {
+    next->policies.insert(at, std::move(policy));
+    ++size_;
+  }
+  seal(*next);
+  shelf = std::move(next);
+}
+
+void PolicyTable::erase(const PolicyId& id) {
+  auto& shelf = shelves_[shelf_of(id)];
+  if (!shelf) return;
+  auto next = std::make_shared<Shelf>(*shelf);
+  const auto gone = std::erase_if(next->policies, [&](const Entry& entry) { return entry->stored.id == id; });
+  size_ -= gone;
+  seal(*next);
+  shelf = next->policies.empty() ? nullptr : std::shared_ptr<const Shelf>(std::move(next));
+}
+
+std::vector<PolicyTable::Entry> PolicyTable::sorted() const {
+  std::vector<Entry> all;
+  all.reserve(size_);
+  for_each([&](const Entry& entry) { all.push_back(entry); });
+  std::sort(all.begin(), all.end(), by_id);
+  return all;
+}
+
+Hash256 PolicyTable::hash(const std::string* schema) const {
+  static const Hash256 empty = crypto::sha3_256({});
+  Bytes all;
+  all.reserve(shelves_.size() * sizeof(Hash256));
+  for (const auto& shelf : shelves_) {
+    const Hash256& hash = shelf ? shelf->hash : empty;
+    all.insert(all.end(), hash.begin(), hash.end());
+  }
+  if (schema) {
+    const Hash256 hash = crypto::sha3_256(as_bytes(*schema));
+    all.insert(all.end(), hash.begin(), hash.end());
+  }
+  return crypto::sha3_256({as_bytes("creto policy set v1\n"), all});
+}
+
+void OrgState::replace(const PolicyTable::Entry& removed, const PolicyTable::Entry& added) {
+  engine.replace(removed ? removed->planned.get() : nullptr, added ? added->planned : nullptr, entities);
+  if ((removed && removed->planned->rate) || (added && added->planned->rate)) {
+    auto next = rates ? *rates : std::map<std::uint64_t, std::shared_ptr<RateWindows>>();
+    if (removed && removed->planned->rate) next.erase(removed->planned->rate->number());
+    if (added && added->planned->rate) next[added->planned->rate->number()] = added->planned->rate;
+    rates = std::make_shared<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>>(std::move(next));
+  }
+  if (removed && (!added || added->stored.id != removed->stored.id)) policies.erase(removed->stored.id);
+  if (added) policies.put(added);
 }
 
 void OrgState::plan() {
   std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
   planned.reserve(policies.size());
-  for (const auto& [id, policy] : policies) planned.push_back(policy->planned);
+  std::map<std::uint64_t, std::shared_ptr<RateWindows>> rated;
+  for (const auto& policy : policies.sorted()) {
+    planned.push_back(policy->planned);
+    if (policy->planned->rate) rated[policy->planned->rate->number()] = policy->planned->rate;
+  }
   engine = cedar::Engine(cedar::PolicySet(std::move(planned)), entities);
+  rates = std::make_shared<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>>(std::move(rated));
 }
 
 void OrgState::compact() {
@@ -145,12 +373,18 @@ void SnapshotHolder::publish(std::shared_ptr<const Snapshot> next) {
   generation_.fetch_add(1, std::memory_order_release);
 }
 
-PolicyDecision decide(const cedar::Evaluation& evaluation, const OrgState& state,
-                      std::span<const OverrideGrant::Lift> lifts) {
-  PolicyDecision result{Allow{}, {}};
+PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const OverrideGrant::Lift> lifts) {
+  const auto ruled = [](const cedar::PlannedPolicy* policy) { return static_cast<const RuledPolicy*>(policy); };
+  // By id, so that what is answered does not depend on the order of past changes.
+  std::vector<const RuledPolicy*> forbids;
+  for (const auto* forbid : evaluation.forbids) forbids.push_back(ruled(forbid));
+  const auto before = [](const RuledPolicy* a, const RuledPolicy* b) { return a->id < b->id; };
+  std::sort(forbids.begin(), forbids.end(), before);
+
+  PolicyDecision result{Allow{}, {}, {}};
   RequiresOversight oversight;
-  for (const cedar::PlannedPolicy* forbid : evaluation.forbids) {
-    const auto& terms = state.policies.at(forbid->id)->oversight;
+  for (const RuledPolicy* forbid : forbids) {
+    const auto& terms = forbid->oversight;
     if (!terms) {
       result.decision = Deny{.reason = fmt::format("forbidden by policy `{}`", forbid->id), .policy = forbid->id};
       return result;
@@ -162,17 +396,29 @@ PolicyDecision decide(const cedar::Evaluation& evaluation, const OrgState& state
       oversight.requirements.push_back({forbid->id, terms->oversight_policy, terms->timeout, terms->approvers});
     }
   }
-  for (const auto& [policy, error] : evaluation.errors) {
-    if (policy->ast.effect != cedar::Effect::forbid) continue;
+  const std::pair<const cedar::PlannedPolicy*, Error>* failed = nullptr;
+  for (const auto& one : evaluation.errors) {
+    if (one.first->ast.effect != cedar::Effect::forbid) continue;
+    if (!failed || one.first->id < failed->first->id) failed = &one;
+  }
+  if (failed) {
     result.decision =
-        Deny{.reason = fmt::format("the forbid `{}` failed: {}", policy->id, error.message()), .policy = policy->id};
+        Deny{.reason = fmt::format("the forbid `{}` failed: {}", failed->first->id, failed->second.message()),
+             .policy = failed->first->id};
     return result;
   }
   if (evaluation.permits.empty()) {
     result.decision = Deny{.reason = "no policy permits this", .policy = {}};
-  } else if (!oversight.requirements.empty()) {
-    result.decision = std::move(oversight);
+    return result;
   }
+  if (!oversight.requirements.empty()) result.decision = std::move(oversight);
+  std::vector<const RuledPolicy*> permits;
+  for (const auto* permit : evaluation.permits) {
+    if (permit->sufficient) return result;
+    permits.push_back(ruled(permit));
+  }
+  std::sort(permits.begin(), permits.end(), before);
+  for (const RuledPolicy* permit : permits) result.rates.push_back(permit->rate.get());
   return result;
 }
 

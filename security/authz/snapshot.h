@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -10,7 +12,10 @@
 #include <vector>
 
 #include "cedar/engine.h"
+#include "cedar/schema.h"
+#include "cedar/validate.h"
 #include "creto/authz/authz.h"
+#include "rate.h"
 
 namespace creto::authz {
 
@@ -21,35 +26,122 @@ struct OversightTerms {
   std::vector<std::string> approvers;
 };
 
-/// A stored policy, parsed, with what the service reads from its annotations.
-struct LoadedPolicy {
-  Policy stored;
-  std::shared_ptr<const cedar::PlannedPolicy> planned;
-  std::optional<OversightTerms> oversight;
+/// A policy ready to run, with what the service reads from its annotations. Every policy in a service's engine is one.
+struct RuledPolicy : cedar::PlannedPolicy {
+  RuledPolicy(PolicyId id_, cedar::PolicyAst ast_, std::optional<OversightTerms> oversight_,
+              std::shared_ptr<RateWindows> rate_)
+      : PlannedPolicy(std::move(id_), std::move(ast_), rate_ == nullptr),
+        oversight(std::move(oversight_)),
+        rate(std::move(rate_)) {}
+
+  const std::optional<OversightTerms> oversight;
+  const std::shared_ptr<RateWindows> rate;  ///< of a permit with `@rate`; goes on where a new text keeps it
 };
 
-/// Errors: invalid_input with position; `id` and `text` are what a user gave.
-Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max);
+/// A policy as stored and as it runs.
+struct LoadedPolicy {
+  Policy stored;
+  Hash256 hash{};  ///< of id and text; see "Policy set" in docs/formats.md
+  std::shared_ptr<const RuledPolicy> planned;
+};
 
-/// What is in force in one organization. Immutable.
+/// `before`, unless null, is what had this id: where `@rate` stays the same, so does what was counted.
+/// Errors: invalid_input with position; `id` and `text` are what a user gave.
+Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+                                 const std::shared_ptr<RateMemory>& memory);
+
+/// Policies by id. A value: a copy shares everything with its original, and a change costs what it changes.
+class PolicyTable {
+ public:
+  using Entry = std::shared_ptr<const LoadedPolicy>;
+
+  PolicyTable() = default;
+  /// Each id once.
+  explicit PolicyTable(std::vector<Entry> policies);
+
+  Entry find(const PolicyId& id) const;  ///< null where there is none
+  void put(Entry policy);
+  void erase(const PolicyId& id);
+  std::size_t size() const { return size_; }
+  std::vector<Entry> sorted() const;  ///< by id
+  template <class F>
+  void for_each(F&& use) const {
+    for (const auto& shelf : shelves_)
+      if (shelf) std::for_each(shelf->policies.begin(), shelf->policies.end(), use);
+  }
+  /// What "Policy set" in docs/formats.md says of the policies; `schema` is the text of the schema, if any.
+  Hash256 hash(const std::string* schema) const;
+
+ private:
+  struct Shelf {
+    std::vector<Entry> policies;  ///< by id
+    Hash256 hash{};
+  };
+  static std::size_t shelf_of(const PolicyId& id);
+  static void seal(Shelf& shelf);
+
+  std::array<std::shared_ptr<const Shelf>, 256> shelves_;
+  std::size_t size_ = 0;
+};
+
+/// The schema of an organization, with the types that need no declaration: Agent, Human, Service, Org.
+struct LoadedSchema {
+  PolicySchema stored;
+  cedar::Schema schema;
+  std::set<std::string, std::less<>> declared;  ///< the entity types of `stored` alone
+
+  cedar::PolicyFindings validate(const cedar::PolicyAst& policy) const;
+  /// What does not conform in a request for an action that is declared; other actions are none of its business.
+  Result<> check(const cedar::Request& request) const;
+  /// Likewise an entity of a declared type, or an action that is declared.
+  Result<> check(const Entity& entity) const;
+};
+
+/// Errors: invalid_input with every problem.
+Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored);
+
+/// What is in force in one organization. Immutable once published.
 struct OrgState {
   std::int64_t version = 0;
-  std::map<PolicyId, std::shared_ptr<const LoadedPolicy>> policies;
+  std::int64_t policies_version = 0;  ///< the newest that changed policies or schema
+  PolicyTable policies;
+  std::shared_ptr<const LoadedSchema> schema;  ///< null: none
   cedar::EntityStore entities;
   cedar::Engine engine;
-  std::set<RequestId> revoked;  ///< requests whose override token was withdrawn
+  std::shared_ptr<const std::set<RequestId>> revoked;  ///< whose override token was withdrawn; null: none
+  /// Those of policies with `@rate`, by their number; null: none.
+  std::shared_ptr<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>> rates;
 
-  /// Requires: called whenever `policies` changed, before the state is published.
+  /// `added` in the place of `removed`; either may be null.
+  void replace(const PolicyTable::Entry& removed, const PolicyTable::Entry& added);
+  /// All of `policies` anew.
   void plan();
   /// Forgets the names of what is long gone.
   void compact();
+
+  RateWindows* rate(std::uint64_t number) const {
+    if (!rates) return nullptr;
+    const auto at = rates->find(number);
+    return at == rates->end() ? nullptr : at->second.get();
+  }
+};
+
+/// An extension, and how it did since it was registered.
+struct RegisteredExtension {
+  RegisteredExtension(Extension& extension_, Counter& failures_total_, Counter& late_total_)
+      : extension(extension_), failures_total(failures_total_), late_total(late_total_) {}
+
+  Extension& extension;
+  Counter& failures_total;
+  Counter& late_total;
+  std::atomic<std::uint64_t> calls{0}, failures{0}, late{0};
 };
 
 /// What one check sees. Immutable.
 struct Snapshot {
   std::map<std::string, std::shared_ptr<const OrgState>, std::less<>> orgs;
-  std::vector<Extension*> extensions;  ///< by priority
-  bool stale = false;                  ///< a change may have been lost: nothing may be allowed
+  std::vector<std::shared_ptr<RegisteredExtension>> extensions;  ///< by priority
+  bool stale = false;  ///< a change may have been lost: nothing may be allowed
 
   const OrgState* org(std::string_view name) const {
     const auto at = orgs.find(name);
@@ -95,9 +187,11 @@ class SnapshotHolder {
 struct PolicyDecision {
   Decision decision;
   std::vector<PolicyId> lifted;
+  /// Where nothing but permits with `@rate` permits it: theirs, by policy id. One with room is enough.
+  std::vector<RateWindows*> rates;
 };
-PolicyDecision decide(const cedar::Evaluation& evaluation, const OrgState& state,
-                      std::span<const OverrideGrant::Lift> lifts);
+/// Requires: every policy of `evaluation` is a RuledPolicy.
+PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const OverrideGrant::Lift> lifts);
 
 /// Which of two refusals counts: Deny, QuotaExceeded, RateLimited, RequiresOversight, Allow.
 bool outranks(const Decision& a, const Decision& b);

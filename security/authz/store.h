@@ -16,21 +16,38 @@ Result<> migrate(sql::Database& database);
 /// All that one organization stores.
 struct OrgRows {
   std::int64_t version = 0;
+  std::int64_t policies_version = 0;
   std::vector<Policy> policies;
+  std::optional<PolicySchema> schema;
   std::vector<Entity> entities;
   std::vector<RequestId> revoked;
 };
 Result<std::map<std::string, OrgRows>> load_all(sql::Tx& tx);
 Result<std::map<std::string, std::int64_t>> versions(sql::Tx& tx);
 
+/// 0 before the first change.
+Result<std::int64_t> version(sql::Tx& tx, const std::string& org);
 /// Returns the organization's new version.
 Result<std::int64_t> bump(sql::Tx& tx, const std::string& org);
 
 Result<std::optional<Policy>> find_policy(sql::Tx& tx, const std::string& org, const PolicyId& id);
-Result<std::int64_t> count_policies(sql::Tx& tx, const std::string& org);
-Result<> put_policy(sql::Tx& tx, const std::string& org, const Policy& policy);
-Result<bool> remove_policy(sql::Tx& tx, const std::string& org, const PolicyId& id);
+/// In force from version `since`; what was there before stays readable as of earlier versions.
+Result<> put_policy(sql::Tx& tx, const std::string& org, const Policy& policy, std::int64_t since);
+/// No longer in force from version `until`.
+Result<bool> remove_policy(sql::Tx& tx, const std::string& org, const PolicyId& id, std::int64_t until);
+/// As `put_policy`; an empty text removes it.
+Result<> put_schema(sql::Tx& tx, const std::string& org, const PolicySchema& schema, std::int64_t since);
 
+Result<> put_version(sql::Tx& tx, const std::string& org, const PolicyVersion& version);
+/// Newest first, before version `before`.
+Result<std::vector<PolicyVersion>> list_versions(sql::Tx& tx, const std::string& org, std::int64_t before,
+                                                 std::size_t limit);
+/// What was in force in version `version`. None where that was before the oldest one kept.
+Result<std::optional<PolicySet>> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version);
+/// Forgets all versions but the newest `kept`.
+Result<> forget_versions(sql::Tx& tx, const std::string& org, std::size_t kept);
+
+Result<std::vector<Entity>> list_entities(sql::Tx& tx, const std::string& org);
 /// JSON as it is stored. Errors: invalid_input where a string is not UTF-8.
 Result<std::string> document_of(const Entity& entity);
 Result<> put_entity(sql::Tx& tx, const std::string& org, const Entity& entity);

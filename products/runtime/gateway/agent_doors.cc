@@ -75,7 +75,7 @@ Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
     const Context& ctx, const authz::CheckRequest& request, const std::optional<SandboxId>& sandbox,
     const std::string& arguments, const std::string& description, const std::string& reasoning,
     const std::optional<Money>& cost) {
-  const auto decision = services_.authz.check(ctx, request);
+  const auto decision = services_.authz.admit(ctx, request);
   if (const auto* oversight = std::get_if<authz::RequiresOversight>(&decision)) {
     contracts::ApprovalNeed need;
     std::vector<std::string> risks;

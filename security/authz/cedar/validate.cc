@@ -1054,7 +1054,8 @@ void check_scopes(const Schema& schema, const PolicyAst& policy, std::vector<Pro
 PolicyFindings validate(const Schema& schema, const PolicyAst& policy, const ValidationOptions& options) {
   PolicyFindings findings;
   NameChecker(schema, findings.errors).check(policy);
-  check_scopes(schema, policy, findings.errors);
+  if (!options.other_actions || policy.action.kind != ScopeConstraint::Kind::any)
+    check_scopes(schema, policy, findings.errors);
 
   ExpressionNames names(policy);
   std::vector<Problem> levels;

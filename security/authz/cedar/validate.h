@@ -17,6 +17,8 @@ struct ValidationOptions {
   ValidationMode mode = ValidationMode::strict;
   /// How many steps from the request's entities a policy may take (Cedar's RFC 76): `principal.manager.name` takes two.
   std::optional<unsigned> level_max = {};
+  /// There are actions that the schema does not declare: what a policy for any action says may be of those.
+  bool other_actions = false;
 };
 
 struct PolicyFindings {

@@ -16,14 +16,9 @@ class AuthzClient final : public Authz {
       : channel_(std::move(channel)), clock_(clock) {}
 
   Decision check(const Context& ctx, const CheckRequest& request) override {
-    v1::CheckRequest proto;
-    to_proto(request, proto);
-    auto response = call<v1::CheckResponse>(ctx, "Check", proto, repeatable);
-    if (!response) return not_decided(response.error());
-    auto decision = from_proto(response->decision());
-    if (!decision) return not_decided(decision.error());
-    return *std::move(decision);
+    return decide(ctx, "Check", request, repeatable);
   }
+  Decision admit(const Context& ctx, const CheckRequest& request) override { return decide(ctx, "Admit", request, {}); }
 
   std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) override {
     v1::CheckBatchRequest proto;
@@ -62,8 +57,7 @@ class AuthzClient final : public Authz {
     v1::CreatePolicyRequest request;
     request.set_id(id);
     request.set_text(std::move(text));
-    const auto response =
-        CRETO_TRY(call<v1::Policy>(ctx, "CreatePolicy", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    const auto response = CRETO_TRY(call<v1::Policy>(ctx, "CreatePolicy", request, by_key(ctx)));
     return from_proto(response);
   }
   Result<Policy> update_policy(const Context& ctx, const PolicyId& id, std::string text,
@@ -72,8 +66,7 @@ class AuthzClient final : public Authz {
     request.set_id(id);
     request.set_text(std::move(text));
     request.set_expected_version(expected_version);
-    const auto response =
-        CRETO_TRY(call<v1::Policy>(ctx, "UpdatePolicy", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    const auto response = CRETO_TRY(call<v1::Policy>(ctx, "UpdatePolicy", request, by_key(ctx)));
     return from_proto(response);
   }
   Result<> delete_policy(const Context& ctx, const PolicyId& id) override {
@@ -91,6 +84,64 @@ class AuthzClient final : public Authz {
       policies.push_back(std::move(policy));
     }
     return policies;
+  }
+
+  Result<AppliedPolicies> apply_policies(const Context& ctx, const PolicyApplication& application) override {
+    v1::ApplyPoliciesRequest request;
+    to_proto(application, request);
+    const auto response = CRETO_TRY(call<v1::ApplyPoliciesResponse>(ctx, "ApplyPolicies", request, by_key(ctx)));
+    return from_proto(response);
+  }
+  Result<std::vector<PolicyVersion>> list_policy_versions(const Context& ctx, std::int64_t before,
+                                                          std::size_t limit) override {
+    if (limit == 0 || limit > 1'000)
+      return Error(Product::platform, ErrorKind::invalid_input, "limit: must be 1 to 1000");
+    v1::ListPolicyVersionsRequest request;
+    request.set_before(before);
+    request.set_limit(static_cast<std::uint32_t>(limit));
+    const auto response =
+        CRETO_TRY(call<v1::ListPolicyVersionsResponse>(ctx, "ListPolicyVersions", request, repeatable));
+    std::vector<PolicyVersion> versions;
+    for (const auto& one : response.versions()) {
+      PolicyVersion version = CRETO_TRY(from_proto(one));
+      versions.push_back(std::move(version));
+    }
+    return versions;
+  }
+  Result<PolicySet> get_policy_version(const Context& ctx, std::int64_t version) override {
+    v1::GetPolicyVersionRequest request;
+    request.set_version(version);
+    const auto response = CRETO_TRY(call<v1::PolicySet>(ctx, "GetPolicyVersion", request, repeatable));
+    return from_proto(response);
+  }
+  Result<std::vector<PolicyDifference>> diff_policy_versions(const Context& ctx, std::int64_t from,
+                                                             std::int64_t to) override {
+    v1::DiffPolicyVersionsRequest request;
+    request.set_from(from);
+    request.set_to(to);
+    const auto response =
+        CRETO_TRY(call<v1::DiffPolicyVersionsResponse>(ctx, "DiffPolicyVersions", request, repeatable));
+    std::vector<PolicyDifference> differences;
+    for (const auto& one : response.differences()) differences.push_back({one.id(), one.before(), one.after()});
+    return differences;
+  }
+  Result<PolicyVersion> roll_back_policies(const Context& ctx, std::int64_t version,
+                                           std::int64_t expected_version) override {
+    v1::RollBackPoliciesRequest request;
+    request.set_version(version);
+    request.set_expected_version(expected_version);
+    const auto response = CRETO_TRY(call<v1::PolicyVersion>(ctx, "RollBackPolicies", request, by_key(ctx)));
+    return from_proto(response);
+  }
+  Result<PolicySchema> set_schema(const Context& ctx, std::string text) override {
+    v1::SetSchemaRequest request;
+    request.set_text(std::move(text));
+    const auto response = CRETO_TRY(call<v1::PolicySchema>(ctx, "SetSchema", request, repeatable));
+    return from_proto(response);
+  }
+  Result<PolicySchema> get_schema(const Context& ctx) override {
+    const auto response = CRETO_TRY(call<v1::PolicySchema>(ctx, "GetSchema", v1::GetSchemaRequest(), repeatable));
+    return from_proto(response);
   }
 
   Result<> put_entities(const Context& ctx, std::vector<Entity> entities) override {
@@ -150,12 +201,35 @@ class AuthzClient final : public Authz {
   Result<> register_extension(Extension&) override {
     return Error(Product::platform, ErrorKind::invalid_input, "extensions are registered where the service runs");
   }
+  Result<std::vector<ExtensionStatus>> list_extensions(const Context& ctx) override {
+    const auto response =
+        CRETO_TRY(call<v1::ListExtensionsResponse>(ctx, "ListExtensions", v1::ListExtensionsRequest(), repeatable));
+    std::vector<ExtensionStatus> all;
+    for (const auto& one : response.extensions()) {
+      ExtensionStatus status = CRETO_TRY(from_proto(one));
+      all.push_back(std::move(status));
+    }
+    return all;
+  }
   Result<> refresh(const Context&) override { return {}; }
 
  private:
   static Decision not_decided(const Error& error) {
     return Deny{.reason = "authorization did not answer: " + error.message(), .policy = {}, .transient = true};
   }
+
+  Decision decide(const Context& ctx, std::string_view method, const CheckRequest& request, rpc::CallOptions options) {
+    v1::CheckRequest proto;
+    to_proto(request, proto);
+    auto response = call<v1::CheckResponse>(ctx, method, proto, options);
+    if (!response) return not_decided(response.error());
+    auto decision = from_proto(response->decision());
+    if (!decision) return not_decided(decision.error());
+    return *std::move(decision);
+  }
+
+  /// A change may be sent again where its key makes it one.
+  static rpc::CallOptions by_key(const Context& ctx) { return {.idempotent = !ctx.idempotency_key.empty()}; }
 
   template <class Res, class Req>
   Result<Res> call(const Context& ctx, std::string_view method, const Req& request, rpc::CallOptions options) {

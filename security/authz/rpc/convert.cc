@@ -195,6 +195,7 @@ void to_proto(const Policy& policy, v1::Policy& out) {
   out.set_version(policy.version);
   proto::set_time(out.mutable_updated_at(), policy.updated_at);
   out.set_updated_by(policy.updated_by);
+  for (const std::string& warning : policy.warnings) out.add_warnings(warning);
 }
 
 Result<Policy> from_proto(const v1::Policy& policy) {
@@ -203,7 +204,121 @@ Result<Policy> from_proto(const v1::Policy& policy) {
                 .text = policy.text(),
                 .version = policy.version(),
                 .updated_at = updated_at,
-                .updated_by = policy.updated_by()};
+                .updated_by = policy.updated_by(),
+                .warnings = {policy.warnings().begin(), policy.warnings().end()}};
+}
+
+void to_proto(const PolicyVersion& version, v1::PolicyVersion& out) {
+  out.set_version(version.version);
+  proto::set_time(out.mutable_made_at(), version.made_at);
+  out.set_made_by(version.made_by);
+  out.set_what(version.what);
+  out.set_policies(version.policies);
+  out.set_added(version.added);
+  out.set_changed(version.changed);
+  out.set_removed(version.removed);
+  out.set_hash(proto::to_text(version.hash));
+}
+
+Result<PolicyVersion> from_proto(const v1::PolicyVersion& version) {
+  const Instant made_at = CRETO_TRY(proto::from_time(version.made_at(), "made_at"));
+  const Hash256 hash = CRETO_TRY(hash_from(version.hash(), "hash"));
+  return PolicyVersion{.version = version.version(),
+                       .made_at = made_at,
+                       .made_by = version.made_by(),
+                       .what = version.what(),
+                       .policies = version.policies(),
+                       .added = version.added(),
+                       .changed = version.changed(),
+                       .removed = version.removed(),
+                       .hash = hash};
+}
+
+void to_proto(const PolicySet& set, v1::PolicySet& out) {
+  to_proto(set.version, *out.mutable_version());
+  for (const Policy& policy : set.policies) to_proto(policy, *out.add_policies());
+  out.set_schema(set.schema);
+}
+
+Result<PolicySet> from_proto(const v1::PolicySet& set) {
+  PolicySet result;
+  result.version = CRETO_TRY(from_proto(set.version()));
+  for (const auto& one : set.policies()) {
+    Policy policy = CRETO_TRY(from_proto(one));
+    result.policies.push_back(std::move(policy));
+  }
+  result.schema = set.schema();
+  return result;
+}
+
+void to_proto(const PolicyApplication& application, v1::ApplyPoliciesRequest& out) {
+  for (const PolicyText& policy : application.policies) {
+    auto* one = out.add_policies();
+    one->set_id(policy.id);
+    one->set_text(policy.text);
+  }
+  out.set_folder(application.folder);
+  out.set_expected_version(application.expected_version);
+  out.set_dry_run(application.dry_run);
+}
+
+PolicyApplication from_proto(const v1::ApplyPoliciesRequest& request) {
+  PolicyApplication application{.policies = {},
+                                .folder = request.folder(),
+                                .expected_version = request.expected_version(),
+                                .dry_run = request.dry_run()};
+  for (const auto& one : request.policies()) application.policies.push_back({one.id(), one.text()});
+  return application;
+}
+
+void to_proto(const AppliedPolicies& applied, v1::ApplyPoliciesResponse& out) {
+  to_proto(applied.version, *out.mutable_version());
+  for (const PolicyId& id : applied.added) out.add_added(id);
+  for (const PolicyId& id : applied.changed) out.add_changed(id);
+  for (const PolicyId& id : applied.removed) out.add_removed(id);
+  for (const std::string& warning : applied.warnings) out.add_warnings(warning);
+}
+
+Result<AppliedPolicies> from_proto(const v1::ApplyPoliciesResponse& response) {
+  AppliedPolicies applied;
+  applied.version = CRETO_TRY(from_proto(response.version()));
+  applied.added.assign(response.added().begin(), response.added().end());
+  applied.changed.assign(response.changed().begin(), response.changed().end());
+  applied.removed.assign(response.removed().begin(), response.removed().end());
+  applied.warnings.assign(response.warnings().begin(), response.warnings().end());
+  return applied;
+}
+
+void to_proto(const PolicySchema& schema, v1::PolicySchema& out) {
+  out.set_text(schema.text);
+  proto::set_time(out.mutable_updated_at(), schema.updated_at);
+  out.set_updated_by(schema.updated_by);
+}
+
+Result<PolicySchema> from_proto(const v1::PolicySchema& schema) {
+  const Instant updated_at = CRETO_TRY(proto::from_time(schema.updated_at(), "updated_at"));
+  return PolicySchema{.text = schema.text(), .updated_at = updated_at, .updated_by = schema.updated_by()};
+}
+
+void to_proto(const ExtensionStatus& status, v1::ListExtensionsResponse::Extension& out) {
+  out.set_name(status.name);
+  out.set_priority(status.priority);
+  proto::set_duration(out.mutable_budget(), status.budget);
+  out.set_denies_on_failure(status.denies_on_failure);
+  out.set_calls(status.calls);
+  out.set_failures(status.failures);
+  out.set_late(status.late);
+}
+
+Result<ExtensionStatus> from_proto(const v1::ListExtensionsResponse::Extension& extension) {
+  const Nanos budget = CRETO_TRY(proto::from_duration(extension.budget(), "budget"));
+  return ExtensionStatus{.name = extension.name(),
+                         .priority = extension.priority(),
+                         .budget = budget,
+                         .denies_on_failure = extension.denies_on_failure(),
+                         .calls = extension.calls(),
+                         .failures = extension.failures(),
+                         .late = extension.late()};
 }
 
 std::string entity_to_text(const Entity& entity) {

@@ -21,6 +21,19 @@ Result<Explanation> from_proto(const v1::ExplainResponse& response);
 void to_proto(const Policy& policy, v1::Policy& out);
 Result<Policy> from_proto(const v1::Policy& policy);
 
+void to_proto(const PolicyVersion& version, v1::PolicyVersion& out);
+Result<PolicyVersion> from_proto(const v1::PolicyVersion& version);
+void to_proto(const PolicySet& set, v1::PolicySet& out);
+Result<PolicySet> from_proto(const v1::PolicySet& set);
+void to_proto(const PolicyApplication& application, v1::ApplyPoliciesRequest& out);
+PolicyApplication from_proto(const v1::ApplyPoliciesRequest& request);
+void to_proto(const AppliedPolicies& applied, v1::ApplyPoliciesResponse& out);
+Result<AppliedPolicies> from_proto(const v1::ApplyPoliciesResponse& response);
+void to_proto(const PolicySchema& schema, v1::PolicySchema& out);
+Result<PolicySchema> from_proto(const v1::PolicySchema& schema);
+void to_proto(const ExtensionStatus& status, v1::ListExtensionsResponse::Extension& out);
+Result<ExtensionStatus> from_proto(const v1::ListExtensionsResponse::Extension& extension);
+
 std::string entity_to_text(const Entity& entity);
 Result<Entity> entity_from_text(const std::string& text);
 

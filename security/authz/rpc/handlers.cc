@@ -21,17 +21,19 @@ constexpr auto of_request = [](const auto& request) { return rpc::Resource{"Appr
 void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
   auto service = dispatcher.service("creto.authz.v1.AuthzService");
 
-  service.unary<v1::CheckRequest, v1::CheckResponse>(
-      "Check", {.idempotent = true},
-      [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::CheckResponse> {
-        const CheckRequest check = CRETO_TRY(from_proto(request));
-        const Monotonic begin = system_clock().monotonic();
-        const Decision decision = authz.check(ctx, check);
-        v1::CheckResponse response;
-        response.set_evaluation_time_ns(static_cast<std::uint64_t>((system_clock().monotonic() - begin).count()));
-        to_proto(decision, *response.mutable_decision());
-        return response;
-      });
+  const auto decide = [&authz](Decision (Authz::*ask)(const Context&, const CheckRequest&)) {
+    return [&authz, ask](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::CheckResponse> {
+      const CheckRequest check = CRETO_TRY(from_proto(request));
+      const Monotonic begin = system_clock().monotonic();
+      const Decision decision = (authz.*ask)(ctx, check);
+      v1::CheckResponse response;
+      response.set_evaluation_time_ns(static_cast<std::uint64_t>((system_clock().monotonic() - begin).count()));
+      to_proto(decision, *response.mutable_decision());
+      return response;
+    };
+  };
+  service.unary<v1::CheckRequest, v1::CheckResponse>("Check", {.idempotent = true}, decide(&Authz::check));
+  service.unary<v1::CheckRequest, v1::CheckResponse>("Admit", {}, decide(&Authz::admit));
   service.unary<v1::CheckBatchRequest, v1::CheckBatchResponse>(
       "CheckBatch", {.idempotent = true},
       [&authz](const Context& ctx, const v1::CheckBatchRequest& request) -> Result<v1::CheckBatchResponse> {
@@ -73,6 +75,60 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         const auto policies = CRETO_TRY(authz.list_policies(ctx));
         v1::ListPoliciesResponse response;
         for (const Policy& policy : policies) to_proto(policy, *response.add_policies());
+        return response;
+      });
+
+  service.unary<v1::ApplyPoliciesRequest, v1::ApplyPoliciesResponse>(
+      "ApplyPolicies", {}, [&authz](const Context& ctx, const v1::ApplyPoliciesRequest& request) {
+        return answer<v1::ApplyPoliciesResponse>(authz.apply_policies(ctx, from_proto(request)));
+      });
+  service.unary<v1::ListPolicyVersionsRequest, v1::ListPolicyVersionsResponse>(
+      "ListPolicyVersions", {.idempotent = true},
+      [&authz](const Context& ctx,
+               const v1::ListPolicyVersionsRequest& request) -> Result<v1::ListPolicyVersionsResponse> {
+        const std::size_t limit = request.limit() == 0 ? 50 : request.limit();
+        const auto versions = CRETO_TRY(authz.list_policy_versions(ctx, request.before(), limit));
+        v1::ListPolicyVersionsResponse response;
+        for (const PolicyVersion& version : versions) to_proto(version, *response.add_versions());
+        return response;
+      });
+  service.unary<v1::GetPolicyVersionRequest, v1::PolicySet>(
+      "GetPolicyVersion", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::GetPolicyVersionRequest& request) {
+        return answer<v1::PolicySet>(authz.get_policy_version(ctx, request.version()));
+      });
+  service.unary<v1::DiffPolicyVersionsRequest, v1::DiffPolicyVersionsResponse>(
+      "DiffPolicyVersions", {.idempotent = true},
+      [&authz](const Context& ctx,
+               const v1::DiffPolicyVersionsRequest& request) -> Result<v1::DiffPolicyVersionsResponse> {
+        const auto differences = CRETO_TRY(authz.diff_policy_versions(ctx, request.from(), request.to()));
+        v1::DiffPolicyVersionsResponse response;
+        for (const PolicyDifference& difference : differences) {
+          auto* one = response.add_differences();
+          one->set_id(difference.id);
+          one->set_before(difference.before);
+          one->set_after(difference.after);
+        }
+        return response;
+      });
+  service.unary<v1::RollBackPoliciesRequest, v1::PolicyVersion>(
+      "RollBackPolicies", {}, [&authz](const Context& ctx, const v1::RollBackPoliciesRequest& request) {
+        return answer<v1::PolicyVersion>(authz.roll_back_policies(ctx, request.version(), request.expected_version()));
+      });
+  service.unary<v1::SetSchemaRequest, v1::PolicySchema>(
+      "SetSchema", {.idempotent = true}, [&authz](const Context& ctx, const v1::SetSchemaRequest& request) {
+        return answer<v1::PolicySchema>(authz.set_schema(ctx, request.text()));
+      });
+  service.unary<v1::GetSchemaRequest, v1::PolicySchema>("GetSchema", {.idempotent = true},
+                                                        [&authz](const Context& ctx, const v1::GetSchemaRequest&) {
+                                                          return answer<v1::PolicySchema>(authz.get_schema(ctx));
+                                                        });
+  service.unary<v1::ListExtensionsRequest, v1::ListExtensionsResponse>(
+      "ListExtensions", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::ListExtensionsRequest&) -> Result<v1::ListExtensionsResponse> {
+        const auto extensions = CRETO_TRY(authz.list_extensions(ctx));
+        v1::ListExtensionsResponse response;
+        for (const ExtensionStatus& one : extensions) to_proto(one, *response.add_extensions());
         return response;
       });
 

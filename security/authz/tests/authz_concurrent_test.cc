@@ -1,14 +1,20 @@
 // Snapshots and the cache under threads; runs under ThreadSanitizer too.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
 #include <atomic>
+#include <deque>
+#include <map>
+#include <random>
 #include <thread>
 
 #include "creto/authz/authz.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
 #include "decision_cache.h"
+#include "rate.h"
 #include "snapshot.h"
 
 namespace creto::authz {
@@ -30,10 +36,10 @@ TEST(DecisionCache, RemembersUntilTheEndOfItsTime) {
   DecisionCache cache(64);
   const CacheKey key("org", 1, {}, request_number(1));
   const Monotonic start{std::chrono::seconds(100)};
-  EXPECT_FALSE(cache.contains(key, start));
+  EXPECT_FALSE(cache.find(key, start));
   cache.insert(key, start, std::chrono::seconds(60));
-  EXPECT_TRUE(cache.contains(key, start + std::chrono::seconds(59)));
-  EXPECT_FALSE(cache.contains(key, start + std::chrono::seconds(60)));
+  EXPECT_TRUE(cache.find(key, start + std::chrono::seconds(59)));
+  EXPECT_FALSE(cache.find(key, start + std::chrono::seconds(60)));
 }
 
 TEST(DecisionCache, KeepsWhatIsUsedAndStaysWithinItsSize) {
@@ -43,10 +49,10 @@ TEST(DecisionCache, KeepsWhatIsUsedAndStaysWithinItsSize) {
   cache.insert(used, start, std::chrono::hours(1));
   for (std::int64_t n = 1; n <= 1'000; ++n) {
     const Monotonic now = start + std::chrono::seconds(n);
-    EXPECT_TRUE(cache.contains(used, now)) << n;
+    EXPECT_TRUE(cache.find(used, now)) << n;
     cache.insert(CacheKey("org", 1, {}, request_number(n)), now, std::chrono::hours(1));
   }
-  EXPECT_FALSE(cache.contains(CacheKey("org", 1, {}, request_number(1)), start + std::chrono::seconds(1'001)));
+  EXPECT_FALSE(cache.find(CacheKey("org", 1, {}, request_number(1)), start + std::chrono::seconds(1'001)));
 }
 
 TEST(DecisionCache, TellsKeysApartInEveryPart) {
@@ -73,7 +79,8 @@ TEST(DecisionCache, TellsKeysApartInEveryPart) {
     DecisionCache cache(64);
     const Monotonic now{std::chrono::seconds(1)};
     cache.insert(keys[i], now, std::chrono::hours(1));
-    for (std::size_t j = 0; j < keys.size(); ++j) EXPECT_EQ(cache.contains(keys[j], now), i == j) << i << " " << j;
+    for (std::size_t j = 0; j < keys.size(); ++j)
+      EXPECT_EQ(cache.find(keys[j], now).has_value(), i == j) << i << " " << j;
   }
 }
 
@@ -92,8 +99,8 @@ TEST(DecisionCache, ReadersNeverSeeHalfAnEntry) {
   for (int r = 0; r < 2; ++r) {
     readers.emplace_back([&] {
       for (std::int64_t n = 0; !stop; n = (n + 1) % 20'000) {
-        if (cache.contains(CacheKey("org", 1, {}, request_number(n * 2 + 1)), now)) ++wrong;
-        (void)cache.contains(CacheKey("org", 1, {}, request_number(n * 2)), now);
+        if (cache.find(CacheKey("org", 1, {}, request_number(n * 2 + 1)), now)) ++wrong;
+        (void)cache.find(CacheKey("org", 1, {}, request_number(n * 2)), now);
       }
     });
   }
@@ -135,6 +142,119 @@ TEST(Snapshots, APinHoldsWhatItSawWhileOthersPublish) {
   }
   publisher.join();
   for (auto& reader : readers) reader.join();
+}
+
+constexpr Monotonic rate_start{std::chrono::hours(1)};
+
+std::shared_ptr<RateMemory> memory_of(std::int64_t bytes) { return std::make_shared<RateMemory>(bytes); }
+
+TEST(RateWindows, HaveRoomExactlyWhereNoSpanWouldHoldTooMany) {
+  std::mt19937_64 random(1);  // tidy(random-engine): seeded, so that a failure can be repeated
+  for (const std::uint32_t limit : {1u, 2u, 3u, 100u}) {
+    const Nanos window = std::chrono::seconds(60);
+    RateWindows windows({.limit = limit, .window = window}, memory_of(1 << 20));
+    std::map<std::string, std::deque<Monotonic>> taken;
+    Monotonic now = rate_start;
+    std::size_t refused = 0;
+    for (int step = 0; step < 20'000; ++step) {
+      now += std::chrono::milliseconds(random() % (10'000 / limit));
+      if (random() % 200 == 0) now += window;
+      const std::string who(1, static_cast<char>('a' + random() % 4));
+      auto& times = taken[who];
+      while (!times.empty() && times.front() + window <= now) times.pop_front();
+      const bool room = times.size() < limit;
+      const bool counts = random() % 2 == 0;
+      const auto verdict = counts ? windows.take(who, now) : windows.look(who, now);
+      ASSERT_EQ(verdict.kind == RateWindows::Verdict::room, room) << "limit " << limit << ", step " << step;
+      if (!room) ASSERT_EQ(verdict.retry_after, times.front() + window - now);
+      if (room && counts) times.push_back(now);
+      refused += room ? 0 : 1;
+    }
+    EXPECT_GT(refused, 100u) << limit;
+  }
+}
+
+TEST(RateWindows, WorkFromTheMomentTheMachineHasStarted) {
+  RateWindows windows({.limit = 2, .window = std::chrono::days(1)}, memory_of(1 << 20));
+  EXPECT_EQ(windows.take("a", Monotonic{}).kind, RateWindows::Verdict::room);
+  EXPECT_EQ(windows.take("a", Monotonic{}).kind, RateWindows::Verdict::room);
+  EXPECT_EQ(windows.take("a", Monotonic{}).kind, RateWindows::Verdict::limited);
+}
+
+TEST(RateWindows, LetGoOfWhoDidNothingForAWindowAndNeverOfOthers) {
+  const auto memory = memory_of(20'000);
+  {
+    RateWindows windows({.limit = 1, .window = std::chrono::seconds(60)}, memory);
+    Monotonic now = rate_start;
+    std::size_t known = 0;
+    while (windows.take(std::to_string(1'000 + known), now).kind == RateWindows::Verdict::room) ++known;
+    EXPECT_GT(known, 50u);
+    EXPECT_EQ(windows.take("one too many", now).kind, RateWindows::Verdict::no_memory);
+    for (std::size_t i = 0; i < known; ++i)
+      EXPECT_EQ(windows.look(std::to_string(1'000 + i), now).kind, RateWindows::Verdict::limited);
+    now += std::chrono::seconds(30);
+    EXPECT_EQ(windows.take("one too many", now).kind, RateWindows::Verdict::no_memory);
+    now += std::chrono::seconds(30);
+    for (std::size_t i = 0; i < known; ++i)
+      EXPECT_EQ(windows.take(std::to_string(2'000 + i), now).kind, RateWindows::Verdict::room) << i;
+  }
+  EXPECT_EQ(*memory, 20'000) << "all of it is given back";
+}
+
+TEST(RateWindows, ThreadsTogetherTakeWhatThereIsAndNoMore) {
+  constexpr std::uint32_t limit = 50;
+  constexpr int threads = 4, regulars = 3;
+  const Nanos window = std::chrono::seconds(60);
+  RateWindows windows({.limit = limit, .window = window}, memory_of(64 << 20));
+  std::array<std::atomic<std::uint32_t>, regulars> taken{};
+  Monotonic now = rate_start;
+  // Passers-by make the table grow, and windows come and go, while the regulars are counted.
+  const auto everybody_tries = [&](int round) {
+    std::vector<std::jthread> all;
+    for (int thread = 0; thread < threads; ++thread) {
+      all.emplace_back([&, thread] {
+        for (std::uint32_t i = 0; i < limit; ++i) {
+          for (std::size_t who = 0; who < regulars; ++who)
+            if (windows.take(std::to_string(who), now).kind == RateWindows::Verdict::room) ++taken[who];
+          (void)windows.take(fmt::format("{} {} {}", round, thread, i), now);
+        }
+      });
+    }
+  };
+  std::uint32_t expected = 0;
+  for (int round = 0; round < 20; ++round) {
+    everybody_tries(round);
+    // Every second round comes half a window later, where all is still taken.
+    if (round % 2 == 0) expected += limit;
+    for (std::size_t who = 0; who < regulars; ++who) ASSERT_EQ(taken[who], expected) << "round " << round;
+    now += window / 2;
+  }
+}
+
+TEST(AuthzService, ThreadsTogetherAreAdmittedAsOftenAsTheRateSays) {
+  creto::testing::TestDatabase database(creto::testing::DatabaseKind::sqlite);
+  const auto db = database.open();
+  const creto::testing::FakeClock clock;
+  const auto authz = create_authz(*db, clock, no_telemetry(), {}, Secret(Bytes(32, 7))).value();
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  ASSERT_TRUE(authz->create_policy(ctx, "p", "@rate(\"100/1m\") permit(principal, action, resource);"));
+  std::atomic<int> admitted{0};
+  std::atomic<bool> stop{false};
+  std::thread changer([&] {
+    for (int i = 0; !stop; ++i)
+      ASSERT_TRUE(authz->update_policy(
+          ctx, "p", fmt::format("@rate(\"100/1m\") permit(principal, action, resource) unless {{ {} == -1 }};", i), 0));
+  });
+  std::vector<std::thread> all;
+  for (int thread = 0; thread < 3; ++thread) {
+    all.emplace_back([&] {
+      for (int i = 0; i < 500; ++i) admitted += allowed(authz->admit(ctx, request_number(i % 5))) ? 1 : 0;
+    });
+  }
+  for (auto& thread : all) thread.join();
+  stop = true;
+  changer.join();
+  EXPECT_EQ(admitted, 100) << "from the cache or not, while the policy changes";
 }
 
 TEST(AuthzService, NoCheckSeesAnAllowThatAChangeHasTakenBack) {

@@ -316,6 +316,352 @@ TEST_P(AuthzContract, ExtensionsRestrictInTheOrderOfPrecedence) {
   stop();
 }
 
+TEST_P(AuthzContract, AnExtensionOverItsTimeHasFailedUnlessItObjects) {
+  add_payment_policies();
+  TestExtension slow("slow", 1);
+  ASSERT_TRUE(local->register_extension(slow));
+  slow.answer = [&] {
+    clock.advance(slow.budget() + Nanos(1));
+    return std::optional<Decision>();
+  };
+  EXPECT_TRUE(allowed(check(pay(1)))) << "passed over";
+  slow.closed = true;
+  const Decision denied = check(pay(1));
+  ASSERT_TRUE(std::holds_alternative<Deny>(denied));
+  EXPECT_TRUE(std::get<Deny>(denied).transient);
+  slow.answer = [&] {
+    clock.advance(slow.budget() + Nanos(1));
+    return std::optional<Decision>(QuotaExceeded{"q", 3, 3, std::nullopt, "full"});
+  };
+  EXPECT_TRUE(std::holds_alternative<QuotaExceeded>(check(pay(1)))) << "an objection is one, however late";
+  slow.answer = [&] {
+    clock.advance(slow.budget());
+    return std::optional<Decision>();
+  };
+  EXPECT_TRUE(allowed(check(pay(1)))) << "just in time";
+  slow.answer = [] { return Error(Product::platform, ErrorKind::internal, "broken"); };
+  EXPECT_FALSE(allowed(check(pay(1))));
+  const auto extensions = authz->list_extensions(ctx).value();
+  ASSERT_EQ(extensions.size(), 1u);
+  EXPECT_EQ(extensions[0].name, "slow");
+  EXPECT_EQ(extensions[0].budget, slow.budget());
+  EXPECT_TRUE(extensions[0].denies_on_failure);
+  EXPECT_EQ(extensions[0].calls, 5u);
+  EXPECT_EQ(extensions[0].failures, 1u);
+  EXPECT_EQ(extensions[0].late, 3u);
+  stop();
+}
+
+TEST_P(AuthzContract, APermitWithARatePermitsSoOftenInAnySpan) {
+  add("pay", "@rate(\"3/1m\") permit(principal, action, resource);");
+  const auto once = [&] { return authz->admit(ctx, pay(1)); };
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(allowed(check(pay(1)))) << "to ask consumes nothing";
+  EXPECT_TRUE(allowed(authz->check_batch(ctx, std::vector<CheckRequest>(5, pay(1))).back()));
+  EXPECT_TRUE(allowed(once()));
+  clock.advance(seconds(40));
+  EXPECT_TRUE(allowed(once()));
+  EXPECT_TRUE(allowed(once()));
+  EXPECT_EQ(once(), Decision(RateLimited{seconds(20), 0}));
+  EXPECT_EQ(check(pay(2)), Decision(RateLimited{seconds(20), 0})) << "whatever the arguments";
+  EXPECT_EQ(authz->explain(ctx, pay(1)).decision, Decision(RateLimited{seconds(20), 0}));
+  auto other = pay(1);
+  other.principal = Identity::agent(ByteArray<32>{2});
+  other.chain = {human, other.principal};
+  EXPECT_TRUE(allowed(authz->admit(ctx, other))) << "each principal has a rate of his own";
+  clock.advance(seconds(20));
+  EXPECT_TRUE(allowed(once()));
+  EXPECT_EQ(once(), Decision(RateLimited{seconds(40), 0})) << "the two of 20 seconds ago still count";
+  EXPECT_EQ(refusal(Product::runtime, once())->kind(), ErrorKind::rate_limited);
+
+  ASSERT_TRUE(
+      authz->update_policy(ctx, "pay", "@rate(\"3/1m\") permit(principal, action, resource) when { true };", 0));
+  EXPECT_FALSE(allowed(once())) << "a new text with the same rate goes on counting";
+  ASSERT_TRUE(authz->update_policy(ctx, "pay", "@rate(\"4/1m\") permit(principal, action, resource);", 0));
+  EXPECT_TRUE(allowed(once())) << "another rate begins anew";
+}
+
+TEST_P(AuthzContract, TheFirstPermitWithRoomCounts) {
+  add("a", "@rate(\"1/1m\") permit(principal, action, resource);");
+  add("b", "@rate(\"1/1h\") permit(principal, action, resource);");
+  EXPECT_TRUE(allowed(authz->admit(ctx, pay(1))));
+  EXPECT_TRUE(allowed(authz->admit(ctx, pay(1))));
+  EXPECT_EQ(authz->admit(ctx, pay(1)), Decision(RateLimited{seconds(60), 0})) << "until the sooner of both";
+  add("c", "permit(principal, action, resource) when { context.amount == 7 };");
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(allowed(authz->admit(ctx, pay(7)))) << "one without a rate suffices";
+  EXPECT_FALSE(allowed(authz->admit(ctx, pay(1))));
+}
+
+TEST_P(AuthzContract, ARateByRootIsSharedByAllWhoActForIt) {
+  add("pay", "@rate(\"1/1m\") @rate_by(\"root\") permit(principal, action, resource);");
+  EXPECT_TRUE(allowed(authz->admit(ctx, pay(1))));
+  auto other = pay(1);
+  other.principal = Identity::agent(ByteArray<32>{2});
+  other.chain = {human, agent, other.principal};
+  EXPECT_FALSE(allowed(authz->admit(ctx, other)));
+  other.chain = {Identity::human("eve@example.com").value(), other.principal};
+  EXPECT_TRUE(allowed(authz->admit(ctx, other)));
+}
+
+TEST_P(AuthzContract, ARateStandsBetweenQuotaAndOversight) {
+  add("pay", "@rate(\"1/1m\") permit(principal, action, resource);");
+  add("large", "@oversight(\"large\") forbid(principal, action, resource) when { context.amount > 10 };");
+  EXPECT_TRUE(std::holds_alternative<RequiresOversight>(authz->admit(ctx, pay(11))));
+  EXPECT_TRUE(allowed(authz->admit(ctx, pay(1)))) << "what was not allowed did not count";
+  EXPECT_TRUE(std::holds_alternative<RateLimited>(authz->admit(ctx, pay(11))));
+  TestExtension quota("quota_enforcer", 100);
+  quota.answer = [] { return std::optional<Decision>(QuotaExceeded{"q", 3, 3, std::nullopt, "full"}); };
+  ASSERT_TRUE(local->register_extension(quota));
+  EXPECT_TRUE(std::holds_alternative<QuotaExceeded>(authz->admit(ctx, pay(1))));
+  stop();
+}
+
+TEST_P(AuthzContract, AMalformedRateIsRefusedWithItsPlace) {
+  const auto refused = [&](const std::string& annotations) {
+    auto done = authz->create_policy(ctx, "p", annotations + " permit(principal, action, resource);");
+    return done ? "stored" : done.error().message();
+  };
+  EXPECT_EQ(refused("@rate(\"often\")").substr(0, 41), "line 1, column 7: `@rate`: \"often\" is not");
+  for (const char* rate : {"", "/1m", "0/1m", "-1/1m", "10001/1m", "1", "1/", "1/soon", "1/0s", "1/1us", "1/32d",
+                           "1/1m ", " 1/1m", "1.5/1m"}) {
+    EXPECT_NE(refused(fmt::format("@rate(\"{}\")", rate)).find("line 1, column 7: `@rate`"), std::string::npos) << rate;
+  }
+  EXPECT_NE(refused("@rate"), "stored");
+  EXPECT_NE(refused("@rate_by(\"root\")"), "stored");
+  EXPECT_NE(refused("@rate(\"1/1m\") @rate_by(\"everybody\")").find("line 1, column 24"), std::string::npos);
+  EXPECT_FALSE(authz->create_policy(ctx, "p", "@rate(\"1/1m\") forbid(principal, action, resource);"));
+  EXPECT_TRUE(authz->list_policies(ctx)->empty());
+}
+
+TEST_P(AuthzContract, EveryChangeOfPoliciesIsAVersionThatCanBeReadAgain) {
+  EXPECT_TRUE(authz->list_policy_versions(ctx, 0, 10)->empty());
+  EXPECT_TRUE(authz->get_policy_version(ctx, 0)->policies.empty());
+  add("pay", "permit(principal, action, resource);");
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {}}}));
+  add("other", "forbid(principal, action, resource) when { false };");
+  const std::string text = "permit(principal, action, resource) when { true };";
+  ASSERT_TRUE(authz->update_policy(ctx, "pay", text, 0));
+  ASSERT_TRUE(authz->delete_policy(ctx, "other"));
+  const auto check_history = [&] {
+    const auto versions = authz->list_policy_versions(ctx, 0, 10).value();
+    ASSERT_EQ(versions.size(), 4u);
+    EXPECT_EQ(versions[0].what, "policy_deleted");
+    EXPECT_EQ(versions[1].what, "policy_updated");
+    EXPECT_EQ(versions[3].what, "policy_created");
+    EXPECT_EQ(versions[3].made_by, "service:test");
+    EXPECT_EQ(versions[2].version, versions[3].version + 2) << "entities have used a number up";
+    EXPECT_EQ(versions[0].policies, 1);
+    EXPECT_EQ(versions[1].policies, 2);
+    EXPECT_NE(versions[0].hash, versions[1].hash);
+    EXPECT_EQ(authz->list_policy_versions(ctx, versions[1].version, 1)->at(0).version, versions[2].version);
+
+    const PolicySet third = authz->get_policy_version(ctx, versions[1].version).value();
+    ASSERT_EQ(third.policies.size(), 2u);
+    EXPECT_EQ(third.policies[0].id, "other");
+    EXPECT_EQ(third.policies[1].text, text);
+    EXPECT_EQ(third.policies[1].version, 2);
+    const PolicySet between = authz->get_policy_version(ctx, versions[3].version + 1).value();
+    EXPECT_EQ(between.version.version, versions[3].version) << "a snapshot of entities has the policies before it";
+    ASSERT_EQ(between.policies.size(), 1u);
+    EXPECT_EQ(between.policies[0].version, 1);
+    EXPECT_EQ(authz->get_policy_version(ctx, 0)->policies.size(), 1u);
+    EXPECT_EQ(authz->explain(ctx, pay(1)).snapshot, versions[0].version);
+
+    const auto differences = authz->diff_policy_versions(ctx, versions[3].version, 0).value();
+    ASSERT_EQ(differences.size(), 1u);
+    EXPECT_EQ(differences[0].id, "pay");
+    EXPECT_EQ(differences[0].after, text);
+    const auto gone = authz->diff_policy_versions(ctx, versions[2].version, versions[0].version).value();
+    ASSERT_EQ(gone.size(), 2u);
+    EXPECT_EQ(gone[0].id, "other");
+    EXPECT_EQ(gone[0].after, "");
+    EXPECT_EQ(authz->get_policy_version(ctx, versions[0].version + 1).error().kind(), ErrorKind::not_found);
+    EXPECT_EQ(authz->get_policy_version(ctx, -1).error().kind(), ErrorKind::not_found);
+  };
+  check_history();
+  stop();
+  start();
+  check_history();
+  EXPECT_FALSE(authz->list_policy_versions(ctx, 0, 0));
+  EXPECT_FALSE(authz->list_policy_versions(ctx, 0, 1'001));
+}
+
+TEST_P(AuthzContract, RollsBackToAnOldVersionByMakingANewOne) {
+  add("pay", "permit(principal, action, resource);");
+  add("stays", "permit(principal, action, resource) when { false };");
+  const PolicyVersion good = authz->list_policy_versions(ctx, 0, 1)->at(0);
+  ASSERT_TRUE(authz->update_policy(ctx, "pay", "forbid(principal, action, resource);", 0));
+  add("new", "forbid(principal, action, resource);");
+  EXPECT_FALSE(allowed(check(pay(1))));
+  const PolicyVersion bad = authz->list_policy_versions(ctx, 0, 1)->at(0);
+  EXPECT_EQ(authz->roll_back_policies(ctx, good.version, good.version).error().kind(), ErrorKind::conflict);
+  EXPECT_EQ(authz->roll_back_policies(ctx, bad.version + 1, 0).error().kind(), ErrorKind::not_found);
+  EXPECT_FALSE(allowed(check(pay(1))));
+  Context keyed = ctx;
+  keyed.idempotency_key = "back";
+  const auto back = authz->roll_back_policies(keyed, good.version, bad.version);
+  ASSERT_TRUE(back) << back.error().to_string();
+  EXPECT_EQ(authz->roll_back_policies(keyed, good.version, bad.version)->version, back->version) << "once per key";
+  EXPECT_GT(back->version, bad.version);
+  EXPECT_EQ(back->hash, good.hash);
+  EXPECT_EQ(back->changed, 1);
+  EXPECT_EQ(back->removed, 1);
+  EXPECT_TRUE(allowed(check(pay(1))));
+  const auto policies = authz->list_policies(ctx).value();
+  ASSERT_EQ(policies.size(), 2u);
+  EXPECT_EQ(policies[0].version, 3);
+  EXPECT_EQ(policies[1].version, 1) << "what stayed as it was has no new version";
+  ASSERT_TRUE(authz->roll_back_policies(ctx, bad.version, 0)) << "and forward again";
+  EXPECT_FALSE(allowed(check(pay(1))));
+}
+
+TEST_P(AuthzContract, KeepsSoManyVersionsAndNoMore) {
+  stop();
+  options.versions_kept = 3;
+  start();
+  add("pay", "permit(principal, action, resource) when { context.amount == 0 };");
+  const std::int64_t first = authz->list_policy_versions(ctx, 0, 1)->at(0).version;
+  for (int i = 1; i < 6; ++i)
+    ASSERT_TRUE(authz->update_policy(
+        ctx, "pay", fmt::format("permit(principal, action, resource) when {{ context.amount == {} }};", i), 0));
+  const auto versions = authz->list_policy_versions(ctx, 0, 10).value();
+  ASSERT_EQ(versions.size(), 3u);
+  EXPECT_EQ(authz->get_policy_version(ctx, first).error().kind(), ErrorKind::not_found);
+  EXPECT_NE(authz->get_policy_version(ctx, versions[2].version)->policies[0].text.find("== 3"), std::string::npos);
+  ASSERT_TRUE(authz->roll_back_policies(ctx, versions[2].version, 0));
+  EXPECT_TRUE(allowed(check(pay(3))));
+}
+
+TEST_P(AuthzContract, AppliesManyPoliciesInOneStepOrNone) {
+  add("old", "permit(principal, action, resource);");
+  add("same", "permit(principal, action, resource) when { false };");
+  const std::int64_t before = authz->list_policy_versions(ctx, 0, 1)->at(0).version;
+  PolicyApplication next{.policies = {{"same", "permit(principal, action, resource) when { false };"},
+                                      {"new", "permit(principal, action, resource) when { context.amount == 2 };"},
+                                      {"bad", "permit(principal, action, resource) when { ] };"}},
+                         .folder = "",
+                         .expected_version = before,
+                         .dry_run = false};
+  const auto refused = authz->apply_policies(ctx, next);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message(), "policy `bad`: line 1, column 44: found `]`, expected an expression");
+  EXPECT_TRUE(allowed(check(pay(1)))) << "a bad set never replaces a good one";
+  next.policies.pop_back();
+  next.dry_run = true;
+  const auto plan = authz->apply_policies(ctx, next);
+  ASSERT_TRUE(plan) << plan.error().to_string();
+  EXPECT_THAT(plan->added, ::testing::ElementsAre("new"));
+  EXPECT_THAT(plan->removed, ::testing::ElementsAre("old"));
+  EXPECT_TRUE(plan->changed.empty());
+  EXPECT_TRUE(allowed(check(pay(1))));
+  next.dry_run = false;
+  const auto done = authz->apply_policies(ctx, next);
+  ASSERT_TRUE(done) << done.error().to_string();
+  EXPECT_EQ(done->version.version, before + 1);
+  EXPECT_EQ(done->version.policies, 2);
+  EXPECT_FALSE(allowed(check(pay(1))));
+  EXPECT_TRUE(allowed(check(pay(2))));
+  EXPECT_EQ(authz->apply_policies(ctx, next).error().kind(), ErrorKind::conflict);
+  next.expected_version = 0;
+  EXPECT_EQ(authz->apply_policies(ctx, next)->version.version, before + 1) << "nothing to do makes no version";
+
+  PolicyApplication folder{
+      .policies = {{"team/a", "permit(principal, action, resource) when { context.amount == 5 };"}},
+      .folder = "team",
+      .expected_version = 0,
+      .dry_run = false};
+  ASSERT_TRUE(authz->apply_policies(ctx, folder));
+  folder.policies = {{"team/b", "permit(principal, action, resource) when { context.amount == 6 };"}};
+  const auto moved = authz->apply_policies(ctx, folder).value();
+  EXPECT_THAT(moved.removed, ::testing::ElementsAre("team/a"));
+  EXPECT_TRUE(allowed(check(pay(2)))) << "what is in no such folder stays";
+  EXPECT_FALSE(allowed(check(pay(5))));
+  EXPECT_TRUE(allowed(check(pay(6))));
+  folder.policies = {{"teams/b", "permit(principal, action, resource);"}};
+  EXPECT_EQ(authz->apply_policies(ctx, folder).error().kind(), ErrorKind::invalid_input);
+  folder.policies = {{"team/b", "permit(principal, action, resource);"},
+                     {"team/b", "permit(principal, action, resource);"}};
+  EXPECT_EQ(authz->apply_policies(ctx, folder).error().kind(), ErrorKind::invalid_input);
+}
+
+TEST_P(AuthzContract, WarnsOfAnOversightThatIsNeverReached) {
+  const auto warnings = [&](const PolicyId& id, std::string text) {
+    return authz->create_policy(ctx, id, std::move(text)).value().warnings;
+  };
+  EXPECT_TRUE(warnings("all", "permit(principal, action, resource);").empty());
+  EXPECT_TRUE(
+      warnings("large", R"(@oversight("large") forbid(principal is Agent, action == Action::"payments.pay", resource)
+                                   when { context.amount > 5 };)")
+          .empty());
+  EXPECT_TRUE(warnings("elsewhere", R"(forbid(principal is Human, action, resource);)").empty());
+  EXPECT_TRUE(
+      warnings("sometimes", R"(forbid(principal is Agent, action, resource) when { context.amount > 50 };)").empty());
+  EXPECT_THAT(warnings("none", R"(forbid(principal is Agent, action, resource);)"),
+              ::testing::ElementsAre("the oversight of `large` is never reached: `none` forbids all of it"));
+  ASSERT_TRUE(authz->delete_policy(ctx, "none"));
+  EXPECT_THAT(warnings("just so", R"(forbid(principal, action, resource) when { context.amount > 5 };)").size(), 1u);
+  EXPECT_THAT(warnings("second", R"(@oversight("x") forbid(principal == Agent::"a", action, resource)
+                                    when { true } when { context.amount > 5 };)"),
+              ::testing::ElementsAre("the oversight of `second` is never reached: `just so` forbids all of it"));
+}
+
+TEST_P(AuthzContract, WithASchemaWhatDoesNotFitIsRefused) {
+  const std::string schema = R"(entity Ledger; entity Group;
+    action "payments";
+    action "payments.pay" in ["payments"] appliesTo { principal: [Agent], resource: [Ledger], context: { amount: Long } };)";
+  add("pay", R"(permit(principal is Agent, action in Action::"payments", resource) when { context.amount > 0 };)");
+  add("services", "permit(principal is Service, action, resource);");
+  EXPECT_FALSE(allowed(check(pay(1)))) << "the group of actions is not stored";
+  EXPECT_EQ(authz->get_schema(ctx)->text, "");
+  const auto refused = authz->set_schema(ctx, "entity Ledger; entity Ledger; action;");
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message().find("line 1, column"), std::string::npos) << refused.error().message();
+  const auto set = authz->set_schema(ctx, schema);
+  ASSERT_TRUE(set) << set.error().to_string();
+  EXPECT_EQ(set->updated_by, "service:test");
+  EXPECT_EQ(authz->list_policy_versions(ctx, 0, 1)->at(0).what, "schema_set");
+  EXPECT_TRUE(allowed(check(pay(1)))) << "the schema's groups of actions count";
+  EXPECT_TRUE(authz->list_entities(ctx)->empty()) << "but nobody stored them";
+
+  const auto bad = authz->create_policy(
+      ctx, "typo",
+      R"(permit(principal is Agent, action == Action::"payments.pay", resource) when { context.amont > 0 };)");
+  ASSERT_FALSE(bad);
+  EXPECT_NE(bad.error().message().find("line 1, column"), std::string::npos);
+  EXPECT_NE(bad.error().message().find("amount"), std::string::npos)
+      << "says what was meant: " << bad.error().message();
+  auto request = pay(1);
+  request.context = {{"amount", "one"}};
+  EXPECT_FALSE(allowed(check(request)));
+  request = pay(1);
+  request.context.emplace_back("more", 1);
+  EXPECT_FALSE(allowed(check(request)));
+  request = pay(1);
+  request.resource = {"Group", "a"};
+  EXPECT_FALSE(allowed(check(request)));
+  EXPECT_FALSE(authz->put_entities(ctx, {{{"Ledger", "main"}, {{"color", "red"}}, {}, {}}}));
+  EXPECT_TRUE(
+      authz->put_entities(ctx, {{{"Ledger", "main"}, {}, {}, {}}, {{"Other", "x"}, {{"color", "red"}}, {}, {}}}));
+  ASSERT_TRUE(authz->delete_entities(ctx, {{"Action", "payments.pay"}})) << "the schema's own stay";
+  EXPECT_TRUE(allowed(check(pay(1))));
+
+  const auto misfit = authz->set_schema(
+      ctx, "entity Ledger; action \"payments.pay\" appliesTo { principal: [Agent], resource: [Ledger] };");
+  ASSERT_FALSE(misfit);
+  EXPECT_NE(misfit.error().message().find("policy `pay`"), std::string::npos) << misfit.error().message();
+  stop();
+  start();
+  EXPECT_EQ(authz->get_schema(ctx)->text, schema);
+  EXPECT_TRUE(allowed(check(pay(1))));
+
+  const std::int64_t with_schema = authz->list_policy_versions(ctx, 0, 1)->at(0).version;
+  ASSERT_TRUE(authz->set_schema(ctx, ""));
+  EXPECT_FALSE(allowed(check(pay(1))));
+  EXPECT_EQ(authz->get_policy_version(ctx, with_schema)->schema, schema);
+  ASSERT_TRUE(authz->roll_back_policies(ctx, with_schema, 0));
+  EXPECT_EQ(authz->get_schema(ctx)->text, schema) << "a schema belongs to its version";
+  EXPECT_TRUE(allowed(check(pay(1))));
+}
+
 TEST_P(AuthzContract, ATokenLiftsTheNamedForbidForThisVeryAction) {
   add_payment_policies();
   auto request = pay(25'000);

@@ -98,6 +98,69 @@ struct Policy {
   std::int64_t version = 0;  ///< 1 at creation, +1 with each update
   Instant updated_at{};
   std::string updated_by;
+  /// Of what changes it: that a human will never be asked, say. Empty where it is only read.
+  std::vector<std::string> warnings = {};
+};
+
+/// A version of an organization's policies: what was in force from one change to the next. Versions are numbers of
+/// snapshots, of which changes to entities use up some too, so they grow but not by one.
+struct PolicyVersion {
+  std::int64_t version = 0;
+  Instant made_at{};
+  std::string made_by = {};
+  std::string what = {};      ///< "policy_created", "policies_applied", "policies_rolled_back", "schema_set", …
+  std::int64_t policies = 0;  ///< how many are in force
+  std::int64_t added = 0, changed = 0, removed = 0;
+  Hash256 hash{};  ///< of all ids and texts, and the schema: "Policy set" in docs/formats.md
+};
+
+/// Cedar's schema, for one organization.
+struct PolicySchema {
+  std::string text;  ///< empty: there is none
+  Instant updated_at{};
+  std::string updated_by;
+};
+
+struct PolicySet {
+  PolicyVersion version;
+  std::vector<Policy> policies;  ///< by id
+  std::string schema;            ///< empty: none
+};
+
+/// What differs between two versions; ids are sorted.
+struct PolicyDifference {
+  PolicyId id;
+  std::string before;  ///< its text; empty: it was not there
+  std::string after;   ///< empty: it is no longer there
+};
+
+struct PolicyText {
+  PolicyId id;
+  std::string text;
+};
+
+/// Policies that take the place of others in one step.
+struct PolicyApplication {
+  std::vector<PolicyText> policies;
+  std::string folder;  ///< only what begins with "<folder>/" is replaced, and all of `policies` do; empty: everything
+  std::int64_t expected_version = 0;  ///< refused unless this is the newest `PolicyVersion`; 0: whatever is there
+  bool dry_run = false;               ///< everything is checked, nothing is changed
+};
+struct AppliedPolicies {
+  PolicyVersion version;  ///< the one in force now; with `dry_run` what it would be, its number and hash aside
+  std::vector<PolicyId> added, changed, removed;
+  std::vector<std::string> warnings;
+};
+
+/// An extension and how it did since the start of this process.
+struct ExtensionStatus {
+  std::string name;
+  int priority = 0;
+  Nanos budget{};
+  bool denies_on_failure = false;
+  std::uint64_t calls = 0;
+  std::uint64_t failures = 0;  ///< errors
+  std::uint64_t late = 0;      ///< answers after `budget`
 };
 
 /// Inline check that runs after the policies, on cache hits too. It may restrict, never permit: an Allow it returns
@@ -109,6 +172,8 @@ class Extension {
   virtual int priority() const = 0;           ///< lower runs first
   /// Whether a failure denies; otherwise it is logged, counted and passed over.
   virtual bool denies_on_failure() const { return false; }
+  /// How long `evaluate` may take. No objection that comes later counts as a failure; an objection counts in any case.
+  virtual Nanos budget() const { return std::chrono::milliseconds(10); }
   /// Memory only, thread-safe. None: no objection.
   virtual Result<std::optional<Decision>> evaluate(const Context& ctx, const CheckRequest& request) = 0;
 };
@@ -149,7 +214,12 @@ class Authz {
 
   /// Precedence: Deny, QuotaExceeded, RateLimited, RequiresOversight, Allow. Consumes nothing. No lock and no I/O on a
   /// cache hit; otherwise as much as the entity sources do. Trouble is a Deny that says so.
+  ///
+  /// RateLimited: all permits that permit it have a `@rate`, and none has room; how long until one has.
   virtual Decision check(const Context& ctx, const CheckRequest& request) = 0;
+  /// As `check`, for whoever does what was asked as soon as this allows it: an Allow takes its place in the rate of the
+  /// permit that gave it, the first by id that has room. Not to be repeated without need.
+  virtual Decision admit(const Context& ctx, const CheckRequest& request) = 0;
   /// One decision per request, in order. At most 1 000; more are all denied.
   virtual std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) = 0;
   /// As `check`, never from the cache.
@@ -164,6 +234,30 @@ class Authz {
   /// Errors: not_found.
   virtual Result<> delete_policy(const Context& ctx, const PolicyId& id) = 0;
   virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;  ///< by id
+
+  /// Puts policies in the place of others, all or none, in one snapshot. A policy whose text stays keeps its version.
+  /// Errors: as create_policy, naming the policy; conflict on another version.
+  virtual Result<AppliedPolicies> apply_policies(const Context& ctx, const PolicyApplication& application) = 0;
+  /// Newest first, those before version `before` (0: from the newest). `limit` 1 to 1 000.
+  virtual Result<std::vector<PolicyVersion>> list_policy_versions(const Context& ctx, std::int64_t before,
+                                                                  std::size_t limit) = 0;
+  /// What was in force in snapshot `version`, whether or not that one changed policies; 0: now. Errors: not_found where
+  /// it is yet to come or no longer kept.
+  virtual Result<PolicySet> get_policy_version(const Context& ctx, std::int64_t version) = 0;
+  /// Both as for get_policy_version.
+  virtual Result<std::vector<PolicyDifference>> diff_policy_versions(const Context& ctx, std::int64_t from,
+                                                                     std::int64_t to) = 0;
+  /// A new version with the policies and the schema of an old one. Errors: not_found; conflict on another
+  /// `expected_version`; invalid_input where the old ones are none any more, under smaller limits say.
+  virtual Result<PolicyVersion> roll_back_policies(const Context& ctx, std::int64_t version,
+                                                   std::int64_t expected_version) = 0;
+
+  /// From here on every change of policies is validated against it (strict), and so are requests for the actions it
+  /// declares and stored entities of the types it declares. An empty text: no schema. Agent, Human, Service and Org
+  /// need no declaration. A new version of the policies. Errors: invalid_input with every problem of the schema, or of
+  /// a policy or entity that does not fit it.
+  virtual Result<PolicySchema> set_schema(const Context& ctx, std::string text) = 0;
+  virtual Result<PolicySchema> get_schema(const Context& ctx) = 0;
 
   /// The stored entity set: groups, action groups, resources nobody else owns. All or none; at most 1 000 a call.
   /// Errors: invalid_input, also where parents would form a cycle.
@@ -191,6 +285,7 @@ class Authz {
 
   /// In process only. The extension must outlive this object. Errors: already_exists on a repeated name.
   virtual Result<> register_extension(Extension& extension) = 0;
+  virtual Result<std::vector<ExtensionStatus>> list_extensions(const Context& ctx) = 0;  ///< in the order they run
 
   /// Takes over what another process stored. Errors: unavailable; checks deny until it succeeds only where a change of
   /// our own may have been lost.
@@ -204,6 +299,8 @@ struct AuthzOptions {
   std::size_t policy_bytes_max = 64 << 10;
   std::size_t entities_max = 100'000;      ///< stored ones, per organization
   std::size_t ancestors_max = 20'000'000;  ///< of all of these together
+  std::size_t versions_kept = 1'000;       ///< of the policies, per organization; at least 1
+  std::size_t rate_bytes_max = 256 << 20;  ///< what counting for `@rate` may take; beyond it newcomers are denied
 };
 
 /// The service over its tables in `database`; migrates them. `sources` are asked in order, after the stored set.
