@@ -424,15 +424,15 @@ class AuthzService final : public Authz {
     });
   }
 
-  Result<PolicySet> get_policy_version(const Context& ctx, std::int64_t version) override {
+  Result<VersionedPolicies> get_policy_version(const Context& ctx, std::int64_t version) override {
     return sql::read(database_, ctx, [&](sql::Tx& tx) { return policies_at(tx, ctx.org, version); });
   }
 
   Result<std::vector<PolicyDifference>> diff_policy_versions(const Context& ctx, std::int64_t from,
                                                              std::int64_t to) override {
     return sql::read(database_, ctx, [&](sql::Tx& tx) -> Result<std::vector<PolicyDifference>> {
-      const PolicySet before = CRETO_TRY(policies_at(tx, ctx.org, from));
-      const PolicySet after = CRETO_TRY(policies_at(tx, ctx.org, to));
+      const VersionedPolicies before = CRETO_TRY(policies_at(tx, ctx.org, from));
+      const VersionedPolicies after = CRETO_TRY(policies_at(tx, ctx.org, to));
       std::map<PolicyId, PolicyDifference> all;
       for (const Policy& policy : before.policies) all[policy.id].before = policy.text;
       for (const Policy& policy : after.policies) all[policy.id].after = policy.text;
@@ -454,7 +454,7 @@ class AuthzService final : public Authz {
       const auto write = [&]() -> Result<PolicyVersion> {
         fresh = true;
         CRETO_TRY(expect_version(state, expected_version));
-        const PolicySet old = CRETO_TRY(policies_at(tx, ctx.org, version));
+        const VersionedPolicies old = CRETO_TRY(policies_at(tx, ctx.org, version));
         std::map<PolicyId, std::string> wanted;
         for (const Policy& policy : old.policies) wanted.emplace(policy.id, policy.text);
         if (old.schema != (state.schema ? state.schema->stored.text : "")) {
@@ -1028,13 +1028,13 @@ class AuthzService final : public Authz {
   }
 
   /// 0: the newest.
-  static Result<PolicySet> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version) {
+  static Result<VersionedPolicies> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version) {
     const std::int64_t last = CRETO_TRY(store::version(tx, org));
     if (version >= 0 && version <= last) {
       auto set = CRETO_TRY(store::policies_at(tx, org, version == 0 ? last : version));
       if (set) return *std::move(set);
     }
-    if (version == 0) return PolicySet();
+    if (version == 0) return VersionedPolicies();
     return error(ErrorKind::not_found,
                  fmt::format("version {} of the policies is not kept; the newest is {}", version, last));
   }

@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "cedar/conform.h"
+#include "cedar/format.h"
+#include "cedar/lexer.h"
 #include "cedar/parser.h"
 #include "creto/io/files.h"
 
@@ -82,14 +84,31 @@ class Loader {
     return given == policy.annotations.end() || given->second.empty() ? otherwise : given->second;
   }
 
-  void add(const fs::path& file, std::string id, cedar::PolicyAst ast) {
+  void add(const fs::path& file, std::string id, cedar::PolicyAst ast, std::string text = {}) {
+    if (text.empty()) text = cedar::to_text(ast);
     const auto [first, fresh] = ids_.emplace(id, file.string());
     if (!fresh) {
       report(file, {ast.where, fmt::format("there is another policy `{}`, in {}", id, first->second)}, id);
       return;
     }
     auto& group = ast.is_template() ? workspace.templates : workspace.policies;
-    group.push_back({std::move(id), file.string(), std::move(ast)});
+    group.push_back({std::move(id), file.string(), std::move(ast), std::move(text)});
+  }
+
+  /// The text of each policy: what ends with its semicolon.
+  static std::vector<std::string> pieces_of(std::string_view text) {
+    std::vector<std::string> pieces;
+    const auto lexed = cedar::lex(text);
+    if (!lexed) return pieces;
+    std::size_t begin = 0;
+    for (const cedar::Token& token : lexed->tokens) {
+      if (token.kind != cedar::TokenKind::symbol || token.text != ";") continue;
+      const auto end = static_cast<std::size_t>(token.text.data() + 1 - text.data());
+      const auto first = text.find_first_not_of(" \t\r\n", begin);
+      pieces.push_back(std::string(text.substr(first, end - first)) + "\n");
+      begin = end;
+    }
+    return pieces;
   }
 
   void from_text(const fs::path& file, const std::string& text) {
@@ -97,9 +116,11 @@ class Loader {
     for (const auto& problem : parsed.problems) report(file, problem);
     const std::string stem = file.stem().string();
     const std::size_t count = parsed.value.size();
+    const auto pieces = pieces_of(text);
     for (std::size_t i = 0; i < count; ++i) {
       std::string id = id_of(parsed.value[i], count == 1 ? stem : fmt::format("{}.{}", stem, i + 1));
-      add(file, std::move(id), std::move(parsed.value[i]));
+      // With problems in the file the two need not go together, and the set is not used.
+      add(file, std::move(id), std::move(parsed.value[i]), pieces.size() == count ? pieces[i] : std::string());
     }
   }
 

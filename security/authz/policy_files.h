@@ -27,6 +27,7 @@ struct FilePolicy {
   std::string id;
   std::string file;
   cedar::PolicyAst ast;
+  std::string text;  ///< it alone, as its file has it, with the comments before it; from JSON, as Cedar writes it
 };
 
 /// Everything that `PolicyFiles` names, as far as it could be read.

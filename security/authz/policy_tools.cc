@@ -16,6 +16,8 @@
 #include "creto/common/bytes.h"
 #include "creto/io/files.h"
 #include "policy_files.h"
+#include "reach.h"
+#include "snapshot.h"
 
 namespace creto::authz {
 namespace {
@@ -321,7 +323,34 @@ Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOpt
       }
     }
   }
+  std::vector<PolicyView> views;
+  for (const FilePolicy& policy : workspace.policies) {
+    views.push_back({policy.id, policy.ast});
+    const auto sound = check_annotations(policy.ast, policy.text);
+    if (sound) continue;
+    const std::string what = cedar::problem_of(sound.error()).what;
+    workspace.problems.push_back({policy.file, {policy.ast.where, what}, policy.id, true});
+  }
+  for (const Unreachable& one : unreachable_oversight(views, {}, true)) {
+    const auto policy = std::find_if(workspace.policies.begin(), workspace.policies.end(),
+                                     [&](const FilePolicy& known) { return known.id == one.oversight; });
+    workspace.problems.push_back({policy->file, {policy->ast.where, one.to_string()}, one.oversight, true});
+  }
   return report(workspace);
+}
+
+Result<std::vector<PolicyText>> read_policy_texts(const std::vector<fs::path>& policies, const std::string& folder) {
+  const Workspace workspace = CRETO_TRY(load_workspace({.policies = policies, .schema = {}, .entities = {}}));
+  if (workspace.has_errors()) {
+    std::string all;
+    for (const FileProblem& problem : workspace.problems) all += (all.empty() ? "" : "\n") + problem.to_string();
+    return bad(std::move(all));
+  }
+  const std::string prefix = folder.empty() ? "" : folder + "/";
+  std::vector<PolicyText> texts;
+  for (const FilePolicy& policy : workspace.policies)
+    texts.push_back({policy.id.starts_with(prefix) ? policy.id : prefix + policy.id, policy.text});
+  return texts;
 }
 
 Result<ToolResult> format_policy_files(const std::vector<fs::path>& paths, const FormatFilesOptions& options) {

@@ -173,6 +173,13 @@ Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const Loa
   return loaded;
 }
 
+Result<> check_annotations(const cedar::PolicyAst& policy, std::string_view text) {
+  const Annotations annotations(policy, text);
+  CRETO_TRY(read_terms(annotations));
+  CRETO_TRY(read_rate(annotations));
+  return {};
+}
+
 // --- schema
 // -----------------------------------------------------------------------------------------------------------
 

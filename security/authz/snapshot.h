@@ -50,6 +50,9 @@ struct LoadedPolicy {
 Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
                                  const std::shared_ptr<RateMemory>& memory);
 
+/// What `load_policy` asks of annotations, but for `@id`. `text` is the policy's.
+Result<> check_annotations(const cedar::PolicyAst& policy, std::string_view text);
+
 /// Policies by id. A value: a copy shares everything with its original, and a change costs what it changes.
 class PolicyTable {
  public:

@@ -183,10 +183,10 @@ Result<std::vector<PolicyVersion>> list_versions(sql::Tx& tx, const std::string&
   return versions;
 }
 
-Result<std::optional<PolicySet>> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version) {
+Result<std::optional<VersionedPolicies>> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version) {
   auto made = CRETO_TRY(list_versions(tx, org, version + 1, 1));
   if (made.empty()) return std::nullopt;
-  PolicySet set{.version = std::move(made.front()), .policies = {}, .schema = {}};
+  VersionedPolicies set{.version = std::move(made.front()), .policies = {}, .schema = {}};
   const auto rows = CRETO_TRY(
       tx.query("SELECT id, text, version, updated_at, updated_by FROM authz_policies WHERE org = $1 AND since <= $2 "
                "UNION ALL SELECT id, text, version, updated_at, updated_by FROM authz_policy_revisions "

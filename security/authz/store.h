@@ -43,7 +43,7 @@ Result<> put_version(sql::Tx& tx, const std::string& org, const PolicyVersion& v
 Result<std::vector<PolicyVersion>> list_versions(sql::Tx& tx, const std::string& org, std::int64_t before,
                                                  std::size_t limit);
 /// What was in force in version `version`. None where that was before the oldest one kept.
-Result<std::optional<PolicySet>> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version);
+Result<std::optional<VersionedPolicies>> policies_at(sql::Tx& tx, const std::string& org, std::int64_t version);
 /// Forgets all versions but the newest `kept`.
 Result<> forget_versions(sql::Tx& tx, const std::string& org, std::size_t kept);
 

@@ -108,7 +108,7 @@ class AuthzClient final : public Authz {
     }
     return versions;
   }
-  Result<PolicySet> get_policy_version(const Context& ctx, std::int64_t version) override {
+  Result<VersionedPolicies> get_policy_version(const Context& ctx, std::int64_t version) override {
     v1::GetPolicyVersionRequest request;
     request.set_version(version);
     const auto response = CRETO_TRY(call<v1::PolicySet>(ctx, "GetPolicyVersion", request, repeatable));

@@ -234,14 +234,14 @@ Result<PolicyVersion> from_proto(const v1::PolicyVersion& version) {
                        .hash = hash};
 }
 
-void to_proto(const PolicySet& set, v1::PolicySet& out) {
+void to_proto(const VersionedPolicies& set, v1::PolicySet& out) {
   to_proto(set.version, *out.mutable_version());
   for (const Policy& policy : set.policies) to_proto(policy, *out.add_policies());
   out.set_schema(set.schema);
 }
 
-Result<PolicySet> from_proto(const v1::PolicySet& set) {
-  PolicySet result;
+Result<VersionedPolicies> from_proto(const v1::PolicySet& set) {
+  VersionedPolicies result;
   result.version = CRETO_TRY(from_proto(set.version()));
   for (const auto& one : set.policies()) {
     Policy policy = CRETO_TRY(from_proto(one));

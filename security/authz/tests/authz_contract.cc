@@ -454,12 +454,12 @@ TEST_P(AuthzContract, EveryChangeOfPoliciesIsAVersionThatCanBeReadAgain) {
     EXPECT_NE(versions[0].hash, versions[1].hash);
     EXPECT_EQ(authz->list_policy_versions(ctx, versions[1].version, 1)->at(0).version, versions[2].version);
 
-    const PolicySet third = authz->get_policy_version(ctx, versions[1].version).value();
+    const VersionedPolicies third = authz->get_policy_version(ctx, versions[1].version).value();
     ASSERT_EQ(third.policies.size(), 2u);
     EXPECT_EQ(third.policies[0].id, "other");
     EXPECT_EQ(third.policies[1].text, text);
     EXPECT_EQ(third.policies[1].version, 2);
-    const PolicySet between = authz->get_policy_version(ctx, versions[3].version + 1).value();
+    const VersionedPolicies between = authz->get_policy_version(ctx, versions[3].version + 1).value();
     EXPECT_EQ(between.version.version, versions[3].version) << "a snapshot of entities has the policies before it";
     ASSERT_EQ(between.policies.size(), 1u);
     EXPECT_EQ(between.policies[0].version, 1);

@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
@@ -115,6 +116,44 @@ TEST_F(PolicyTools, ExplainNamesWhatFailedFirstAndTheValuesItSaw) {
   without.principal = "User::\"eve\"";
   EXPECT_NE(explain_policies(files_, without)->text.find("not in its scope `principal in Group::\"staff\"`"),
             std::string::npos);
+}
+
+TEST_F(PolicyTools, ValidateWarnsOfOversightThatIsNeverReachedAndOfBadAnnotations) {
+  write("policies/hidden.cedar",
+        "@oversight(\"x\") forbid(principal, action, resource == Doc::\"a\") when { resource.size > 100 };");
+  write("policies/unpermitted.cedar", "@oversight(\"x\") forbid(principal, action == Action::\"write\", resource);");
+  write("policies/rated.cedar", "\n@rate(\"often\") permit(principal, action == Action::\"read\", resource);");
+  files_.schema.clear();
+  const auto result = validate_policies(files_);
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->exit_code, 0);
+  EXPECT_EQ(plain(result->text),
+            "policies/rated.cedar:2:1: warning: policy `rated`: `@rate`: \"often\" is not a number from 1 to 10000, a "
+            "slash and a duration, as \"100/1m\"\n"
+            "policies/hidden.cedar:1:1: warning: policy `hidden`: the oversight of `hidden` is never reached: `no big "
+            "ones` forbids all of it\n"
+            "policies/unpermitted.cedar:1:1: warning: policy `unpermitted`: the oversight of `unpermitted` is never "
+            "reached: no policy permits any of it\n"
+            "5 policies, 0 templates, 3 entities: no errors\n");
+}
+
+TEST_F(PolicyTools, PolicyTextsAreThoseOfTheFiles) {
+  write("policies/two.cedar",
+        "// the first\npermit(principal, action, resource) when { context.a == \";\" };\n\n// the other\n"
+        "@id(\"team/own\") forbid(principal, action, resource); // and its end\n");
+  const auto texts = read_policy_texts({folder_ / "policies"}, "");
+  ASSERT_TRUE(texts) << texts.error().message();
+  std::map<std::string, std::string> all;
+  for (const PolicyText& text : *texts) all[text.id] = text.text;
+  ASSERT_EQ(all.size(), 4u);
+  EXPECT_EQ(all["two.1"], "// the first\npermit(principal, action, resource) when { context.a == \";\" };\n");
+  EXPECT_EQ(all["team/own"], "// the other\n@id(\"team/own\") forbid(principal, action, resource);\n");
+  EXPECT_EQ(all["staff"], read("policies/staff.cedar"));
+  const auto in_folder = read_policy_texts({folder_ / "policies/two.cedar"}, "team");
+  EXPECT_EQ(in_folder->at(0).id, "team/two.1");
+  EXPECT_EQ(in_folder->at(1).id, "team/own");
+  write("policies/bad.cedar", "permit(principal, action);");
+  EXPECT_FALSE(read_policy_texts({folder_ / "policies"}, ""));
 }
 
 TEST_F(PolicyTools, TestRunsATableOfRequests) {

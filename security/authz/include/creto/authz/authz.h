@@ -121,7 +121,7 @@ struct PolicySchema {
   std::string updated_by;
 };
 
-struct PolicySet {
+struct VersionedPolicies {
   PolicyVersion version;
   std::vector<Policy> policies;  ///< by id
   std::string schema;            ///< empty: none
@@ -243,7 +243,7 @@ class Authz {
                                                                   std::size_t limit) = 0;
   /// What was in force in snapshot `version`, whether or not that one changed policies; 0: now. Errors: not_found where
   /// it is yet to come or no longer kept.
-  virtual Result<PolicySet> get_policy_version(const Context& ctx, std::int64_t version) = 0;
+  virtual Result<VersionedPolicies> get_policy_version(const Context& ctx, std::int64_t version) = 0;
   /// Both as for get_policy_version.
   virtual Result<std::vector<PolicyDifference>> diff_policy_versions(const Context& ctx, std::int64_t from,
                                                                      std::int64_t to) = 0;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "creto/authz/authz.h"
 #include "creto/common/result.h"
 
 /// Work on Cedar policies, schemas and entities as files, without a server: what `creto authz` does locally.
@@ -35,8 +36,14 @@ struct ValidateOptions {
   bool permissive = false;
   std::optional<unsigned> level_max;  ///< steps from the request's entities
 };
-/// Parses everything there is; with a schema also validates policies and entities.
+/// Parses everything there is; with a schema also validates policies and entities. Warns of annotations that the
+/// service would refuse, and of oversight that is never reached.
 Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOptions& options = {});
+
+/// Each policy as text of its own, for `Authz::apply_policies`. In a `folder` every id begins with "<folder>/"; where a
+/// file's does not, that is put before it. Errors: invalid_input with everything wrong in the files.
+Result<std::vector<PolicyText>> read_policy_texts(const std::vector<std::filesystem::path>& policies,
+                                                  const std::string& folder);
 
 struct FormatFilesOptions {
   bool write = false;       ///< files are rewritten; else the formatted text is the result
