@@ -243,11 +243,14 @@ int run(int argc, char** argv) {
   verify->add_option("--key", key, "file of verifier keys (audit.vkey)")->required();
   verify->callback([&] { chosen = [&] { return verify_audit(tiles, key); }; });
 
-  add_policy_commands([&](std::string_view path, std::string_view help, std::function<Result<Output>()> action) {
+  const MakeCommand plain_command = [&](std::string_view path, std::string_view help,
+                                        std::function<Result<Output>()> action) {
     CLI::App* sub = subcommand(app, path, help);
     sub->callback([&chosen, action = std::move(action)] { chosen = action; });
     return sub;
-  });
+  };
+  add_policy_commands(plain_command);
+  add_policy_set_commands(plain_command, [&flags] { return options_of(flags); });
 
   std::string name;
   std::vector<std::string> permissions;

@@ -1,6 +1,10 @@
 #include "policy_commands.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "creto/authz/policy_tools.h"
 
@@ -37,7 +41,121 @@ void add_question(CLI::App* sub, Given& given) {
   sub->add_option("--context", given.question.context, "a JSON object")->capture_default_str();
 }
 
+/// What the user gave to the commands below.
+struct GivenSet {
+  std::function<Result<cli::CallOptions>()> options;
+  std::vector<std::filesystem::path> paths;
+  std::string folder;
+  std::int64_t expected = 0, from = 0, to = 0;
+  bool dry_run = false;
+};
+
+Result<Json> ask(const GivenSet& given, std::string_view method, const Json& request) {
+  const Home home = CRETO_TRY(Home::locate());
+  const cli::CallOptions options = CRETO_TRY(given.options());
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
+  return server->call(method, request);
+}
+
+Result<Output> apply(const GivenSet& given) {
+  const auto policies = CRETO_TRY(authz::read_policy_texts(given.paths, given.folder));
+  Json request{{"folder", given.folder},
+               {"expected_version", std::to_string(given.expected)},
+               {"dry_run", given.dry_run},
+               {"policies", Json::array()}};
+  for (const authz::PolicyText& policy : policies)
+    request["policies"].push_back({{"id", policy.id}, {"text", policy.text}});
+  const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/ApplyPolicies", request));
+  std::string text;
+  for (const auto& [member, sign] : {std::pair{"added", '+'}, {"changed", '~'}, {"removed", '-'}}) {
+    for (const Json& id : response.value(member, Json::array()))
+      text += fmt::format("{} {}\n", sign, id.get<std::string>());
+  }
+  const bool same = text.empty();
+  for (const Json& warning : response.value("warnings", Json::array()))
+    text += fmt::format("warning: {}\n", warning.get<std::string>());
+  const std::string version = response.at("version").value("version", "0");
+  text += same            ? fmt::format("nothing to change: version {} is in force\n", version)
+          : given.dry_run ? "nothing was changed: this was a dry run\n"
+                          : fmt::format("version {} is in force\n", version);
+  return Output{std::move(text), response.dump(2), 0};
+}
+
+std::vector<std::string_view> lines_of(std::string_view text) {
+  std::vector<std::string_view> lines;
+  while (!text.empty()) {
+    const auto end = std::min(text.find('\n'), text.size());
+    lines.push_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return lines;
+}
+
+/// Every line of both, with what they have in common once.
+std::string line_diff(std::string_view before, std::string_view after) {
+  const auto a = lines_of(before), b = lines_of(after);
+  // The longest common rest of each pair of places; a policy has few lines.
+  std::vector<std::vector<std::uint32_t>> common(a.size() + 1, std::vector<std::uint32_t>(b.size() + 1));
+  for (std::size_t i = a.size(); i-- > 0;)
+    for (std::size_t j = b.size(); j-- > 0;)
+      common[i][j] = a[i] == b[j] ? common[i + 1][j + 1] + 1 : std::max(common[i + 1][j], common[i][j + 1]);
+  std::string text;
+  std::size_t i = 0, j = 0;
+  while (i < a.size() || j < b.size()) {
+    if (i < a.size() && j < b.size() && a[i] == b[j]) {
+      text += fmt::format("  {}\n", a[i++]);
+      ++j;
+    } else if (i < a.size() && (j == b.size() || common[i + 1][j] >= common[i][j + 1])) {
+      text += fmt::format("- {}\n", a[i++]);
+    } else {
+      text += fmt::format("+ {}\n", b[j++]);
+    }
+  }
+  return text;
+}
+
+Result<Output> diff(const GivenSet& given) {
+  const Json request{{"from", std::to_string(given.from)}, {"to", std::to_string(given.to)}};
+  const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/DiffPolicyVersions", request));
+  constexpr std::size_t lines_max = 2'000;
+  std::string text;
+  for (const Json& one : response.value("differences", Json::array())) {
+    const std::string before = one.value("before", ""), after = one.value("after", "");
+    text += fmt::format("{} {}\n",
+                        before.empty()  ? "added"
+                        : after.empty() ? "removed"
+                                        : "changed",
+                        one.value("id", ""));
+    const auto lines = [](const std::string& all) { return std::ranges::count(all, '\n'); };
+    if (static_cast<std::size_t>(std::max(lines(before), lines(after))) > lines_max) {
+      text += "  too long to compare here: see --json\n";
+    } else {
+      text += line_diff(before, after);
+    }
+  }
+  if (text.empty()) text = "no difference\n";
+  return Output{std::move(text), response.dump(2), 0};
+}
+
 }  // namespace
+
+void add_policy_set_commands(const MakeCommand& command, std::function<Result<cli::CallOptions>()> options) {
+  const auto given = std::make_shared<GivenSet>();
+  given->options = std::move(options);
+  CLI::App* apply_command =
+      command("policies apply", "put the policies of files in the place of those in force, all or none",
+              [given] { return apply(*given); });
+  apply_command->add_option("PATH", given->paths, "files .cedar and .json, or folders of them")->required();
+  apply_command->add_option("--folder", given->folder,
+                            "replace only the policies whose ids begin with FOLDER/, and put that before new ids");
+  apply_command->add_option("--expected", given->expected, "refuse unless this is the newest version");
+  apply_command->add_flag("--dry-run", given->dry_run, "check everything and say what would change");
+
+  CLI::App* diff_command =
+      command("policies diff", "what differs between two versions of the policies", [given] { return diff(*given); });
+  diff_command->add_option("FROM", given->from, "a version")->required();
+  diff_command->add_option("TO", given->to, "another; default: what is in force");
+}
 
 void add_policy_commands(const MakeCommand& command) {
   const auto given = std::make_shared<Given>();

@@ -16,4 +16,7 @@ using MakeCommand =
 /// `creto authz validate|format|check|explain|test|conformance`: work on files alone, without a home or a server.
 void add_policy_commands(const MakeCommand& command);
 
+/// Those that ask a server: `creto policies apply|diff`. `options` are read when a command runs.
+void add_policy_set_commands(const MakeCommand& command, std::function<Result<cli::CallOptions>()> options);
+
 }  // namespace creto::app

@@ -310,17 +310,22 @@ class AuthzService final : public Authz {
   // --- checks
   // -----------------------------------------------------------------------------------------------------------
 
-  Decision check(const Context& ctx, const CheckRequest& request) override { return answer(ctx, request, false); }
-  Decision admit(const Context& ctx, const CheckRequest& request) override { return answer(ctx, request, true); }
+  Decision check(const Context& ctx, const CheckRequest& request) override {
+    return answer(ctx, request, *snapshots_.pin(), false);
+  }
+  Decision admit(const Context& ctx, const CheckRequest& request) override {
+    return answer(ctx, request, *snapshots_.pin(), true);
+  }
 
   std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) override {
+    const auto snapshot = snapshots_.pin();
     std::vector<Decision> decisions;
     decisions.reserve(requests.size());
     for (const CheckRequest& request : requests) {
       if (requests.size() > batch_max) {
         decisions.emplace_back(Deny{.reason = fmt::format("a batch has at most {} checks", batch_max), .policy = {}});
       } else {
-        decisions.push_back(check(ctx, request));
+        decisions.push_back(answer(ctx, request, *snapshot, false));
       }
     }
     return decisions;
@@ -330,11 +335,11 @@ class AuthzService final : public Authz {
     const auto snapshot = snapshots_.pin();
     Explanation explanation{.decision = Allow{}, .reasons = {}, .errors = {}, .lifted = {}};
     PolicyDecision decided = evaluate(ctx, request, *snapshot, &explanation);
-    explanation.decision = std::move(decided.decision);
-    if (!std::holds_alternative<Deny>(explanation.decision)) {
-      limit(request, decided.rates, false, explanation.decision);
-      restrict(ctx, request, *snapshot, explanation.decision);
+    if (!std::holds_alternative<Deny>(decided.decision)) {
+      limit(request, decided, false);
+      restrict(ctx, request, *snapshot, decided.decision);
     }
+    explanation.decision = std::move(decided.decision);
     return explanation;
   }
 
@@ -462,7 +467,7 @@ class AuthzService final : public Authz {
         }
         const AppliedPolicies result = CRETO_TRY(put_in_place(&tx, ctx, state, wanted, ""));
         return keep_version(tx, ctx, state, version_of(result, "policies_rolled_back"), "authz:policies",
-                            old.version.version);
+                            Json{{"rolled_back_to", old.version.version}});
       };
       made = CRETO_TRY(io::once(tx, ctx, "authz.rollback", idempotency_window, write, encode_version, decode_version));
       return fresh;
@@ -649,14 +654,13 @@ class AuthzService final : public Authz {
   // --- deciding
   // ---------------------------------------------------------------------------------------------------------
 
-  Decision answer(const Context& ctx, const CheckRequest& request, bool counts) {
-    const auto snapshot = snapshots_.pin();
-    PolicyDecision decided = policies_say(ctx, request, *snapshot);
+  Decision answer(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, bool counts) {
+    PolicyDecision decided = policies_say(ctx, request, snapshot);
     Decision& decision = decided.decision;
     if (!std::holds_alternative<Deny>(decision)) {
-      limit(request, decided.rates, false, decision);
-      restrict(ctx, request, *snapshot, decision);
-      if (counts && allowed(decision)) limit(request, decided.rates, true, decision);
+      limit(request, decided, false);
+      restrict(ctx, request, snapshot, decision);
+      if (counts && allowed(decision)) limit(request, decided, true);
     }
     if (!allowed(decision)) probe_.refused();
     return std::move(decision);
@@ -677,42 +681,44 @@ class AuthzService final : public Authz {
       RateWindows* windows = *rate == 0 ? nullptr : state->rate(*rate);
       if (windows != nullptr || *rate == 0) {
         probe_.hit();
-        PolicyDecision known{Allow{}, {}, {}};
-        if (windows != nullptr) known.rates.push_back(windows);
-        return known;
+        return {Allow{}, {}, windows};
       }
     }
     probe_.miss();
     PolicyDecision decided = evaluate(ctx, request, snapshot, nullptr);
     // With the one rate that it depends on, if any: a choice of several is made anew each time.
-    if (allowed(decided.decision) && decided.rates.size() <= 1)
-      cache_.insert(key, now, options_.cache_ttl, decided.rates.empty() ? 0 : decided.rates[0]->number());
+    if (allowed(decided.decision) && decided.further_rates.empty())
+      cache_.insert(key, now, options_.cache_ttl, decided.rate == nullptr ? 0 : decided.rate->number());
     return decided;
   }
 
-  /// Makes `decision` RateLimited where none of `rates` has room. `counts` takes the room of the first that has.
-  void limit(const CheckRequest& request, const std::vector<RateWindows*>& rates, bool counts, Decision& decision) {
-    if (rates.empty()) return;
+  /// Makes it RateLimited where none of its rates has room. `counts` takes the room of the first that has.
+  void limit(const CheckRequest& request, PolicyDecision& decided, bool counts) {
+    if (decided.rate == nullptr) return;
     const Monotonic now = clock_.monotonic();
     const Identity& root = request.chain.empty() ? request.principal : request.chain.front();
-    std::optional<RateWindows::Verdict> soonest;
-    for (RateWindows* rate : rates) {
-      const std::string& who = (rate->rate().by_root ? root : request.principal).text();
-      const auto verdict = counts ? rate->take(who, now) : rate->look(who, now);
-      if (verdict.kind == RateWindows::Verdict::room) return;
-      if (!soonest || verdict.retry_after < soonest->retry_after) soonest = verdict;
+    const auto ask = [&](RateWindows& rate) {
+      const std::string& who = (rate.rate().by_root ? root : request.principal).text();
+      return counts ? rate.take(who, now) : rate.look(who, now);
+    };
+    auto soonest = ask(*decided.rate);
+    for (RateWindows* rate : decided.further_rates) {
+      if (soonest.kind == RateWindows::Verdict::room) break;
+      const auto verdict = ask(*rate);
+      if (verdict.kind == RateWindows::Verdict::room || verdict.retry_after < soonest.retry_after) soonest = verdict;
     }
+    if (soonest.kind == RateWindows::Verdict::room) return;
     probe_.limited();
-    Decision refused = RateLimited{soonest->retry_after, 0};
-    if (soonest->kind == RateWindows::Verdict::no_memory)
+    Decision refused = RateLimited{soonest.retry_after, 0};
+    if (soonest.kind == RateWindows::Verdict::no_memory)
       refused = Deny{.reason = "too many are counted for `@rate`", .policy = {}, .transient = true};
-    if (outranks(refused, decision)) decision = std::move(refused);
+    if (outranks(refused, decided.decision)) decided.decision = std::move(refused);
   }
 
   PolicyDecision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
                           Explanation* explanation) {
     const auto denied = [](std::string reason, bool transient) -> PolicyDecision {
-      return {Deny{.reason = std::move(reason), .policy = {}, .transient = transient}, {}, {}};
+      return {Deny{.reason = std::move(reason), .policy = {}, .transient = transient}, {}};
     };
     if (snapshot.stale) return denied("the policies in force cannot be established", true);
     if (auto fault = fault_in(request)) return denied("invalid request: " + *fault, false);
@@ -762,6 +768,8 @@ class AuthzService final : public Authz {
       for (const auto& [policy, failure] : evaluation.errors) {
         explanation->errors.emplace_back(policy->id, failure.message());
       }
+      std::sort(explanation->reasons.begin(), explanation->reasons.end());
+      std::sort(explanation->errors.begin(), explanation->errors.end());
     }
     return result;
   }
@@ -868,7 +876,9 @@ class AuthzService final : public Authz {
         CRETO_TRY(store::put_policy(tx, ctx.org, policy, state.version));
         PolicyVersion version{.what = before ? "policy_updated" : "policy_created"};
         (before ? version.changed : version.added) = 1;
-        CRETO_TRY(keep_version(tx, ctx, state, std::move(version), "authz:policy:" + id));
+        CRETO_TRY(keep_version(
+            tx, ctx, state, std::move(version), "authz:policy:" + id,
+            Json{{"sha3_256", hex(crypto::sha3_256(as_bytes(policy.text)))}, {"policy_version", policy.version}}));
         return policy;
       };
       result = CRETO_TRY(io::once(tx, ctx, "authz.policy", idempotency_window, write, encode, decode));
@@ -1000,7 +1010,7 @@ class AuthzService final : public Authz {
 
   /// Writes down that `state` is a new version of the policies, in its history and in the audit log.
   Result<PolicyVersion> keep_version(sql::Tx& tx, const Context& ctx, OrgState& state, PolicyVersion version,
-                                     std::string resource, std::int64_t rolled_back_to = 0) {
+                                     std::string resource, const Json& further = Json::object()) {
     version.version = state.version;
     version.made_at = tx.now();
     version.made_by = ctx.caller_text();
@@ -1015,7 +1025,7 @@ class AuthzService final : public Authz {
                   {"added", version.added},
                   {"changed", version.changed},
                   {"removed", version.removed}};
-    if (rolled_back_to != 0) metadata["rolled_back_to"] = rolled_back_to;
+    metadata.update(further);
     record.metadata = metadata.dump();
     CRETO_TRY(audit::record(tx, ctx, std::move(record)));
     return version;

@@ -388,7 +388,7 @@ PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const Overr
   const auto before = [](const RuledPolicy* a, const RuledPolicy* b) { return a->id < b->id; };
   std::sort(forbids.begin(), forbids.end(), before);
 
-  PolicyDecision result{Allow{}, {}, {}};
+  PolicyDecision result{Allow{}, {}};
   RequiresOversight oversight;
   for (const RuledPolicy* forbid : forbids) {
     const auto& terms = forbid->oversight;
@@ -425,7 +425,8 @@ PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const Overr
     permits.push_back(ruled(permit));
   }
   std::sort(permits.begin(), permits.end(), before);
-  for (const RuledPolicy* permit : permits) result.rates.push_back(permit->rate.get());
+  result.rate = permits[0]->rate.get();
+  for (std::size_t i = 1; i < permits.size(); ++i) result.further_rates.push_back(permits[i]->rate.get());
   return result;
 }
 

@@ -191,7 +191,8 @@ struct PolicyDecision {
   Decision decision;
   std::vector<PolicyId> lifted;
   /// Where nothing but permits with `@rate` permits it: theirs, by policy id. One with room is enough.
-  std::vector<RateWindows*> rates;
+  RateWindows* rate = nullptr;
+  std::vector<RateWindows*> further_rates = {};
 };
 /// Requires: every policy of `evaluation` is a RuledPolicy.
 PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const OverrideGrant::Lift> lifts);

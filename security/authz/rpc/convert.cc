@@ -291,7 +291,7 @@ Result<AppliedPolicies> from_proto(const v1::ApplyPoliciesResponse& response) {
 
 void to_proto(const PolicySchema& schema, v1::PolicySchema& out) {
   out.set_text(schema.text);
-  proto::set_time(out.mutable_updated_at(), schema.updated_at);
+  if (!schema.text.empty()) proto::set_time(out.mutable_updated_at(), schema.updated_at);
   out.set_updated_by(schema.updated_by);
 }
 

@@ -220,7 +220,7 @@ class Authz {
   /// As `check`, for whoever does what was asked as soon as this allows it: an Allow takes its place in the rate of the
   /// permit that gave it, the first by id that has room. Not to be repeated without need.
   virtual Decision admit(const Context& ctx, const CheckRequest& request) = 0;
-  /// One decision per request, in order. At most 1 000; more are all denied.
+  /// One decision per request, in order, all by one snapshot. At most 1 000; more are all denied.
   virtual std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) = 0;
   /// As `check`, never from the cache.
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
