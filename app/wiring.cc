@@ -165,9 +165,12 @@ class NhiEntities final : public authz::EntitySource {
   NhiEntities(nhi::Nhi& nhi, sql::Database& database) : nhi_(nhi), changed_(database.signal("nhi.changed")) {}
 
   std::uint64_t version() const override { return changed_.count(); }
+  bool may_know(std::string_view type) const override {
+    return type == "Agent" || type == "Human" || type == "Service";
+  }
 
   Result<std::optional<authz::Entity>> find(const std::string& org, const authz::EntityUid& uid) const override {
-    if (uid.type != "Agent" && uid.type != "Human" && uid.type != "Service") return std::optional<authz::Entity>();
+    if (!may_know(uid.type)) return std::optional<authz::Entity>();
     const Result<Identity> identity = Identity::parse(uid.id);
     if (!identity || entity_type(*identity) != uid.type) return std::optional<authz::Entity>();
     Context ctx = Context::of_service(self_);

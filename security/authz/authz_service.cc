@@ -1,8 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <deque>
 #include <limits>
+#include <list>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
@@ -76,16 +76,22 @@ class ServiceEntities : public cedar::EntityView {
   const std::string& org_;
   const OrgState& state_;
   const std::vector<const EntitySource*>& sources_;
-  std::deque<Entity> loaded_;
+  std::list<Entity> loaded_;
 };
 
 /// What the sources add to the stored entities, for the engine.
 class SourceOverlay final : public cedar::EntityOverlay {
  public:
-  SourceOverlay(cedar::EntityView& view, const cedar::EntityStore& store, cedar::Frame& frame)
-      : view_(view), store_(store), frame_(frame) {}
+  SourceOverlay(cedar::EntityView& view, const cedar::EntityStore& store,
+                const std::vector<const EntitySource*>& sources, cedar::Frame& frame)
+      : view_(view), store_(store), sources_(sources), frame_(frame) {}
 
   const cedar::EntityNode* find(const cedar::Cell& cell) override {
+    if (is_stored_alone(*cell.uid)) {
+      if (cell.id == cedar::no_entity) return nullptr;
+      const cedar::EntityNode& node = store_.node(cell.id);
+      return node.entity ? &node : nullptr;
+    }
     const auto entity = view_.find(*cell.uid);
     if (!entity) {
       frame_.trouble = true;
@@ -105,6 +111,7 @@ class SourceOverlay final : public cedar::EntityOverlay {
   }
 
   bool is_below(const cedar::Cell& entity, const cedar::Cell& ancestor) override {
+    if (is_at_the_top(entity)) return false;
     const auto below = view_.is_in(*entity.uid, *ancestor.uid);
     if (!below) frame_.trouble = true;
     return below && *below;
@@ -112,6 +119,7 @@ class SourceOverlay final : public cedar::EntityOverlay {
 
   std::vector<cedar::EntityId> ancestors(const cedar::Cell& entity) override {
     std::vector<cedar::EntityId> ids;
+    if (is_at_the_top(entity)) return ids;
     const auto all = view_.ancestors(*entity.uid);
     if (!all) frame_.trouble = true;
     if (!all) return ids;
@@ -121,26 +129,73 @@ class SourceOverlay final : public cedar::EntityOverlay {
   }
 
  private:
+  /// No source has to be asked.
+  bool is_stored_alone(const EntityUid& uid) const {
+    return std::none_of(sources_.begin(), sources_.end(),
+                        [&](const EntitySource* source) { return source->may_know(uid.type); });
+  }
+  bool is_at_the_top(const cedar::Cell& entity) const {
+    return is_stored_alone(*entity.uid) && (entity.id == cedar::no_entity || store_.node(entity.id).parents.empty());
+  }
+
   cedar::EntityView& view_;
   const cedar::EntityStore& store_;
+  const std::vector<const EntitySource*>& sources_;
   cedar::Frame& frame_;
-  std::deque<std::pair<const Entity*, cedar::EntityNode>> made_;
+  std::list<std::pair<const Entity*, cedar::EntityNode>> made_;
+};
+
+/// `context.delegation`, as a record and what it is called.
+Attributes::value_type delegation_of(const Identity& principal, const DelegationChain& chain) {
+  const Identity& root = chain.empty() ? principal : chain.front();
+  std::vector<Value> links;
+  for (const Identity& link : chain) links.emplace_back(entity_of(link));
+  if (links.empty()) links.emplace_back(entity_of(principal));
+  const auto depth = static_cast<std::int64_t>(std::max<std::size_t>(1, chain.size()));
+  return {"delegation",
+          Value::record(
+              {{"root", Value(entity_of(root))}, {"depth", Value(depth)}, {"chain", Value::set(std::move(links))}})};
+}
+
+/// What a thread keeps from check to check, so that one by somebody who was here lately allocates nothing.
+class Workplace {
+ public:
+  /// How Cedar sees who asks. Valid until the next call.
+  struct Asker {
+    Identity principal;
+    DelegationChain chain;
+    EntityUid entity;
+    Attributes::value_type delegation;
+  };
+  const Asker& asker(const CheckRequest& request) {
+    auto& kept = askers_[hash_text(request.principal.text()) % askers_.size()];
+    if (!kept || kept->principal != request.principal || kept->chain != request.chain)
+      kept.emplace(Asker{request.principal, request.chain, entity_of(request.principal),
+                         delegation_of(request.principal, request.chain)});
+    return *kept;
+  }
+
+  EntityUid action{"Action", {}};
+  cedar::Engine::Scratch engine;
+
+ private:
+  std::array<std::optional<Asker>, 64> askers_;
 };
 
 /// The thread's own, unless a check is made while another is under way: an entity source may ask.
-class ScratchLease {
+class WorkplaceLease {
  public:
-  ScratchLease() : own_(std::exchange(spare_, nullptr)) {
-    if (!own_) own_ = std::make_unique<cedar::Engine::Scratch>();
+  WorkplaceLease() : own_(std::exchange(spare_, nullptr)) {
+    if (!own_) own_ = std::make_unique<Workplace>();
   }
-  ~ScratchLease() { spare_ = std::move(own_); }
-  ScratchLease(const ScratchLease&) = delete;
-  ScratchLease& operator=(const ScratchLease&) = delete;
-  cedar::Engine::Scratch& operator*() const { return *own_; }
+  ~WorkplaceLease() { spare_ = std::move(own_); }
+  WorkplaceLease(const WorkplaceLease&) = delete;
+  WorkplaceLease& operator=(const WorkplaceLease&) = delete;
+  Workplace* operator->() const { return own_.get(); }
 
  private:
-  static inline thread_local std::unique_ptr<cedar::Engine::Scratch> spare_;
-  std::unique_ptr<cedar::Engine::Scratch> own_;
+  static inline thread_local std::unique_ptr<Workplace> spare_;
+  std::unique_ptr<Workplace> own_;
 };
 
 /// The names and units of what is measured.
@@ -209,16 +264,10 @@ std::optional<std::string> fault_in(const CheckRequest& request) {
   return std::nullopt;
 }
 
+/// The whole of it, for who needs it as one value: schema and interpreter.
 cedar::Request cedar_request(const CheckRequest& request) {
-  const Identity& root = request.chain.empty() ? request.principal : request.chain.front();
-  std::vector<Value> links;
-  for (const Identity& link : request.chain) links.emplace_back(entity_of(link));
-  if (links.empty()) links.emplace_back(entity_of(request.principal));
-  const auto depth = static_cast<std::int64_t>(std::max<std::size_t>(1, request.chain.size()));
   Attributes context = request.context;
-  context.emplace_back("delegation", Value::record({{"root", Value(entity_of(root))},
-                                                    {"depth", Value(depth)},
-                                                    {"chain", Value::set(std::move(links))}}));
+  context.push_back(delegation_of(request.principal, request.chain));
   return {
       entity_of(request.principal), {"Action", request.action}, request.resource, Value::record(std::move(context))};
 }
@@ -735,18 +784,19 @@ class AuthzService final : public Authz {
       lifts = std::move(token->lifts);
     }
 
-    const cedar::Request asked = cedar_request(request);
     if (state->schema) {
-      const auto conforms = state->schema->check(asked);
+      const auto conforms = state->schema->check(cedar_request(request));
       if (!conforms) return denied("invalid request: " + conforms.error().message(), false);
     }
     ServiceEntities entities(ctx.org, *state, sources_);
-    const ScratchLease lease;
-    cedar::Engine::Scratch& scratch = *lease;
-    SourceOverlay overlay(entities, state->entities, scratch.frame);
-    const cedar::RequestView view{asked.principal, asked.action, asked.resource, *asked.context.as_record()};
+    const WorkplaceLease at;
+    const Workplace::Asker& asker = at->asker(request);
+    at->action.id = request.action;
+    cedar::Engine::Scratch& scratch = at->engine;
+    SourceOverlay overlay(entities, state->entities, sources_, scratch.frame);
+    const cedar::RequestView view{asker.entity, at->action, request.resource, request.context, &asker.delegation};
     const auto what_failed = [&](const cedar::PlannedPolicy& policy) {
-      const auto again = cedar::is_satisfied(policy.ast, asked, entities);
+      const auto again = cedar::is_satisfied(policy.ast, cedar_request(request), entities);
       return again ? Error(Product::platform, ErrorKind::internal, "it fails where it should not") : again.error();
     };
     const bool decided =

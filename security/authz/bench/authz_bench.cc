@@ -4,7 +4,9 @@
 // change of policies, and checks over a connection.
 
 #include <atomic>
+#include <cstdlib>
 #include <map>
+#include <new>
 #include <thread>
 
 #include "creto/authz/authz_rpc.h"
@@ -13,6 +15,19 @@
 #include "creto/testing/databases.h"
 #include "creto/testing/wire.h"
 #include "snapshot.h"
+
+namespace {
+thread_local std::uint64_t allocations = 0;  ///< of this thread
+}
+
+void* operator new(std::size_t bytes) {
+  ++allocations;
+  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace creto::authz {
 namespace {
@@ -174,6 +189,14 @@ int run(int argc, char** argv) {
   const auto misses = measure(50'000, next, [&] { (void)cold->check(ctx, request); });
   report.add("decision, uncached, 100 policies, median", ns(misses, 0.5), "ns", 1'000'000, 20'000);
   report.add("decision, uncached, 100 policies, p99", ns(misses, 0.99), "ns", 1'000'000, 100'000);
+
+  const auto allocated = [&](Authz& authz) {
+    const std::uint64_t before = allocations;
+    for (const CheckRequest& one : requests) (void)authz.check(ctx, one);
+    return static_cast<double>(allocations - before) / static_cast<double>(requests.size());
+  };
+  report.add("allocations of a decision, cached", allocated(*warm), "", 0, 0);
+  report.add("allocations of a decision, uncached", allocated(*cold), "", 0, 0);
 
   CheckRequest approved = requests[0];
   approved.context = {{"amount", 6'000}, {"payee", "known vendor"}};

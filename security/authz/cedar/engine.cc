@@ -233,7 +233,7 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
   frame.principal = store.cell(request.principal);
   frame.action = store.cell(request.action);
   frame.resource = store.cell(request.resource);
-  frame.context = &request.context;
+  frame.context.assign(request.context, request.more);
   frame.trouble = false;
   if (!frame.made.empty()) frame.made.clear();
   scratch.result.permits.clear();

@@ -16,7 +16,8 @@ struct RequestView {
   const EntityUid& principal;
   const EntityUid& action;
   const EntityUid& resource;
-  const Attributes& context;  ///< sorted by name
+  const Attributes& context;                     ///< of two with one name the later counts
+  const Attributes::value_type* more = nullptr;  ///< one attribute besides, which counts before these
 };
 
 enum class Detail : std::uint8_t {

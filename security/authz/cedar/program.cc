@@ -216,6 +216,44 @@ Program Program::compile(const PolicyAst& policy) { return Compiler(policy).comp
 
 // --- running
 
+void ContextView::assign(const Attributes& attributes, const Attributes::value_type* more) {
+  using Entry = const Attributes::value_type*;
+  by_name_.clear();
+  by_name_.reserve(attributes.size() + 1);
+  for (const auto& attribute : attributes) by_name_.push_back(&attribute);
+  const auto ascends = [](Entry a, Entry b) { return a->first < b->first; };
+  const auto not_ascending = [&](Entry a, Entry b) { return !ascends(a, b); };
+  if (std::adjacent_find(by_name_.begin(), by_name_.end(), not_ascending) != by_name_.end()) {
+    // The later of two with one name comes first, and stays. All lie in one array, so their order is that of addresses.
+    std::sort(by_name_.begin(), by_name_.end(), [](Entry a, Entry b) {
+      const int order = a->first.compare(b->first);
+      return order != 0 ? order < 0 : a > b;
+    });
+    by_name_.erase(std::unique(by_name_.begin(), by_name_.end(), [](Entry a, Entry b) { return a->first == b->first; }),
+                   by_name_.end());
+  }
+  if (!more) return;
+  const auto at = std::lower_bound(by_name_.begin(), by_name_.end(), more, ascends);
+  if (at != by_name_.end() && (*at)->first == more->first) {
+    *at = more;
+  } else {
+    by_name_.insert(at, more);
+  }
+}
+
+const Value* ContextView::find(const std::string& name) const {
+  const auto at = std::lower_bound(by_name_.begin(), by_name_.end(), name,
+                                   [](const auto* entry, const std::string& wanted) { return entry->first < wanted; });
+  return at == by_name_.end() || (*at)->first != name ? nullptr : &(*at)->second;
+}
+
+Value ContextView::to_record() const {
+  Attributes attributes;
+  attributes.reserve(by_name_.size());
+  for (const auto* entry : by_name_) attributes.push_back(*entry);
+  return Value::record(std::move(attributes));
+}
+
 class Machine {
  public:
   Machine(const Program& program, Frame& frame, std::span<const EntityId> numbers)
@@ -278,7 +316,7 @@ class Machine {
       case Code::resource:
         return frame_.resource;
       case Code::context:
-        return keep(Value::record(*frame_.context));
+        return keep(frame_.context.to_record());
       case Code::all_of:
       case Code::any_of: {
         const bool decisive = at.code == Code::any_of;
@@ -427,12 +465,10 @@ class Machine {
       return Found::yes;
     }
     if (of.kind != Kind::value) return Found::failed;
-    const Attributes* record = of.value ? of.value->as_record() : frame_.context;
-    if (!record) return Found::failed;
-    const auto at = std::lower_bound(record->begin(), record->end(), *name.text,
-                                     [](const auto& entry, const std::string& wanted) { return entry.first < wanted; });
-    if (at == record->end() || at->first != *name.text) return Found::no;
-    out = frame_.store->cell(at->second);
+    if (of.value && !of.value->as_record()) return Found::failed;
+    const Value* member = of.value ? of.value->attribute(*name.text) : frame_.context.find(*name.text);
+    if (!member) return Found::no;
+    out = frame_.store->cell(*member);
     return Found::yes;
   }
 

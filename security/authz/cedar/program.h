@@ -25,14 +25,26 @@ class EntityOverlay {
   virtual std::vector<EntityId> ancestors(const Cell& entity) = 0;
 };
 
+/// The attributes of a context, by name, each once; borrowed.
+class ContextView {
+ public:
+  /// Of two attributes with one name the later counts, and `more`, unless null, before all.
+  void assign(const Attributes& attributes, const Attributes::value_type* more);
+  const Value* find(const std::string& name) const;
+  Value to_record() const;
+
+ private:
+  std::vector<const Attributes::value_type*> by_name_;
+};
+
 /// A request and what it is decided by. Reused from check to check, so that nothing is allocated.
 struct Frame {
   const EntityStore* store = nullptr;
   EntityOverlay* overlay = nullptr;  ///< null: the store knows everything
   Cell principal, action, resource;
-  const Attributes* context = nullptr;  ///< sorted by name
-  bool trouble = false;                 ///< set where nothing that was decided counts
-  std::deque<Value> made;               ///< values that expressions made
+  ContextView context;
+  bool trouble = false;    ///< set where nothing that was decided counts
+  std::deque<Value> made;  ///< values that expressions made
 };
 
 /// A policy as flat code, which borrows instead of copying and only says that it erred, not how: then the interpreter

@@ -23,6 +23,7 @@ using std::chrono::seconds;
 class TestSource final : public EntitySource {
  public:
   std::uint64_t version() const override { return version_; }
+  bool may_know(std::string_view type) const override { return type != "Action"; }
   Result<std::optional<Entity>> find(const std::string&, const EntityUid& uid) const override {
     if (failing) return Error(Product::platform, ErrorKind::unavailable, "the source is down");
     const auto at = entities_.find(uid);

@@ -184,6 +184,8 @@ class EntitySource {
   virtual ~EntitySource() = default;
   /// Grows whenever any entity may have changed; memory only. Cached decisions of an older version are dropped.
   virtual std::uint64_t version() const = 0;
+  /// Whether it has to be asked about entities of this type at all; always the same answer.
+  virtual bool may_know(std::string_view type) const = 0;
   /// None: this source does not know it. An error denies the check that asked.
   virtual Result<std::optional<Entity>> find(const std::string& org, const EntityUid& uid) const = 0;
 };
