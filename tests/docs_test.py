@@ -53,6 +53,7 @@ class Docs:
         with open(os.open(passphrase, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
             file.write("docs test passphrase")
         self.env = {**os.environ, "CRETO_HOME": os.path.join(self.work, "home"), "CRETO_PASSPHRASE_FILE": passphrase}
+        os.symlink(os.path.join(ROOT, "examples"), os.path.join(self.work, "examples"))  # commands stand there as in a checkout
         self.dev_help = self.run([os.path.join(ROOT, "dev"), "help"])
         self.server = None
 

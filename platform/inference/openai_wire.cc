@@ -20,7 +20,7 @@ Error bad_answer(std::string_view what) {
                fmt::format("the provider's answer cannot be understood: {}", what));
 }
 
-std::string text_or(const Json& object, const char* key, std::string otherwise) {
+std::string text_or(const Json& object, const char* key, const std::string& otherwise) {
   const auto found = object.find(key);
   return found != object.end() && found->is_string() ? found->get<std::string>() : otherwise;
 }

@@ -109,7 +109,8 @@ class MemoryService final : public Memory {
       const auto id = MemoryId::fresh(now);
       std::optional<Instant> expires_at;
       if (entry.ttl) expires_at = now + *entry.ttl;
-      auto vector = entry.embedding.empty() ? std::move(*next++) : entry.embedding;
+      std::vector<float> vector = entry.embedding;
+      if (vector.empty()) vector = std::move(*next++);
       normalize(vector);
       ids.push_back(id);
       stored.push_back(
