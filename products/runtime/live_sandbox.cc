@@ -128,11 +128,22 @@ void LiveSandbox::connected() {
   std::function<void()> call;
   {
     const std::lock_guard lock(mutex_);
-    connected_ = true;
-    if (!std::exchange(was_connected_, true)) call = on_first_connection;
+    connected_ = was_connected_ = true;
+    call.swap(when_connected_);
     changed_.notify_all();
   }
   if (call) call();
+}
+
+void LiveSandbox::when_connected(std::function<void()> action) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!connected_) {
+      when_connected_ = std::move(action);
+      return;
+    }
+  }
+  action();
 }
 
 bool LiveSandbox::was_connected() const {

@@ -58,11 +58,12 @@ class LiveSandbox final : public ControlListener {
   std::unique_ptr<http::Server> gateway;
   Fd gateway_directory;  ///< keeps the short path to the gateway's socket valid
   std::function<void(int status)> on_command_end;
-  std::function<void()> on_first_connection;
 
   /// False where the deadline passed first.
   bool wait_connected(Monotonic deadline);
   bool was_connected() const;
+  /// Calls `action` once: at once where it is connected, else from the hub's thread when it is. It must not block.
+  void when_connected(std::function<void()> action);
   /// What went wrong with the claim; empty: nothing. None where the deadline passed first.
   std::optional<std::string> wait_claimed(Monotonic deadline);
   /// None where the deadline passed first; the sandbox' end ends the wait too.
@@ -97,6 +98,7 @@ class LiveSandbox final : public ControlListener {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool connected_ = false, was_connected_ = false, gone_ = false;
+  std::function<void()> when_connected_;
   std::optional<std::string> claim_;
   std::uint32_t next_stream_ = command_stream + 1;
   std::map<std::uint32_t, Command> commands_;

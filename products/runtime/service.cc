@@ -1037,16 +1037,7 @@ class RuntimeService final : public Runtime {
   /// Starts the command and the clock. After a restart too: init says so where the command runs already.
   void begin(const Live& live) {
     const auto& record = *live->record;
-    if (!record.sandbox.command.empty()) {
-      auto started = hub_->start(live->id, command_stream, record.working_directory, record.sandbox.command, {});
-      if (started) started = hub_->input(live->id, command_stream, {});
-      if (!started) {
-        tasks_.post([this, live, error = started.error().to_string()] {
-          finish(live, TerminationReason::failed, error, std::nullopt);
-        });
-        return;
-      }
-    }
+    if (!record.sandbox.command.empty()) start_command(live);
     if (record.sandbox.limits.time > Nanos(0)) {
       const auto left = *record.sandbox.ready_at + record.sandbox.limits.time - services_.clock.now();
       tasks_.post_after(std::max<Nanos>(left, Nanos(0)), [this, weak = std::weak_ptr(live)] {
@@ -1054,6 +1045,22 @@ class RuntimeService final : public Runtime {
           finish(sandbox, TerminationReason::timeout, "over its time limit", std::nullopt);
       });
     }
+  }
+
+  /// As soon as its init is there to start it.
+  void start_command(const Live& live) {
+    live->when_connected([this, weak = std::weak_ptr(live)] {
+      tasks_.post([this, weak] {
+        const auto sandbox = weak.lock();
+        if (!sandbox || sandbox->finishing) return;
+        const auto& record = *sandbox->record;
+        auto started = hub_->start(sandbox->id, command_stream, record.working_directory, record.sandbox.command, {});
+        if (started) started = hub_->input(sandbox->id, command_stream, {});
+        if (started) return;
+        if (started.error().kind() == ErrorKind::unavailable) return start_command(sandbox);  // lost it meanwhile
+        finish(sandbox, TerminationReason::failed, started.error().to_string(), std::nullopt);
+      });
+    });
   }
 
   // --- the end
@@ -1371,11 +1378,6 @@ class RuntimeService final : public Runtime {
   Result<> resume(const Live& live) {
     proxy_->admit(live->lease->guest_address, live->id);
     arm(live);
-    live->on_first_connection = [this, weak = std::weak_ptr(live)] {
-      tasks_.post([this, weak] {
-        if (const auto sandbox = weak.lock()) begin(sandbox);
-      });
-    };
     tasks_.post_after(options_.ready_timeout, [this, weak = std::weak_ptr(live)] {
       const auto sandbox = weak.lock();
       if (sandbox && !sandbox->was_connected())
@@ -1386,6 +1388,7 @@ class RuntimeService final : public Runtime {
     CRETO_TRY(hub_->listen(live->id, live->run_directory(), live));
     CRETO_TRY(open_gateway(live));
     watch(**driver_for(live->runtime_class), live);
+    begin(live);
     return {};
   }
 

@@ -461,7 +461,7 @@ actions:
     auto future = promise->get_future();
     auto waiting =
         runtime->when_terminated(as(ada->identity), id, [promise](const Sandbox& s) { promise->set_value(s); });
-    if (!waiting || future.wait_for(std::chrono::seconds(60)) != std::future_status::ready) {
+    if (!waiting || future.wait_for(std::chrono::minutes(3)) != std::future_status::ready) {
       ADD_FAILURE() << (waiting ? "it did not end" : waiting.error().to_string());
       return Sandbox{id, *agent};
     }
