@@ -84,7 +84,7 @@ Result<Doors> open_doors(System& system) {
   grpc.port = static_cast<std::uint16_t>(settings.grpc_port);
   grpc.tls = identity;
   grpc.health = [&system] { return run_health_checks(system.health_checks()).overall; };
-  doors.grpc = CRETO_TRY(rpc::GrpcServer::start(*doors.dispatcher, std::move(grpc)));
+  doors.grpc = CRETO_TRY(rpc::GrpcServer::start(*doors.dispatcher, grpc));
 
   http::ServerOptions rest;
   rest.address = settings.address;

@@ -95,7 +95,7 @@ class RestCall final : public Call {
   const std::size_t depth_max_;
 };
 
-Route parse_route(const Entry& entry, std::string verb, std::string path, std::string body) {
+Route parse_route(const Entry& entry, std::string verb, const std::string& path, std::string body) {
   Route route;
   route.verb = std::move(verb);
   route.path = path;

@@ -86,7 +86,7 @@ Result<crypto::AeadKey> wrapping_key(const Secret& shared_secret) {
 ByteArray<crypto::aead_nonce_size> nonce_of(const ByteArray<7>& prefix, std::uint32_t index, bool last) {
   ByteArray<crypto::aead_nonce_size> nonce{};
   std::copy(prefix.begin(), prefix.end(), nonce.begin());
-  for (int i = 0; i < 4; ++i) nonce[static_cast<std::size_t>(7 + i)] = static_cast<std::uint8_t>(index >> (24 - 8 * i));
+  for (std::size_t i = 0; i < 4; ++i) nonce[7 + i] = static_cast<std::uint8_t>(index >> (24 - 8 * i));
   nonce[11] = last ? 1 : 0;
   return nonce;
 }

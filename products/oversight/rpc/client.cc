@@ -98,8 +98,8 @@ class OversightClient final : public Oversight {
     CRETO_TRY(approval_status(ctx, id));
     v1::GetApprovalStatusRequest request;
     request.set_id(id.to_string());
-    auto waiting =
-        std::make_shared<std::jthread>([this, ctx, request, on_final = std::move(on_final)](std::stop_token stop) {
+    auto waiting = std::make_shared<std::jthread>(
+        [this, ctx, request, on_final = std::move(on_final)](const std::stop_token& stop) {
           std::mutex mutex;
           std::condition_variable_any pause;
           while (!stop.stop_requested()) {

@@ -110,7 +110,8 @@ void register_oversight(rpc::Dispatcher& dispatcher, Oversight& oversight) {
       });
   service.deferred<v1::GetApprovalStatusRequest, v1::ApprovalStatus>(
       "AwaitApproval", {.access = rpc::Access::authenticated, .idempotent = true},
-      [&oversight](const Context& ctx, const v1::GetApprovalStatusRequest& r, rpc::Reply<v1::ApprovalStatus> reply) {
+      [&oversight](const Context& ctx, const v1::GetApprovalStatusRequest& r,
+                   const rpc::Reply<v1::ApprovalStatus>& reply) {
         const Result<RequestId> id = proto::from_id<RequestId>(r.id(), "id");
         if (!id) return reply(Error(id.error()));
         auto waiting = std::make_shared<Waiting>();

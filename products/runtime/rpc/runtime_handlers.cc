@@ -67,7 +67,7 @@ void register_runtime(rpc::Dispatcher& dispatcher, Runtime& runtime) {
       });
   service.deferred<v1::SandboxRequest, v1::Sandbox>(
       "WaitSandbox", {.idempotent = true, .resource = sandbox_of<v1::SandboxRequest>},
-      [&runtime](const Context& ctx, const v1::SandboxRequest& r, rpc::Reply<v1::Sandbox> reply) {
+      [&runtime](const Context& ctx, const v1::SandboxRequest& r, const rpc::Reply<v1::Sandbox>& reply) {
         const auto id = proto::from_id<SandboxId>(r.id(), "id");
         if (!id) return reply(Error(id.error()));
         auto waiting = runtime.when_terminated(ctx, *id, [reply](const Sandbox& sandbox) {

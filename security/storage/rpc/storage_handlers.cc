@@ -96,7 +96,7 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
       });
   service.stream<v1::RetrieveRequest, v1::RetrieveChunk>(
       "RetrieveStream", {.access = own, .idempotent = true},
-      [&storage](const Context& ctx, const v1::RetrieveRequest& r, rpc::Stream<v1::RetrieveChunk> stream) {
+      [&storage](const Context& ctx, const v1::RetrieveRequest& r, const rpc::Stream<v1::RetrieveChunk>& stream) {
         send_object(storage, ctx, from_proto(r.reference()), stream);
       });
   service.unary<v1::GetMetadataRequest, v1::ObjectMetadata>(
