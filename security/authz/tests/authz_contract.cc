@@ -515,6 +515,42 @@ TEST_P(AuthzContract, RollsBackToAnOldVersionByMakingANewOne) {
   EXPECT_FALSE(allowed(check(pay(1))));
 }
 
+TEST_P(AuthzContract, WhatWasStoredBeforeThereWasAHistoryIsItsFirstVersion) {
+  add("pay", "permit(principal, action, resource);");
+  const PolicyVersion known = authz->list_policy_versions(ctx, 0, 1)->at(0);
+  ASSERT_TRUE(db->transaction(ctx, [](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("DELETE FROM authz_policy_versions"));
+    CRETO_TRY(tx.exec("UPDATE authz_policies SET since = 0"));
+    return {};
+  }));
+  stop();
+  start();
+  const auto versions = authz->list_policy_versions(ctx, 0, 10).value();
+  ASSERT_EQ(versions.size(), 1u);
+  EXPECT_EQ(versions[0].what, "policies_found");
+  EXPECT_EQ(versions[0].version, known.version);
+  EXPECT_EQ(versions[0].hash, known.hash);
+  ASSERT_TRUE(authz->delete_policy(ctx, "pay"));
+  ASSERT_TRUE(authz->roll_back_policies(ctx, known.version, 0));
+  EXPECT_TRUE(allowed(check(pay(1))));
+}
+
+TEST_P(AuthzContract, TakesOverWhatAnotherProcessChangedBeforeItChangesAnything) {
+  const auto other = create_authz(*db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7)), options).value();
+  add("pay", "permit(principal, action, resource);");
+  EXPECT_FALSE(allowed(other->check(ctx, pay(1)))) << "it has not looked yet";
+  ASSERT_TRUE(other->create_policy(ctx, "large", "forbid(principal, action, resource) when { context.amount > 5 };"));
+  EXPECT_TRUE(allowed(other->check(ctx, pay(1))));
+  EXPECT_TRUE(allowed(check(pay(6)))) << "nor has the first one";
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {}}}));
+  EXPECT_FALSE(allowed(check(pay(6))));
+  const auto versions = authz->list_policy_versions(ctx, 0, 10).value();
+  ASSERT_EQ(versions.size(), 2u);
+  EXPECT_EQ(versions[0].policies, 2);
+  ASSERT_TRUE(other->refresh(ctx));
+  EXPECT_EQ(other->list_entities(ctx)->size(), 1u);
+}
+
 TEST_P(AuthzContract, KeepsSoManyVersionsAndNoMore) {
   stop();
   options.versions_kept = 3;
