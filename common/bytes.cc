@@ -86,6 +86,22 @@ Result<Bytes> decode64(std::string_view text, const std::array<std::int8_t, 256>
   return bytes;
 }
 
+/// Bytes of the character that `text` begins with; 0 where that is no UTF-8.
+std::size_t character_length(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
+  const std::uint8_t lead = byte(0);
+  const std::size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
+  if (length == 0 || length > text.size()) return 0;
+  std::uint32_t point = length == 1 ? lead : lead & (0x7FU >> length);
+  for (std::size_t k = 1; k < length; ++k) {
+    if (byte(k) >> 6 != 2) return 0;
+    point = point << 6 | (byte(k) & 63U);
+  }
+  constexpr std::array<std::uint32_t, 5> smallest = {0, 0, 0x80, 0x800, 0x10000};
+  const bool wrong = point < smallest[length] || point > 0x10FFFF || (point >= 0xD800 && point <= 0xDFFF);
+  return wrong ? 0 : length;
+}
+
 }  // namespace
 
 std::string hex(BytesView bytes) {
@@ -167,21 +183,24 @@ bool equal_constant_time(BytesView a, BytesView b) {
 }
 
 bool is_valid_utf8(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(text[i]); };
-  for (std::size_t i = 0; i < text.size();) {
-    const std::uint8_t lead = byte(i);
-    const std::size_t length = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
-    if (length == 0 || i + length > text.size()) return false;
-    std::uint32_t point = length == 1 ? lead : lead & (0x7FU >> length);
-    for (std::size_t k = 1; k < length; ++k) {
-      if (byte(i + k) >> 6 != 2) return false;
-      point = point << 6 | (byte(i + k) & 63U);
-    }
-    constexpr std::array<std::uint32_t, 5> smallest = {0, 0, 0x80, 0x800, 0x10000};
-    if (point < smallest[length] || point > 0x10FFFF || (point >= 0xD800 && point <= 0xDFFF)) return false;
-    i += length;
+  while (!text.empty()) {
+    const std::size_t length = character_length(text);
+    if (length == 0) return false;
+    text.remove_prefix(length);
   }
   return true;
+}
+
+std::string legible(std::string_view text, std::size_t bytes_max) {
+  std::string out;
+  while (!text.empty()) {
+    const std::size_t length = text[0] == '\0' ? 0 : character_length(text);
+    const std::string_view shown = length == 0 ? "\xEF\xBF\xBD" : text.substr(0, length);
+    if (shown.size() > bytes_max - out.size()) break;
+    out += shown;
+    text.remove_prefix(std::max<std::size_t>(length, 1));
+  }
+  return out;
 }
 
 void wipe(void* data, std::size_t size) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "creto/common/assert.h"
+#include "creto/common/bytes.h"
 
 namespace creto {
 namespace {
@@ -56,6 +57,12 @@ constexpr bool kinds_follow_enum_order() {
   return kinds.size() == static_cast<std::size_t>(ErrorKind::unsupported_algorithm) + 1;
 }
 static_assert(kinds_follow_enum_order());
+
+/// Messages quote what callers sent; whoever stores or sends them need not look again.
+std::string shown(std::string text) {
+  if (is_valid_utf8(text) && text.find('\0') == std::string::npos) return text;
+  return legible(text);
+}
 
 const KindInfo& info(ErrorKind kind) { return kinds[static_cast<std::size_t>(kind)]; }
 
@@ -134,7 +141,7 @@ Error::Error(Product product, ErrorKind kind, std::string message)
     : rep_(new Rep{product,
                    kind,
                    info(kind).number,
-                   std::move(message),
+                   shown(std::move(message)),
                    {},
                    std::nullopt,
                    info(kind).category == ErrorCategory::transient,
@@ -166,7 +173,7 @@ Error&& Error::with_number(int number) && {
   return std::move(*this);
 }
 Error&& Error::with_context(std::string context) && {
-  rep_->context.push_back(std::move(context));
+  rep_->context.push_back(shown(std::move(context)));
   return std::move(*this);
 }
 Error&& Error::with_cause(Error cause) && {

@@ -64,7 +64,9 @@ Result<EventEnvelope> EventEnvelope::from_json(std::string_view text) {
 
   JsonReader ts(timestamp_json, "event.timestamp");
   Timestamp timestamp;
-  timestamp.logical = static_cast<std::uint64_t>(ts.integer("logical"));
+  const std::int64_t logical = ts.integer("logical");
+  if (logical < 0) ts.refuse("logical", "must not be negative");
+  timestamp.logical = static_cast<std::uint64_t>(logical);
   timestamp.physical_ns = ts.integer("physical_ns");
   timestamp.node = ts.text("node");
   timestamp.degraded = ts.boolean_or("degraded", false);

@@ -158,11 +158,12 @@ Result<> write_canonical(const Json& value, std::string& out) {
       return {};
     case Json::value_t::number_integer:
     case Json::value_t::number_unsigned: {
-      constexpr std::int64_t exact = 1LL << 53;
-      const bool beyond = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
-      if (beyond || value.get<std::int64_t>() > exact || value.get<std::int64_t>() < -exact)
-        return invalid("canonical json: integers beyond 2^53 must be strings");
-      out += fmt::format("{}", value.get<std::int64_t>());
+      const auto digits = value.is_number_unsigned() ? fmt::format("{}", value.get<std::uint64_t>())
+                                                     : fmt::format("{}", value.get<std::int64_t>());
+      // A large double is written like an integer, and read as one again.
+      const bool held = std::fabs(value.get<double>()) < 1LL << 53 || ecmascript_number(value.get<double>()) == digits;
+      if (!held) return invalid("canonical json: integers that a double does not hold must be strings");
+      out += digits;
       return {};
     }
     case Json::value_t::number_float: {

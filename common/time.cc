@@ -113,8 +113,11 @@ Result<Instant> from_rfc3339(std::string_view whole) {
 
   const year_month_day date(year(y), month(static_cast<unsigned>(mo)), day(static_cast<unsigned>(d)));
   if (!date.ok() || h > 23 || mi > 59 || s > 59) return bad_time(whole, "is not a date and time that exists");
-  if (y < 1678 || y > 2261) return bad_time(whole, "must be within the years 1678 to 2261");
-  return Instant(sys_days(date)) + hours(h) + minutes(mi) + seconds(s) + Nanos(ns) - offset;
+  // The offset may lead into another year.
+  const auto at = sys_days(date) + hours(h) + minutes(mi) + seconds(s) - offset;
+  if (at < sys_days(year(1678) / 1 / 1) || at >= sys_days(year(2262) / 1 / 1))
+    return bad_time(whole, "must be within the years 1678 to 2261");
+  return Instant(at) + Nanos(ns);
 }
 
 Result<Nanos> parse_duration(std::string_view whole) {

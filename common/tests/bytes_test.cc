@@ -39,6 +39,16 @@ TEST(Utf8, RefusesOverlongSurrogateAndTruncatedForms) {
     EXPECT_FALSE(is_valid_utf8(text));
 }
 
+TEST(Legible, IsUtf8WithoutNulAndEndsWithAWholeCharacter) {
+  EXPECT_EQ(legible("gr\xC3\xBC\xC3\x9F"), "gr\xC3\xBC\xC3\x9F");
+  EXPECT_EQ(legible("gr\xC3\xBC\xC3\x9F", 5), "gr\xC3\xBC");
+  EXPECT_EQ(legible(std::string_view("a\0b", 3)),
+            "a\xEF\xBF\xBD"
+            "b");
+  EXPECT_EQ(legible("a\xFF", 3), "a");
+  EXPECT_EQ(legible("a\xFF\xE2\x82"), "a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
+}
+
 TEST(ConstantTimeCompare, AgreesWithEquality) {
   EXPECT_TRUE(equal_constant_time(as_bytes("abc"), as_bytes("abc")));
   EXPECT_FALSE(equal_constant_time(as_bytes("abc"), as_bytes("abd")));

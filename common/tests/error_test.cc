@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "creto/common/bytes.h"
 #include "creto/common/circuit_breaker.h"
 #include "creto/common/result.h"
 #include "creto/common/retry.h"
@@ -29,6 +30,13 @@ TEST(Error, CopiesTheWholeChain) {
   const Error copy = original;
   EXPECT_NE(copy.caused_by(), original.caused_by());
   EXPECT_EQ(copy.to_string(), original.to_string());
+}
+
+TEST(Error, SaysUtf8WhateverItQuotes) {
+  const Error error =
+      Error(Product::platform, ErrorKind::invalid_input, std::string("`\xE2\x82` and \0", 11)).with_context("\xFF");
+  EXPECT_TRUE(is_valid_utf8(error.to_string()));
+  EXPECT_EQ(error.to_string().find('\0'), std::string::npos);
 }
 
 TEST(Error, IsOnePointerOnTheSuccessPath) { EXPECT_EQ(sizeof(Error), sizeof(void*)); }

@@ -18,9 +18,18 @@ TEST(CanonicalJson, SortsByUtf16AndWritesNumbersAsEcmaScriptDoes) {
             "[1e+30,4.5,0.002,1e-27,333333333.3333333,0,1e+21,123456789012345680000]");
 }
 
+TEST(CanonicalJson, ReadsBackAsItself) {
+  for (const char* number : {"1e17", "9007199254740994.0", "1.8446744073709551615e19", "-1e18", "1152921504606846976.0",
+                             "9.9e20", "5e-324", "1.7976931348623157e308", "0.1", "-0.0"}) {
+    const std::string once = canonical(number);
+    EXPECT_EQ(canonical(once), once) << number;
+  }
+}
+
 TEST(CanonicalJson, RefusesIntegersThatADoubleDoesNotHold) {
   EXPECT_FALSE(canonical_json(Json(9007199254740993LL)));
   EXPECT_TRUE(canonical_json(Json(9007199254740992LL)));
+  EXPECT_FALSE(canonical_json(Json(UINT64_MAX)));
   EXPECT_FALSE(canonical_json(Json(std::numeric_limits<double>::infinity())));
 }
 
@@ -69,6 +78,19 @@ TEST(EventEnvelope, RoundTripsAndRefusesUnknownFields) {
   std::string extra = json;
   extra.insert(1, R"("zzz":1,)");
   EXPECT_FALSE(EventEnvelope::from_json(extra));
+}
+
+TEST(EventEnvelope, IsNotTakenWhereItCouldNotBeWrittenAgain) {
+  const EventEnvelope event{"runtime_usage",
+                            EventId::fresh(from_unix_ns(5)),
+                            Identity::service("runtime").value(),
+                            {},
+                            Timestamp{1, 2, "n1", false},
+                            "{}",
+                            {}};
+  std::string json = event.to_json().value();
+  json.replace(json.find(R"("logical":"1")"), 13, R"("logical":"-1")");
+  EXPECT_EQ(EventEnvelope::from_json(json).error().message(), "event.timestamp.logical: must not be negative");
 }
 
 }  // namespace

@@ -26,6 +26,12 @@ TEST(Rfc3339, RefusesDatesThatDoNotExist) {
     EXPECT_FALSE(from_rfc3339(text)) << text;
 }
 
+TEST(Rfc3339, CountsTheYearInUtc) {
+  EXPECT_EQ(from_rfc3339("2262-01-01T00:30:00+01:00").value(), from_rfc3339("2261-12-31T23:30:00Z").value());
+  EXPECT_FALSE(from_rfc3339("1678-01-01T00:30:00+01:00"));  // would be written as 1677
+  EXPECT_FALSE(from_rfc3339("2261-12-31T23:30:00-01:00"));
+}
+
 TEST(Duration, ReadsWhatItWrites) {
   EXPECT_EQ(parse_duration("1h30m").value(), 90min);
   EXPECT_EQ(parse_duration("250ms").value(), 250ms);

@@ -42,5 +42,8 @@ Result<Bytes> from_base58(std::string_view text);
 bool equal_constant_time(BytesView a, BytesView b);
 
 bool is_valid_utf8(std::string_view text);
+/// What a stranger wrote, fit to be shown and recorded: UTF-8 of at most `bytes_max` bytes that ends with a whole
+/// character; NUL and what is no UTF-8 become U+FFFD.
+std::string legible(std::string_view text, std::size_t bytes_max = std::string_view::npos);
 
 }  // namespace creto

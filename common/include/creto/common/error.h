@@ -68,7 +68,8 @@ std::string_view to_string(ErrorCategory category);
 /// The EnablementError of 001 §8.2.
 ///
 /// `code()` such as `RT-429` is for programs, `message()` for people: lower case, no full stop, names the thing in
-/// backticks. One pointer wide; copying copies the whole chain.
+/// backticks; both message and context are UTF-8 without NUL, whatever they quote. One pointer wide; copying copies the
+/// whole chain.
 class Error {
  public:
   /// The code's number follows from `kind` (not_found is 404, quota_exceeded 429, ...) unless `with_number` says other.

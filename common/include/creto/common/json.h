@@ -22,7 +22,8 @@ struct JsonLimits {
 /// Errors: invalid_input with line and column; too_large over a limit. Duplicate keys and invalid UTF-8 are refused.
 Result<Json> parse_json(std::string_view text, JsonLimits limits = {});
 
-/// RFC 8785 (JCS): the bytes that are signed. Integers beyond 2^53 must already be strings (architecture, "Bytes").
+/// RFC 8785 (JCS): the bytes that are signed, which read back as a value with the same canonical form. Integers that a
+/// double may not hold, beyond 2^53, must already be strings (architecture, "Bytes").
 /// Errors: invalid_input for NaN, infinities, lone surrogates and integers that a double does not hold.
 Result<std::string> canonical_json(const Json& value);
 
