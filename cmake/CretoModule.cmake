@@ -12,7 +12,8 @@
 #   creto_script_test(docs PROGRAM docs_test.py ARGUMENTS … LABELS … TIMEOUT 300)  -> with `--creto <the built binary>`
 #   creto_soak(crash PROGRAM crash_test.py ARGUMENTS …)                   -> bin/soak_crash, for ./dev soak
 #   creto_bench(audit SOURCES bench/audit_bench.cc DEPS creto::audit)     -> bin/bench_audit
-#   creto_fuzz(audit_tile SOURCES tests/tile_fuzz.cc DEPS creto::audit)   -> only where CRETO_FUZZ is on
+#   creto_fuzz(audit_tile SOURCES tests/tile_fuzz.cc DEPS creto::audit)   -> bin/fuzz_audit_tile, where CRETO_FUZZ is on;
+#                                                                            the target `fuzzers` is all of them
 
 set(CRETO_LAYERS common crypto io platform security contracts products app)
 
@@ -99,6 +100,10 @@ function(creto_module name)
     endif()
   endforeach()
 
+  if(CRETO_FUZZ)
+    # What serves, stores and calls is most of what there is to compile, and no fuzz target runs it.
+    list(FILTER arg_SOURCES EXCLUDE REGEX "(^[a-z_]*(service|store)|rpc/[a-z_]*(handlers|client))\\.cc$")
+  endif()
   if(arg_SOURCES)
     add_library(creto_${name} STATIC ${arg_SOURCES})
     target_include_directories(creto_${name} PUBLIC include PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
@@ -156,14 +161,20 @@ function(creto_bench name)
   creto_pch(bench_${name} pch)
 endfunction()
 
+if(CRETO_FUZZ)
+  add_custom_target(fuzzers)
+endif()
+
 function(creto_fuzz name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
   if(NOT CRETO_FUZZ)
     return()
   endif()
   add_executable(fuzz_${name} ${arg_SOURCES})
-  target_include_directories(fuzz_${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_SOURCE_DIR})
+  target_include_directories(fuzz_${name} PRIVATE
+    ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/include ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/testing/include)
   target_link_libraries(fuzz_${name} PRIVATE ${arg_DEPS} creto_warnings)
   creto_pch(fuzz_${name} pch)
   target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  add_dependencies(fuzzers fuzz_${name})
 endfunction()

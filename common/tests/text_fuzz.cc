@@ -5,12 +5,14 @@
 #include <nlohmann/json.hpp>
 
 #include "creto/common/assert.h"
+#include "creto/common/bytes.h"
 #include "creto/common/event.h"
 #include "creto/common/id.h"
 #include "creto/common/identity.h"
 #include "creto/common/json.h"
 #include "creto/common/money.h"
 #include "creto/common/time.h"
+#include "creto/testing/fuzz_seeds.h"
 
 namespace {
 
@@ -47,12 +49,23 @@ void event(std::string_view text) {
   CRETO_ASSERT(again->signed_bytes().value() == value->signed_bytes().value());
 }
 
+void encodings(std::string_view text) {
+  if (const auto bytes = from_hex(text)) CRETO_ASSERT(from_hex(hex(*bytes)).value() == *bytes);
+  if (const auto bytes = from_base64(text)) CRETO_ASSERT(base64(*bytes) == text);
+  if (const auto bytes = from_base64url(text)) CRETO_ASSERT(base64url(*bytes) == text);
+  if (const auto bytes = from_base58(text)) CRETO_ASSERT(base58(*bytes) == text);
+  if (const auto currency = Currency::parse(text)) CRETO_ASSERT(currency->code() == text);
+  const std::string shown = legible(text, 16);
+  CRETO_ASSERT(shown.size() <= 16 && is_valid_utf8(shown));
+  CRETO_ASSERT(legible(shown) == shown);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
-  switch (data[0] % 7) {
+  switch (data[0] % 8) {
     case 0:
       decimal(text);
       break;
@@ -71,9 +84,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     case 5:
       if (const auto value = parse_duration(text)) CRETO_ASSERT(parse_duration(to_string(*value)).value() == *value);
       break;
+    case 6:
+      encodings(text);
+      break;
     default:
       if (const auto value = EventId::parse(text)) CRETO_ASSERT(EventId::parse(value->to_string()).value() == *value);
       break;
   }
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    R"(0-12.5e-7)", R"(1{"b":[1,2.5e3,null,true],"a":"\u00fc\n"})",
+    R"(2{"agent_nhi":"agent:nhi:ed25519:11111111111111111111111111111111","delegation_chain":["human:ada@example.com","agent:nhi:ed25519:11111111111111111111111111111111"],"event_id":"evt-01890a5d-ac96-774b-bcce-b302099a8057","event_type":"runtime_usage","payload":{"a":1},"schema_version":1,"signature":{"algorithm":"ml-dsa-65","value":"AQID"},"timestamp":{"degraded":false,"logical":"1","node":"n","physical_ns":"1800000000000000000"}})",
+    R"(3agent:nhi:ed25519:11111111111111111111111111111111)", R"(3human:ada@example.com)",
+    R"(42026-11-29T20:35:04.123+01:00)", R"(51h30m250ms)", R"(6AQIDBA==)",
+    R"(7evt-01890a5d-ac96-774b-bcce-b302099a8057)")

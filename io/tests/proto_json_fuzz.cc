@@ -7,6 +7,7 @@
 #include "creto/common/assert.h"
 #include "creto/io/proto_json.h"
 #include "creto/nhi/v1/nhi.pb.h"
+#include "creto/testing/fuzz_seeds.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace creto;
@@ -26,3 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (equals != text.npos) (void)proto::set_field(request, text.substr(0, equals), text.substr(equals + 1));
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    R"({"root":{"identity":"human:ada@example.com","type":"AGENT_TYPE_HUMAN","created_at":"2026-11-29T20:35:04.5Z","attributes":{"a":"b"}},"delegations":[{"permissions":["a.b"],"signature":{"algorithm":"x","value":"AQID"},"revoked":true}]})",
+    "page.size=10", "type=AGENT_TYPE_HUMAN")

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "creto/audit/tlog.h"
+#include "creto/testing/fuzz_seeds.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace creto;
@@ -12,3 +13,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   (void)tlog::parse_key_file(text);
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    "creto.local/audit/default\n3\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n\u2014 creto.local/audit/default "
+    "AQIDBAUG\n",
+    "creto.local+8e1b2c3d+AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n")

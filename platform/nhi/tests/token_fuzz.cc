@@ -1,6 +1,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "creto/testing/fuzz_seeds.h"
 #include "delegation.h"
 #include "token.h"
 
@@ -14,3 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   (void)nhi::check_permissions({std::string(text)});
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    R"({"exp":"1767355200000000000","iat":"1767268800000000000","iss":"agent:nhi:ed25519:11111111111111111111111111111111","jti":"000102030405060708090a0b0c0d0e0f","org":"default"})",
+    "creto1.e30.AAAA")

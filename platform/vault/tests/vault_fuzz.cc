@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "creto/common/assert.h"
+#include "creto/testing/fuzz_seeds.h"
 #include "creto/vault/vault.h"
 #include "sealer.h"
 #include "secret_codec.h"
@@ -18,3 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   CRETO_ASSERT(!sealer->unseal("a", bytes));
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    "a/b/key",
+    R"({"created_at":"1","expires_at":"2","metadata":{"description":"d","labels":{"a":"b"},"type":"api_key"},"name":"key","owner":"service:billing","path":"a/b","version":"1"})")

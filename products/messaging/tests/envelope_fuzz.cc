@@ -1,8 +1,9 @@
-// What parses reads the same when it is taken apart again; stored sessions survive any bytes.
+// What parses reads the same when it is taken apart again; stored sessions and usage survive any bytes.
 #include <cstdint>
 
 #include "creto/common/assert.h"
 #include "ratchet.h"
+#include "usage.h"
 #include "wire.h"
 
 using namespace creto;             // NOLINT: a program of its own
@@ -14,6 +15,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (data[0] % 4 == 0) {
     if (const auto ratchet = Ratchet::deserialize(input)) {
       CRETO_ASSERT(Ratchet::deserialize(ratchet->serialize().reveal()));
+    }
+    return 0;
+  }
+  if (data[0] % 4 == 1) {
+    if (const auto usage = decode_usage(as_text(input))) {
+      const auto written = encode_usage(*usage);
+      CRETO_ASSERT(encode_usage(decode_usage(written).value()) == written);
     }
     return 0;
   }

@@ -4,6 +4,7 @@
 
 #include "actions.h"
 #include "creto/common/assert.h"
+#include "creto/testing/fuzz_seeds.h"
 #include "gateway/completion.h"
 
 using namespace creto;           // NOLINT: a program of its own
@@ -53,3 +54,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   CRETO_ASSERT(again && again->canonical == checked->canonical && again->resource_id == checked->resource_id);
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    "0schema_version: 1\nactions:\n  - {name: pay, description: d, cedar_action: payments.pay, resource: "
+    "'Ledger::\"{to}\"', upstream: '${LEDGER}/pay',\n"
+    "     method: PUT, idempotency_header: K, secret: {ref: a/b, header: H, prefix: 'Bearer '}, amount: amount, "
+    "currency: currency,\n"
+    "     arguments: {to: {type: string, max: 8, required: true}, amount: {type: decimal, places: 2}, currency: {type: "
+    "string}},\n"
+    "     response_bytes_max: 1000, timeout: 5s}\n",
+    R"(1{"to":"x","amount":"12.50","currency":"USD","copies":2,"urgent":true})",
+    R"(1{"model":"m","messages":[{"role":"system","content":"s"},{"role":"user","content":"hi"}],"max_tokens":5,"temperature":0.5,"stop":["x"],"response_format":{"type":"json_object"}})")

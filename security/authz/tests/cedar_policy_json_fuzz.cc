@@ -2,6 +2,7 @@
 
 #include "cedar/format.h"
 #include "cedar/policy_json.h"
+#include "creto/testing/fuzz_seeds.h"
 
 namespace {
 
@@ -43,3 +44,12 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   if (!laid_out || format_policies(*laid_out).value_or("") != *laid_out) __builtin_trap();
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    R"(0permit (principal == User::"a", action in [Action::"b", Action::"c"], resource is Doc in Group::"g")
+when { context.n > 1 && principal has m.n && resource.t like "a*b\\*" } unless { if !(1 + 2 * -3 < 4) then true else [1, "x"].contains(2) };)",
+    R"(0@id("x") @y forbid (principal is User, action, resource) when { ip("10.0.0.0/8").isInRange(ip("::1")) || decimal("1.5").lessThan(decimal("2.0"))
+|| datetime("2024-10-15").offset(duration("1d")) >= datetime("2024-10-15T11:35:00Z") || {a: 1, "b": Set::"s"}.a == 1 || principal.hasTag("t") && principal.getTag("t") == "x" };)",
+    R"(0permit (principal == ?principal, action, resource in ?resource);)",
+    R"(1{"effect":"permit","principal":{"op":"==","entity":{"type":"User","id":"a"}},"action":{"op":"in","entities":[{"type":"Action","id":"b"}]},"resource":{"op":"is","entity_type":"Doc","in":{"entity":{"type":"G","id":"g"}}},"conditions":[{"kind":"when","body":{"&&":{"left":{"has":{"left":{"Var":"principal"},"attr":"m"}},"right":{"<":{"left":{".":{"left":{"Var":"context"},"attr":"n"}},"right":{"Value":1}}}}}},{"kind":"unless","body":{"like":{"left":{"Value":"x"},"pattern":["Wildcard",{"Literal":"a"}]}}},{"kind":"when","body":{"if-then-else":{"if":{"!":{"arg":{"Value":true}}},"then":{"Set":[{"neg":{"arg":{"Value":1}}}]},"else":{"Record":{"a":{"ip":[{"Value":"1.2.3.4"}]}}}}}}],"annotations":{"id":"x"}})",
+    R"(1{"staticPolicies":{"p":{"effect":"forbid","principal":{"op":"All"},"action":{"op":"All"},"resource":{"op":"All"},"conditions":[]}},"templates":{"t":{"effect":"permit","principal":{"op":"==","slot":"?principal"},"action":{"op":"All"},"resource":{"op":"in","slot":"?resource"},"conditions":[]}},"templateLinks":[{"templateId":"t","newId":"l","values":{"?principal":{"type":"User","id":"a"},"?resource":{"type":"G","id":"g"}}}]})")

@@ -2,6 +2,7 @@
 
 #include "cedar/format.h"
 #include "cedar/schema.h"
+#include "creto/testing/fuzz_seeds.h"
 
 /// A schema that is read says the same after the way through either syntax, and the formatter keeps it.
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
@@ -29,3 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   if (!resolved_again.ok() || (!json && !(resolved_again.value == resolved.value))) __builtin_trap();
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    R"(0namespace N::M { @doc("x") entity U, V in [G, A::B] = { a: Long, "b"?: { c?: U, d: Set<Long> }, e: __cedar::String, f: T } tags Set<String>; entity G; entity C enum ["x", "y"];
+type T = { g: decimal, h: ipaddr, i: datetime, j: duration, k: Bool }; action p, "q r" in [Action::"s", t] appliesTo { principal: [U, V], resource: G, context: T }; action t, s; })",
+    R"(1{"N":{"commonTypes":{"T":{"type":"Record","attributes":{"a":{"type":"Long"},"b":{"type":"Set","element":{"type":"EntityOrCommon","name":"U"},"required":false}}}},"entityTypes":{"U":{"memberOfTypes":["G"],"shape":{"type":"Record","attributes":{"n":{"type":"Extension","name":"ipaddr"}},"additionalAttributes":false},"tags":{"type":"String"},"annotations":{"doc":"x"}},"G":{},"C":{"enum":["x"]}},"actions":{"p":{"memberOf":[{"id":"q"}],"appliesTo":{"principalTypes":["U"],"resourceTypes":["G"],"context":{"type":"T"}}},"q":{}}}})")

@@ -4,6 +4,7 @@
 #include "cedar/entity_table.h"
 #include "cedar/parser.h"
 #include "cedar/validate.h"
+#include "creto/testing/fuzz_seeds.h"
 
 namespace {
 
@@ -72,3 +73,8 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   }
   return 0;
 }
+
+CRETO_FUZZ_SEEDS(
+    R"(permit (principal == U::"u", action == Action::"p", resource is G) when { principal.a + 1 > 2 && principal has b.c && principal.b.c.f like "x*" };)",
+    R"(forbid (principal, action in Action::"q", resource) when { principal has e && principal.e.i && context.b < datetime("2024-10-15") && context has d && context.d.toDays() == 1 && context.c == C::"x" };)",
+    R"(permit (principal is U, action == Action::"p", resource) unless { if principal.hasTag("t") then principal.getTag("t") == 1 else principal.g.greaterThan(decimal("1.0")) || principal.h.isIpv4() || [1].containsAny(principal.b.d) };)")
