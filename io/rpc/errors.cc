@@ -5,12 +5,15 @@
 #include "creto/common/json.h"
 #include "creto/common/v1/common.pb.h"
 #include "creto/io/http_server.h"
+#include "creto/io/proto.h"
 #include "google/rpc/status.pb.h"
 
 namespace creto {
 namespace {
 
 constexpr std::size_t causes_max = 16;
+/// What nanoseconds hold; a delay beyond is none.
+constexpr std::int64_t delay_ms_max = 9'223'372'035'000;
 
 std::optional<Product> product_from_string(std::string_view text) {
   for (Product product :
@@ -79,7 +82,10 @@ std::optional<Error> from_json(const Json& json, std::size_t depth) {
   for (const Json& context : reader.array("context"))
     if (context.is_string()) fields.context.push_back(context.get<std::string>());
   const Json& delay = reader.any("retry_after_ms");
-  if (delay.is_number_integer()) fields.retry_after = std::chrono::milliseconds(delay.get<std::int64_t>());
+  if (delay.is_number_integer()) {
+    const auto ms = delay.get<std::int64_t>();
+    if (ms >= 0 && ms <= delay_ms_max) fields.retry_after = std::chrono::milliseconds(ms);
+  }
   const Json& cause = reader.any("caused_by");
   if (!reader.finish()) return std::nullopt;
   Error error = make_error(std::move(fields));
@@ -106,14 +112,15 @@ void to_proto(const Error& error, common::v1::EnablementError& proto, std::size_
   if (error.caused_by() && depth > 0) to_proto(*error.caused_by(), *proto.mutable_caused_by(), depth - 1);
 }
 
-Error from_proto(const common::v1::EnablementError& proto, std::size_t depth) {
-  Fields fields{proto.product(),  proto.kind(), proto.code(),      proto.message(),
-                proto.trace_id(), {},           proto.retryable(), {}};
-  fields.context.assign(proto.context().begin(), proto.context().end());
-  if (proto.has_retry_after())
-    fields.retry_after = std::chrono::seconds(proto.retry_after().seconds()) + Nanos(proto.retry_after().nanos());
+Error from_proto(const common::v1::EnablementError& sent, std::size_t depth) {
+  Fields fields{sent.product(), sent.kind(), sent.code(), sent.message(), sent.trace_id(), {}, sent.retryable(), {}};
+  fields.context.assign(sent.context().begin(), sent.context().end());
+  if (sent.has_retry_after()) {
+    if (const auto delay = proto::from_duration(sent.retry_after(), "retry_after"); delay && *delay >= Nanos(0))
+      fields.retry_after = *delay;
+  }
   Error error = make_error(std::move(fields));
-  if (proto.has_caused_by() && depth > 0) error = std::move(error).with_cause(from_proto(proto.caused_by(), depth - 1));
+  if (sent.has_caused_by() && depth > 0) error = std::move(error).with_cause(from_proto(sent.caused_by(), depth - 1));
   return error;
 }
 

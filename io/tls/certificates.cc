@@ -39,17 +39,18 @@ Error openssl_failed(std::string_view what) {
 
 BioPtr reader(std::string_view text) { return BioPtr(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
 
+/// Without a callback OpenSSL would ask the terminal; also for a certificate, which may be encrypted like any PEM.
+int no_passphrase(char*, int, int, void*) { return 0; }
+
 Result<X509Ptr> parse_certificate(std::string_view pem) {
-  X509Ptr certificate(PEM_read_bio_X509(reader(pem).get(), nullptr, nullptr, nullptr));
+  X509Ptr certificate(PEM_read_bio_X509(reader(pem).get(), nullptr, no_passphrase, nullptr));
   ERR_clear_error();
   if (!certificate) return invalid("not a PEM certificate");
   return certificate;
 }
 
 Result<Pkey> parse_key(std::string_view pem) {
-  // Without a callback OpenSSL would ask the terminal for a passphrase.
-  auto none = [](char*, int, int, void*) { return 0; };
-  Pkey key(PEM_read_bio_PrivateKey(reader(pem).get(), nullptr, none, nullptr));
+  Pkey key(PEM_read_bio_PrivateKey(reader(pem).get(), nullptr, no_passphrase, nullptr));
   ERR_clear_error();
   if (!key) return invalid("not a PEM private key");
   return key;
@@ -208,7 +209,10 @@ Result<Instant> expiry_of(std::string_view pem) {
   X509Ptr certificate = CRETO_TRY(parse_certificate(pem));
   std::tm time{};
   if (ASN1_TIME_to_tm(X509_get0_notAfter(certificate.get()), &time) != 1) return invalid("the certificate has no end");
-  return Instant(std::chrono::seconds(::timegm(&time)));
+  // A certificate without an end has one in the year 9999, which nanoseconds do not hold.
+  const std::chrono::seconds seconds(::timegm(&time));
+  constexpr auto last = std::chrono::duration_cast<std::chrono::seconds>(Nanos::max());
+  return seconds > last ? Instant::max() : seconds < -last ? Instant::min() : Instant(seconds);
 }
 
 }  // namespace creto::tls
