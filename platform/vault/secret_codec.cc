@@ -133,6 +133,7 @@ Result<SecretInfo> info_from_json(std::string_view text) {
   SecretRef ref{reader.text("path"), reader.text("name")};
   const auto owner = reader.text("owner");
   const auto version = reader.integer("version");
+  if (version < 0) reader.refuse("version", "must not be negative");
   const auto created_at = reader.integer("created_at");
   std::optional<Instant> expires_at;
   if (document.contains("expires_at")) expires_at = from_unix_ns(reader.integer("expires_at"));

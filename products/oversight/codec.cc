@@ -224,6 +224,7 @@ Result<Request> decode_request(std::string_view text) {
   if (reader.integer("schema_version") != schema_version) reader.refuse("schema_version", "must be 1");
   const std::string id = reader.text("id");
   const std::int64_t version = reader.integer("version");
+  if (version < 0) reader.refuse("version", "must not be negative");
   const std::string state = reader.text("state");
   const std::string agent = reader.text("agent");
   const Json& chain = reader.array("delegation_chain");

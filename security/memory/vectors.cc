@@ -6,7 +6,6 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <unordered_map>
 
@@ -64,9 +63,9 @@ void normalize(std::span<float> vector) {
 }
 
 Bytes encode_vector(std::span<const float> vector) {
-  Bytes bytes(vector.size_bytes());
-  std::memcpy(bytes.data(), vector.data(), bytes.size());
-  return bytes;
+  const auto bytes = std::as_bytes(vector);
+  const auto* begin = reinterpret_cast<const std::uint8_t*>(bytes.data());
+  return {begin, begin + bytes.size()};
 }
 
 Result<std::vector<float>> decode_vector(BytesView bytes, std::size_t dimension) {
@@ -75,7 +74,7 @@ Result<std::vector<float>> decode_vector(BytesView bytes, std::size_t dimension)
                  fmt::format("a vector of {} bytes where {} dimensions were expected", bytes.size(), dimension));
   }
   std::vector<float> vector(dimension);
-  std::memcpy(vector.data(), bytes.data(), bytes.size());
+  std::ranges::copy(bytes, reinterpret_cast<std::uint8_t*>(vector.data()));
   if (!std::ranges::all_of(vector, [](float x) { return std::isfinite(x); })) {
     return Error(Product::platform, ErrorKind::invalid_input, "a vector holds something that is no number");
   }

@@ -115,8 +115,9 @@ void to_proto(const Decision& decision, v1::Decision& out) {
     out.mutable_deny()->set_policy_id(deny->policy);
     out.mutable_deny()->set_transient(deny->transient);
   } else if (const auto* oversight = std::get_if<RequiresOversight>(&decision)) {
+    auto* requires_oversight = out.mutable_requires_oversight();
     for (const auto& requirement : oversight->requirements) {
-      auto* one = out.mutable_requires_oversight()->add_requirements();
+      auto* one = requires_oversight->add_requirements();
       one->set_forbid(requirement.forbid);
       one->set_oversight_policy(requirement.oversight_policy);
       if (requirement.timeout) proto::set_duration(one->mutable_timeout(), *requirement.timeout);

@@ -28,6 +28,7 @@ TEST(Vectors, EncodeAndDecodeAreInverse) {
   const std::vector<float> vector{1.5F, -0.25F, 0.0F};
   EXPECT_EQ(*decode_vector(encode_vector(vector), 3), vector);
   EXPECT_FALSE(decode_vector(encode_vector(vector), 4));
+  EXPECT_EQ(*decode_vector(encode_vector({}), 0), std::vector<float>());
   EXPECT_FALSE(decode_vector(encode_vector(std::vector{std::numeric_limits<float>::quiet_NaN()}), 1));
 }
 
