@@ -143,6 +143,9 @@ Result<Output> run_verb(const Verb& verb, const std::vector<Given>& given, const
     Json value = CRETO_TRY(to_json(parameter, given[i], home));
     // "" is the whole request, which the other parameters then add to; a storage reference is named `reference` too.
     if (parameter.field.empty()) {
+      if (!value.is_object())
+        return Error(Product::platform, ErrorKind::invalid_input,
+                     fmt::format("{}: must be a JSON object", parameter.name));
       request.update(value);
       continue;
     }

@@ -238,7 +238,7 @@ class SqlSagas final : public Sagas {
     audit::AuditRecord record = audit::AuditRecord::of(
         ctx, fmt::format("{}_{}", kind_, what), "saga:" + stored.saga.id.to_string(),
         stored.saga.state == SagaState::undone ? audit::Outcome::failure : audit::Outcome::success);
-    record.outcome_detail = stored.saga.error.substr(0, 1024);
+    record.outcome_detail = legible(stored.saga.error, 1024);
     CRETO_TRY(audit::record(tx, ctx, std::move(record)));
     return {};
   }

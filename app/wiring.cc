@@ -135,9 +135,9 @@ class LogAuditor final : public rpc::Auditor {
     }();
     const std::string resource = call.resource.type.empty()
                                      ? "org:" + ctx.org
-                                     : fmt::format("{}:{}", call.resource.type, call.resource.id.substr(0, 1024));
+                                     : legible(fmt::format("{}:{}", call.resource.type, call.resource.id), 1024);
     audit::AuditRecord record = audit::AuditRecord::of(ctx, std::string(call.action), resource, outcome);
-    if (call.error != nullptr) record.outcome_detail = call.error->to_string().substr(0, 1024);
+    if (call.error != nullptr) record.outcome_detail = legible(call.error->to_string(), 1024);
     record.metadata = Json{{"method", std::string(call.method)}, {"peer", std::string(call.peer)}}.dump();
     const Result<audit::AuditId> id = log_.log(ctx, record);
     if (!id) return Error(id.error());

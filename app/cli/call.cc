@@ -40,7 +40,13 @@ class ChannelServer final : public Server {
     auto* factory = pb::MessageFactory::generated_factory();
     const std::unique_ptr<pb::Message> in(factory->GetPrototype(descriptor->input_type())->New());
     const std::unique_ptr<pb::Message> out(factory->GetPrototype(descriptor->output_type())->New());
-    if (const auto status = pb::util::JsonStringToMessage(request.dump(), in.get()); !status.ok())
+    std::string json;
+    try {
+      json = request.dump();
+    } catch (const Json::type_error&) {
+      return usage_error(fmt::format("request of `{}`: is not valid UTF-8", method));
+    }
+    if (const auto status = pb::util::JsonStringToMessage(json, in.get()); !status.ok())
       return usage_error(fmt::format("request of `{}`: {}", method, std::string(status.message())));
 
     Context ctx;

@@ -6,11 +6,19 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "creto/common/bytes.h"
+
 namespace creto::app::cli {
 namespace {
 
+/// YAML also reads UTF-16, and takes bytes as they come.
+const std::string& text_of(const YAML::Node& node) {
+  if (!is_valid_utf8(node.Scalar())) throw YAML::Exception(node.Mark(), "not valid UTF-8");
+  return node.Scalar();
+}
+
 Json scalar(const YAML::Node& node) {
-  const std::string& text = node.Scalar();
+  const std::string& text = text_of(node);
   if (node.Tag() == "!") return text;  // quoted
   if (text == "true") return true;
   if (text == "false") return false;
@@ -21,18 +29,29 @@ Json scalar(const YAML::Node& node) {
   return text;
 }
 
-Json convert(const YAML::Node& node) {
+/// An alias counts as often as it is used: what it stands for may grow with every one.
+constexpr std::size_t nodes_max = 100'000;
+constexpr int depth_max = 64;
+
+Json convert(const YAML::Node& node, int depth, std::size_t& nodes) {
+  if (depth > depth_max) throw YAML::Exception(node.Mark(), "nested too deeply");
+  if (++nodes > nodes_max) throw YAML::Exception(node.Mark(), "too large");
   switch (node.Type()) {
     case YAML::NodeType::Scalar:
       return scalar(node);
     case YAML::NodeType::Sequence: {
       Json list = Json::array();
-      for (const YAML::Node& element : node) list.push_back(convert(element));
+      for (const YAML::Node& element : node) list.push_back(convert(element, depth + 1, nodes));
       return list;
     }
     case YAML::NodeType::Map: {
       Json object = Json::object();
-      for (const auto& member : node) object[member.first.Scalar()] = convert(member.second);
+      for (const auto& member : node) {
+        if (!member.first.IsScalar()) throw YAML::Exception(member.first.Mark(), "a key must be text");
+        const auto [place, fresh] = object.emplace(text_of(member.first), nullptr);
+        if (!fresh) throw YAML::Exception(member.first.Mark(), "duplicate key");
+        *place = convert(member.second, depth + 1, nodes);
+      }
       return object;
     }
     case YAML::NodeType::Undefined:
@@ -46,7 +65,8 @@ Json convert(const YAML::Node& node) {
 
 Result<Json> json_from_yaml(const std::string& text) {
   try {
-    return convert(YAML::Load(text));
+    std::size_t nodes = 0;
+    return convert(YAML::Load(text), 0, nodes);
   } catch (const YAML::Exception& problem) {
     return Error(
         Product::platform, ErrorKind::invalid_input,

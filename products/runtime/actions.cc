@@ -25,6 +25,7 @@ Json from_yaml(const YAML::Node& node, int depth, int& nodes) {
       Json object = Json::object();
       for (const auto& member : node) {
         auto key = member.first.as<std::string>();
+        if (!is_valid_utf8(key)) throw YAML::Exception(member.first.Mark(), "not valid UTF-8");
         if (object.contains(key)) throw YAML::Exception(member.first.Mark(), "duplicate key");
         object[std::move(key)] = from_yaml(member.second, depth + 1, nodes);
       }
@@ -37,6 +38,7 @@ Json from_yaml(const YAML::Node& node, int depth, int& nodes) {
     }
     case YAML::NodeType::Scalar: {
       const auto& text = node.Scalar();
+      if (!is_valid_utf8(text)) throw YAML::Exception(node.Mark(), "not valid UTF-8");
       if (node.Tag() == "!") return text;  // quoted
       if (text == "true" || text == "false") return text == "true";
       std::int64_t number = 0;

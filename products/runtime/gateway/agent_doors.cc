@@ -200,7 +200,7 @@ Result<ActionOutcome> AgentDoors::act(const Context& ctx, const Resident& reside
     CRETO_TRY(RuntimeStore::insert(tx, operation, tx.now()));
     if (!override_token.empty()) CRETO_TRY(services_.authz.consume_override(tx, ctx, request, operation.id));
     auto record = entry(ctx, "action_begun", resident.sandbox);
-    record.why = reasoning.substr(0, 2000);
+    record.why = legible(reasoning, 2000);
     record.metadata = Json{{"action", name}, {"operation", operation.id}, {"arguments", checked.canonical}}.dump();
     CRETO_TRY(audit::record(tx, ctx, record));
     return {};
@@ -287,7 +287,7 @@ Result<ActionOutcome> AgentDoors::perform(const Context& ctx, OperationRecord op
     CRETO_TRY(Events::publish(tx, agent_ctx, outgoing));
     auto record = entry(agent_ctx, "action_performed", operation.sandbox,
                         succeeded ? audit::Outcome::success : audit::Outcome::failure);
-    record.why = operation.reasoning.substr(0, 2000);
+    record.why = legible(operation.reasoning, 2000);
     record.metadata = Json{
         {"action", action.name},
         {"operation", operation.id},
