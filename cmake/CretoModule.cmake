@@ -11,6 +11,7 @@
 #   creto_test(audit_test SOURCES tests/audit_test.cc DEPS creto::audit [DEFINITIONS NAME="text"] [LABELS concurrent])
 #   creto_script_test(docs PROGRAM docs_test.py ARGUMENTS … LABELS … TIMEOUT 300)  -> with `--creto <the built binary>`
 #   creto_soak(crash PROGRAM crash_test.py ARGUMENTS …)                   -> bin/soak_crash, for ./dev soak
+#   creto_soak(peer TEST peer_test FILTER Peer.* ENVIRONMENT ROUNDS=9)    -> likewise; what the environment has already stays
 #   creto_bench(audit SOURCES bench/audit_bench.cc DEPS creto::audit)     -> bin/bench_audit
 #   creto_fuzz(audit_tile SOURCES tests/tile_fuzz.cc DEPS creto::audit)   -> bin/fuzz_audit_tile, where CRETO_FUZZ is on;
 #                                                                            the target `fuzzers` is all of them
@@ -146,10 +147,23 @@ function(creto_script_test name)
 endfunction()
 
 function(creto_soak name)
-  cmake_parse_arguments(arg "" "PROGRAM" "ARGUMENTS" ${ARGN})
-  list(JOIN arg_ARGUMENTS " " arguments)
-  file(GENERATE OUTPUT ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/soak_${name}
-    CONTENT "#!/bin/sh\nexec python3 ${CMAKE_CURRENT_SOURCE_DIR}/${arg_PROGRAM} ${arguments} \"$@\"\n"
+  cmake_parse_arguments(arg "" "PROGRAM;TEST;FILTER" "ARGUMENTS;ENVIRONMENT" ${ARGN})
+  if(arg_TEST)
+    if(NOT CRETO_TESTS)
+      return()
+    endif()
+    set(script "")
+    foreach(setting IN LISTS arg_ENVIRONMENT)
+      string(REPLACE "=" ";" setting "${setting}")
+      list(POP_FRONT setting variable value)
+      string(APPEND script "export ${variable}=\"\${${variable}:-${value}}\"\n")
+    endforeach()
+    string(APPEND script "exec '$<TARGET_FILE:${arg_TEST}>' '--gtest_filter=${arg_FILTER}' \"\$@\"")
+  else()
+    list(JOIN arg_ARGUMENTS " " arguments)
+    set(script "exec python3 ${CMAKE_CURRENT_SOURCE_DIR}/${arg_PROGRAM} ${arguments} \"\$@\"")
+  endif()
+  file(GENERATE OUTPUT ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/soak_${name} CONTENT "#!/bin/sh\n${script}\n"
     FILE_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
 endfunction()
 

@@ -128,15 +128,17 @@ class Writer {
 
   Result<Json> expression(NodeId id, std::size_t depth) const {
     const Node& node = policy_.nodes[id];
-    const bool chained = node.op == Op::all_of || node.op == Op::any_of;  // written as pairs within pairs
-    const std::size_t levels = chained ? node.operands.size() : node.op == Op::has ? node.path.size() : 1;
+    // Written as pairs within pairs: `&&`, `||`, and the `&&` and `.` of a longer path.
+    const bool chained = node.op == Op::all_of || node.op == Op::any_of;
+    const bool path = node.op == Op::has && node.path.size() > 1;
+    const std::size_t levels = chained ? node.operands.size() : path ? node.path.size() + 1 : 1;
     if (depth + levels > depth_limit({})) {
       return Error(Product::platform, ErrorKind::too_large,
                    fmt::format("operators are nested more than {} deep in JSON", depth_limit({})));
     }
     std::vector<Json> operands;
     for (std::size_t i = 0; i < node.operands.size(); ++i) {
-      Json operand = CRETO_TRY(expression(node.operands[i], depth + (chained ? node.operands.size() - i : 1)));
+      Json operand = CRETO_TRY(expression(node.operands[i], depth + levels - (chained ? i : 0)));
       operands.push_back(std::move(operand));
     }
     return write(node, std::move(operands));
@@ -437,34 +439,10 @@ class Reader {
 
     std::vector<NodeId> operands;
     for (std::size_t i = 0; i < parts.size(); ++i) {
-      if (op == "&&" && i > 0 && extends_path(operands.back(), *parts[i - 1], *parts[i])) continue;
       const NodeId operand = CRETO_TRY(expression(*parts[i], fmt::format("{}.{}[{}]", path, op, i), depth + 1));
       operands.push_back(operand);
     }
-    return operands.size() == 1 ? operands[0] : add(op == "&&" ? Op::all_of : Op::any_of, std::move(operands));
-  }
-
-  /// Whether `x.a has b` follows `x has a`; then the node of the latter becomes `x has a.b`.
-  bool extends_path(NodeId before, const Json& last, const Json& next) {
-    const auto part = [](const Json& json, const char* op) -> const Json* {
-      if (!json.is_object() || json.size() != 1 || !json.contains(op)) return nullptr;
-      const Json& body = json.at(op);
-      const bool fits = body.is_object() && body.size() == 2 && body.contains("left") && body.contains("attr") &&
-                        body.at("attr").is_string();
-      return fits ? &body : nullptr;
-    };
-    const auto is_name = [](const Json& attr) {
-      const auto name = attr.get<std::string>();
-      return is_identifier(name) && !is_reserved(name);
-    };
-    const Json* has = part(last, "has");
-    const Json* further = part(next, "has");
-    if (!has || !further || policy_.nodes[before].op != Op::has) return false;
-    const Json* get = part(further->at("left"), ".");
-    if (!get || get->at("attr") != has->at("attr") || get->at("left") != has->at("left")) return false;
-    if (!is_name(has->at("attr")) || !is_name(further->at("attr"))) return false;
-    policy_.nodes[before].path.push_back(further->at("attr").get<std::string>());
-    return true;
+    return add(op == "&&" ? Op::all_of : Op::any_of, std::move(operands));
   }
 
   Result<NodeId> variable(const Json& json, const std::string& path) {
@@ -526,15 +504,31 @@ class Reader {
   Result<NodeId> attribute(bool has, const Json& body, const std::string& path, std::size_t depth) {
     CRETO_TRY(object(body, path + ".", {"left", "attr"}));
     Node node{.op = has ? Op::has : Op::attribute, .where = {0, 0}};
-    std::string name = CRETO_TRY(text(body.at("attr"), path + ".attr"));
+    if (has && body.at("attr").is_array()) {
+      node.path = CRETO_TRY(has_path(body.at("attr"), path + ".attr"));
+    } else {
+      std::string name = CRETO_TRY(text(body.at("attr"), path + ".attr"));
+      (has ? node.path.emplace_back() : node.name) = std::move(name);
+    }
     const NodeId operand = CRETO_TRY(expression(body.at("left"), path + ".left", depth + 1));
     node.operands.push_back(operand);
-    if (has) {
-      node.path.push_back(std::move(name));
-    } else {
-      node.name = std::move(name);
-    }
     return add(std::move(node));
+  }
+
+  /// Later versions of Cedar write `has a.b` so.
+  Result<std::vector<std::string>> has_path(const Json& json, const std::string& path) {
+    if (json.empty() || json.size() > depth_max_) {
+      return bad(path, fmt::format("must be a name, or an array of 1 to {} names", depth_max_));
+    }
+    std::vector<std::string> names;
+    for (const Json& part : json) {
+      std::string name = CRETO_TRY(text(part, path));
+      if (json.size() > 1 && (!is_identifier(name) || is_reserved(name))) {
+        return bad(path, fmt::format("{} cannot be a part of a path", quote(name.substr(0, 100))));
+      }
+      names.push_back(std::move(name));
+    }
+    return names;
   }
 
   Result<NodeId> is(const Json& body, const std::string& path, std::size_t depth) {

@@ -11,8 +11,8 @@
 #include "creto/common/result.h"
 
 /// Templates, and policies in Cedar's JSON form. A tree survives the way through JSON and back, positions aside; what
-/// JSON cannot tell apart (`(a && b) && c` from `a && b && c`, `x has a && x.a has b` from `x has a.b`) reads back as
-/// the shorter.
+/// JSON cannot tell apart reads back as one of the two: `(a && b) && c` as `a && b && c`, and `x has a.b` as
+/// `x has a && x.a has b`. So does Cedar up to 4.9; later versions write a path as an array, which is read too.
 namespace creto::authz::cedar {
 
 /// What the slots of a template stand for.

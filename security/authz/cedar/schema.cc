@@ -245,6 +245,7 @@ class Resolver {
     }
     def.ancestors.insert(def.parents.begin(), def.parents.end());
     def.context = record_type({});
+    // Where a list is empty it applies to nothing, whatever else is there: the two syntaxes say the same.
     if (decl.applies_to) {
       const auto types = [&](const std::vector<PlacedName>& refs, std::vector<std::string>& out) {
         for (const PlacedName& ref : refs) {
@@ -259,6 +260,11 @@ class Resolver {
       if (decl.applies_to->context) {
         def.context =
             record(name_space, *decl.applies_to->context, fmt::format("the context of {}", def.uid.to_string()));
+      }
+      if (def.principals.empty() || def.resources.empty()) {
+        def.principals.clear();
+        def.resources.clear();
+        def.context = record_type({});
       }
     }
     EntityUid uid = def.uid;

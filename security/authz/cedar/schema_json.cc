@@ -335,12 +335,13 @@ Json action_json(const ActionDecl& decl) {
       json["memberOf"].push_back(std::move(group));
     }
   }
-  if (decl.applies_to) {
-    Json& applies = json["appliesTo"];
-    applies["principalTypes"] = names_json(decl.applies_to->principals);
-    applies["resourceTypes"] = names_json(decl.applies_to->resources);
-    if (decl.applies_to->context) applies["context"] = type_json(*decl.applies_to->context);
-  }
+  // That it applies to nothing is written out, as Cedar does: what reads JSON of its older versions would take an
+  // action without `appliesTo` for one that applies to anything.
+  const AppliesTo to = decl.applies_to.value_or(AppliesTo());
+  Json& applies = json["appliesTo"];
+  applies["principalTypes"] = names_json(to.principals);
+  applies["resourceTypes"] = names_json(to.resources);
+  if (to.context) applies["context"] = type_json(*to.context);
   add_annotations(json, decl.annotations);
   return json;
 }

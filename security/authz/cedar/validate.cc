@@ -1021,6 +1021,17 @@ std::vector<const ActionDef*> actions_of(const Schema& schema, const ScopeConstr
   return result;
 }
 
+/// The actions of a scope are a set, whose elements are of one type.
+void check_action_types(const ScopeConstraint& scope, std::vector<Problem>& errors) {
+  for (const EntityUid& uid : scope.entities) {
+    const std::string& first = scope.entities[0].type;
+    if (uid.type == first) continue;
+    errors.push_back(
+        {scope.where, fmt::format("the elements of this set are of different types: `{}` and `{}`", first, uid.type)});
+    return;
+  }
+}
+
 /// Some action of the scope must take a principal and a resource that the scopes admit.
 void check_scopes(const Schema& schema, const PolicyAst& policy, std::vector<Problem>& errors) {
   const auto actions = actions_of(schema, policy.action);
@@ -1056,6 +1067,7 @@ PolicyFindings validate(const Schema& schema, const PolicyAst& policy, const Val
   NameChecker(schema, findings.errors).check(policy);
   if (!options.other_actions || policy.action.kind != ScopeConstraint::Kind::any)
     check_scopes(schema, policy, findings.errors);
+  if (options.mode == ValidationMode::strict) check_action_types(policy.action, findings.errors);
 
   ExpressionNames names(policy);
   std::vector<Problem> levels;

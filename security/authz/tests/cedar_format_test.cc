@@ -32,7 +32,6 @@ void expect_round_trips(std::string_view text) {
   const auto read = policy_from_json(json);
   ASSERT_TRUE(read) << read.error().message() << "\n" << json.dump(2);
   EXPECT_EQ(json_of(*read), json);
-  EXPECT_EQ(to_text(*read), to_text(policy)) << json.dump(2);
   const auto laid_out = format_policies(text);
   ASSERT_TRUE(laid_out) << laid_out.error().message();
   EXPECT_EQ(json_of(parsed(*laid_out)), json) << *laid_out;
@@ -137,6 +136,17 @@ TEST(CedarPolicyJson, IsCedarsOwn) {
               "right": {"has": {"left": {".": {"left": {"Var": "principal"}, "attr": "a"}}, "attr": "b"}}}})"));
 }
 
+TEST(CedarPolicyJson, DoesNotShortenWhatAsksForAnAttributeAfterAnother) {
+  const auto via_json = [](std::string_view condition) {
+    const auto policy =
+        policy_from_json(json_of(parsed(fmt::format("permit(principal, action, resource) when {{ {} }};", condition))));
+    return policy ? to_text(*policy) : policy.error().message();
+  };
+  const std::string two = via_json("principal has a && principal.a has b");
+  EXPECT_NE(two.find("principal has a && principal.a has b"), std::string::npos) << two;
+  EXPECT_EQ(via_json("principal has a.b"), two);
+}
+
 std::string json_problem(std::string_view condition) {
   const auto json = Json::parse(fmt::format(
       R"({{"effect": "permit", "principal": {{"op": "All"}}, "action": {{"op": "All"}}, "resource": {{"op": "All"}},
@@ -153,6 +163,12 @@ TEST(CedarPolicyJson, NamesTheMemberThatIsWrong) {
       "read");
   EXPECT_EQ(json_problem(R"({"==": {"left": {"Var": "prince"}, "right": {"Value": 1}}})"),
             "conditions[0].body.==.left.Var: must be principal, action, resource or context");
+  EXPECT_EQ(json_problem(R"({"has": {"left": {"Var": "context"}, "attr": ["a", "b", "c"]}})"), "read");
+  EXPECT_EQ(json_problem(R"({"has": {"left": {"Var": "context"}, "attr": ["odd name"]}})"), "read");
+  EXPECT_EQ(json_problem(R"({"has": {"left": {"Var": "context"}, "attr": ["a", "if"]}})"),
+            "conditions[0].body.has.attr: \"if\" cannot be a part of a path");
+  EXPECT_EQ(json_problem(R"({"has": {"left": {"Var": "context"}, "attr": []}})"),
+            "conditions[0].body.has.attr: must be a name, or an array of 1 to 600 names");
   EXPECT_EQ(json_problem(R"({"frobnicate": []})"),
             "conditions[0].body.frobnicate: there is no such operator or function");
   EXPECT_EQ(json_problem(R"({"==": {"left": {"Var": "context"}}})"), "conditions[0].body.==.right: is missing");

@@ -111,6 +111,21 @@ TEST(CedarSchema, ReadsWhatOnlyJsonCanSay) {
   EXPECT_EQ(Schema::resolve(parse_schema(*text).value).value, resolved.value);
 }
 
+TEST(CedarSchema, KeepsThatAnActionAppliesToNothing) {
+  const Json json = schema_to_json(parse_schema("entity U; action a;").value);
+  EXPECT_EQ(json[""]["actions"]["a"], Json::parse(R"({"appliesTo": {"principalTypes": [], "resourceTypes": []}})"));
+  for (const char* applies :
+       {R"({"principalTypes": [], "resourceTypes": ["U"], "context": {"type": "Record", "attributes": {}}})",
+        R"({"principalTypes": ["U"], "resourceTypes": []})"}) {
+    const auto parsed = parse_schema_json(
+        fmt::format(R"({{"": {{"entityTypes": {{"U": {{}}}}, "actions": {{"a": {{"appliesTo": {}}}}}}}}})", applies));
+    ASSERT_TRUE(parsed.ok()) << problems_of(parsed.problems);
+    const auto text = schema_to_text(parsed.value);
+    ASSERT_TRUE(text);
+    EXPECT_EQ(Schema::resolve(parse_schema(*text).value).value, Schema::resolve(parsed.value).value) << *text;
+  }
+}
+
 TEST(CedarSchema, TellsEveryProblemOfATextWithItsPlace) {
   EXPECT_EQ(problems_in("entity User = { name: };\n"
                         "entity Group in;\n"

@@ -52,6 +52,24 @@ std::string findings_in(std::string_view condition, const ValidationOptions& opt
 }
 const ValidationOptions permissive{.mode = ValidationMode::permissive};
 
+TEST(CedarValidator, TakesActionsOfOneTypeInAScope) {
+  const auto parsed = parse_schema(
+      "entity E; action a, b appliesTo { principal: E, resource: E }; namespace N { action c appliesTo { principal: E, "
+      "resource: E }; }");
+  const auto schema = Schema::resolve(parsed.value);
+  ASSERT_TRUE(schema.ok());
+  const auto errors = [&](std::string_view actions, ValidationMode mode) {
+    const auto policy = parse_policies(fmt::format("permit(principal, action in [{}], resource);", actions)).value()[0];
+    std::string all;
+    for (const Problem& error : validate(schema.value, policy, {.mode = mode}).errors) all += to_string(error);
+    return all;
+  };
+  EXPECT_EQ(errors("Action::\"a\", Action::\"b\"", ValidationMode::strict), "");
+  EXPECT_EQ(errors("Action::\"a\", N::Action::\"c\"", ValidationMode::strict),
+            "line 1, column 29: the elements of this set are of different types: `Action` and `N::Action`");
+  EXPECT_EQ(errors("Action::\"a\", N::Action::\"c\"", ValidationMode::permissive), "");
+}
+
 TEST(CedarValidator, AcceptsWhatCannotErr) {
   EXPECT_EQ(findings("permit(principal, action, resource);"), "");
   EXPECT_EQ(findings_in("principal.name == \"alice\" && resource.owner == principal"), "");

@@ -1,0 +1,226 @@
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "cedar/parser.h"
+#include "cedar/validate.h"
+#include "cedar/workbench.h"
+#include "creto/common/json.h"
+#include "creto/testing/temp_dir.h"
+#include "tests/cedar_generator.h"
+
+// Our engine beside Cedar's own, the npm package @cedar-policy/cedar-wasm run by Node, on generated texts.
+namespace creto::authz::cedar {
+namespace {
+
+using Ids = std::set<std::string>;
+
+std::string join(const Ids& ids) { return fmt::format("{}", fmt::join(ids, " ")); }
+
+std::uint64_t rounds() {
+  const char* given = std::getenv("CRETO_PEER_ROUNDS");
+  return given ? std::strtoull(given, nullptr, 10) : 1'000;
+}
+std::uint64_t first_seed() {
+  const char* given = std::getenv("CRETO_SEED");
+  return given ? std::strtoull(given, nullptr, 10) : 1;
+}
+
+/// Calls that Cedar answers all at once.
+class Peer {
+ public:
+  struct Call {
+    std::string what;  ///< to show where the answer is another
+    std::string ours;
+  };
+
+  static const char* folder() { return std::getenv("CRETO_CEDAR_WASM"); }
+
+  void ask(std::string_view function, const Json& argument, std::string ours, std::string what) {
+    lines_ += fmt::format("{} {}\n", function, argument.dump());
+    calls_.push_back({std::move(what), std::move(ours)});
+  }
+
+  /// `said` puts an answer of Cedar's in our words.
+  template <class F>
+  void expect_agreement(F&& said) {
+    const testing::TempDir dir("cedar-peer");
+    std::ofstream(dir / "calls") << lines_;
+    const auto command = fmt::format("node '{}' '{}' < '{}' > '{}'", CRETO_CEDAR_PEER, folder(),
+                                     (dir / "calls").string(), (dir / "answers").string());
+    ASSERT_EQ(std::system(command.c_str()), 0) << command;
+    std::ifstream answers(dir / "answers");
+    std::string line;
+    std::size_t at = 0, different = 0;
+    for (; std::getline(answers, line); ++at) {
+      ASSERT_LT(at, calls_.size());
+      const auto answer = parse_json(line, {.bytes_max = 16 << 20});
+      ASSERT_TRUE(answer) << line;
+      const std::string theirs = said(*answer);
+      if (theirs == calls_[at].ours) continue;
+      if (++different <= 10)
+        ADD_FAILURE() << "Cedar: " << theirs << "\nwe:    " << calls_[at].ours << "\n" << calls_[at].what;
+    }
+    EXPECT_EQ(at, calls_.size()) << "Cedar left calls without an answer";
+    EXPECT_EQ(different, 0u) << "of " << calls_.size();
+  }
+
+ private:
+  std::string lines_;
+  std::vector<Call> calls_;
+};
+
+#define NEEDS_CEDAR() \
+  if (!Peer::folder()) GTEST_SKIP() << "no Cedar to compare with: ./dev deps fetches it where there are node and npm"
+
+Json uid_json(const EntityUid& uid) { return Json{{"type", uid.type}, {"id", uid.id}}; }
+
+/// Without those that we refuse.
+Json policies_json(const Generated& generated, const Ids& refused) {
+  Json policies = Json::object(), templates = Json::object(), links = Json::array();
+  for (const auto& policy : generated.policies)
+    if (!refused.contains(policy.id)) policies[policy.id] = policy.text;
+  for (const auto& policy : generated.templates)
+    if (!refused.contains(policy.id)) templates[policy.id] = policy.text;
+  for (const TemplateLink& link : generated.links) {
+    Json values = Json::object();
+    if (link.values.principal) values["?principal"] = uid_json(*link.values.principal);
+    if (link.values.resource) values["?resource"] = uid_json(*link.values.resource);
+    links.push_back(Json{{"templateId", link.template_id}, {"newId", link.id}, {"values", std::move(values)}});
+  }
+  return Json{{"staticPolicies", std::move(policies)},
+              {"templates", std::move(templates)},
+              {"templateLinks", std::move(links)}};
+}
+
+std::string to_text(std::uint64_t seed, const Generated& generated) {
+  std::string text = fmt::format("seed {}\n", seed);
+  for (const auto* group : {&generated.policies, &generated.templates})
+    for (const GeneratedPolicy& policy : *group) text += fmt::format("{}: {}\n", policy.id, policy.text);
+  for (const Entity& entity : generated.entities) text += entity_to_json(entity).dump() + "\n";
+  for (const Request& request : generated.requests)
+    text += fmt::format("{} {} {} {}\n", request.principal.to_string(), request.action.to_string(),
+                        request.resource.to_string(), request.context.to_string());
+  return text;
+}
+
+std::string failure(const Json& answer) {
+  std::string text = answer.at("type").get<std::string>();
+  for (const Json& error : answer.at("errors")) text += ": " + error.at("message").get<std::string>();
+  return text;
+}
+
+TEST(CedarPeer, DecidesAsCedarDoes) {
+  NEEDS_CEDAR();
+  Peer peer;
+  std::size_t allowed = 0, erred = 0, satisfied = 0;
+  for (std::uint64_t seed = first_seed(); seed < first_seed() + rounds(); ++seed) {
+    const Generated generated = generate(seed, {.requests = 1, .cycles = false});
+    std::vector<std::string> refused;
+    Workbench bench(compile(generated, &refused), generated.entities);
+    Json entities = Json::array();
+    for (const Entity& entity : generated.entities) entities.push_back(entity_to_json(entity));
+    const Request& request = generated.requests[0];
+    const Evaluation& ours = bench.evaluate(request);
+    ASSERT_TRUE(bench.decided());
+    Ids reasons, errors;
+    for (const PlannedPolicy* policy : ours.reasons()) reasons.insert(policy->id);
+    for (const auto& [policy, error] : ours.errors) errors.insert(policy->id);
+    allowed += ours.allows();
+    erred += errors.size();
+    satisfied += reasons.size();
+    peer.ask(
+        "isAuthorized",
+        Json{{"principal", uid_json(request.principal)},
+             {"action", uid_json(request.action)},
+             {"resource", uid_json(request.resource)},
+             {"context", value_to_json(request.context)},
+             {"policies", policies_json(generated, {refused.begin(), refused.end()})},
+             {"entities", std::move(entities)}},
+        fmt::format("{} because of {}; errors in {}", ours.allows() ? "allow" : "deny", join(reasons), join(errors)),
+        to_text(seed, generated));
+  }
+  EXPECT_GE(allowed, rounds() / 20) << "the generated requests have nothing to do with the policies";
+  EXPECT_GE(satisfied, rounds() / 2);
+  EXPECT_GE(erred, rounds() / 2);
+  peer.expect_agreement([](const Json& answer) {
+    if (answer.at("type") != "success") return failure(answer);
+    const Json& response = answer.at("response");
+    Ids reasons, errors;
+    for (const Json& id : response.at("diagnostics").at("reason")) reasons.insert(id.get<std::string>());
+    for (const Json& error : response.at("diagnostics").at("errors")) errors.insert(error.at("policyId"));
+    return fmt::format("{} because of {}; errors in {}", response.at("decision").get<std::string>(), join(reasons),
+                       join(errors));
+  });
+}
+
+TEST(CedarPeer, RefusesTheTextsThatCedarRefuses) {
+  NEEDS_CEDAR();
+  Peer peer;
+  for (std::uint64_t seed = first_seed(); seed < first_seed() + rounds(); ++seed) {
+    const Generated generated = generate(seed, {.requests = 0, .cycles = false});
+    std::vector<std::string> refused;
+    compile(generated, &refused);
+    for (const std::string& id : refused) {
+      const bool is_template = id.starts_with('t');
+      for (const auto& policy : is_template ? generated.templates : generated.policies) {
+        if (policy.id != id) continue;
+        Json one = Json::object();
+        one[id] = policy.text;
+        peer.ask("checkParsePolicySet", Json{{is_template ? "templates" : "staticPolicies", std::move(one)}}, "failure",
+                 policy.text);
+      }
+    }
+  }
+  peer.expect_agreement([](const Json& answer) { return answer.at("type").get<std::string>(); });
+}
+
+TEST(CedarPeer, ValidatesAsCedarDoes) {
+  NEEDS_CEDAR();
+  const auto decl = parse_schema(generated_schema());
+  ASSERT_TRUE(decl.ok()) << to_string(decl.problems[0]);
+  const auto schema = Schema::resolve(decl.value);
+  ASSERT_TRUE(schema.ok()) << to_string(schema.problems[0]);
+  Peer peer;
+  const std::uint64_t rounds_here = (rounds() + 4) / 5;  // Cedar reads the schema anew for each
+  std::size_t passed = 0, failed = 0;
+  for (std::uint64_t seed = first_seed(); seed < first_seed() + rounds_here; ++seed) {
+    Generated generated = generate(seed, {.requests = 0, .cycles = false, .tame = seed % 2 == 0});
+    generated.links.clear();
+    generated.entities.clear();
+    Ids refused, wrong;
+    for (const auto* group : {&generated.policies, &generated.templates}) {
+      for (const GeneratedPolicy& policy : *group) {
+        const auto parsed = parse_policies_and_templates(policy.text);
+        if (!parsed.ok() || parsed.value[0].is_template() != (group == &generated.templates)) {
+          refused.insert(policy.id);
+        } else if (!validate(schema.value, parsed.value[0]).passed()) {
+          wrong.insert(policy.id);
+          ++failed;
+        } else {
+          ++passed;
+        }
+      }
+    }
+    peer.ask("validate",
+             Json{{"schema", generated_schema()},
+                  {"validationSettings", {{"mode", "strict"}}},
+                  {"policies", policies_json(generated, refused)}},
+             "refuses " + join(wrong), to_text(seed, generated));
+  }
+  EXPECT_GE(passed, rounds_here) << "hardly any generated policy fits the schema";
+  EXPECT_GE(failed, rounds_here);
+  peer.expect_agreement([](const Json& answer) {
+    if (answer.at("type") != "success") return failure(answer);
+    Ids wrong;
+    for (const Json& error : answer.at("validationErrors")) wrong.insert(error.at("policyId").get<std::string>());
+    return "refuses " + join(wrong);
+  });
+}
+
+}  // namespace
+}  // namespace creto::authz::cedar
