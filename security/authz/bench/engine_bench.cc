@@ -3,8 +3,12 @@
 // types and ids, a parsed context, made just before.
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
+#include <sstream>
 #include <thread>
 
 #include "cedar/engine.h"
@@ -135,6 +139,31 @@ void many_policies(creto::testing::BenchReport& report, double timer) {
              200);
 }
 
+/// Cedar's own engine on the same hierarchies and requests, where ./dev found it (CRETO_CEDAR_WASM). Each of its calls
+/// carries the entities as JSON, which it parses: that is most of the time, and there is no other way in.
+bool compare_with_cedar(creto::testing::BenchReport& report, const std::string& workloads) {
+  const char* package = std::getenv("CRETO_CEDAR_WASM");
+  if (package == nullptr) {
+    fmt::print("no Cedar to compare with: ./dev deps fetches it where there are node and npm\n");
+    return true;
+  }
+  const std::string command =
+      fmt::format("node '{}' '{}' '{}' gdrive github tinytodo", CRETO_CEDAR_WASM_BENCH, package, workloads);
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> answers(popen(command.c_str(), "r"), pclose);
+  std::array<char, 256> line{};
+  int apps = 0;
+  while (answers && std::fgets(line.data(), line.size(), answers.get())) {
+    std::istringstream words(line.data());
+    std::string app;
+    double whole = 0, bare = 0;
+    if (!(words >> app >> whole >> bare)) break;
+    report.compare(fmt::format("Cedar (wasm), {}, n = 50, entities in the call, median", app), whole, "ns");
+    report.compare(fmt::format("Cedar (wasm), {}, a call without entities, median", app), bare, "ns");
+    ++apps;
+  }
+  return apps == 3;
+}
+
 int run(int argc, char** argv) {
   creto::testing::BenchReport report(argc, argv);
   const char* folder = std::getenv("CRETO_CEDAR_OOPSLA");
@@ -170,6 +199,10 @@ int run(int argc, char** argv) {
                creto::testing::BenchReport::Better::higher);
   }
   many_policies(report, timer);
+  if (!compare_with_cedar(report, folder)) {
+    fmt::print(stderr, "Cedar's own engine did not answer\n");
+    return 2;
+  }
   return report.finish();
 }
 

@@ -64,6 +64,14 @@ class BenchReport {
                          required, wanted);
   }
 
+  /// A figure to compare with, of which nothing is asked.
+  void compare(std::string_view figure, double value, std::string_view unit) {
+    fmt::print("{:<52} {:>12.3f} {:<8} for comparison\n", figure, value, unit);
+    std::fflush(stdout);
+    if (!json_.empty()) json_ += ",\n ";
+    json_ += fmt::format(R"({{"figure":"{}","value":{},"unit":"{}"}})", figure, value, unit);
+  }
+
   /// The program's exit code: 0 where everything required is met and the file could be written.
   int finish() {
     if (!out_.empty()) {
