@@ -8,6 +8,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "cedar/confusable.h"
 #include "cedar/text.h"
 #include "creto/common/assert.h"
 
@@ -1094,6 +1095,9 @@ PolicyFindings validate(const Schema& schema, const PolicyAst& policy, const Val
     findings.warnings.push_back(
         {policy.where, "this policy can never apply: its scope or its conditions are always false"});
   }
+  for (Problem& problem : confusables(policy)) findings.warnings.push_back(std::move(problem));
+  std::sort(findings.warnings.begin(), findings.warnings.end());
+  findings.warnings.erase(std::unique(findings.warnings.begin(), findings.warnings.end()), findings.warnings.end());
   std::sort(findings.errors.begin(), findings.errors.end());
   findings.errors.erase(std::unique(findings.errors.begin(), findings.errors.end()), findings.errors.end());
   return findings;

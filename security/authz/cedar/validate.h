@@ -23,7 +23,7 @@ struct ValidationOptions {
 
 struct PolicyFindings {
   std::vector<Problem> errors;    ///< in the order of the text, each once
-  std::vector<Problem> warnings;  ///< the policy can never apply
+  std::vector<Problem> warnings;  ///< the policy can never apply; a text of it may be read as another (`confusables`)
 
   bool passed() const { return errors.empty(); }
 };

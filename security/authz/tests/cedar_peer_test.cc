@@ -1,12 +1,15 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "cedar/confusable.h"
 #include "cedar/parser.h"
+#include "cedar/text.h"
 #include "cedar/validate.h"
 #include "cedar/workbench.h"
 #include "creto/common/json.h"
@@ -219,6 +222,63 @@ TEST(CedarPeer, ValidatesAsCedarDoes) {
     Ids wrong;
     for (const Json& error : answer.at("validationErrors")) wrong.insert(error.at("policyId").get<std::string>());
     return "refuses " + join(wrong);
+  });
+}
+
+/// A text of up to three characters from all over Unicode 14 (of later ones our tables know nothing).
+std::string some_text(Generator& generator) {
+  static constexpr std::array<std::array<char32_t, 2>, 12> blocks = {{{0x20, 0x7e},
+                                                                      {0xa0, 0x24f},
+                                                                      {0x370, 0x58f},
+                                                                      {0x600, 0x6ff},
+                                                                      {0x900, 0xdff},
+                                                                      {0x1000, 0x167f},
+                                                                      {0x2000, 0x203f},
+                                                                      {0x3041, 0x31bf},
+                                                                      {0x4e00, 0x9fff},
+                                                                      {0xac00, 0xd7a3},
+                                                                      {0xff01, 0xffee},
+                                                                      {0x1f300, 0x1f64f}}};
+  std::string text;
+  for (auto n = 1 + generator.below(3); n > 0; --n) {
+    const auto& [first, last] = blocks[generator.below(blocks.size())];
+    append_utf8(text, first + static_cast<char32_t>(generator.below(last - first + 1)));
+  }
+  return text;
+}
+
+TEST(CedarPeer, WarnsOfTheTextsThatCedarWarnsOf) {
+  NEEDS_CEDAR();
+  Peer peer;
+  std::size_t warned = 0;
+  for (std::uint64_t seed = first_seed(); seed < first_seed() + rounds() / 10; ++seed) {
+    Generator generator(seed);
+    Json policies = Json::object();
+    Ids ours;
+    std::string texts;
+    for (int i = 0; i < 40; ++i) {
+      const std::string id = fmt::format("p{}", i);
+      const std::string text = some_text(generator);
+      const bool name = generator.chance(50);
+      policies[id] = fmt::format("permit(principal, action, resource) when {{ {} == {}{} }};",
+                                 name ? "principal" : "context.s", name ? "E::" : "", quote(text));
+      if (!(name ? confusable_name(text) : confusable_text(text)).empty()) ours.insert(id);
+      texts += fmt::format("{}: {}\n", id, policies[id].get<std::string>());
+    }
+    warned += ours.size();
+    peer.ask("validate",
+             Json{{"schema", "entity E; action a appliesTo { principal: E, resource: E, context: { s: String } };"},
+                  {"validationSettings", {{"mode", "strict"}}},
+                  {"policies", {{"staticPolicies", std::move(policies)}}}},
+             "warns of " + join(ours), texts);
+  }
+  EXPECT_GE(warned, rounds() / 10);
+  peer.expect_agreement([](const Json& answer) {
+    if (answer.at("type") != "success") return failure(answer);
+    Ids theirs;
+    for (const Json& warning : answer.at("validationWarnings"))
+      theirs.insert(warning.at("policyId").get<std::string>());
+    return "warns of " + join(theirs);
   });
 }
 

@@ -70,6 +70,24 @@ TEST(CedarValidator, TakesActionsOfOneTypeInAScope) {
   EXPECT_EQ(errors("Action::\"a\", N::Action::\"c\"", ValidationMode::permissive), "");
 }
 
+TEST(CedarValidator, WarnsOfWhatMayBeReadAsSomethingElse) {
+  const auto warns = [](std::string_view condition, std::string_view of) {
+    return findings_in(condition).find(fmt::format("the {}: it may be read as another", of)) != std::string::npos;
+  };
+  EXPECT_EQ(findings_in("principal.name == \"\u65e5\u672c\u30ab\u30ca\" && principal.name like \"\u00e9t\u00e9*\""),
+            "");
+  EXPECT_EQ(findings_in("principal.name == \"adm\u0430n\""),
+            "warning: line 2, column 19: the text `adm\u0430n` mixes scripts: it may be read as another\n");
+  EXPECT_TRUE(warns("principal.name == \"a\u202eb\"", "text `a\\u{202e}b` turns the direction of reading"));
+  EXPECT_TRUE(warns("principal.name like \"a\u2066*\"", "text `a\\u{2066}*` turns the direction of reading"));
+  EXPECT_TRUE(warns("principal in Group::\"adm\u0430n\"", "name `adm\u0430n` mixes scripts"));
+  EXPECT_TRUE(warns("principal has \"adm\u0430n\"", "name `adm\u0430n` mixes scripts"));
+  EXPECT_TRUE(warns("{\"\u2603\": 1} == {\"\u2603\": 2}",
+                    "name `\u2603` has characters that Unicode advises to keep out of names"));
+  EXPECT_NE(findings("permit(principal in Group::\"adm\u0430n\", action, resource);").find("mixes scripts"),
+            std::string::npos);
+}
+
 TEST(CedarValidator, AcceptsWhatCannotErr) {
   EXPECT_EQ(findings("permit(principal, action, resource);"), "");
   EXPECT_EQ(findings_in("principal.name == \"alice\" && resource.owner == principal"), "");
