@@ -62,6 +62,20 @@ Result<std::unique_ptr<audit::AuditLog>> open_log(System& system) {
   return log;
 }
 
+authz::AuthzOptions authz_options(const Home& home, const Settings& settings) {
+  authz::AuthzOptions options;
+  if (!settings.decision_log) return options;
+  authz::DecisionLogOptions& log = options.decision_log.emplace();
+  log.directory = home.decisions();
+  log.org = settings.org;
+  log.age_max = settings.decision_log_age;
+  log.bytes_max = static_cast<std::uint64_t>(settings.decision_log_bytes_max);
+  log.segment_bytes = static_cast<std::uint64_t>(settings.decision_log_segment_bytes);
+  log.segment_age = settings.decision_log_segment_age;
+  log.request_bytes_max = static_cast<std::size_t>(settings.decision_log_request_bytes_max);
+  return options;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings) {
@@ -83,8 +97,8 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
 
   system->entities = entities_of(*system->nhi, *system->database);
   Secret override_key = CRETO_TRY(read_sealed(home.override_key(), *system->sealer));
-  system->authz = CRETO_TRY(
-      authz::create_authz(*system->database, clock, telemetry, {system->entities.get()}, std::move(override_key)));
+  system->authz = CRETO_TRY(authz::create_authz(*system->database, clock, telemetry, {system->entities.get()},
+                                                std::move(override_key), authz_options(home, settings)));
   system->delegations = delegation_limits(*system->nhi);
   CRETO_TRY(system->authz->register_extension(*system->delegations));
   system->access = access_through(*system->authz);

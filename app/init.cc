@@ -21,7 +21,8 @@ Result<> ensure_policy(System& system, const Context& ctx, const std::string& id
 
 Result<Output> init(const Home& home, const InitOptions& options) {
   std::vector<std::string> made = CRETO_TRY(initialise_files(home, options));
-  const Settings settings = CRETO_TRY(Settings::load(home));
+  Settings settings = CRETO_TRY(Settings::load(home));
+  settings.decision_log = false;  // it is the server's, which may be running
   const Identity human = CRETO_TRY(human_of(home));
   const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings));
 

@@ -6,7 +6,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "creto/authz/decision_tools.h"
 #include "creto/authz/policy_tools.h"
+#include "creto/common/clock.h"
+#include "home.h"
 
 namespace creto::app {
 namespace {
@@ -22,6 +25,40 @@ struct Given {
   bool workloads = false;
 };
 
+/// Likewise, for the decision log.
+struct GivenLog {
+  authz::PolicyFiles changed;
+  authz::PolicyQuestion question;
+  std::filesystem::path log, tiles, key;
+  std::vector<std::filesystem::path> current;
+  std::string org, since, until;
+  std::size_t limit = 100;
+
+  /// The log of this home unless another is named.
+  Result<std::filesystem::path> folder() const {
+    if (!log.empty()) return log;
+    const Home home = CRETO_TRY(Home::locate());
+    return home.decisions();
+  }
+  Result<authz::DecisionFilter> filter() const {
+    authz::DecisionFilter filter;
+    filter.log = CRETO_TRY(folder());
+    filter.org = org;
+    if (!since.empty()) filter.since = CRETO_TRY(instant("since", since));
+    if (!until.empty()) filter.until = CRETO_TRY(instant("until", until));
+    return filter;
+  }
+
+ private:
+  static Result<Instant> instant(std::string_view option, const std::string& text) {
+    if (const auto ago = parse_duration(text)) return system_clock().now() - *ago;
+    if (const auto at = from_rfc3339(text)) return *at;
+    return Error(
+        Product::platform, ErrorKind::invalid_input,
+        fmt::format("--{} `{}`: must be a duration such as 30d, or a time such as 2026-11-30T00:00:00Z", option, text));
+  }
+};
+
 Result<Output> output(Result<authz::ToolResult> result) {
   const authz::ToolResult done = CRETO_TRY(std::move(result));
   return Output{done.text, done.json, done.exit_code};
@@ -33,12 +70,77 @@ void add_files(CLI::App* sub, Given& given, bool entities) {
   if (entities) sub->add_option("--entities", given.files.entities, "a JSON array of entities");
 }
 
+void add_request(CLI::App* sub, authz::PolicyQuestion& question) {
+  sub->add_option("--principal", question.principal, "such as 'User::\"alice\"'")->required();
+  sub->add_option("--action", question.action, "such as 'Action::\"view\"'")->required();
+  sub->add_option("--resource", question.resource, "such as 'Photo::\"vacation.jpg\"'")->required();
+  sub->add_option("--context", question.context, "a JSON object")->capture_default_str();
+}
+
 void add_question(CLI::App* sub, Given& given) {
   add_files(sub, given, true);
-  sub->add_option("--principal", given.question.principal, "such as 'User::\"alice\"'")->required();
-  sub->add_option("--action", given.question.action, "such as 'Action::\"view\"'")->required();
-  sub->add_option("--resource", given.question.resource, "such as 'Photo::\"vacation.jpg\"'")->required();
-  sub->add_option("--context", given.question.context, "a JSON object")->capture_default_str();
+  add_request(sub, given.question);
+}
+
+void add_log(CLI::App* sub, GivenLog& given) {
+  sub->add_option("--log", given.log, "folder of the decision log; default: this home's");
+  sub->add_option("--org", given.org, "decisions of one organization; default: all");
+}
+
+void add_times(CLI::App* sub, GivenLog& given) {
+  sub->add_option("--since", given.since, "a duration back from now such as 30d, or a time");
+  sub->add_option("--until", given.until, "likewise");
+}
+
+void add_log_commands(const MakeCommand& command) {
+  const auto given = std::make_shared<GivenLog>();
+
+  CLI::App* replay =
+      command("authz replay",
+              "run logged decisions against other policies; exit code 0 none differs, 1 some do, 2 bad policies",
+              [given]() -> Result<Output> {
+                const authz::DecisionFilter filter = CRETO_TRY(given->filter());
+                return output(authz::replay_decisions(filter, given->changed));
+              });
+  add_log(replay, *given);
+  add_times(replay, *given);
+  replay->add_option("--policies", given->changed.policies,
+                     "files .cedar and .json, or folders of them; default: those that were in force");
+  replay->add_option("--entities", given->changed.entities, "a JSON array of entities that the log does not know");
+
+  CLI::App* what_if =
+      command("authz what-if",
+              "decide one request as it is and with other policies; exit code 0 the same, 1 not, 2 bad policies",
+              [given]() -> Result<Output> {
+                authz::DecisionFilter filter;
+                filter.org = given->org;
+                if (given->current.empty()) filter.log = CRETO_TRY(given->folder());
+                return output(authz::what_if(filter, given->current, given->changed, given->question));
+              });
+  add_log(what_if, *given);
+  what_if->add_option("--current", given->current, "the policies as they are; default: what the log says last");
+  what_if->add_option("--policies", given->changed.policies, "files .cedar and .json, or folders of them")->required();
+  what_if->add_option("--schema", given->changed.schema, ".cedarschema, or .json");
+  what_if->add_option("--entities", given->changed.entities, "a JSON array; counts where the log knows one too");
+  add_request(what_if, given->question);
+
+  CLI::App* decisions = command("authz decisions", "show the newest logged decisions", [given]() -> Result<Output> {
+    const authz::DecisionFilter filter = CRETO_TRY(given->filter());
+    return output(authz::list_decisions(filter, given->limit));
+  });
+  add_log(decisions, *given);
+  add_times(decisions, *given);
+  decisions->add_option("--limit", given->limit, "how many")->capture_default_str()->check(CLI::Range(1, 1'000'000));
+
+  CLI::App* verify = command("authz verify-log", "check the decision log against the audit log; exit code 1 where not",
+                             [given]() -> Result<Output> {
+                               const std::filesystem::path log = CRETO_TRY(given->folder());
+                               const std::string keys = CRETO_TRY(read_text(given->key));
+                               return output(authz::verify_decisions(log, given->tiles, keys));
+                             });
+  verify->add_option("--log", given->log, "folder of the decision log; default: this home's");
+  verify->add_option("--tiles", given->tiles, "directory of the audit log")->required();
+  verify->add_option("--key", given->key, "file of verifier keys (audit.vkey)")->required();
 }
 
 /// What the user gave to the commands below.
@@ -199,6 +301,8 @@ void add_policy_commands(const MakeCommand& command) {
   conformance->add_option("DIR", given->root, "a tree in the format of Cedar's integration tests")->required();
   conformance->add_option("--extra", given->extra, "a tree with further verdicts for the same tests");
   conformance->add_flag("--oopsla", given->workloads, "DIR holds the workloads of the Cedar paper instead");
+
+  add_log_commands(command);
 }
 
 }  // namespace creto::app

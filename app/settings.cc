@@ -22,6 +22,17 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("services", services, "the products to run here; empty: all");
   schema.add_table("integrations", integrations, "product that runs elsewhere = host:port of its gRPC");
 
+  schema.add("authz.decision_log.enabled", decision_log, "every decision is kept, for `creto authz replay`");
+  schema.add("authz.decision_log.age", decision_log_age, "then a segment of the decision log is removed");
+  schema.add("authz.decision_log.bytes_max", decision_log_bytes_max,
+             "of the decision log; its oldest segment is removed first", {.min = 0, .max = 1ll << 50});
+  schema.add("authz.decision_log.segment_bytes", decision_log_segment_bytes, "then a new segment begins",
+             {.min = 64 << 10, .max = 1ll << 30});
+  schema.add("authz.decision_log.segment_age", decision_log_segment_age,
+             "likewise; only then is the segment's hash in the audit log");
+  schema.add("authz.decision_log.request_bytes_max", decision_log_request_bytes_max,
+             "a longer request is logged without its context, and cannot be replayed", {.min = 4096, .max = 256 << 10});
+
   schema.add("inference.url", inference_url, "an OpenAI-compatible endpoint, up to and with /v1");
   schema.add("inference.model", inference_model, "the model where a request names none");
   schema.add("inference.embedding_model", inference_embedding_model, "empty: memory uses the built-in local one");

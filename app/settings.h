@@ -26,6 +26,13 @@ struct Settings {
   /// Product that runs elsewhere = host:port of its gRPC, in an installation with the same authority.
   std::map<std::string, std::string> integrations;
 
+  bool decision_log = true;
+  Nanos decision_log_age = std::chrono::days(30);
+  std::int64_t decision_log_bytes_max = 1ll << 30;
+  std::int64_t decision_log_segment_bytes = 64ll << 20;
+  Nanos decision_log_segment_age = std::chrono::hours(1);
+  std::int64_t decision_log_request_bytes_max = 64 << 10;
+
   std::string inference_url;  ///< "http://127.0.0.1:11434/v1"
   std::string inference_model;
   std::string inference_embedding_model;

@@ -114,6 +114,23 @@ Result<std::unique_ptr<Journal>> Journal::open(FileSystem& files, const fs::path
   return journal;
 }
 
+Result<std::size_t> Journal::scan(BytesView file, const std::function<Result<>(BytesView)>& use) {
+  if (!as_text(file).starts_with(magic))
+    return Error(Product::platform, ErrorKind::invalid_input, "this is not a journal");
+  std::size_t offset = magic.size();
+  while (file.size() - offset >= header_size) {
+    const BytesView header = file.subspan(offset, header_size);
+    const auto length = get<std::uint32_t>(header.subspan(4));
+    if (get<std::uint32_t>(header) != marker || length > record_bytes_max) break;
+    if (length > file.size() - offset - header_size) break;
+    const BytesView content = file.subspan(offset + header_size, length);
+    if (crc32c(crc32c(0, header.subspan(4, 12)), content) != get<std::uint32_t>(header.subspan(16))) break;
+    CRETO_TRY(use(content));
+    offset += header_size + length;
+  }
+  return offset;
+}
+
 Result<> Journal::append(BytesView record) {
   if (record.size() > record_bytes_max) {
     return Error(Product::platform, ErrorKind::too_large, fmt::format("record is over {} bytes", record_bytes_max));

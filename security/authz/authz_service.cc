@@ -8,18 +8,22 @@
 #include <utility>
 
 #include "cedar/text.h"
+#include "check_request.h"
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
 #include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
+#include "creto/io/files.h"
 #include "creto/io/idempotency.h"
 #include "creto/io/sql.h"
 #include "decision_cache.h"
+#include "decision_log.h"
 #include "hash.h"
 #include "override_token.h"
 #include "override_use.h"
 #include "reach.h"
 #include "snapshot.h"
+#include "source_overlay.h"
 #include "store.h"
 
 namespace creto::authz {
@@ -32,24 +36,15 @@ constexpr Nanos idempotency_window = std::chrono::hours(24);
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
-EntityUid entity_of(const Identity& identity) {
-  switch (identity.kind()) {
-    case Identity::Kind::agent:
-      return {"Agent", identity.text()};
-    case Identity::Kind::human:
-      return {"Human", identity.text()};
-    case Identity::Kind::service:
-      break;
-  }
-  return {"Service", identity.text()};
-}
-
 /// Stored entities and those of the sources, as one. Where both know an entity, the source's attributes count and the
 /// parents are those of both: so groups can be stored for agents that nhi owns.
 class ServiceEntities : public cedar::EntityView {
  public:
   ServiceEntities(const std::string& org, const OrgState& state, const std::vector<const EntitySource*>& sources)
       : org_(org), state_(state), sources_(sources) {}
+
+  /// What the sources gave. Nothing that this view returned is valid afterwards.
+  SourceEntities take_loaded() { return std::move(loaded_); }
 
  protected:
   Result<const Entity*> load(const EntityUid& uid) override {
@@ -76,86 +71,8 @@ class ServiceEntities : public cedar::EntityView {
   const std::string& org_;
   const OrgState& state_;
   const std::vector<const EntitySource*>& sources_;
-  std::list<Entity> loaded_;
+  SourceEntities loaded_;
 };
-
-/// What the sources add to the stored entities, for the engine.
-class SourceOverlay final : public cedar::EntityOverlay {
- public:
-  SourceOverlay(cedar::EntityView& view, const cedar::EntityStore& store,
-                const std::vector<const EntitySource*>& sources, cedar::Frame& frame)
-      : view_(view), store_(store), sources_(sources), frame_(frame) {}
-
-  const cedar::EntityNode* find(const cedar::Cell& cell) override {
-    if (is_stored_alone(*cell.uid)) {
-      if (cell.id == cedar::no_entity) return nullptr;
-      const cedar::EntityNode& node = store_.node(cell.id);
-      return node.entity ? &node : nullptr;
-    }
-    const auto entity = view_.find(*cell.uid);
-    if (!entity) {
-      frame_.trouble = true;
-      return nullptr;
-    }
-    if (!*entity) return nullptr;
-    if (cell.id != cedar::no_entity && store_.node(cell.id).entity.get() == *entity) return &store_.node(cell.id);
-    for (const auto& [known, node] : made_)
-      if (known == *entity) return &node;
-    cedar::EntityNode& node = made_.emplace_back(*entity, cedar::EntityNode()).second;
-    node.uid = (*entity)->uid;
-    node.entity = std::shared_ptr<const Entity>(std::shared_ptr<const Entity>(), *entity);  // the view's own
-    for (const auto& [name, value] : (*entity)->attributes)
-      node.attributes.push_back({hash_text(name), &name, store_.cell(value)});
-    for (const auto& [name, value] : (*entity)->tags) node.tags.push_back({hash_text(name), &name, store_.cell(value)});
-    return &node;
-  }
-
-  bool is_below(const cedar::Cell& entity, const cedar::Cell& ancestor) override {
-    if (is_at_the_top(entity)) return false;
-    const auto below = view_.is_in(*entity.uid, *ancestor.uid);
-    if (!below) frame_.trouble = true;
-    return below && *below;
-  }
-
-  std::vector<cedar::EntityId> ancestors(const cedar::Cell& entity) override {
-    std::vector<cedar::EntityId> ids;
-    if (is_at_the_top(entity)) return ids;
-    const auto all = view_.ancestors(*entity.uid);
-    if (!all) frame_.trouble = true;
-    if (!all) return ids;
-    for (const EntityUid& uid : **all)
-      if (const cedar::EntityId id = store_.find(uid); id != cedar::no_entity) ids.push_back(id);
-    return ids;
-  }
-
- private:
-  /// No source has to be asked.
-  bool is_stored_alone(const EntityUid& uid) const {
-    return std::none_of(sources_.begin(), sources_.end(),
-                        [&](const EntitySource* source) { return source->may_know(uid.type); });
-  }
-  bool is_at_the_top(const cedar::Cell& entity) const {
-    return is_stored_alone(*entity.uid) && (entity.id == cedar::no_entity || store_.node(entity.id).parents.empty());
-  }
-
-  cedar::EntityView& view_;
-  const cedar::EntityStore& store_;
-  const std::vector<const EntitySource*>& sources_;
-  cedar::Frame& frame_;
-  std::list<std::pair<const Entity*, cedar::EntityNode>> made_;
-};
-
-/// `context.delegation`, as a record and what it is called.
-Attributes::value_type delegation_of(const Identity& principal, const DelegationChain& chain) {
-  const Identity& root = chain.empty() ? principal : chain.front();
-  std::vector<Value> links;
-  for (const Identity& link : chain) links.emplace_back(entity_of(link));
-  if (links.empty()) links.emplace_back(entity_of(principal));
-  const auto depth = static_cast<std::int64_t>(std::max<std::size_t>(1, chain.size()));
-  return {"delegation",
-          Value::record(
-              {{"root", Value(entity_of(root))}, {"depth", Value(depth)}, {"chain", Value::set(std::move(links))}})};
-}
 
 /// What a thread keeps from check to check, so that one by somebody who was here lately allocates nothing.
 class Workplace {
@@ -170,8 +87,10 @@ class Workplace {
   const Asker& asker(const CheckRequest& request) {
     auto& kept = askers_[hash_text(request.principal.text()) % askers_.size()];
     if (!kept || kept->principal != request.principal || kept->chain != request.chain)
-      kept.emplace(Asker{request.principal, request.chain, entity_of(request.principal),
-                         delegation_of(request.principal, request.chain)});
+      kept.emplace(Asker{request.principal,
+                         request.chain,
+                         entity_of(request.principal),
+                         {"delegation", delegation_of(request.principal, request.chain)}});
     return *kept;
   }
 
@@ -267,7 +186,7 @@ std::optional<std::string> fault_in(const CheckRequest& request) {
 /// The whole of it, for who needs it as one value: schema and interpreter.
 cedar::Request cedar_request(const CheckRequest& request) {
   Attributes context = request.context;
-  context.push_back(delegation_of(request.principal, request.chain));
+  context.emplace_back("delegation", delegation_of(request.principal, request.chain));
   return {
       entity_of(request.principal), {"Action", request.action}, request.resource, Value::record(std::move(context))};
 }
@@ -344,13 +263,17 @@ class AuthzService final : public Authz {
         probe_(telemetry),
         sources_(std::move(sources)),
         tokens_(override_key),
-        options_(options),
-        rate_memory_(std::make_shared<RateMemory>(static_cast<std::int64_t>(options.rate_bytes_max))),
-        cache_(options.cache_entries) {}
+        options_(std::move(options)),
+        telemetry_(telemetry),
+        rate_memory_(std::make_shared<RateMemory>(static_cast<std::int64_t>(options_.rate_bytes_max))),
+        cache_(options_.cache_entries) {}
 
   Result<> start() {
     CRETO_TRY(store::migrate(database_));
     CRETO_TRY(audit::prepare(database_));
+    if (options_.decision_log)
+      log_ = CRETO_TRY(DecisionLog::open(database_, io::real_files(), clock_, telemetry_, *options_.decision_log,
+                                         sources_.size(), options_.cache_ttl));
     const std::lock_guard lock(writing_);
     CRETO_TRY(reload(Context{}));
     return begin_histories();
@@ -383,7 +306,7 @@ class AuthzService final : public Authz {
   Explanation explain(const Context& ctx, const CheckRequest& request) override {
     const auto snapshot = snapshots_.pin();
     Explanation explanation{.decision = Allow{}, .reasons = {}, .errors = {}, .lifted = {}};
-    PolicyDecision decided = evaluate(ctx, request, *snapshot, &explanation);
+    PolicyDecision decided = evaluate(ctx, request, *snapshot, &explanation, nullptr);
     if (!std::holds_alternative<Deny>(decided.decision)) {
       limit(request, decided, false);
       restrict(ctx, request, *snapshot, decided.decision);
@@ -669,7 +592,7 @@ class AuthzService final : public Authz {
     next->extensions.push_back(std::make_shared<RegisteredExtension>(extension, counters.failures, counters.late));
     std::stable_sort(next->extensions.begin(), next->extensions.end(),
                      [](const auto& a, const auto& b) { return a->extension.priority() < b->extension.priority(); });
-    snapshots_.publish(std::move(next));
+    put_in_force(std::move(next));
     return {};
   }
 
@@ -704,40 +627,55 @@ class AuthzService final : public Authz {
   // ---------------------------------------------------------------------------------------------------------
 
   Decision answer(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, bool counts) {
-    PolicyDecision decided = policies_say(ctx, request, snapshot);
+    Trail trail;
+    PolicyDecision decided = policies_say(ctx, request, snapshot, trail);
     Decision& decision = decided.decision;
+    const std::size_t said = decision.index();
     if (!std::holds_alternative<Deny>(decision)) {
-      limit(request, decided, false);
-      restrict(ctx, request, snapshot, decision);
-      if (counts && allowed(decision)) limit(request, decided, true);
+      const auto by = [&](DecidedBy who, auto&& step) {
+        const std::size_t before = decision.index();
+        step();
+        if (decision.index() != before) trail.by = who;
+      };
+      by(DecidedBy::rate, [&] { limit(request, decided, false); });
+      by(DecidedBy::extension, [&] { restrict(ctx, request, snapshot, decision); });
+      if (counts && allowed(decision)) by(DecidedBy::rate, [&] { limit(request, decided, true); });
     }
+    if (log_ && !log_->append(trail, request, said, decision))
+      decision = Deny{.reason = "the decision log cannot be written", .policy = {}, .transient = true};
     if (!allowed(decision)) probe_.refused();
     return std::move(decision);
   }
 
-  PolicyDecision policies_say(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot) {
+  PolicyDecision policies_say(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, Trail& trail) {
     const OrgState* state = snapshot.org(ctx.org);
-    if (!state || snapshot.stale || options_.cache_entries == 0 || !request.override_token.empty()) {
-      return evaluate(ctx, request, snapshot, nullptr);
-    }
+    const bool cacheable = state && !snapshot.stale && options_.cache_entries != 0 && request.override_token.empty();
+    if (!cacheable && !log_) return evaluate(ctx, request, snapshot, nullptr, nullptr);
     // The sources' versions come before what they are asked: an answer can only be filed as older than it is.
     std::array<std::uint64_t, 8> versions{};
     const std::size_t count = std::min(versions.size(), sources_.size());
     for (std::size_t i = 0; i < count; ++i) versions[i] = sources_[i]->version();
-    const CacheKey key(ctx.org, state->version, std::span(versions).first(count), request);
-    const Monotonic now = clock_.monotonic();
-    if (const auto rate = cache_.find(key, now)) {
-      RateWindows* windows = *rate == 0 ? nullptr : state->rate(*rate);
-      if (windows != nullptr || *rate == 0) {
+    const CacheKey& key =
+        trail.key.emplace(ctx.org, state ? state->version : 0, std::span(versions).first(count), request);
+    trail.at = clock_.monotonic();
+    Trail* const wanted = log_ ? &trail : nullptr;
+    if (!cacheable) return evaluate(ctx, request, snapshot, nullptr, wanted);
+    if (const auto note = cache_.find(key, trail.at)) {
+      RateWindows* windows = note->rate == 0 ? nullptr : state->rate(note->rate);
+      if (windows != nullptr || note->rate == 0) {
         probe_.hit();
+        trail.cached = true;
+        trail.entities = note->entities;
+        trail.policy = note->policy;
         return {Allow{}, {}, windows};
       }
     }
     probe_.miss();
-    PolicyDecision decided = evaluate(ctx, request, snapshot, nullptr);
+    PolicyDecision decided = evaluate(ctx, request, snapshot, nullptr, wanted);
     // With the one rate that it depends on, if any: a choice of several is made anew each time.
     if (allowed(decided.decision) && decided.further_rates.empty())
-      cache_.insert(key, now, options_.cache_ttl, decided.rate == nullptr ? 0 : decided.rate->number());
+      cache_.insert(key, trail.at, options_.cache_ttl,
+                    {decided.rate == nullptr ? 0 : decided.rate->number(), trail.entities, trail.policy});
     return decided;
   }
 
@@ -765,35 +703,36 @@ class AuthzService final : public Authz {
   }
 
   PolicyDecision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
-                          Explanation* explanation) {
-    const auto denied = [](std::string reason, bool transient) -> PolicyDecision {
+                          Explanation* explanation, Trail* trail) {
+    const auto denied = [trail](DecidedBy by, std::string reason, bool transient) -> PolicyDecision {
+      if (trail) trail->by = by;
       return {Deny{.reason = std::move(reason), .policy = {}, .transient = transient}, {}};
     };
-    if (snapshot.stale) return denied("the policies in force cannot be established", true);
-    if (auto fault = fault_in(request)) return denied("invalid request: " + *fault, false);
+    if (snapshot.stale) return denied(DecidedBy::trouble, "the policies in force cannot be established", true);
+    if (auto fault = fault_in(request)) return denied(DecidedBy::request, "invalid request: " + *fault, false);
     const OrgState* state = snapshot.org(ctx.org);
-    if (!state) return denied("no policy permits this", false);
+    if (!state) return denied(DecidedBy::policies, "no policy permits this", false);
 
     std::vector<OverrideGrant::Lift> lifts;
     if (!request.override_token.empty()) {
       auto token = tokens_.verify(ctx.org, request);
-      if (!token) return denied(token.error().message(), false);
-      if (clock_.now() >= token->expires_at) return denied("the approval has expired", false);
+      if (!token) return denied(DecidedBy::token, token.error().message(), false);
+      if (clock_.now() >= token->expires_at) return denied(DecidedBy::token, "the approval has expired", false);
       if (state->revoked && state->revoked->contains(token->request))
-        return denied("the approval was withdrawn", false);
+        return denied(DecidedBy::token, "the approval was withdrawn", false);
       lifts = std::move(token->lifts);
     }
 
     if (state->schema) {
       const auto conforms = state->schema->check(cedar_request(request));
-      if (!conforms) return denied("invalid request: " + conforms.error().message(), false);
+      if (!conforms) return denied(DecidedBy::request, "invalid request: " + conforms.error().message(), false);
     }
     ServiceEntities entities(ctx.org, *state, sources_);
     const WorkplaceLease at;
     const Workplace::Asker& asker = at->asker(request);
     at->action.id = request.action;
     cedar::Engine::Scratch& scratch = at->engine;
-    SourceOverlay overlay(entities, state->entities, sources_, scratch.frame);
+    SourceOverlay overlay(entities, state->entities, &sources_, scratch.frame);
     const cedar::RequestView view{asker.entity, at->action, request.resource, request.context, &asker.delegation};
     const auto what_failed = [&](const cedar::PlannedPolicy& policy) {
       const auto again = cedar::is_satisfied(policy.ast, cedar_request(request), entities);
@@ -806,11 +745,16 @@ class AuthzService final : public Authz {
       const Error trouble = entities.trouble().value_or(
           error(ErrorKind::too_large, fmt::format("an entity has more than {} ancestors", cedar::ancestors_max)));
       probe_.trouble(ctx, trouble);
-      return denied("entities cannot be read: " + trouble.message(), true);
+      return denied(DecidedBy::trouble, "entities cannot be read: " + trouble.message(), true);
     }
     const cedar::Evaluation& evaluation = scratch.result;
     for (const auto& [policy, failure] : evaluation.errors) probe_.policy_failed(ctx, policy->id, failure);
     PolicyDecision result = decide(evaluation, lifts);
+    if (trail) {
+      trail->add_policies(evaluation, result);
+      trail->add_entities(entities.take_loaded());
+      trail->lifts = std::move(lifts);
+    }
     if (explanation) {
       explanation->snapshot = state->version;
       explanation->lifted = result.lifted;
@@ -903,10 +847,20 @@ class AuthzService final : public Authz {
     return error(ErrorKind::unavailable, "other processes change the policies all the time");
   }
 
+  /// The log knows what is in force before any check can refer to it.
+  void put_in_force(std::shared_ptr<const Snapshot> next) {
+    if (log_) {
+      const auto before = snapshots_.current();
+      for (const auto& [org, state] : next->orgs)
+        if (before->org(org) != state.get()) log_->publish(org, state);
+    }
+    snapshots_.publish(std::move(next));
+  }
+
   void publish(const std::string& org, std::shared_ptr<const OrgState> state) {
     auto next = std::make_shared<Snapshot>(*snapshots_.current());
     next->orgs[org] = std::move(state);
-    snapshots_.publish(std::move(next));
+    put_in_force(std::move(next));
   }
 
   using Admission = std::function<Result<>(const OrgState& state, const LoadedPolicy* before)>;
@@ -1218,7 +1172,7 @@ class AuthzService final : public Authz {
       state->plan();
       next->orgs.emplace(org, std::move(state));
     }
-    snapshots_.publish(std::move(next));
+    put_in_force(std::move(next));
     return {};
   }
 
@@ -1250,7 +1204,7 @@ class AuthzService final : public Authz {
       probe_.stale(ctx, done.error());
       auto next = std::make_shared<Snapshot>(*snapshots_.current());
       next->stale = true;
-      snapshots_.publish(std::move(next));
+      put_in_force(std::move(next));
     }
     return done;
   }
@@ -1261,10 +1215,12 @@ class AuthzService final : public Authz {
   const std::vector<const EntitySource*> sources_;
   const OverrideTokens tokens_;
   const AuthzOptions options_;
+  Telemetry& telemetry_;
   const std::shared_ptr<RateMemory> rate_memory_;
   SnapshotHolder snapshots_;
   DecisionCache cache_;
-  std::mutex writing_;  ///< one change at a time, so that snapshots follow the versions
+  std::unique_ptr<DecisionLog> log_;  ///< null: decisions are not logged
+  std::mutex writing_;                ///< one change at a time, so that snapshots follow the versions
 };
 
 }  // namespace

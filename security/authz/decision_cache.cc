@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 
+#include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
 #include "hash.h"
 
@@ -119,6 +120,108 @@ void CacheKey::seal() {
   hash_ = mix(words_.data(), count_);
 }
 
+BytesView CacheKey::written() const {
+  if (!spilt_.empty()) return spilt_;
+  // Without the last word, which is no part of the request.
+  return {reinterpret_cast<const std::uint8_t*>(words_.data()), (count_ - 1) * sizeof(std::uint64_t)};
+}
+
+namespace {
+
+/// Reads what `CacheKey` wrote. Whoever breaks that breaks our own memory, so there is nothing to refuse.
+class KeyReader {
+ public:
+  explicit KeyReader(BytesView written) : rest_(written) {}
+
+  std::uint64_t number() {
+    std::uint64_t value = 0;
+    CRETO_ASSERT(rest_.size() >= sizeof(value));
+    std::memcpy(&value, rest_.data(), sizeof(value));
+    rest_ = rest_.subspan(sizeof(value));
+    return value;
+  }
+  std::string_view text() {
+    const std::size_t size = number();
+    const std::size_t padded = (size + 7) / 8 * 8;
+    CRETO_ASSERT(size <= rest_.size() && padded <= rest_.size());
+    const std::string_view text = as_text(rest_.first(size));
+    rest_ = rest_.subspan(padded);
+    return text;
+  }
+  Attributes attributes() {
+    Attributes all(number(), {std::string(), Value(false)});
+    for (auto& [name, member] : all) {
+      name = text();
+      member = value();
+    }
+    return all;
+  }
+  Value value() {
+    const std::size_t kind = number();
+    if (kind == index<bool>()) return Value(number() != 0);
+    if (kind == index<std::int64_t>()) return Value(static_cast<std::int64_t>(number()));
+    if (kind == index<std::string>()) return Value(text());
+    if (kind == index<EntityUid>()) {
+      EntityUid uid{std::string(text()), {}};
+      uid.id = text();
+      return Value(std::move(uid));
+    }
+    if (kind == index<DecimalValue>()) return Value(DecimalValue{static_cast<std::int64_t>(number())});
+    if (kind == index<DatetimeValue>()) return Value(DatetimeValue{static_cast<std::int64_t>(number())});
+    if (kind == index<DurationValue>()) return Value(DurationValue{static_cast<std::int64_t>(number())});
+    if (kind == index<IpValue>()) {
+      const std::uint64_t head = number();
+      IpValue ip{.v6 = head >> 8 != 0, .prefix = static_cast<std::uint8_t>(head), .address = {}};
+      const std::string_view address = text();
+      CRETO_ASSERT(address.size() == ip.address.size());
+      std::memcpy(ip.address.data(), address.data(), address.size());
+      return Value(ip);
+    }
+    if (kind == index<std::shared_ptr<const Value::SetBox>>()) {
+      std::vector<Value> elements(number(), Value(false));
+      for (Value& element : elements) element = value();
+      return Value::set(std::move(elements));
+    }
+    CRETO_ASSERT(kind == index<std::shared_ptr<const Value::RecordBox>>());
+    return Value::record(attributes());
+  }
+
+ private:
+  /// Where `T` stands among the alternatives.
+  template <class T, std::size_t At = 0>
+  static constexpr std::size_t index() {
+    if constexpr (std::is_same_v<T, std::variant_alternative_t<At, Value::Rep>>)
+      return At;
+    else
+      return index<T, At + 1>();
+  }
+  BytesView rest_;
+};
+
+}  // namespace
+
+std::pair<std::string_view, std::int64_t> DecodedKey::place_of(BytesView written, std::size_t source_versions) {
+  const auto version = static_cast<std::int64_t>(KeyReader(written).number());
+  return {KeyReader(written.subspan(versions_size(source_versions))).text(), version};
+}
+
+DecodedKey DecodedKey::of(BytesView written, std::size_t source_versions) {
+  KeyReader reader(written);
+  DecodedKey key;
+  key.state_version = static_cast<std::int64_t>(reader.number());
+  for (std::size_t i = 0; i < source_versions; ++i) (void)reader.number();
+  key.org = reader.text();
+  key.chain.resize(reader.number());
+  for (std::string_view& link : key.chain) link = reader.text();
+  const bool acts_itself = reader.number() != 0;
+  key.principal = acts_itself ? key.chain.back() : reader.text();
+  key.action = reader.text();
+  key.resource_type = reader.text();
+  key.resource_id = reader.text();
+  key.context = reader.attributes();
+  return key;
+}
+
 DecisionCache::DecisionCache(std::size_t entries) {
   if (entries == 0) return;
   // With a third of the slots to spare, hardly any key finds both its sets full.
@@ -140,40 +243,41 @@ std::array<std::size_t, 2> DecisionCache::sets_of(const CacheKey& key) const {
   return {scaled(key.hash()), scaled(std::rotl(key.hash(), 32))};
 }
 
-std::optional<std::uint64_t> DecisionCache::read(const Slot& slot, const CacheKey& key, Monotonic now) {
+std::optional<CacheNote> DecisionCache::read(const Slot& slot, const CacheKey& key, Monotonic now) {
   const auto words = key.words();
   const std::uint64_t before = slot.sequence.load(std::memory_order_acquire);
   if (before & 1) return std::nullopt;
   if (slot.ends_at.load(std::memory_order_acquire) <= now.time_since_epoch().count()) return std::nullopt;
   if (slot.count.load(std::memory_order_acquire) != words.size()) return std::nullopt;
-  const std::uint64_t number = slot.number.load(std::memory_order_acquire);
+  const CacheNote note{slot.rate.load(std::memory_order_acquire), slot.entities.load(std::memory_order_acquire),
+                       slot.policy.load(std::memory_order_acquire)};
   // Acquire loads, so that the sequence is read again only after all of them; on x86 they cost nothing.
   const std::atomic<std::uint64_t>* kept = slot.words.data();
   std::uint64_t different = 0;
   for (const std::uint64_t word : words) different |= word ^ (kept++)->load(std::memory_order_acquire);
   if (different != 0 || slot.sequence.load(std::memory_order_relaxed) != before) return std::nullopt;
-  return number;
+  return note;
 }
 
-std::optional<std::uint64_t> DecisionCache::find(const CacheKey& key, Monotonic now) {
+std::optional<CacheNote> DecisionCache::find(const CacheKey& key, Monotonic now) {
   if (count_ == 0) return std::nullopt;
   for (const std::size_t set : sets_of(key)) {
     for (std::size_t way = 0; way < ways; ++way) {
       if (sets_[set].hashes[way].load(std::memory_order_relaxed) != key.hash()) continue;
       Slot& slot = slots_[set * ways + way];
-      const auto number = read(slot, key, now);
-      if (!number) continue;
+      const auto note = read(slot, key, now);
+      if (!note) continue;
       const auto tick = now.time_since_epoch().count();
       if (tick - slot.used_at.load(std::memory_order_relaxed) > use_grain.count()) {
         slot.used_at.store(tick, std::memory_order_relaxed);
       }
-      return number;
+      return note;
     }
   }
   return std::nullopt;
 }
 
-void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl, std::uint64_t number) {
+void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl, CacheNote note) {
   if (count_ == 0) return;
   const auto tick = now.time_since_epoch().count();
   std::size_t victim = 0;
@@ -197,7 +301,9 @@ void DecisionCache::insert(const CacheKey& key, Monotonic now, Nanos ttl, std::u
   const auto words = key.words();
   sets_[victim / ways].hashes[victim % ways].store(key.hash(), std::memory_order_relaxed);
   slot.count.store(words.size(), std::memory_order_release);
-  slot.number.store(number, std::memory_order_release);
+  slot.rate.store(note.rate, std::memory_order_release);
+  slot.entities.store(note.entities, std::memory_order_release);
+  slot.policy.store(note.policy, std::memory_order_release);
   for (std::size_t i = 0; i < words.size(); ++i) slot.words[i].store(words[i], std::memory_order_release);
   slot.used_at.store(tick, std::memory_order_release);
   slot.ends_at.store(tick + ttl.count(), std::memory_order_release);

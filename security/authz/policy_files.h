@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cedar/explain.h"
 #include "cedar/policy_json.h"
 #include "cedar/problem.h"
 #include "cedar/schema.h"
@@ -48,6 +49,14 @@ Result<Workspace> load_workspace(const PolicyFiles& files);
 Result<std::string> read_text(const std::filesystem::path& path);
 /// The files in a folder and the folders in it, sorted; a file is itself. Errors: not_found, unavailable.
 Result<std::vector<std::filesystem::path>> files_below(const std::filesystem::path& path);
+/// What is in the workspace and what is wrong with it; exit_code 1 where something is.
+ToolResult report(const Workspace& workspace);
+/// The request that is asked about; conforms to the schema where there is one. Errors: invalid_input.
+Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuestion& question);
+/// Whether one policy applied, and why not.
+std::string explanation_text(const FilePolicy& policy, const cedar::PolicyExplanation& why);
+Json explanation_json(const FilePolicy& policy, const cedar::PolicyExplanation& why);
+
 /// A schema file by its name: `.json` is the JSON syntax, all else Cedar's.
 cedar::Parsed<cedar::SchemaDecl> parse_schema_file(const std::filesystem::path& path, std::string_view text);
 

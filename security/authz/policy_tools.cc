@@ -49,6 +49,8 @@ Json problems_json(const std::vector<FileProblem>& problems) {
   return array;
 }
 
+}  // namespace
+
 ToolResult report(const Workspace& workspace) {
   ToolResult result;
   std::size_t errors = 0;
@@ -68,6 +70,8 @@ ToolResult report(const Workspace& workspace) {
   if (errors > 0) result.exit_code = exit_wrong;
   return result;
 }
+
+namespace {
 
 // --- questions
 // --------------------------------------------------------------------------------------------------------
@@ -101,6 +105,8 @@ Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principa
   return request;
 }
 
+}  // namespace
+
 Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuestion& question) {
   EntityUid principal = CRETO_TRY(parse_entity(question.principal, "principal"));
   EntityUid action = CRETO_TRY(parse_entity(question.action, "action"));
@@ -108,6 +114,8 @@ Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuesti
   const Json context = CRETO_TRY(parse_json(question.context));
   return request_of(workspace, std::move(principal), std::move(action), std::move(resource), context);
 }
+
+namespace {
 
 Result<cedar::Request> request_of(const Workspace& workspace, const Json& json) {
   EntityUid principal = CRETO_TRY(entity_member(json, "principal"));
@@ -167,6 +175,8 @@ std::string answer_text(const Decider::Answer& answer) {
 // --- explanations
 // -----------------------------------------------------------------------------------------------------
 
+}  // namespace
+
 std::string explanation_text(const FilePolicy& policy, const cedar::PolicyExplanation& why) {
   using Outcome = cedar::PolicyExplanation::Outcome;
   const std::string_view effect = policy.ast.effect == cedar::Effect::permit ? "permit" : "forbid";
@@ -199,6 +209,8 @@ Json explanation_json(const FilePolicy& policy, const cedar::PolicyExplanation& 
   for (const auto& [expression, value] : why.saw) json["saw"][expression] = value;
   return json;
 }
+
+namespace {
 
 // --- formatting
 // -------------------------------------------------------------------------------------------------------

@@ -158,6 +158,12 @@ Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const Loa
   const std::string* id = annotations.find("id");
   if (id && *id != stored.id)
     return annotations.bad("id", fmt::format("the policy calls itself {}, not `{}`", cedar::quote(*id), stored.id));
+  return load_policy(std::move(stored), std::move(parsed[0]), before, memory);
+}
+
+Result<LoadedPolicy> load_policy(Policy stored, cedar::PolicyAst ast, const LoadedPolicy* before,
+                                 const std::shared_ptr<RateMemory>& memory) {
+  const Annotations annotations(ast, stored.text);
   auto terms = CRETO_TRY(read_terms(annotations));
   const auto rate = CRETO_TRY(read_rate(annotations));
   std::shared_ptr<RateWindows> windows;
@@ -166,8 +172,7 @@ Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const Loa
     if (!windows) windows = std::make_shared<RateWindows>(*rate, memory);
   }
   LoadedPolicy loaded;
-  loaded.planned =
-      std::make_shared<const RuledPolicy>(stored.id, std::move(parsed[0]), std::move(terms), std::move(windows));
+  loaded.planned = std::make_shared<const RuledPolicy>(stored.id, std::move(ast), std::move(terms), std::move(windows));
   loaded.hash = hash_of(stored);
   loaded.stored = std::move(stored);
   return loaded;
@@ -428,6 +433,19 @@ PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const Overr
   result.rate = permits[0]->rate.get();
   for (std::size_t i = 1; i < permits.size(); ++i) result.further_rates.push_back(permits[i]->rate.get());
   return result;
+}
+
+const cedar::PlannedPolicy* determining_permit(const cedar::Evaluation& evaluation) {
+  return *std::min_element(evaluation.permits.begin(), evaluation.permits.end(), [](const auto* a, const auto* b) {
+    return a->sufficient != b->sufficient ? a->sufficient : a->id < b->id;
+  });
+}
+
+std::string oversight_names(const RequiresOversight& oversight) {
+  std::string names;
+  for (const auto& requirement : oversight.requirements)
+    names += (names.empty() ? "" : ", ") + requirement.oversight_policy;
+  return names;
 }
 
 bool outranks(const Decision& a, const Decision& b) {

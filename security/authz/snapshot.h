@@ -50,6 +50,10 @@ struct LoadedPolicy {
 Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
                                  const std::shared_ptr<RateMemory>& memory);
 
+/// The same for a policy that is parsed already.
+Result<LoadedPolicy> load_policy(Policy stored, cedar::PolicyAst ast, const LoadedPolicy* before,
+                                 const std::shared_ptr<RateMemory>& memory);
+
 /// What `load_policy` asks of annotations, but for `@id`. `text` is the policy's.
 Result<> check_annotations(const cedar::PolicyAst& policy, std::string_view text);
 
@@ -196,6 +200,12 @@ struct PolicyDecision {
 };
 /// Requires: every policy of `evaluation` is a RuledPolicy.
 PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const OverrideGrant::Lift> lifts);
+
+/// The permit that an Allow rests on: the sufficient one, else the first by id. Requires: there is one.
+const cedar::PlannedPolicy* determining_permit(const cedar::Evaluation& evaluation);
+
+/// The oversight policies that are asked for, joined by commas.
+std::string oversight_names(const RequiresOversight& oversight);
 
 /// Which of two refusals counts: Deny, QuotaExceeded, RateLimited, RequiresOversight, Allow.
 bool outranks(const Decision& a, const Decision& b);

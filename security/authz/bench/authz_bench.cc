@@ -11,9 +11,13 @@
 
 #include "creto/authz/authz_rpc.h"
 #include "creto/crypto/hash.h"
+#include "creto/io/files.h"
 #include "creto/testing/bench.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/temp_dir.h"
 #include "creto/testing/wire.h"
+#include "decision_log.h"
+#include "decision_replay.h"
 #include "snapshot.h"
 
 namespace {
@@ -139,6 +143,104 @@ bool over_grpc(BenchReport& report, Authz& authz, sql::Database& db, const std::
   return refused == 0;
 }
 
+/// Appending alone, and how many decisions a second the log takes for ever.
+void bench_log(creto::testing::BenchReport& report, sql::Database& db, const std::filesystem::path& folder,
+               const std::vector<CheckRequest>& requests, double timer) {
+  using creto::testing::percentile;
+  const DecisionLogOptions options{.directory = folder, .ring_bytes = 4 << 20};
+  auto log =
+      DecisionLog::open(db, io::real_files(), system_clock(), no_telemetry(), options, 0, std::chrono::minutes(1))
+          .value();
+  std::size_t at = 0;
+  std::optional<Trail> trail;
+  const CheckRequest* request = nullptr;
+  const auto next = [&] {
+    request = &requests[at++ * 7'919 % requests.size()];
+    trail.emplace();
+    trail->key.emplace("default", 0, std::span<const std::uint64_t>(), *request);
+    trail->at = system_clock().monotonic();
+    trail->cached = true;
+  };
+  const auto took = creto::testing::measure(300'000, next, [&] {
+    if (!log->append(*trail, *request, 0, Allow{})) std::abort();
+  });
+  report.add("decision log write, median", 1e9 * (percentile(took, 0.5) - timer), "ns", 200, 50);
+  report.add("decision log write, p99", 1e9 * (percentile(took, 0.99) - timer), "ns", 200, 100);
+
+  constexpr std::size_t count = 2'000'000;
+  const auto began = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < count; ++i) {
+    next();
+    if (!log->append(*trail, *request, 0, Allow{})) std::abort();
+  }
+  log->flush().value();
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - began;
+  report.add("decisions logged", static_cast<double>(count) / spent.count(), "1/s", 500'000, 1'000'000,
+             creto::testing::BenchReport::Better::higher);
+}
+
+/// Replay against a set in which one policy of a hundred was changed: once over requests that repeat, as they do where
+/// a cache is of use, once where each is another.
+void bench_replay(creto::testing::BenchReport& report, sql::Database& db, const std::filesystem::path& folder) {
+  const Identity human = Identity::human("ada@example.com").value();
+  const Identity agent = Identity::agent(ByteArray<32>{1});
+  const auto rates = std::make_shared<RateMemory>(1 << 20);
+  std::vector<std::shared_ptr<const LoadedPolicy>> policies;
+  auto state = std::make_shared<OrgState>();
+  state->version = 1;
+  for (int i = 0; i < 100; ++i) {
+    const Policy stored{
+        .id = fmt::format("p{}", i),
+        .text = fmt::format("permit(principal is Agent, action == Action::\"act{}\", resource is Thing) "
+                            "when {{ context.amount < 10000 && context.payee like \"known*\" }};",
+                            i),
+        .version = 1,
+        .updated_at = {},
+        .updated_by = {}};
+    auto loaded = std::make_shared<const LoadedPolicy>(load_policy(stored, 1 << 16, nullptr, rates).value());
+    state->policies.put(loaded);
+    Policy changed = stored;
+    if (i == 7) changed.text = "forbid(principal, action == Action::\"act7\", resource);";
+    policies.push_back(std::make_shared<const LoadedPolicy>(load_policy(changed, 1 << 16, nullptr, rates).value()));
+  }
+  state->plan();
+  const auto bench = [&](std::string_view name, std::size_t distinct, std::size_t count) {
+    const DecisionLogOptions options{
+        .directory = folder / name, .segment_bytes = 8 << 20, .wait_max = std::chrono::seconds(60)};
+    auto log =
+        DecisionLog::open(db, io::real_files(), system_clock(), no_telemetry(), options, 0, std::chrono::minutes(1))
+            .value();
+    log->publish("default", state);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t n = i * 7'919 % distinct;
+      const CheckRequest request{
+          .principal = agent,
+          .chain = {human, agent},
+          .action = fmt::format("act{}", n % 100),
+          .resource = {"Thing", fmt::format("thing-{}", n)},
+          .context = {{"amount", static_cast<std::int64_t>(n % 5'000)}, {"payee", "known vendor"}},
+          .arguments_hash = {},
+          .override_token = {}};
+      Trail trail;
+      trail.key.emplace("default", 1, std::span<const std::uint64_t>(), request);
+      trail.at = system_clock().monotonic();
+      trail.policy = state->policies.find(fmt::format("p{}", n % 100))->planned.get();
+      if (!log->append(trail, request, 0, Allow{})) std::abort();
+      // So that there is something for every processor.
+      if ((i + 1) % (count / 8) == 0) log->rotate().value();
+    }
+    log.reset();
+    const auto began = std::chrono::steady_clock::now();
+    const ReplayReport result = replay(io::real_files(), {.log = folder / name, .policies = policies}).value();
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - began;
+    if (result.replayed != count || result.differ != count / 100) std::abort();
+    report.add(fmt::format("replay, {} requests", name), static_cast<double>(count) / spent.count(), "1/s", 1'000'000,
+               1'500'000, creto::testing::BenchReport::Better::higher);
+  };
+  bench("repeated", 10'000, 4'000'000);
+  bench("distinct", 1'000'000, 1'000'000);
+}
+
 int run(int argc, char** argv) {
   BenchReport report(argc, argv);
   creto::testing::TestDatabase database(creto::testing::DatabaseKind::sqlite);
@@ -224,6 +326,19 @@ int run(int argc, char** argv) {
   report.add("admission under a rate, cached, median", ns(admissions, 0.5), "ns", 1'000, 200);
 
   if (!over_grpc(report, *warm, *db, requests) || !one_change(report, ctx)) return 2;
+  // Writing the decision log: what it costs whoever decides, while one thread writes the file.
+  creto::testing::TempDir folder;
+  AuthzOptions logged_options;
+  logged_options.decision_log = DecisionLogOptions{.directory = folder / "decisions", .ring_bytes = 4 << 20};
+  {
+    auto logged = create_authz(*db, system_clock(), no_telemetry(), {}, key.clone(), logged_options).value();
+    for (const CheckRequest& one : requests) (void)logged->check(ctx, one);
+    const auto with_log = measure(300'000, next, [&] { (void)logged->check(ctx, request); });
+    report.add("decision, cached and logged, median", ns(with_log, 0.5), "ns", 368, 200);
+    report.add("decision, cached and logged, p99", ns(with_log, 0.99), "ns", 368, 250);
+  }
+  bench_log(report, *db, folder / "alone", requests, timer);
+  bench_replay(report, *db, folder.path());
   return report.finish();
 }
 

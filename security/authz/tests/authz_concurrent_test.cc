@@ -5,15 +5,20 @@
 
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <random>
 #include <thread>
 
 #include "creto/authz/authz.h"
+#include "creto/io/files.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/temp_dir.h"
 #include "decision_cache.h"
+#include "decision_replay.h"
+#include "decision_ring.h"
 #include "rate.h"
 #include "snapshot.h"
 
@@ -299,6 +304,85 @@ TEST(AuthzService, NoCheckSeesAnAllowThatAChangeHasTakenBack) {
   stop = true;
   for (auto& checker : checkers) checker.join();
   EXPECT_EQ(stale, 0);
+}
+
+TEST(DecisionLog, HoldsEveryDecisionOfEveryThreadAndWhatItWasDecidedBy) {
+  creto::testing::TestDatabase database(creto::testing::DatabaseKind::sqlite);
+  creto::testing::TempDir folder;
+  const auto db = database.open();
+  AuthzOptions options;
+  // Small, so that rings fill and segments end all the time.
+  options.decision_log = DecisionLogOptions{.directory = folder / "decisions",
+                                            .segment_bytes = 20'000,
+                                            .request_bytes_max = 4'096,
+                                            .ring_bytes = 64 << 10,
+                                            .sync_interval = std::chrono::milliseconds(20),
+                                            .wait_max = std::chrono::minutes(1)};
+  auto authz = create_authz(*db, system_clock(), no_telemetry(), {}, Secret(Bytes(32, 7)), options).value();
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  ASSERT_TRUE(authz->create_policy(ctx, "p", "permit(principal, action, resource);"));
+  std::atomic<std::uint64_t> checks{0}, allows{0};
+  std::vector<std::thread> checkers;
+  // Threads come and go, each with a ring of its own.
+  for (int thread = 0; thread < 6; ++thread) {
+    checkers.emplace_back([&, thread] {
+      for (std::int64_t n = 0; n < 2'000; ++n) {
+        const Decision decision = authz->check(ctx, request_number(n % (50 * (thread + 1))));
+        ++checks;
+        if (allowed(decision)) ++allows;
+      }
+    });
+  }
+  for (int round = 0; round < 10; ++round) {
+    const std::string_view policy = round % 2 == 0 ? "forbid(principal, action, resource == Thing::\"7\");"
+                                                   : "permit(principal, action, resource);";
+    ASSERT_TRUE(authz->update_policy(ctx, "p", std::string(policy), 0));
+  }
+  for (auto& checker : checkers) checker.join();
+  authz.reset();
+  const ReplayReport report = replay(io::real_files(), {.log = folder / "decisions"}).value();
+  EXPECT_EQ(report.read, checks);
+  EXPECT_EQ(report.replayed, checks) << "each with what was in force";
+  EXPECT_EQ(report.differ, 0u);
+  EXPECT_EQ(report.otherwise_determined, 0u);
+  EXPECT_GT(report.segments, 1u);
+  const ReplayReport none = replay(io::real_files(), {.log = folder / "decisions",
+                                                      .policies = std::vector<std::shared_ptr<const LoadedPolicy>>()})
+                                .value();
+  EXPECT_EQ(none.differ, allows);
+}
+
+TEST(DecisionRing, PassesEverythingFromOneThreadToAnother) {
+  DecisionRing ring(4'096);
+  constexpr std::uint64_t count = 50'000;
+  std::thread writer([&] {
+    for (std::uint64_t n = 0; n < count;) {
+      const std::uint32_t size = 16 + 8 * static_cast<std::uint32_t>(n % 20);
+      std::byte* place = ring.reserve(size);
+      if (!place) {
+        std::this_thread::yield();
+        continue;
+      }
+      std::memset(place, 0, size);
+      std::memcpy(place, &size, sizeof(size));
+      std::memcpy(place + size - 8, &n, sizeof(n));
+      ring.commit();
+      ++n;
+    }
+  });
+  std::uint64_t expected = 0;
+  while (expected < count) {
+    const auto record = ring.next();
+    if (record.empty()) {
+      ring.release();
+      std::this_thread::yield();
+      continue;
+    }
+    std::uint64_t n = 0;
+    std::memcpy(&n, record.data() + record.size() - 8, sizeof(n));
+    ASSERT_EQ(n, expected++);
+  }
+  writer.join();
 }
 
 }  // namespace

@@ -71,6 +71,11 @@ class Journal {
   static Result<std::unique_ptr<Journal>> open(FileSystem& files, const std::filesystem::path& path,
                                                const std::function<Result<>(BytesView)>& replay);
 
+  /// Calls `use` for each intact record of a journal's bytes, in order, and returns where they end: the size of `file`
+  /// unless its tail is torn. Changes nothing, so also for what another process is writing. The records are parts of
+  /// `file`. Errors: invalid_input (not a journal); what `use` returns.
+  static Result<std::size_t> scan(BytesView file, const std::function<Result<>(BytesView)>& use);
+
   /// Errors: too_large; else those of FileSystem. After a failed append or sync the journal refuses further use: reopen
   /// it.
   Result<> append(BytesView record);

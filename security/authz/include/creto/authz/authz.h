@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <span>
@@ -294,6 +295,26 @@ class Authz {
   virtual Result<> refresh(const Context& ctx) = 0;
 };
 
+/// Where every decision of `check` and `admit` is kept, with what it was decided by: for `creto authz replay`.
+///
+/// The log is a folder of segments; see docs/formats.md, "Decision log". A decision that cannot be logged is not given:
+/// the check denies, and says that this is trouble. A crash of the process loses at most `write_interval` of decisions,
+/// one of the machine `sync_interval`; the audit log then says that the segment was recovered.
+struct DecisionLogOptions {
+  std::filesystem::path directory{};
+  std::string org = "default";             ///< whose audit log names the segments
+  std::uint64_t segment_bytes = 64 << 20;  ///< then a new one begins; up to 1 GiB
+  Nanos segment_age = std::chrono::hours(1);
+  std::uint64_t bytes_max = 1 << 30;         ///< of sealed segments; the oldest are removed first
+  Nanos age_max = std::chrono::days(30);     ///< of a segment's last decision
+  std::size_t request_bytes_max = 64 << 10;  ///< of one request; its context is left out where it is longer
+  std::size_t ring_bytes = 1 << 20;          ///< for each thread that checks
+  Nanos write_interval = std::chrono::milliseconds(10);
+  Nanos sync_interval = std::chrono::seconds(1);
+  Nanos wait_max = std::chrono::milliseconds(500);  ///< how long a check waits for room before it denies
+  bool write_in_background = true;                  ///< false: only where a test asks
+};
+
 struct AuthzOptions {
   Nanos cache_ttl = std::chrono::seconds(60);
   std::size_t cache_entries = 10'000;  ///< 0: no cache
@@ -303,6 +324,7 @@ struct AuthzOptions {
   std::size_t ancestors_max = 20'000'000;  ///< of all of these together
   std::size_t versions_kept = 1'000;       ///< of the policies, per organization; at least 1
   std::size_t rate_bytes_max = 256 << 20;  ///< what counting for `@rate` may take; beyond it newcomers are denied
+  std::optional<DecisionLogOptions> decision_log{};  ///< none: decisions are not logged
 };
 
 /// The service over its tables in `database`; migrates them. `sources` are asked in order, after the stored set.
