@@ -18,6 +18,7 @@ constexpr std::size_t tiers_max = 100;
 constexpr std::size_t text_bytes_max = 256;
 constexpr std::size_t filter_values_max = 100;
 constexpr int schema_version = 1;
+constexpr std::int64_t whole_number_max = 1LL << 53;  // what canonical JSON holds as a number
 
 constexpr std::array aggregations{std::pair{Aggregation::count, std::string_view("count")},
                                   std::pair{Aggregation::sum, std::string_view("sum")},
@@ -70,7 +71,8 @@ struct PriceCheck {
   Result<> operator()(const PercentagePrice& price) const {
     CRETO_TRY(check_not_negative(path + ".rate", price.rate));
     CRETO_TRY(check_not_negative(path + ".fixed", price.fixed));
-    if (price.free_events && *price.free_events < 0) return invalid(path + ".free_events", "must not be negative");
+    if (price.free_events && (*price.free_events < 0 || *price.free_events > whole_number_max))
+      return invalid(path + ".free_events", "must be 0 to 2^53");
     if (price.free_value) CRETO_TRY(check_not_negative(path + ".free_value", *price.free_value));
     if (price.event_min) CRETO_TRY(check_not_negative(path + ".event_min", *price.event_min));
     if (price.event_max) CRETO_TRY(check_not_negative(path + ".event_max", *price.event_max));
@@ -365,6 +367,7 @@ Result<Plan> plan_from_json(std::string_view text) {
     reader.refuse("schema_version", "must be 1");
   plan.id = reader.text("id");
   plan.version = reader.integer_or("version", 0);
+  if (plan.version < 0 || plan.version > whole_number_max) reader.refuse("version", "must be 0 to 2^53");
   plan.name = reader.text_or("name", plan.id);
   const std::string currency = reader.text_or("currency", "USD");
   plan.base_fee = decimal_or(reader, "base_fee", Decimal());

@@ -159,6 +159,7 @@ TEST(Plan, NamesWhatIsWrongByItsPath) {
           .find("tiers[0].up_to"),
       std::string::npos);
   EXPECT_NE(refused(R"({"id":"p","surprise":1})").find("surprise"), std::string::npos);
+  EXPECT_NE(refused(R"({"id":"p","version":9007199254740993})").find("version"), std::string::npos);
   EXPECT_NE(
       refused(
           R"({"id":"p","charges":[{"id":"c","model":"percentage","metric":{"event_type":"x"},"price":{"rate":"1"}}]})")
