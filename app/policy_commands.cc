@@ -14,15 +14,20 @@
 namespace creto::app {
 namespace {
 
+constexpr const char* erring_help = "as Creto's server does; Cedar skips a forbid that fails";
+
 /// What the user gave; lives as long as the commands that refer to it.
 struct Given {
   authz::PolicyFiles files;
   authz::ValidateOptions validate;
   authz::FormatFilesOptions format;
   authz::PolicyQuestion question;
+  authz::PartialQuestion partial;
+  authz::ResourceQuestion resources;
   std::vector<std::filesystem::path> paths;
   std::filesystem::path table, root, extra;
   bool workloads = false;
+  std::string form = "cedar", dialect = "postgres";
 };
 
 /// Likewise, for the decision log.
@@ -141,6 +146,37 @@ void add_log_commands(const MakeCommand& command) {
   verify->add_option("--log", given->log, "folder of the decision log; default: this home's");
   verify->add_option("--tiles", given->tiles, "directory of the audit log")->required();
   verify->add_option("--key", given->key, "file of verifier keys (audit.vkey)")->required();
+}
+
+void add_partial(CLI::App* sub, Given& given) {
+  authz::PartialQuestion& partial = given.partial;
+  add_files(sub, given, true);
+  sub->add_option("--principal", partial.principal, "such as 'User::\"alice\"'; left out: unknown");
+  sub->add_option("--action", partial.action, "such as 'Action::\"view\"'; left out: unknown");
+  sub->add_option("--resource", partial.resource, "such as 'Photo::\"vacation.jpg\"'; left out: unknown");
+  sub->add_option("--principal-type", partial.principal_type, "of an unknown principal");
+  sub->add_option("--resource-type", partial.resource_type, "of an unknown resource");
+  sub->add_option("--context", partial.context, "a JSON object: what is known of it")->capture_default_str();
+  sub->add_option("--unknown", partial.unknown, "\"context\", or an attribute of it: \"context.mfa\"; repeatable")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  sub->add_option("--output", given.form, "sql: the condition that finds the allowed rows")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cedar", "json", "sql"}));
+  sub->add_option("--columns", partial.columns, "for sql: where the resources lie (docs/formats.md, \"Columns\")");
+  sub->add_option("--dialect", given.dialect, "for sql")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"postgres", "sqlite"}));
+  sub->add_flag("--erring-forbid-denies", partial.erring_forbid_denies, erring_help);
+}
+
+Result<Output> run_partial(const Given& given) {
+  using Form = authz::PartialQuestion::Form;
+  authz::PartialQuestion question = given.partial;
+  question.form = given.form == "json" ? Form::json : given.form == "sql" ? Form::sql : Form::cedar;
+  question.sqlite = given.dialect == "sqlite";
+  return output(authz::decide_partially(given.files, question));
 }
 
 /// What the user gave to the commands below.
@@ -289,6 +325,20 @@ void add_policy_commands(const MakeCommand& command) {
   add_question(command("authz explain", "decide one request and say why, policy by policy",
                        [given] { return output(authz::explain_policies(given->files, given->question)); }),
                *given);
+
+  add_partial(
+      command("authz partial", "decide a request of which parts are unknown, as far as can be; print what is left",
+              [given] { return run_partial(*given); }),
+      *given);
+
+  CLI::App* query = command("authz query", "list the entities of a type that a principal may act on",
+                            [given] { return output(authz::list_resources(given->files, given->resources)); });
+  add_files(query, *given, true);
+  query->add_option("--principal", given->resources.principal, "such as 'User::\"alice\"'")->required();
+  query->add_option("--action", given->resources.action, "such as 'Action::\"view\"'")->required();
+  query->add_option("--resource-type", given->resources.resource_type, "such as 'Photo'");
+  query->add_option("--context", given->resources.context, "a JSON object")->capture_default_str();
+  query->add_flag("--erring-forbid-denies", given->resources.erring_forbid_denies, erring_help);
 
   CLI::App* test = command("authz test", "run a table of requests with the decisions they should get",
                            [given] { return output(authz::test_policies(given->files, given->table)); });

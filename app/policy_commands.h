@@ -13,8 +13,8 @@ namespace creto::app {
 using MakeCommand =
     std::function<CLI::App*(std::string_view path, std::string_view help, std::function<Result<Output>()> action)>;
 
-/// `creto authz validate|format|check|explain|test|conformance`: work on files alone, without a home or a server; and
-/// `replay|what-if|decisions|verify-log` on the decision log, by default that of the home.
+/// `creto authz validate|format|check|explain|partial|query|test|conformance`: work on files alone, without a home or a
+/// server; and `replay|what-if|decisions|verify-log` on the decision log, by default that of the home.
 void add_policy_commands(const MakeCommand& command);
 
 /// Those that ask a server: `creto policies apply|diff`. `options` are read when a command runs.

@@ -10,6 +10,9 @@
 #include "cedar/conform.h"
 #include "cedar/explain.h"
 #include "cedar/format.h"
+#include "cedar/partial.h"
+#include "cedar/sql_filter.h"
+#include "cedar/text.h"
 #include "cedar/validate.h"
 #include "cedar/workbench.h"
 #include "conformance.h"
@@ -125,6 +128,13 @@ Result<cedar::Request> request_of(const Workspace& workspace, const Json& json) 
                     json.value("context", Json::object()));
 }
 
+cedar::PolicySet policies_of(const Workspace& workspace) {
+  std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
+  for (const FilePolicy& policy : workspace.policies)
+    planned.push_back(std::make_shared<cedar::PlannedPolicy>(policy.id, policy.ast));
+  return cedar::PolicySet(std::move(planned));
+}
+
 /// Decides over a workspace without errors.
 class Decider {
  public:
@@ -147,13 +157,6 @@ class Decider {
   }
 
  private:
-  static cedar::PolicySet policies_of(const Workspace& workspace) {
-    std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
-    for (const FilePolicy& policy : workspace.policies)
-      planned.push_back(std::make_shared<cedar::PlannedPolicy>(policy.id, policy.ast));
-    return cedar::PolicySet(std::move(planned));
-  }
-
   cedar::Workbench bench_;
 };
 
@@ -211,6 +214,119 @@ Json explanation_json(const FilePolicy& policy, const cedar::PolicyExplanation& 
 }
 
 namespace {
+
+// --- unknown parts
+// ----------------------------------------------------------------------------------------------------
+
+Result<cedar::PartialEntity> partial_entity(const std::string& text, const std::string& type, std::string_view what) {
+  if (!type.empty() && !cedar::is_path(type)) return bad(fmt::format("{} type: `{}` is no entity type", what, type));
+  cedar::PartialEntity entity{std::nullopt, type};
+  if (text.empty()) return entity;
+  if (!type.empty()) return bad(fmt::format("{}: it is either known or of a type", what));
+  entity.uid = CRETO_TRY(parse_entity(text, what));
+  return entity;
+}
+
+/// Conforms to the schema where there is one.
+Result<cedar::PartialRequest> request_of(const Workspace& workspace, const PartialQuestion& question) {
+  cedar::PartialRequest request;
+  request.principal = CRETO_TRY(partial_entity(question.principal, question.principal_type, "principal"));
+  request.action = CRETO_TRY(partial_entity(question.action, {}, "action"));
+  request.resource = CRETO_TRY(partial_entity(question.resource, question.resource_type, "resource"));
+  for (const std::string& name : question.unknown) {
+    const std::string prefix = "context.";
+    if (name == "context") {
+      request.context_unknown = true;
+    } else if (name.starts_with(prefix) && name.size() > prefix.size()) {
+      request.unknown_context.insert(name.substr(prefix.size()));
+    } else {
+      return bad(fmt::format("unknown: `{}` is neither `context` nor an attribute such as `context.mfa`", name));
+    }
+  }
+  const Json context = CRETO_TRY(parse_json(question.context));
+  const bool typed = workspace.schema && request.action.uid && !request.context_unknown;
+  auto attributes =
+      typed ? cedar::context_from_json(*workspace.schema, *request.action.uid, context, request.unknown_context)
+            : attributes_from_json(context);
+  if (!attributes) return bad(attributes.error().message());
+  request.context = Value::record(*std::move(attributes));
+  if (!workspace.schema) return request;
+  CRETO_TRY(cedar::check_request(*workspace.schema, request));
+  const auto* action = request.action.uid ? workspace.schema->action(*request.action.uid) : nullptr;
+  const bool open = !request.resource.uid && request.resource.type.empty();
+  if (action && open && action->resources.size() == 1) request.resource.type = action->resources[0];
+  return request;
+}
+
+std::string_view effect_of(const cedar::PartialPolicy& policy) {
+  return policy.policy->ast.effect == cedar::Effect::permit ? "permit" : "forbid";
+}
+
+std::string_view decision_text(cedar::PartialDecision decision) {
+  static constexpr std::string_view names[] = {"allow", "deny", "undecided"};
+  return names[static_cast<std::size_t>(decision)];
+}
+
+/// As a text of policies: what is no policy any more stands in comments.
+std::string partial_text(const cedar::PartialEvaluation& evaluation, cedar::PartialDecision decision) {
+  using Outcome = cedar::PartialPolicy::Outcome;
+  std::string comments = fmt::format("// {}\n", decision_text(decision));
+  std::string policies;
+  for (const cedar::PartialPolicy& policy : evaluation.policies) {
+    const std::string id = cedar::quote(policy.policy->id);
+    if (policy.outcome == Outcome::yes) comments += fmt::format("// {} {} applies\n", effect_of(policy), id);
+    if (policy.outcome == Outcome::error)
+      comments += fmt::format("// {} {} fails: {}\n", effect_of(policy), id, policy.error->message());
+    if (!policy.residual) continue;
+    cedar::PolicyAst named = *policy.residual;
+    named.annotations.emplace("id", policy.policy->id);
+    policies += "\n" + cedar::to_text(named);
+  }
+  return comments + policies;
+}
+
+Result<Json> partial_json(const cedar::PartialEvaluation& evaluation, cedar::PartialDecision decision) {
+  using Outcome = cedar::PartialPolicy::Outcome;
+  Json applies = Json::array(), errors = Json::array();
+  cedar::PolicySetDecl residuals;
+  for (const cedar::PartialPolicy& policy : evaluation.policies) {
+    if (policy.outcome == Outcome::yes) applies.push_back(policy.policy->id);
+    if (policy.outcome == Outcome::error)
+      errors.push_back(Json{{"policy", policy.policy->id}, {"message", policy.error->message()}});
+    if (policy.residual) residuals.policies.emplace(policy.policy->id, *policy.residual);
+  }
+  Json json{{"decision", decision_text(decision)}, {"applies", std::move(applies)}, {"errors", std::move(errors)}};
+  json["residuals"] = CRETO_TRY(cedar::to_json(residuals));
+  return json;
+}
+
+/// What the schema says can never be above something need not be said in the file.
+Result<cedar::SqlMapping> mapping_of(const Workspace& workspace, const fs::path& file) {
+  const std::string text = CRETO_TRY(read_text(file));
+  auto mapping = cedar::parse_sql_mapping(text);
+  if (!mapping) return bad(fmt::format("{}: {}", file.string(), mapping.error().message()));
+  if (!workspace.schema) return mapping;
+  for (const auto& [below, def] : workspace.schema->entity_types()) {
+    for (const auto& [above, other] : workspace.schema->entity_types()) {
+      if (!def.ancestors.contains(above)) mapping->ancestors.try_emplace({below, above}, cedar::SqlNone());
+    }
+  }
+  return mapping;
+}
+
+ToolResult filter_result(const cedar::SqlFilter& filter) {
+  ToolResult result;
+  result.text = filter.where + "\n";
+  Json parameters = Json::array();
+  for (const cedar::SqlParameter& parameter : filter.parameters) {
+    parameters.push_back(std::visit([](const auto& value) { return Json(value); }, parameter));
+    result.text += fmt::format("-- ${}: {}\n", parameters.size(), parameters.back().dump());
+  }
+  result.json = Json{{"where", filter.where}, {"parameters", std::move(parameters)}}.dump(2);
+  return result;
+}
+
+cedar::ErringForbid erring(bool denies) { return denies ? cedar::ErringForbid::denies : cedar::ErringForbid::skipped; }
 
 // --- formatting
 // -------------------------------------------------------------------------------------------------------
@@ -431,6 +547,62 @@ Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuesti
   }
   if (decider.entities().trouble()) return *decider.entities().trouble();
   return ToolResult{std::move(text), json.dump(2), 0};
+}
+
+Result<ToolResult> decide_partially(const PolicyFiles& files, const PartialQuestion& question) {
+  using Form = PartialQuestion::Form;
+  if ((question.form == Form::sql) == question.columns.empty())
+    return bad("columns: the file is for SQL, which cannot be without it");
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.has_errors()) return report(workspace);
+  cedar::PartialRequest request = CRETO_TRY(request_of(workspace, question));
+  const cedar::PolicySet policies = policies_of(workspace);
+  cedar::EntityTable entities(workspace.entities);
+  const auto evaluation = CRETO_TRY(cedar::evaluate_partially(policies, std::move(request), entities));
+  const cedar::ErringForbid forbid = erring(question.erring_forbid_denies);
+  if (question.form == Form::sql) {
+    const cedar::SqlMapping mapping = CRETO_TRY(mapping_of(workspace, question.columns));
+    const auto dialect = question.sqlite ? cedar::SqlDialect::sqlite : cedar::SqlDialect::postgres;
+    const auto filter = CRETO_TRY(cedar::to_sql(evaluation, mapping, entities, {.dialect = dialect, .erring = forbid}));
+    return filter_result(filter);
+  }
+  const cedar::PartialDecision decision = evaluation.decision(forbid);
+  const Json json = CRETO_TRY(partial_json(evaluation, decision));
+  ToolResult result{partial_text(evaluation, decision), json.dump(2), 0};
+  if (question.form == Form::json) result.text = result.json + "\n";
+  return result;
+}
+
+Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuestion& question) {
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.has_errors()) return report(workspace);
+  PartialQuestion partial;
+  partial.principal = question.principal;
+  partial.action = question.action;
+  partial.resource_type = question.resource_type;
+  partial.context = question.context;
+  if (partial.principal.empty() || partial.action.empty()) return bad("principal and action: must be known");
+  const cedar::PartialRequest request = CRETO_TRY(request_of(workspace, partial));
+  if (request.resource.type.empty()) return bad("resource type: is required");
+  std::vector<EntityUid> candidates;
+  for (const Entity& entity : workspace.entities) {
+    if (entity.uid.type == request.resource.type) candidates.push_back(entity.uid);
+  }
+  std::sort(candidates.begin(), candidates.end());
+  candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
+  const cedar::PolicySet policies = policies_of(workspace);
+  cedar::EntityTable entities(workspace.entities);
+  const cedar::ResourceQuery query{*request.principal.uid, *request.action.uid, request.resource.type, request.context,
+                                   erring(question.erring_forbid_denies)};
+  const auto allowed = CRETO_TRY(cedar::query_resources(policies, query, candidates, entities));
+  ToolResult result;
+  Json json = Json::array();
+  for (const EntityUid& uid : allowed) {
+    result.text += uid.to_string() + "\n";
+    json.push_back(Json{{"type", uid.type}, {"id", uid.id}});
+  }
+  result.json = Json{{"resources", std::move(json)}, {"asked", candidates.size()}}.dump(2);
+  return result;
 }
 
 Result<ToolResult> test_policies(const PolicyFiles& files, const fs::path& table) {

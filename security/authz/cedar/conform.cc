@@ -271,38 +271,56 @@ Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json&
   return entities;
 }
 
-Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json) {
+Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json,
+                                     const std::set<std::string, std::less<>>& unknown) {
   const ActionDef* def = schema.action(action);
   if (!def) return bad(fmt::format("there is no action {}", action.to_string()));
   Attributes context = CRETO_TRY(attributes_from_json(escaped(json, *def->context, 0)));
-  CRETO_TRY(check_attributes(schema, context, *def->context, "context"));
+  Type type = *def->context;
+  for (const std::string& name : unknown) {
+    const auto declared = type.attributes.find(name);
+    if (declared == type.attributes.end()) {
+      return bad(fmt::format("{}: there is no such attribute", member_path("context", name)));
+    }
+    declared->second.required = false;
+  }
+  CRETO_TRY(check_attributes(schema, context, type, "context"));
   return context;
 }
 
-Result<> check_request(const Schema& schema, const Request& request) {
-  const ActionDef* action = schema.action(request.action);
-  if (!action) {
-    std::vector<std::string> known;
-    for (const auto& [uid, def] : schema.actions()) known.push_back(uid.to_string());
-    const std::string hint = did_you_mean(request.action.to_string(), known);
-    return bad(fmt::format("there is no action {}{}{}", request.action.to_string(), hint.empty() ? "" : "; ", hint));
+Result<> check_request(const Schema& schema, const PartialRequest& request) {
+  const ActionDef* action = nullptr;
+  if (request.action.uid) {
+    action = schema.action(*request.action.uid);
+    if (!action) {
+      std::vector<std::string> known;
+      for (const auto& [uid, def] : schema.actions()) known.push_back(uid.to_string());
+      const std::string name = request.action.uid->to_string();
+      const std::string hint = did_you_mean(name, known);
+      return bad(fmt::format("there is no action {}{}{}", name, hint.empty() ? "" : "; ", hint));
+    }
   }
-  CRETO_TRY(check_reference(schema, request.principal, "principal"));
-  CRETO_TRY(check_reference(schema, request.resource, "resource"));
-  const auto takes = [](const std::vector<std::string>& types, const EntityUid& uid) {
-    return std::binary_search(types.begin(), types.end(), uid.type);
+  const auto takes = [&](const PartialEntity& entity, std::vector<std::string> ActionDef::* types,
+                         std::string_view what) -> Result<> {
+    if (entity.uid) CRETO_TRY(check_reference(schema, *entity.uid, what));
+    const std::string& type = entity.uid ? entity.uid->type : entity.type;
+    if (type.empty()) return {};
+    if (!entity.uid && !is_action_type(type) && !schema.entity_type(type)) {
+      const std::string hint = did_you_mean(type, schema.entity_type_names());
+      return bad(fmt::format("{}: there is no entity type `{}`{}{}", what, type, hint.empty() ? "" : "; ", hint));
+    }
+    if (!action || std::binary_search((action->*types).begin(), (action->*types).end(), type)) return {};
+    return bad(fmt::format("action {} takes no {} of type `{}`", action->uid.to_string(), what, type));
   };
-  if (!takes(action->principals, request.principal)) {
-    return bad(
-        fmt::format("action {} takes no principal of type `{}`", request.action.to_string(), request.principal.type));
-  }
-  if (!takes(action->resources, request.resource)) {
-    return bad(
-        fmt::format("action {} takes no resource of type `{}`", request.action.to_string(), request.resource.type));
-  }
+  CRETO_TRY(takes(request.principal, &ActionDef::principals, "principal"));
+  return takes(request.resource, &ActionDef::resources, "resource");
+}
+
+Result<> check_request(const Schema& schema, const Request& request) {
+  CRETO_TRY(check_request(schema, PartialRequest{{request.principal}, {request.action}, {request.resource}}));
   const Attributes* context = request.context.as_record();
   if (!context) return bad("the context is a record");
-  return check_attributes(schema, *context, *action->context, "context");
+  return check_attributes(schema, *context, *schema.action(request.action)->context, "context");
 }
 
 }  // namespace creto::authz::cedar

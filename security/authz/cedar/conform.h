@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cedar/interpreter.h"
+#include "cedar/partial.h"
 #include "cedar/schema.h"
 #include "creto/authz/value.h"
 #include "creto/common/json.h"
@@ -16,13 +17,17 @@ Result<Entity> entity_from_json(const Schema& schema, const Json& json);
 /// An array of them, with the schema's actions added.
 /// Errors: also an entity that stands twice, a cycle in the hierarchy.
 Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json);
-/// The context of a request for `action`. Conforms.
-Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json);
+/// The context of a request for `action`. Conforms, where those of `unknown` may be absent.
+/// Errors: also one of `unknown` that the action's context cannot have.
+Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json,
+                                     const std::set<std::string, std::less<>>& unknown = {});
 
 /// Its type is declared, attributes and tags are of their types, parents of types it may be in; an action is as the
 /// schema has it.
 Result<> check_entity(const Schema& schema, const Entity& entity);
 /// The action takes such a principal and resource, and the context is of its type.
 Result<> check_request(const Schema& schema, const Request& request);
+/// What is known of principal, action and resource goes together. The context was read with its types.
+Result<> check_request(const Schema& schema, const PartialRequest& request);
 
 }  // namespace creto::authz::cedar

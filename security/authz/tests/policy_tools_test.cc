@@ -156,6 +156,72 @@ TEST_F(PolicyTools, PolicyTextsAreThoseOfTheFiles) {
   EXPECT_FALSE(read_policy_texts({folder_ / "policies"}, ""));
 }
 
+TEST_F(PolicyTools, PartialPrintsWhatIsLeftAsPolicies) {
+  PartialQuestion question;
+  question.principal = "User::\"ada\"";
+  question.action = "Action::\"read\"";
+  question.unknown = {"context.mfa"};
+  const auto result = decide_partially(files_, question);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text,
+            "// undecided\n\n"
+            "@id(\"no big ones\")\nforbid (principal, action, resource)\nwhen { resource.size > 100 };\n\n"
+            "@id(\"staff\")\npermit (principal, action, resource)\nwhen { context.mfa && resource.size < 10 };\n");
+  write("left.cedar", result->text);
+  EXPECT_EQ(validate_policies({{folder_ / "left.cedar"}, files_.schema, {}})->exit_code, 0);
+  question.form = PartialQuestion::Form::json;
+  const Json json = Json::parse(decide_partially(files_, question)->text);
+  EXPECT_EQ(json["decision"], "undecided");
+  EXPECT_TRUE(json["residuals"]["staticPolicies"].contains("staff"));
+
+  question.form = PartialQuestion::Form::cedar;
+  question.principal = "User::\"eve\"";
+  EXPECT_EQ(decide_partially(files_, question)->text.substr(0, 8), "// deny\n");
+  question.unknown = {"context.mf"};
+  EXPECT_EQ(decide_partially(files_, question).error().message(), "context.mf: there is no such attribute");
+  question.unknown = {"resource"};
+  EXPECT_FALSE(decide_partially(files_, question));
+  question.unknown = {};
+  EXPECT_EQ(decide_partially(files_, question).error().message(), "context.mfa: this attribute is required");
+  question.resource_type = "Group";
+  question.context = R"({"mfa": true})";
+  EXPECT_EQ(decide_partially(files_, question).error().message(),
+            "action Action::\"read\" takes no resource of type `Group`");
+}
+
+TEST_F(PolicyTools, PartialMakesAConditionOfSql) {
+  write("columns.json",
+        R"({"schema_version": 1, "id": "d.id", "attributes": {"size": {"column": "d.size", "type": "long"}}})");
+  write("policies/own.cedar", "permit(principal, action, resource in Group::\"staff\");\n");
+  PartialQuestion question;
+  question.principal = "User::\"ada\"";
+  question.action = "Action::\"read\"";
+  question.context = R"({"mfa": true})";
+  question.form = PartialQuestion::Form::sql;
+  question.columns = folder_ / "columns.json";
+  const auto result = decide_partially(files_, question);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text, "d.size < $1 AND (d.size > $2) IS NOT TRUE\n-- $1: 10\n-- $2: 100\n");
+  question.erring_forbid_denies = true;
+  EXPECT_EQ(decide_partially(files_, question)->text, "d.size < $1 AND d.size <= $2\n-- $1: 10\n-- $2: 100\n");
+  question.columns.clear();
+  EXPECT_FALSE(decide_partially(files_, question));
+}
+
+TEST_F(PolicyTools, QueryListsWhatMayBeActedOn) {
+  write("entities.json", R"([
+    {"uid": {"type": "User", "id": "ada"}, "attrs": {"name": "Ada"}, "parents": [{"type": "Group", "id": "staff"}]},
+    {"uid": {"type": "Doc", "id": "plan"}, "attrs": {"owner": {"type": "User", "id": "ada"}, "size": 7}, "parents": []},
+    {"uid": {"type": "Doc", "id": "book"}, "attrs": {"owner": {"type": "User", "id": "ada"}, "size": 70}, "parents": []},
+    {"uid": {"type": "Doc", "id": "note"}, "attrs": {"owner": {"type": "User", "id": "ada"}, "size": 1}, "parents": []}])");
+  ResourceQuestion question{"User::\"ada\"", "Action::\"read\"", "", R"({"mfa": true})"};
+  const auto result = list_resources(files_, question);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text, "Doc::\"note\"\nDoc::\"plan\"\n");
+  question.principal = "User::\"eve\"";
+  EXPECT_EQ(list_resources(files_, question)->text, "");
+}
+
 TEST_F(PolicyTools, TestRunsATableOfRequests) {
   write("table.json", R"([
     {"name": "staff", "principal": "User::\"ada\"", "action": "Action::\"read\"", "resource": "Doc::\"plan\"",

@@ -66,6 +66,36 @@ Result<ToolResult> check_policies(const PolicyFiles& files, const PolicyQuestion
 /// And why: for each policy whether it applied, else what failed first and the values it saw. `exit_code` 0 either way.
 Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuestion& question);
 
+/// A request of which parts are unknown: an entity that is left out, perhaps of a known type; the context, or some of
+/// it.
+struct PartialQuestion {
+  enum class Form : std::uint8_t {
+    cedar,  ///< text
+    json,
+    sql,  ///< the condition of a statement, true for the rows whose resource is allowed; needs `columns`
+  };
+  std::string principal, action, resource;    ///< as in a PolicyQuestion; empty: unknown
+  std::string principal_type, resource_type;  ///< of an unknown one, such as `Photo`
+  std::string context = "{}";                 ///< a JSON object: what is known of it
+  std::vector<std::string> unknown;           ///< "context", or attributes such as "context.mfa"
+  bool erring_forbid_denies = false;          ///< as in Creto's service; Cedar skips a forbid that errs
+  Form form = Form::cedar;
+  std::filesystem::path columns;  ///< where the resources lie: `docs/formats.md`, "Columns"
+  bool sqlite = false;            ///< SQL for SQLite, else for PostgreSQL
+};
+/// What is certain whatever the unknown parts are, and what is left of the other policies. With a schema, a resource's
+/// type is that which the action takes where it takes one alone. `exit_code` 0 whatever the decision.
+Result<ToolResult> decide_partially(const PolicyFiles& files, const PartialQuestion& question);
+
+struct ResourceQuestion {
+  std::string principal, action;
+  std::string resource_type;
+  std::string context = "{}";
+  bool erring_forbid_denies = false;
+};
+/// The entities of that type, among those of the files, that the principal may act on; one a line.
+Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuestion& question);
+
 /// Runs a table of requests: a JSON array of objects with `principal`, `action`, `resource`, `decision` ("allow" or
 /// "deny") and optionally `name`, `context`, `reason` (ids of the policies that decided), `errors` (of those that
 /// failed). The request may also stand in a member `request`, and entities as `{"type", "id"}`.
