@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <map>
 #include <new>
 #include <thread>
 
@@ -68,6 +67,7 @@ bool one_change(BenchReport& report, const Context& ctx) {
                              .arguments_hash = {},
                              .override_token = {}};
   bool on = false, seen = true;
+  const std::clock_t busy = std::clock();
   const auto took = measure(200, [&] {
     on = !on;
     seen =
@@ -76,6 +76,10 @@ bool one_change(BenchReport& report, const Context& ctx) {
   if (!seen) return false;
   report.add("one policy change in a set of 10 000, median", 1e3 * percentile(took, 0.5), "ms", 20, 1);
   report.add("one policy change in a set of 10 000, p99", 1e3 * percentile(took, 0.99), "ms", 20, 5);
+
+  // The rest of the time it waits for the disk.
+  const double processor = static_cast<double>(std::clock() - busy) / CLOCKS_PER_SEC / 221;
+  report.add("of this, the processor's, on average", 1e3 * processor, "ms", 20, 1);
 
   // The part of it that is ours: without the database.
   const auto memory = std::make_shared<RateMemory>(0);
@@ -110,7 +114,8 @@ bool one_change(BenchReport& report, const Context& ctx) {
 /// report too.
 bool over_grpc(BenchReport& report, Authz& authz, sql::Database& db, const std::vector<CheckRequest>& requests) {
   constexpr int clients = 8, rate = 5'000;
-  constexpr std::int64_t calls = 5'000;  // of each client
+  constexpr std::int64_t calls = 5'000;        // of each client
+  constexpr std::chrono::seconds give_up(30);  // a machine that cannot keep up has shown that by then
   creto::testing::Wire wire(system_clock());
   register_authz(wire.dispatcher(), authz);
   std::vector<std::unique_ptr<Authz>> connections;
@@ -127,6 +132,7 @@ bool over_grpc(BenchReport& report, Authz& authz, sql::Database& db, const std::
         const auto due = begin + std::chrono::nanoseconds((i * clients + static_cast<std::int64_t>(client)) *
                                                           (1'000'000'000 / rate));
         std::this_thread::sleep_until(due);
+        if (std::chrono::steady_clock::now() > begin + give_up) break;
         const auto& request = requests[static_cast<std::size_t>(i * 7'919) % requests.size()];
         if (!allowed(connections[client]->check(ctx, request))) ++refused;
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - due;
