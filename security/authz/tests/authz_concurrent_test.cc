@@ -354,7 +354,7 @@ TEST(DecisionLog, HoldsEveryDecisionOfEveryThreadAndWhatItWasDecidedBy) {
 
 TEST(DecisionRing, PassesEverythingFromOneThreadToAnother) {
   DecisionRing ring(4'096);
-  constexpr std::uint64_t count = 50'000;
+  constexpr std::uint64_t count = 10'000;
   std::thread writer([&] {
     for (std::uint64_t n = 0; n < count;) {
       const std::uint32_t size = 16 + 8 * static_cast<std::uint32_t>(n % 20);
