@@ -5,6 +5,7 @@
 #include <openssl/bio.h>
 #include <openssl/ssl.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -52,13 +53,19 @@ class MemoryAuditor final : public Auditor {
   Result<> record(const Context& ctx, const CallRecord& record) override {
     std::lock_guard lock(mutex);
     if (fail) return Error(Product::platform, ErrorKind::unavailable, "the log is down");
-    records.push_back(ctx.caller_text() + " " + std::string(record.action) + " " +
-                      (record.error ? record.error->code() : "ok"));
+    records_.push_back(ctx.caller_text() + " " + std::string(record.action) + " " +
+                       (record.error ? record.error->code() : "ok"));
     return {};
   }
+  std::vector<std::string> records() {
+    std::lock_guard lock(mutex);
+    return records_;
+  }
   std::mutex mutex;
-  std::vector<std::string> records;
-  bool fail = false;
+  std::atomic<bool> fail = false;
+
+ private:
+  std::vector<std::string> records_;
 };
 
 class Rpc : public testing::Test {
@@ -285,7 +292,7 @@ TEST_F(Rpc, RefusesWhoShowsNothingAndWhatIsForgedOrExpired) {
   EXPECT_EQ(calls, 0);
   EXPECT_EQ(rest("GET", "/v1/agents/clerk", "", {}).status, 401);
   EXPECT_EQ(rest("GET", "/v1/agents/clerk", "", {{"authorization", "Basic YWRhOg=="}}).status, 401);
-  EXPECT_TRUE(auditor.records.empty());
+  EXPECT_TRUE(auditor.records().empty());
 }
 
 TEST_F(Rpc, AsksWhetherTheCallerMayAndAuditsTheRefusal) {
@@ -295,7 +302,7 @@ TEST_F(Rpc, AsksWhetherTheCallerMayAndAuditsTheRefusal) {
   EXPECT_EQ(result.error().kind(), ErrorKind::permission_denied);
   EXPECT_EQ(result.error().message(), "nhi.get_agent on Agent::clerk");
   EXPECT_EQ(calls, 0);
-  EXPECT_EQ(auditor.records, std::vector<std::string>{"human:eve@example.com nhi.get_agent PL-403"});
+  EXPECT_EQ(auditor.records(), std::vector<std::string>{"human:eve@example.com nhi.get_agent PL-403"});
 }
 
 TEST_F(Rpc, FailsAnAuditedCallThatCannotBeAudited) {
@@ -303,7 +310,7 @@ TEST_F(Rpc, FailsAnAuditedCallThatCannotBeAudited) {
   EXPECT_EQ(rest("POST", "/v1/agents", R"({"name":"x"})").status, 503);
   auditor.fail = false;
   EXPECT_EQ(rest("POST", "/v1/agents", R"({"name":"x"})").status, 200);
-  EXPECT_EQ(auditor.records.back(), "human:ada@example.com nhi.register_agent ok");
+  EXPECT_EQ(auditor.records().back(), "human:ada@example.com nhi.register_agent ok");
 }
 
 TEST_F(Rpc, AnswersADeferredCallFromAnotherThreadWithoutHoldingOne) {
