@@ -12,56 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "examples", "invoice-agent"))
-from harness import Creto, CretoError, StepFailed, require  # noqa: E402
+from installation import HUMAN, ROOT, Installation, require
+from harness import CretoError, StepFailed  # found by way of `installation`
 
-HUMAN = "human:ada@example.com"
-PATIENCE_S = 120
-REFUSED = 3  # the CLI's exit code
+REFUSED, TRY_AGAIN = 3, 5  # the CLI's exit codes
 FORBID = '@id("sandboxes-need-a-human") @oversight("sandboxes") forbid (principal is Agent, action == Action::"sandbox.spawn", resource);'
 PERMIT = '@id("agents-spawn") permit (principal is Agent, action == Action::"sandbox.spawn", resource);'
 
 
-class Installation:
+class Provisioning(Installation):
     def __init__(self, binary, runtime):
-        self.work = tempfile.mkdtemp(prefix="creto-provision-")
-        self.home = os.path.join(self.work, "home")
-        self.creto = Creto(binary, self.home, self.file("passphrase", "provision test passphrase"))
-        self.creto.env["ASAN_OPTIONS"] = "detect_leaks=0"
+        super().__init__(binary, "provision")
         image = os.path.join(self.work, "images", "plain")
         os.makedirs(os.path.dirname(image))
         subprocess.run([os.path.join(ROOT, "tools", "image.sh"), image, "--packages", "python3"], check=True, stdout=subprocess.DEVNULL)
-        self.creto("init", "--email", HUMAN.removeprefix("human:"))
-        ports = "".join(f"[{door}]\nport = 0\n" for door in ("grpc", "rest", "metrics", "health"))
-        self.file("home/config.toml", f'org = "default"\n{ports}[runtime]\nclass = "{runtime}"\nimage_directory = "{self.work}/images"\n')
-        self.server = None
-
-    def file(self, name, content):
-        path = os.path.join(self.work, name)
-        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as out:
-            out.write(content)
-        return path
-
-    def serve(self):
-        ports = os.path.join(self.home, "ports.json")
-        if os.path.exists(ports):
-            os.unlink(ports)
-        with open(os.path.join(self.work, "creto.log"), "ab") as log:
-            self.server = subprocess.Popen([self.creto.binary, "serve"], env=self.creto.env, stdout=log, stderr=log)
-        deadline = time.monotonic() + PATIENCE_S
-        while not os.path.exists(ports):
-            require(self.server.poll() is None and time.monotonic() < deadline, "the server is not ready")
-            time.sleep(0.05)
-
-    def stop(self, how=signal.SIGTERM):
-        if self.server:
-            self.server.send_signal(how)
-            self.server.wait(PATIENCE_S)
-            self.server = None
+        self.tables = f'[runtime]\nclass = "{runtime}"\nimage_directory = "{self.work}/images"\n'
+        self.initialise(tables=self.tables)
 
     def provision(self, name):
         return self.creto("agents", "provision", name, "--permit", "sandbox.*", "--image", "plain", "--command", "python3", "--command", "-c", "--command", "import signal; signal.pause()",
@@ -91,6 +58,15 @@ def play(creto):
     request = creto.waits("approved")
     require(creto.waits("approved") == request, "a repetition asks again")
     creto.stop(signal.SIGKILL)  # it waits in the database, not in a process
+    creto.configure('services = ["metering", "runtime", "messaging"]\n', creto.tables)
+    creto.serve()
+    try:
+        creto.provision("approved")
+        raise StepFailed("a sandbox was started where nobody knows of its approval")
+    except CretoError as refused:
+        require(refused.exit_code == TRY_AGAIN and "oversight" in str(refused), f"without oversight refused with {refused}")
+    creto.stop()
+    creto.configure(tables=creto.tables)
     creto.serve()
     creto.creto("requests", "approve", request)
     made = creto.provision("approved")
@@ -120,7 +96,7 @@ def main():
     if os.geteuid() != 0 or not shutil.which(chosen.runtime):
         print(f"sandboxes need root and `{chosen.runtime}`")
         return 77
-    creto = Installation(os.path.abspath(chosen.creto), chosen.runtime)
+    creto = Provisioning(os.path.abspath(chosen.creto), chosen.runtime)
     try:
         play(creto)
     except (StepFailed, CretoError) as problem:

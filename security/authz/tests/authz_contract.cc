@@ -10,6 +10,7 @@
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/wire.h"
+#include "test_source.h"
 
 namespace creto::authz {
 namespace {
@@ -18,29 +19,6 @@ using creto::testing::Where;
 using creto::testing::Wire;
 using std::chrono::hours;
 using std::chrono::seconds;
-
-/// Entities that a test moves about.
-class TestSource final : public EntitySource {
- public:
-  std::uint64_t version() const override { return version_; }
-  bool may_know(std::string_view type) const override { return type != "Action"; }
-  Result<std::optional<Entity>> find(const std::string&, const EntityUid& uid) const override {
-    if (failing) return Error(Product::platform, ErrorKind::unavailable, "the source is down");
-    const auto at = entities_.find(uid);
-    if (at == entities_.end()) return std::nullopt;
-    return std::optional(at->second);
-  }
-  void put(Entity entity) {
-    EntityUid uid = entity.uid;
-    entities_.insert_or_assign(std::move(uid), std::move(entity));
-    ++version_;
-  }
-  bool failing = false;
-
- private:
-  std::map<EntityUid, Entity> entities_;
-  std::uint64_t version_ = 1;
-};
 
 class TestExtension final : public Extension {
  public:
@@ -122,7 +100,7 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
 
   creto::testing::FakeClock clock;
   AuthzOptions options;
-  TestSource source;
+  TestSource source{"Action"};
   const Identity human = Identity::human("ada@example.com").value();
   const Identity agent = Identity::agent(ByteArray<32>{1});
   const Context ctx = Context::of_service(Identity::service("test").value());

@@ -17,6 +17,7 @@
 #include "creto/testing/temp_dir.h"
 #include "decision_files.h"
 #include "decision_replay.h"
+#include "test_source.h"
 
 namespace creto::authz {
 namespace {
@@ -36,28 +37,6 @@ Context context_of(const std::string& org) {
   ctx.org = org;
   return ctx;
 }
-
-/// Entities that a test moves about.
-class TestSource final : public EntitySource {
- public:
-  std::uint64_t version() const override { return version_; }
-  bool may_know(std::string_view type) const override { return type != "Group"; }
-  Result<std::optional<Entity>> find(const std::string&, const EntityUid& uid) const override {
-    if (failing) return Error(Product::platform, ErrorKind::unavailable, "the source is down");
-    const auto at = entities_.find(uid);
-    return at == entities_.end() ? std::optional<Entity>() : std::optional(at->second);
-  }
-  void put(Entity entity) {
-    EntityUid uid = entity.uid;
-    entities_.insert_or_assign(std::move(uid), std::move(entity));
-    ++version_;
-  }
-  bool failing = false;
-
- private:
-  std::map<EntityUid, Entity> entities_;
-  std::uint64_t version_ = 1;
-};
 
 /// Policies, entities and requests that often have to do with each other.
 class World {
@@ -176,7 +155,7 @@ class LoggedAuthz : public ::testing::Test {
   TestDatabase database{DatabaseKind::sqlite, clock};
   std::unique_ptr<sql::Database> db = database.open();
   TempDir directory;
-  TestSource source;
+  TestSource source{"Group"};
   const Context ctx = context_of("default");
   const std::shared_ptr<RateMemory> rates = std::make_shared<RateMemory>(1 << 20);
   std::vector<Decision> said;
@@ -219,7 +198,7 @@ TEST_F(LoggedAuthz, AnUnchangedPolicySetDecidesEveryLoggedRequestAsItDid) {
       clock.advance(Nanos(world.below(2'000'000'000)));
     }
     authz.reset();
-    source = TestSource();
+    source = TestSource("Group");
 
     const ReplayReport report = replayed();
     EXPECT_EQ(report.read, said.size()) << "seed " << seed;
