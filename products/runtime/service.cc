@@ -218,7 +218,10 @@ class RuntimeService final : public Runtime {
       CRETO_TRY(audit::record(tx, ctx, record));
       return {};
     }));
-    if (!live->wait_connected(std::min(ctx.deadline, services_.clock.monotonic() + options_.ready_timeout)))
+    const bool connected =
+        live->wait_connected(std::min(ctx.deadline, services_.clock.monotonic() + options_.ready_timeout));
+    if (!connected && live->ended()) return not_here(id);
+    if (!connected)
       return Error(Product::runtime, ErrorKind::unavailable, "the sandbox has not come back to this server yet");
     const auto stream = live->begin_stream();
     const auto forget = std::shared_ptr<void>(nullptr, [&](void*) { live->forget_stream(stream); });
