@@ -217,6 +217,11 @@ std::size_t mutate_message(std::span<const Message* const> prototypes, Words wor
   return bytes.size() + 1;
 }
 
+const Context& some_caller() {
+  static const Context known = Context::of_service(Identity::service("billing").value());
+  return known;
+}
+
 std::string stable_bytes(const Message& message) {
   std::string bytes;
   google::protobuf::io::StringOutputStream stream(&bytes);

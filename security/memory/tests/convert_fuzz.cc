@@ -10,21 +10,12 @@ namespace v1 = memory::v1;
 struct Convert {
   static constexpr std::array words = {std::string_view("thought")};
 
-  static const Context& ctx() {
-    static const Context known = [] {
-      Context made;
-      made.caller = Identity::service("billing").value();
-      return made;
-    }();
-    return known;
-  }
-
   template <class M>
   static auto from(const M& message) {
     if constexpr (requires { memory::from_proto(message); }) {
       return memory::from_proto(message);
     } else {
-      return memory::from_proto(ctx(), message);
+      return memory::from_proto(creto::testing::some_caller(), message);
     }
   }
   template <class T, class M>

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "creto/common/assert.h"
+#include "creto/common/context.h"
 #include "creto/common/result.h"
 
 namespace creto::testing {
@@ -23,6 +24,8 @@ using Words = std::span<const std::string_view>;
 /// Changes fields of the message that `data` holds, so that it stays one, now and then to one of `words`; the new size.
 std::size_t mutate_message(std::span<const google::protobuf::Message* const> prototypes, Words words,
                            std::uint8_t* data, std::size_t size, std::size_t size_max, unsigned random);
+/// For converters that fill in who calls.
+const Context& some_caller();
 /// The same bytes for equal messages.
 std::string stable_bytes(const google::protobuf::Message& message);
 
