@@ -1,0 +1,334 @@
+#include "service.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "service_words.h"
+#include "window.h"
+
+namespace creto::metering {
+namespace {
+
+using contracts::BillingPeriod;
+
+constexpr std::size_t batch_max = 1'000;
+
+std::string_view adjective(WindowKind kind) {
+  switch (kind) {
+    case WindowKind::rolling:
+      return "rolling";
+    case WindowKind::hour:
+      return "hourly";
+    case WindowKind::day:
+      return "daily";
+    case WindowKind::week:
+      return "weekly";
+    case WindowKind::month:
+      return "monthly";
+    case WindowKind::lifetime:
+      return "lifetime";
+  }
+  return "";
+}
+
+std::string describe_refusal(const Verdict& verdict) {
+  if (verdict.kind == Verdict::Kind::budget_exceeded) {
+    return fmt::format("budget `{}` of `{}` exceeded ({} of {})", verdict.id, verdict.subject,
+                       from_nano_money(verdict.used).to_string(), from_nano_money(verdict.limit).to_string());
+  }
+  return fmt::format("{} quota of `{}` exceeded ({}/{})", adjective(verdict.window), verdict.event_type, verdict.used,
+                     verdict.limit);
+}
+
+}  // namespace
+
+Result<NanoMoney> MeteringService::cost_of(const Money& cost) const {
+  if (cost.amount.is_zero()) return 0;
+  if (!(cost.currency == options_.currency)) {
+    return error(ErrorKind::invalid_input,
+                 fmt::format("cost: must be in {}, which costs are limited in", options_.currency.code()));
+  }
+  if (cost.amount.is_negative()) return error(ErrorKind::invalid_input, "cost: must not be negative");
+  return to_nano_money(cost.amount);
+}
+
+Result<NanoMoney> MeteringService::limited_cost(const Money& cost) const {
+  // What another currency costs is recorded when it happens; limits of money do not see it.
+  if (!(cost.currency == options_.currency)) return 0;
+  return cost_of(cost);
+}
+
+// --- limits
+// --------------------------------------------------------------------------------------------------------------
+
+Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota) {
+  CRETO_TRY(validate(quota));
+  const std::unique_lock rules(rules_mutex_);
+  const Instant now = clock_.now();
+  // What the present window holds, with a step to spare in a rolling one.
+  const Instant from = quota.window == WindowKind::rolling ? now - quota.rolling_length - quota.rolling_length / 30
+                                                           : calendar_window(quota.window, now).begin;
+  std::optional<Quota> before;
+  std::vector<Limits::Seed> seeds;
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    before = CRETO_TRY(store::find_quota(tx, ctx.org, quota.id));
+    seeds = CRETO_TRY(store::use_since(tx, ctx.org, quota, from));
+    CRETO_TRY(store::put_quota(tx, ctx.org, quota));
+    return audit_change(tx, ctx, before ? "quota_changed" : "quota_created", "metering:quota:" + quota.id,
+                        fmt::format(R"({{"limit":"{}","subject":"{}"}})", quota.limit, quota.subject));
+  }));
+  if (before && before->subject != quota.subject) limits_.remove_quota(ctx.org, *before);
+  if (auto placed = limits_.put_quota(ctx.org, quota, now, seeds); !placed) {
+    // Too many: the store must not keep what is not in force.
+    CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) { return store::delete_quota(tx, ctx.org, quota.id); }));
+    return std::move(placed).error();
+  }
+  return quota;
+}
+
+Result<> MeteringService::delete_quota(const Context& ctx, std::string_view id) {
+  const std::unique_lock rules(rules_mutex_);
+  std::optional<Quota> before;
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    before = CRETO_TRY(store::find_quota(tx, ctx.org, id));
+    if (!before) return not_found("quota", id);
+    CRETO_TRY(store::delete_quota(tx, ctx.org, id));
+    return audit_change(tx, ctx, "quota_deleted", fmt::format("metering:quota:{}", id));
+  }));
+  limits_.remove_quota(ctx.org, *before);
+  return {};
+}
+
+Result<std::vector<Quota>> MeteringService::list_quotas(const Context& ctx, std::string_view subject) {
+  return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::list_quotas(tx, ctx.org, subject); });
+}
+
+Result<QuotaState> MeteringService::quota_state(const Context& ctx, std::string_view id) {
+  const auto quota =
+      CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_quota(tx, ctx.org, id); }));
+  if (!quota) return not_found("quota", id);
+  limits_.expire(clock_.now());
+  const auto state = limits_.state(ctx.org, *quota, clock_.now());
+  if (!state) return not_found("quota", id);
+  return *state;
+}
+
+Result<contracts::QuotaDecision> MeteringService::check_quota(const Context& ctx, const Identity& agent,
+                                                              const DelegationChain& chain, std::string_view event_type,
+                                                              std::int64_t units) {
+  if (chain.size() > delegation_chain_max_depth)
+    return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
+  if (units < 0 || units > limit_max) return error(ErrorKind::invalid_input, "units: must be 0 to 10^18");
+  const Verdict verdict = limits_.check(
+      {.org = ctx.org, .agent = agent.text(), .chain = chain, .event_type = event_type, .units = units}, clock_.now());
+  const bool allowed = verdict.kind == Verdict::Kind::granted;
+  (allowed ? probe_.granted() : probe_.refused());
+  return contracts::QuotaDecision{allowed, std::string(verdict.id), verdict.limit, verdict.used, verdict.reset_at};
+}
+
+Result<contracts::QuotaDecision> MeteringService::check_message_quota(const Context& ctx, const Identity& agent,
+                                                                      contracts::MessageEventType type) {
+  const bool own_chain = !ctx.chain.empty() && ctx.chain.back() == agent;
+  static const DelegationChain none;
+  return check_quota(ctx, agent, own_chain ? ctx.chain : none, contracts::to_string(type), 1);
+}
+
+Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, const SubjectThreshold& threshold) {
+  CRETO_TRY(validate(threshold));
+  CRETO_TRY(cost_of(threshold.threshold.limit));
+  const std::unique_lock rules(rules_mutex_);
+  std::optional<SubjectThreshold> before;
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    before = CRETO_TRY(store::find_threshold(tx, ctx.org, threshold.threshold.threshold_id));
+    CRETO_TRY(store::put_threshold(tx, ctx.org, threshold));
+    return audit_change(tx, ctx, before ? "cost_threshold_changed" : "cost_threshold_created",
+                        "metering:threshold:" + threshold.threshold.threshold_id);
+  }));
+  if (before && before->subject != threshold.subject) limits_.remove_threshold(ctx.org, *before);
+  if (auto placed = limits_.put_threshold(ctx.org, threshold); !placed) {
+    CRETO_TRY(database_.transaction(
+        ctx, [&](sql::Tx& tx) { return store::delete_threshold(tx, ctx.org, threshold.threshold.threshold_id); }));
+    return std::move(placed).error();
+  }
+  return threshold;
+}
+
+Result<> MeteringService::delete_threshold(const Context& ctx, std::string_view id) {
+  const std::unique_lock rules(rules_mutex_);
+  std::optional<SubjectThreshold> before;
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    before = CRETO_TRY(store::find_threshold(tx, ctx.org, id));
+    if (!before) return not_found("threshold", id);
+    CRETO_TRY(store::delete_threshold(tx, ctx.org, id));
+    return audit_change(tx, ctx, "cost_threshold_deleted", fmt::format("metering:threshold:{}", id));
+  }));
+  limits_.remove_threshold(ctx.org, *before);
+  return {};
+}
+
+Result<std::vector<SubjectThreshold>> MeteringService::list_thresholds(const Context& ctx, std::string_view subject) {
+  return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::list_thresholds(tx, ctx.org, subject); });
+}
+
+Error MeteringService::refusal(const Verdict& verdict, Instant now) const {
+  Error refused = error(verdict.kind == Verdict::Kind::oversight_required ? ErrorKind::oversight_required
+                                                                          : ErrorKind::quota_exceeded,
+                        describe_refusal(verdict))
+                      .with_context(fmt::format("limit `{}`", verdict.id));
+  if (verdict.reset_at) return std::move(refused).with_retry_after(std::max(*verdict.reset_at - now, Nanos(0)));
+  return refused;
+}
+
+Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contracts::SpendRequest& request) {
+  if (request.delegation_chain.size() > delegation_chain_max_depth) {
+    return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
+  }
+  if (request.hold_for <= Nanos(0) || request.hold_for > options_.hold_max) {
+    return error(ErrorKind::invalid_input,
+                 fmt::format("hold_for: must be positive and at most {}", creto::to_string(options_.hold_max)));
+  }
+  const std::int64_t units = CRETO_TRY(to_whole_units(request.units));
+  const NanoMoney cost = CRETO_TRY(limited_cost(request.cost));
+  const Instant now = clock_.now();
+  const Instant until = now + request.hold_for;
+  // A name that is no usage type is that of an action.
+  const Verdict verdict = limits_.reserve(request.id,
+                                          {.org = ctx.org,
+                                           .agent = request.agent.text(),
+                                           .chain = request.delegation_chain,
+                                           .event_type = request.event_type,
+                                           .units = units,
+                                           .cost = cost},
+                                          now, until);
+  if (verdict.kind == Verdict::Kind::granted) {
+    probe_.granted();
+    return contracts::Hold{request.id, until};
+  }
+  if (verdict.kind == Verdict::Kind::conflict) {
+    return error(ErrorKind::conflict,
+                 fmt::format("reservation `{}` was used for other content", request.id.to_string()));
+  }
+  probe_.refused();
+  telemetry_.log(LogLevel::info, "metering", "spending_refused", &ctx,
+                 {{"limit", verdict.id}, {"agent", request.agent.text()}, {"event_type", request.event_type}});
+  return refusal(verdict, now);
+}
+
+Result<> MeteringService::release(const Context&, const ReservationId& id) {
+  limits_.release(id);
+  return {};
+}
+
+Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& ctx,
+                                                                 const authz::CheckRequest& request) {
+  std::string_view type = request.action;
+  for (const auto& [action, event_type] : options_.actions) {
+    if (action == request.action) type = event_type;
+  }
+  if (request.chain.size() > delegation_chain_max_depth)
+    return error(ErrorKind::invalid_input, "delegation chain: is too deep");
+  const Verdict verdict = limits_.check({.org = ctx.org,
+                                         .agent = request.principal.text(),
+                                         .chain = request.chain,
+                                         .event_type = type,
+                                         .action = request.action,
+                                         .units = 1},
+                                        clock_.now());
+  if (verdict.kind == Verdict::Kind::granted) return std::optional<authz::Decision>();
+  probe_.refused();
+  return std::optional<authz::Decision>(authz::QuotaExceeded{std::string(verdict.id), verdict.limit, verdict.used,
+                                                             verdict.reset_at, describe_refusal(verdict)});
+}
+
+// --- cost
+// ----------------------------------------------------------------------------------------------------------------
+
+Result<contracts::OversightTrigger> MeteringService::trigger_of(const CostFinding& finding,
+                                                                const contracts::BillableEvent& event) const {
+  const Money with_use{from_nano_money(finding.with_use), options_.currency};
+  const Money limit{from_nano_money(finding.limit), options_.currency};
+  contracts::OversightTrigger trigger;
+  trigger.policy_id = finding.id;
+  trigger.current_cost = with_use;
+  trigger.threshold = limit;
+  trigger.action = finding.action;
+  trigger.approvers = finding.approvers;
+  if (finding.anomaly) {
+    trigger.reason = contracts::AnomalyDetected{finding.anomaly->expected_per_hour, finding.anomaly->actual_per_hour,
+                                                finding.anomaly->confidence};
+  } else if (finding.period == BillingPeriod::transaction) {
+    trigger.reason = contracts::TransactionLimit{event.cost, limit};
+  } else {
+    trigger.reason = contracts::PeriodLimit{with_use, limit, finding.period};
+  }
+  return trigger;
+}
+
+Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_threshold(
+    const Context& ctx, const contracts::BillableEvent& event, BillingPeriod period) {
+  if (event.delegation_chain.size() > delegation_chain_max_depth) {
+    return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
+  }
+  const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
+  const auto finding = limits_.check_cost({.org = ctx.org,
+                                           .agent = event.agent.text(),
+                                           .chain = event.delegation_chain,
+                                           .event_type = event.event_type,
+                                           .units = 0,
+                                           .cost = cost},
+                                          period, clock_.now());
+  if (!finding) return std::optional<contracts::OversightTrigger>();
+  contracts::OversightTrigger trigger = CRETO_TRY(trigger_of(*finding, event));
+  return std::optional(std::move(trigger));
+}
+
+Result<std::vector<contracts::OversightTrigger>> MeteringService::check_multiple_thresholds(
+    const Context& ctx, const contracts::BillableEvent& event,
+    const std::vector<contracts::CostThreshold>& thresholds) {
+  const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
+  const Use use{.org = ctx.org, .agent = event.agent.text(), .event_type = event.event_type, .units = 0, .cost = cost};
+  std::vector<contracts::OversightTrigger> triggers;
+  for (const contracts::CostThreshold& threshold : thresholds) {
+    const NanoMoney limit = CRETO_TRY(cost_of(threshold.limit));
+    const NanoMoney with_use = limits_.cost_with(use, threshold.period, clock_.now());
+    if (with_use <= limit) continue;
+    const CostFinding finding{threshold.threshold_id,
+                              event.agent.text(),
+                              threshold.period,
+                              with_use,
+                              limit,
+                              threshold.action,
+                              threshold.approvers,
+                              {}};
+    contracts::OversightTrigger trigger = CRETO_TRY(trigger_of(finding, event));
+    triggers.push_back(std::move(trigger));
+  }
+  return triggers;
+}
+
+Result<std::vector<std::optional<contracts::OversightTrigger>>> MeteringService::check_batch(
+    const Context& ctx, const std::vector<contracts::BillableEvent>& events, BillingPeriod period) {
+  if (events.size() > batch_max)
+    return error(ErrorKind::too_large, fmt::format("events: must be at most {}", batch_max));
+  std::vector<std::optional<contracts::OversightTrigger>> triggers;
+  for (const contracts::BillableEvent& event : events) {
+    auto trigger = CRETO_TRY(check_cost_threshold(ctx, event, period));
+    triggers.push_back(std::move(trigger));
+  }
+  return triggers;
+}
+
+Result<contracts::AccumulatedCost> MeteringService::accumulated_cost(const Context& ctx, const Identity& agent,
+                                                                     BillingPeriod period) {
+  if (period == BillingPeriod::transaction) return error(ErrorKind::invalid_input, "period: must be a window of time");
+  const auto totals = limits_.costs(ctx.org, agent.text(), period, clock_.now());
+  if (!totals) return not_found("usage of", agent.text());
+  contracts::AccumulatedCost cost{agent, period, {from_nano_money(totals->total), options_.currency}, {}};
+  for (const auto& [type, amount] : totals->by_event_type) {
+    cost.by_event_type.emplace(type, Money{from_nano_money(amount), options_.currency});
+  }
+  return cost;
+}
+
+}  // namespace creto::metering
