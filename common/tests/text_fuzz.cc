@@ -12,6 +12,7 @@
 #include "creto/common/json.h"
 #include "creto/common/money.h"
 #include "creto/common/time.h"
+#include "creto/common/time_zone.h"
 #include "creto/testing/fuzz_seeds.h"
 
 namespace {
@@ -60,12 +61,28 @@ void encodings(std::string_view text) {
   CRETO_ASSERT(legible(shown) == shown);
 }
 
+/// The text is the line at the end of an otherwise empty time zone file, or the whole file.
+void time_zone(std::string_view text) {
+  std::string empty(50, '\0');  // a header and its one local time type, UTC
+  empty.replace(0, 5, "TZif2");
+  empty[39] = 1;
+  std::string file = empty;
+  file.append(empty).append("\n").append(text).append("\n");
+  for (const std::string_view bytes : {std::string_view(file), text}) {
+    const auto zone = TimeZone::parse("fuzz", as_bytes(bytes));
+    if (!zone) continue;
+    for (std::int64_t second = 0; second < 4'000'000'000; second += 31'000'003) {
+      (void)zone->day_begin(zone->day_of(from_unix_ns(second * 1'000'000'000)));
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
-  switch (data[0] % 8) {
+  switch ((data[0] + 6U) % 9) {  // '0' to '8'
     case 0:
       decimal(text);
       break;
@@ -87,6 +104,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     case 6:
       encodings(text);
       break;
+    case 8:
+      time_zone(text);
+      break;
     default:
       if (const auto value = EventId::parse(text)) CRETO_ASSERT(EventId::parse(value->to_string()).value() == *value);
       break;
@@ -98,5 +118,5 @@ CRETO_FUZZ_SEEDS(
     R"(0-12.5e-7)", R"(1{"b":[1,2.5e3,null,true],"a":"\u00fc\n"})",
     R"(2{"agent_nhi":"agent:nhi:ed25519:11111111111111111111111111111111","delegation_chain":["human:ada@example.com","agent:nhi:ed25519:11111111111111111111111111111111"],"event_id":"evt-01890a5d-ac96-774b-bcce-b302099a8057","event_type":"runtime_usage","payload":{"a":1},"schema_version":1,"signature":{"algorithm":"ml-dsa-65","value":"AQID"},"timestamp":{"degraded":false,"logical":"1","node":"n","physical_ns":"1800000000000000000"}})",
     R"(3agent:nhi:ed25519:11111111111111111111111111111111)", R"(3human:ada@example.com)",
-    R"(42026-11-29T20:35:04.123+01:00)", R"(51h30m250ms)", R"(6AQIDBA==)",
+    R"(42026-11-29T20:35:04.123+01:00)", R"(51h30m250ms)", R"(6AQIDBA==)", R"(8CET-1CEST,M3.5.0,M10.5.0/3)",
     R"(7evt-01890a5d-ac96-774b-bcce-b302099a8057)")
