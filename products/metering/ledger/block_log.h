@@ -1,0 +1,60 @@
+#pragma once
+
+#include <compare>
+#include <filesystem>
+#include <functional>
+#include <memory>
+
+#include "creto/common/bytes.h"
+#include "creto/common/result.h"
+#include "creto/io/files.h"
+
+namespace creto::sql {
+class Database;
+}
+
+namespace creto::metering {
+
+/// Where a block lies. Later blocks compare greater.
+struct BlockAddress {
+  std::uint32_t segment = 0;  ///< from 1
+  std::uint32_t offset = 0;
+  friend auto operator<=>(const BlockAddress&, const BlockAddress&) = default;
+};
+
+/// The truth about usage: blocks of events in the order of their arrival, each chained to the one before by its hash
+/// (docs/formats.md, "Usage log"). One writer; reads may run beside it. What else the ledger keeps can be made anew
+/// from it.
+class BlockLog {
+ public:
+  static constexpr std::size_t block_bytes_max = 32 << 20;
+  static constexpr std::uint64_t segment_bytes_max = 1 << 30;  ///< `seal` before a block would begin beyond it
+  using Visit = std::function<Result<>(BlockAddress, BytesView)>;
+
+  virtual ~BlockLog() = default;
+
+  /// Where the first block lies, or will.
+  virtual BlockAddress begin() const = 0;
+  /// Where `append` puts the next block.
+  virtual BlockAddress end() const = 0;
+  /// The hash of the last block: names everything up to it. Zero where there is none.
+  virtual Hash256 head() const = 0;
+  /// Durable when it returns. After an error nothing was added, and the next call may succeed. Errors:
+  /// resource_exhausted (the disk is full); unavailable; conflict where another process has taken the log over.
+  virtual Result<> append(BytesView block) = 0;
+  /// The next block begins a new segment. Nothing where the present one is empty.
+  virtual Result<> seal() = 0;
+  /// Errors: hash_mismatch where the block is damaged.
+  virtual Result<Bytes> read(BlockAddress address) = 0;
+  /// Each block from `from` on, in order. Errors: hash_mismatch; those of `visit`.
+  virtual Result<> scan(BlockAddress from, const Visit& visit) = 0;
+};
+
+/// Segments as files `<number>.usage` in `directory`, which is made where absent. Cuts off what a crash left
+/// unfinished. Errors: hash_mismatch where durable content is damaged.
+Result<std::unique_ptr<BlockLog>> open_block_files(io::FileSystem& files, std::filesystem::path directory);
+
+/// Rows of a PostgreSQL or SQLite database. Who opens the log last owns it: the one before can append no more.
+Result<std::unique_ptr<BlockLog>> open_block_table(sql::Database& database);
+
+}  // namespace creto::metering

@@ -1,0 +1,177 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "block_log.h"
+#include "creto/common/clock.h"
+#include "creto/common/id.h"
+#include "creto/common/signature.h"
+#include "creto/common/telemetry.h"
+#include "key_index.h"
+#include "subjects.h"
+#include "usage_record.h"
+
+namespace creto::metering {
+
+/// An event that shall be taken. Everything is borrowed until `append` returns.
+struct NewEvent {
+  RecordView record;
+  AttributionNumber attribution = 0;
+  KeyHash key;
+  std::uint64_t content = 0;    ///< from the hash of what was signed: the same in a repetition
+  std::optional<EventId> id{};  ///< an envelope's own; else it follows from the key and the time of arrival
+  std::string_view envelope{};  ///< as received, where the record was made from one
+};
+
+/// The signature over a batch of records: who reported them, and every record's leaf, also of those that were not
+/// taken, so that anyone can compute the root again.
+struct BatchProof {
+  std::string_view reporter;
+  Signature signature;
+  struct Leaf {
+    Hash256 hash{};
+    std::uint32_t event = not_taken;  ///< which of the batch's events it is
+  };
+  static constexpr std::uint32_t not_taken = UINT32_MAX;
+  std::vector<Leaf> leaves;
+};
+
+struct Outcome {
+  enum class Kind : std::uint8_t {
+    accepted,
+    duplicate,  ///< `id` is the first event's
+    conflict,   ///< the key was used with other content, by `id`
+  };
+  Kind kind = Kind::accepted;
+  EventId id;
+};
+
+/// An event as the log has it. Everything is borrowed for the duration of the visit.
+struct StoredEvent {
+  EventId id;
+  BlockAddress block;
+  std::uint32_t index = 0;
+  Instant arrived{};
+  AttributionNumber attribution = 0;
+  RecordView record;
+  std::string_view envelope{};
+};
+
+struct LedgerOptions {
+  Nanos idempotency_window = std::chrono::hours(24 * 7);  ///< from arrival
+  std::uint32_t segment_events_max = 1'000'000;
+  std::uint64_t segment_bytes_max = 256 << 20;
+};
+
+/// Every event once: takes batches from many threads, tells repetitions apart, and makes what is new durable, many
+/// batches with one sync.
+///
+/// Thread-safe. Invariant 1: an event whose `append` succeeded is in the log, also after a power loss. Invariant 2: no
+/// two events in the log have the same key within the window. Invariant 3: everything else here follows from the log.
+class Ledger {
+ public:
+  using Replay = std::function<Result<>(const StoredEvent&)>;
+
+  /// Opens what is in `directory` beside the log: runs of keys, a checkpoint. `restore` gets the state that the newest
+  /// checkpoint holds, or nothing; `replay` each event after it. All references must outlive it.
+  /// Errors: hash_mismatch where the log is damaged; those of files, `restore` and `replay`.
+  static Result<std::unique_ptr<Ledger>> open(std::unique_ptr<BlockLog> log, io::FileSystem& files,
+                                              std::filesystem::path directory, const Clock& clock, Telemetry& telemetry,
+                                              LedgerOptions options, const std::function<Result<>(BytesView)>& restore,
+                                              const Replay& replay);
+  ~Ledger();
+
+  Subjects& subjects() { return subjects_; }
+  /// The hash under which this ledger knows a key. Secret-keyed: it means nothing elsewhere.
+  KeyHash key_hash(std::string_view org, std::string_view source, std::string_view key) const;
+
+  /// One outcome per event, in order. Calls `counted` on this thread when what was accepted is durable, before a
+  /// checkpoint can be taken. Errors: nothing of the batch was taken: resource_exhausted (the disk is full),
+  /// unavailable, conflict (another process owns the log), hash_mismatch (a run of keys is damaged).
+  Result<std::vector<Outcome>> append(std::span<const NewEvent> events, const BatchProof* proof,
+                                      const std::function<void(std::span<const Outcome>)>& counted);
+
+  /// Saves what `save` puts out together with the place in the log that it stands for. `save` runs while no event is
+  /// between log and `counted`.
+  Result<> checkpoint(const std::function<void(Bytes&)>& save);
+
+  /// What came before, and its name: head and end of the log.
+  struct Position {
+    BlockAddress end;
+    Hash256 head{};
+    std::uint64_t events = 0;  ///< since the start of this process
+  };
+  Position position() const;
+
+  /// Events from `from` on up to, not including, `until`, in the order of their arrival.
+  Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit) const;
+  /// Waits until no run of keys is being written or merged.
+  void settle();
+  std::size_t memory_bytes() const;
+
+ private:
+  struct Waiting;
+  Ledger(std::unique_ptr<BlockLog> log, io::FileSystem& files, std::filesystem::path directory, const Clock& clock,
+         Telemetry& telemetry, LedgerOptions options);
+  Result<> start(const std::function<Result<>(BytesView)>& restore, const Replay& replay);
+  Result<BlockAddress> load_checkpoint(const std::function<Result<>(BytesView)>& restore);
+  Result<> begin_log();
+  Result<> load(BlockAddress from, BlockAddress state_from, const Replay& replay);
+  Result<> write(std::span<Waiting* const> group);
+  Result<> decide(std::span<Waiting* const> group, Instant arrived, std::vector<KeyHash>& inserted);
+  Result<> seal_if_full();
+  Result<EventId> id_of_known(const KnownKey& known);
+  void maintain();
+  std::filesystem::path checkpoint_path(BlockAddress address) const;
+  KeyHash key_of(AttributionNumber attribution, const RecordView& record) const;
+
+  const std::unique_ptr<BlockLog> log_;
+  io::FileSystem& files_;
+  const std::filesystem::path directory_;
+  const Clock& clock_;
+  Telemetry& telemetry_;
+  const LedgerOptions options_;
+  ByteArray<32> hash_key_{};
+  Subjects subjects_;
+  Subjects::Mark written_;  ///< definitions that are in the log ...
+  Subjects::Mark defined_;  ///< ... and with the block that is being written
+
+  mutable std::mutex queue_mutex_;
+  std::condition_variable changed_;
+  std::vector<Waiting*> queue_;
+  bool writing_ = false;
+  bool checkpoint_wanted_ = false;
+  std::size_t inside_ = 0;  ///< calls of `append` that have begun
+  Position position_;
+
+  /// Of whoever writes, and of the maintenance thread for moments.
+  mutable std::mutex index_mutex_;
+  std::unique_ptr<KeyIndex> index_;
+  std::uint64_t segment_events_ = 0;
+  Bytes block_, entries_, proofs_;
+  std::vector<EventId> block_ids_;  ///< of the entries in `block_`
+  std::vector<std::uint32_t> index_of_event_;
+  RecordScratch scratch_;
+
+  std::mutex maintenance_mutex_;
+  std::condition_variable work_;
+  struct Frozen {
+    std::uint32_t segment;
+    std::shared_ptr<const KeyIndex::Table> keys;
+  };
+  Result<> make_runs(const Frozen& frozen);
+  std::vector<Frozen> frozen_;
+  bool busy_ = false;
+  bool stopping_ = false;
+  std::thread maintenance_;
+};
+
+}  // namespace creto::metering

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <shared_mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "creto/common/bytes.h"
+#include "creto/common/result.h"
+#include "layout.h"
+
+namespace creto::metering {
+
+/// An identity or a subscription of one organization. From 1.
+using SubjectNumber = std::uint32_t;
+/// Whom an event counts for. From 1.
+using AttributionNumber = std::uint32_t;
+
+struct Attribution {
+  SubjectNumber agent = 0;
+  SubjectNumber subscription = 0;          ///< 0: nobody is billed
+  std::vector<SubjectNumber> ancestors{};  ///< root first, without the agent
+  friend bool operator==(const Attribution&, const Attribution&) = default;
+};
+
+/// Numbers for names, so that an event holds four bytes instead of a delegation chain. Numbers are given once, are
+/// written to the usage log with the first event that needs them, and never change. Thread-safe; what it returns stays
+/// where it is.
+class Subjects {
+ public:
+  struct Subject {
+    std::string_view org;
+    std::string_view name;
+  };
+
+  /// The number of a name, given now where it has none.
+  SubjectNumber number(std::string_view org, std::string_view name);
+  /// 0 where it has none.
+  SubjectNumber find(std::string_view org, std::string_view name) const;
+  Subject subject(SubjectNumber number) const;
+  AttributionNumber number(const Attribution& attribution);
+  const Attribution& attribution(AttributionNumber number) const;
+
+  /// How much has been written. What is beyond it goes into the next block.
+  struct Mark {
+    SubjectNumber subjects = 0;
+    AttributionNumber attributions = 0;
+  };
+  Mark mark() const;
+  /// Definitions beyond `from` up to `until`.
+  void write(const Mark& from, const Mark& until, Bytes& out) const;
+  /// Takes what `write` wrote, in the order in which it was written. Errors: hash_mismatch where it does not follow.
+  Result<> read(layout::Reader& reader);
+  /// Past what `write` wrote.
+  static void skip(layout::Reader& reader);
+
+ private:
+  struct Slot {
+    std::uint32_t hash = 0;
+    std::uint32_t number = 0;
+  };
+  /// Open addressing over numbers.
+  class Table {
+   public:
+    template <class Same>
+    std::uint32_t find(std::uint32_t hash, Same&& same) const;
+    void insert(std::uint32_t hash, std::uint32_t number);
+
+   private:
+    std::vector<Slot> slots_ = std::vector<Slot>(1024);
+    std::size_t size_ = 0;
+  };
+  SubjectNumber find_unlocked(std::string_view org, std::string_view name, std::uint32_t hash) const;
+  SubjectNumber add(std::string_view org, std::string_view name, std::uint32_t hash);
+  AttributionNumber add(const Attribution& attribution, std::uint32_t hash);
+  std::string_view keep(std::string_view text);
+
+  mutable std::shared_mutex mutex_;
+  std::deque<std::string> orgs_;
+  std::deque<std::string> texts_;  ///< pieces that names lie in
+  std::deque<Subject> subjects_;
+  std::deque<Attribution> attributions_;
+  Table subject_table_;
+  Table attribution_table_;
+};
+
+}  // namespace creto::metering

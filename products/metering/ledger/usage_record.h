@@ -1,0 +1,73 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../counters.h"
+#include "creto/common/bytes.h"
+#include "creto/common/id.h"
+#include "creto/common/money.h"
+#include "creto/common/result.h"
+#include "creto/common/time.h"
+
+namespace creto::metering {
+
+inline constexpr std::size_t record_bytes_max = 64 << 10;
+inline constexpr std::size_t record_properties_max = 64;
+inline constexpr std::size_t property_bytes_max = 1024;
+
+struct PropertyView {
+  std::string_view name;
+  std::string_view value;
+};
+
+/// One usage event in its compact form: the encoding of creto.metering.v1.UsageRecord, which this borrows.
+struct RecordView {
+  BytesView bytes;            ///< as received
+  std::string_view agent;     ///< whose use it is
+  std::string_view source{};  ///< who says so, for the idempotency key; empty: the agent
+  std::string_view type;
+  std::string_view key;  ///< unique in the source for the idempotency window
+  Instant time{};
+  std::string_view units = "1";
+  std::string_view cost{};  ///< empty: none is stated
+  std::string_view currency{};
+  std::string_view replaces{};  ///< the event that this one corrects; empty: none
+  std::span<const PropertyView> properties{};
+
+  std::int64_t whole_units = 1;  ///< as quotas count it
+  std::string_view property(std::string_view name) const {
+    for (const PropertyView& one : properties) {
+      if (one.name == name) return one.value;
+    }
+    return {};
+  }
+};
+
+/// Room for the properties of many records; grows to the largest batch and stays.
+class RecordScratch {
+ public:
+  /// Requires: what was parsed into it is no longer used.
+  void clear() { used_ = 0; }
+  /// Room for one record's properties. Later calls leave it where it is.
+  std::span<PropertyView, record_properties_max> take();
+  void give_back(std::size_t unused) { used_ -= unused; }
+
+ private:
+  static constexpr std::size_t chunk = 64 * record_properties_max;
+  std::vector<std::unique_ptr<PropertyView[]>> chunks_;
+  std::size_t used_ = 0;
+};
+
+/// Reads one record: every field at most once, none unknown, text in UTF-8, numbers decimal. The result borrows `bytes`
+/// and `scratch`. Errors: invalid_input naming the field; too_large over `record_bytes_max`.
+Result<RecordView> parse_record(BytesView bytes, RecordScratch& scratch);
+
+/// The encoding that `parse_record` reads; `bytes`, `whole_units` of `record` are not looked at.
+void encode_record(const RecordView& record, Bytes& out);
+
+}  // namespace creto::metering

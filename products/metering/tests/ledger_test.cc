@@ -1,0 +1,358 @@
+// The ledger: every event once, whatever happens to threads, process, disk and power.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "creto/crypto/hash.h"
+#include "creto/io/sql.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+#include "creto/testing/fault_files.h"
+#include "creto/testing/temp_dir.h"
+#include "ledger/ledger.h"
+
+namespace creto::metering {
+namespace {
+
+using namespace std::chrono_literals;
+using creto::testing::FaultFiles;
+
+std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
+  const char* given = std::getenv(variable);
+  return given == nullptr ? otherwise : std::strtoull(given, nullptr, 10);
+}
+
+/// A ledger over files that a test can break.
+class House {
+ public:
+  explicit House(io::FileSystem& files, LedgerOptions options = {}) : files_(files), options_(options) { open(); }
+
+  void open() {
+    replayed.clear();
+    restored.clear();
+    ledger.reset();
+    auto log = open_block_files(files_, "/usage/log");
+    ASSERT_TRUE(log) << log.error().to_string();
+    auto opened = Ledger::open(
+        *std::move(log), files_, "/usage", clock, no_telemetry(), options_,
+        [this](BytesView state) -> Result<> {
+          restored = as_text(state);
+          return {};
+        },
+        [this](const StoredEvent& event) -> Result<> {
+          replayed.emplace_back(event.record.key);
+          return {};
+        });
+    ASSERT_TRUE(opened) << opened.error().to_string();
+    ledger = *std::move(opened);
+  }
+
+  struct Sent {
+    std::string key;
+    std::string units = "1";
+  };
+  Result<std::vector<Outcome>> send(const std::vector<Sent>& sent, std::string_view envelope = {}) {
+    return send_to(*ledger, sent, envelope, clock.now());
+  }
+  static Result<std::vector<Outcome>> send_to(Ledger& ledger, const std::vector<Sent>& sent, std::string_view envelope,
+                                              Instant now) {
+    const SubjectNumber agent = ledger.subjects().number("org", "service:a");
+    const AttributionNumber whom = ledger.subjects().number(Attribution{agent, 0, {}});
+    std::vector<Bytes> bytes(sent.size());
+    RecordScratch scratch;
+    std::vector<NewEvent> events;
+    for (std::size_t i = 0; i < sent.size(); ++i) {
+      encode_record(
+          {.bytes = {}, .agent = "service:a", .type = "t", .key = sent[i].key, .time = now, .units = sent[i].units},
+          bytes[i]);
+      const RecordView record = parse_record(bytes[i], scratch).value();
+      NewEvent event{.record = record,
+                     .attribution = whom,
+                     .key = ledger.key_hash("org", "service:a", record.key),
+                     .content = std::hash<std::string>()(sent[i].units)};
+      if (!envelope.empty()) {
+        event.envelope = envelope;
+        event.id = EventId::fresh(now);
+      }
+      events.push_back(event);
+    }
+    return ledger.append(events, nullptr, {});
+  }
+  Outcome::Kind one(const std::string& key, const std::string& units = "1") {
+    const auto outcomes = send({{key, units}});
+    EXPECT_TRUE(outcomes) << outcomes.error().to_string();
+    return outcomes ? outcomes->front().kind : Outcome::Kind::conflict;
+  }
+  std::multiset<std::string> keys() {
+    std::multiset<std::string> all;
+    EXPECT_TRUE(ledger->scan({}, {UINT32_MAX, 0}, [&](const StoredEvent& event) -> Result<> {
+      all.emplace(event.record.key);
+      return {};
+    }));
+    return all;
+  }
+
+  creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
+  std::unique_ptr<Ledger> ledger;
+  std::vector<std::string> replayed;
+  std::string restored;
+
+ private:
+  io::FileSystem& files_;
+  LedgerOptions options_;
+};
+
+using Kind = Outcome::Kind;
+
+TEST(Ledger, TakesAnEventOnceAndTellsOtherContentApart) {
+  FaultFiles files;
+  House house(files);
+  const auto first = house.send({{"a", "1"}, {"b", "1"}, {"a", "1"}, {"a", "2"}}).value();
+  EXPECT_EQ(first[0].kind, Kind::accepted);
+  EXPECT_EQ(first[1].kind, Kind::accepted);
+  EXPECT_EQ(first[2].kind, Kind::duplicate);
+  EXPECT_EQ(first[2].id, first[0].id);
+  EXPECT_EQ(first[3].kind, Kind::conflict);
+  house.open();
+  const auto again = house.send({{"a", "1"}, {"b", "3"}}).value();
+  EXPECT_EQ(again[0].kind, Kind::duplicate);
+  EXPECT_EQ(again[0].id, first[0].id);
+  EXPECT_EQ(again[1].kind, Kind::conflict);
+  EXPECT_EQ(again[1].id, first[1].id);
+  EXPECT_EQ(house.keys(), (std::multiset<std::string>{"a", "b"}));
+}
+
+TEST(Ledger, AnEnvelopeKeepsItsOwnId) {
+  FaultFiles files;
+  House house(files);
+  const auto first = house.send({{"a"}, {"a"}}, "the envelope").value();
+  EXPECT_EQ(first[1].id, first[0].id);
+  const auto again = house.send({{"a"}}, "the envelope").value();
+  EXPECT_EQ(again[0].kind, Kind::duplicate);
+  EXPECT_EQ(again[0].id, first[0].id);
+  house.open();
+  EXPECT_EQ(house.send({{"a"}}, "the envelope").value()[0].id, first[0].id);
+}
+
+TEST(Ledger, ForgetsAKeyWhenItsWindowIsOver) {
+  FaultFiles files;
+  House house(files);
+  const auto first = house.send({{"a"}}).value();
+  house.clock.advance(24h * 7 - 1s);
+  EXPECT_EQ(house.one("a"), Kind::duplicate);
+  house.clock.advance(2s);
+  const auto second = house.send({{"a"}}).value();
+  EXPECT_EQ(second[0].kind, Kind::accepted);
+  EXPECT_NE(second[0].id, first[0].id);
+  EXPECT_EQ(house.one("a"), Kind::duplicate);
+}
+
+TEST(Ledger, KnowsEveryKeyOfManySegmentsAlsoAfterAStart) {
+  FaultFiles files;
+  House house(files, {.segment_events_max = 100});
+  std::mt19937 random(7);  // tidy(seed): any order will do
+  std::set<std::string> sent;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<House::Sent> batch;
+    for (int i = 0; i < 20; ++i) batch.push_back({std::to_string(random() % 8000)});
+    const auto outcomes = house.send(batch).value();
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      EXPECT_EQ(outcomes[i].kind == Kind::accepted, sent.insert(batch[i].key).second) << batch[i].key;
+    }
+    if (round % 100 == 50) house.ledger->settle();
+    if (round % 100 == 99) house.open();
+  }
+  EXPECT_EQ(house.keys(), std::multiset<std::string>(sent.begin(), sent.end()));
+  for (const std::string& key : sent) ASSERT_EQ(house.one(key), Kind::duplicate) << key;
+}
+
+TEST(Ledger, StartsFromItsCheckpointAndReplaysWhatCameAfter) {
+  FaultFiles files;
+  House house(files, {.segment_events_max = 10});
+  for (int i = 0; i < 25; ++i) house.one(std::to_string(i));
+  ASSERT_TRUE(house.ledger->checkpoint([](Bytes& out) { layout::put_bytes(out, as_bytes("state")); }));
+  house.one("after");
+  house.open();
+  EXPECT_EQ(house.restored, "state");
+  EXPECT_EQ(house.replayed, std::vector<std::string>{"after"});
+  EXPECT_EQ(house.one("3"), Kind::duplicate);
+  EXPECT_EQ(house.one("after"), Kind::duplicate);
+}
+
+TEST(Ledger, RefusesWhereTheDiskIsFullAndGoesOnWhenThereIsRoom) {
+  FaultFiles files;
+  House house(files);
+  EXPECT_EQ(house.one("a"), Kind::accepted);
+  files.set_disk_bytes_max(1);
+  const auto refused = house.send({{"b"}});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::resource_exhausted);
+  files.set_disk_bytes_max(UINT64_MAX);
+  EXPECT_EQ(house.one("b"), Kind::accepted);
+  EXPECT_EQ(house.one("b"), Kind::duplicate);
+  house.open();
+  EXPECT_EQ(house.keys(), (std::multiset<std::string>{"a", "b"}));
+}
+
+TEST(Ledger, RefusesToStartOnADamagedLog) {
+  FaultFiles files;
+  House house(files);
+  for (int i = 0; i < 5; ++i) house.one(std::to_string(i));
+  house.ledger.reset();
+  files.flip_bit("/usage/log/00000001.usage", 8 * 300);
+  auto log = open_block_files(files, "/usage/log");
+  ASSERT_FALSE(log);
+  EXPECT_EQ(log.error().kind(), ErrorKind::hash_mismatch);
+}
+
+TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
+  const std::uint64_t seed = number_from("CRETO_SEED", 1);
+  const std::uint64_t lives = number_from("CRETO_LIVES", 60);
+  SCOPED_TRACE(fmt::format("CRETO_SEED={}", seed));
+  std::mt19937_64 random(seed);
+  FaultFiles files;
+  House house(files, {.segment_events_max = 40});
+  std::set<std::string> acknowledged;
+  std::set<std::string> offered;
+  int next = 0;
+  for (std::uint64_t life = 0; life < lives; ++life) {
+    files.die_at(1 + random() % 60);
+    for (int round = 0; round < 40 && !files.dead(); ++round) {
+      std::vector<House::Sent> batch;
+      for (std::size_t i = 0; i < 1 + random() % 8; ++i) {
+        // New ones, and old ones again.
+        batch.push_back({std::to_string(
+            random() % 4 == 0 && next > 0 ? static_cast<int>(random() % static_cast<unsigned>(next)) : next++)});
+      }
+      for (const auto& sent : batch) offered.insert(sent.key);
+      const auto outcomes = house.send(batch);
+      if (!outcomes) continue;
+      for (std::size_t i = 0; i < batch.size(); ++i) {
+        EXPECT_NE((*outcomes)[i].kind, Kind::conflict);
+        if ((*outcomes)[i].kind == Kind::accepted) EXPECT_FALSE(acknowledged.contains(batch[i].key));
+        acknowledged.insert(batch[i].key);
+      }
+      if (random() % 16 == 0) (void)house.ledger->checkpoint([](Bytes&) {});
+    }
+    house.ledger.reset();
+    files.crash(random() | 1);
+    house.open();
+    ASSERT_NE(house.ledger, nullptr);
+    const auto keys = house.keys();
+    for (const std::string& key : keys) ASSERT_EQ(keys.count(key), 1u) << key;
+    for (const std::string& key : acknowledged) ASSERT_EQ(keys.count(key), 1u) << key << " is lost in life " << life;
+    for (const std::string& key : keys) {
+      ASSERT_TRUE(offered.contains(key));
+      acknowledged.insert(key);
+    }
+  }
+}
+
+TEST(Ledger, ManyThreadsShareSyncsAndAgreeWhoWasFirst) {
+  creto::testing::TempDir dir;
+  creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
+  auto ledger = Ledger::open(
+                    open_block_files(io::real_files(), dir.path() / "log").value(), io::real_files(), dir.path(), clock,
+                    no_telemetry(), {.segment_events_max = 500}, [](BytesView) { return Result<>(); },
+                    [](const StoredEvent&) { return Result<>(); })
+                    .value();
+  std::atomic<int> accepted{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 100; ++i) {
+        // Every event is offered by two threads.
+        const auto outcomes = House::send_to(
+            *ledger, {{fmt::format("{}-{}", t / 2, i)}, {fmt::format("{}-{}b", t / 2, i)}}, {}, clock.now());
+        ASSERT_TRUE(outcomes) << outcomes.error().to_string();
+        for (const Outcome& outcome : *outcomes) accepted += outcome.kind == Kind::accepted ? 1 : 0;
+        if (t == 0 && i % 30 == 0) ASSERT_TRUE(ledger->checkpoint([](Bytes&) {}));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(accepted, 8 * 100 * 2 / 2);
+}
+
+/// Every log, in files and in both databases.
+class BlockLogContract : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<BlockLog> open() {
+    if (GetParam() == "files") return open_block_files(files_, "/log").value();
+    if (!database_) {
+      test_database_ = std::make_unique<creto::testing::TestDatabase>(
+          GetParam() == "sqlite" ? creto::testing::DatabaseKind::sqlite : creto::testing::DatabaseKind::postgres,
+          clock_);
+      database_ = test_database_->open();
+    }
+    return open_block_table(*database_).value();
+  }
+  static std::vector<std::string> blocks(BlockLog& log, BlockAddress from = {}) {
+    std::vector<std::string> all;
+    EXPECT_TRUE(log.scan(from, [&](BlockAddress, BytesView content) -> Result<> {
+      all.emplace_back(as_text(content));
+      return {};
+    }));
+    return all;
+  }
+  FaultFiles files_;
+  creto::testing::FakeClock clock_{from_rfc3339("2026-11-10T12:00:00Z").value()};
+  std::unique_ptr<creto::testing::TestDatabase> test_database_;
+  std::unique_ptr<sql::Database> database_;
+};
+
+TEST_P(BlockLogContract, GivesBackWhatWasAppendedInItsOrder) {
+  auto log = open();
+  EXPECT_EQ(log->end(), log->begin());
+  ASSERT_TRUE(log->append(as_bytes("one")));
+  const BlockAddress second = log->end();
+  ASSERT_TRUE(log->append(as_bytes("two")));
+  ASSERT_TRUE(log->seal());
+  ASSERT_TRUE(log->seal());
+  EXPECT_EQ(log->end().segment, 2u);
+  ASSERT_TRUE(log->append(as_bytes("three")));
+  const Hash256 head = log->head();
+  log.reset();
+  log = open();
+  EXPECT_EQ(log->head(), head);
+  EXPECT_EQ(blocks(*log), (std::vector<std::string>{"one", "two", "three"}));
+  EXPECT_EQ(blocks(*log, second), (std::vector<std::string>{"two", "three"}));
+  EXPECT_EQ(blocks(*log, {2, 0}), (std::vector<std::string>{"three"}));
+  EXPECT_EQ(log->read(second).value(), to_bytes(std::string_view("two")));
+  ASSERT_TRUE(log->append(as_bytes("four")));
+  EXPECT_EQ(blocks(*log).size(), 4u);
+}
+
+TEST_P(BlockLogContract, ANewSegmentWithoutBlocksIsThereAfterAStart) {
+  auto log = open();
+  ASSERT_TRUE(log->append(as_bytes("one")));
+  ASSERT_TRUE(log->seal());
+  const Hash256 head = log->head();
+  log.reset();
+  log = open();
+  EXPECT_EQ(log->end().segment, 2u);
+  EXPECT_EQ(log->head(), head);
+}
+
+TEST_P(BlockLogContract, WhoOpensItLastOwnsIt) {
+  if (GetParam() == "files") GTEST_SKIP() << "two processes on one directory are kept apart by its lock";
+  const auto first = open();
+  ASSERT_TRUE(first->append(as_bytes("one")));
+  const auto second = open();
+  const auto refused = first->append(as_bytes("two"));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::conflict);
+  ASSERT_TRUE(second->append(as_bytes("three")));
+  EXPECT_EQ(blocks(*second), (std::vector<std::string>{"one", "three"}));
+}
+
+INSTANTIATE_TEST_SUITE_P(Everywhere, BlockLogContract, ::testing::Values("files", "sqlite", "postgres"),
+                         [](const auto& one) { return one.param; });
+
+}  // namespace
+}  // namespace creto::metering
