@@ -34,8 +34,8 @@ static_assert(sizeof(KnownKey) == 40);
 /// Finds an idempotency key among hundreds of millions: new keys in a table in memory, older ones in sorted runs on
 /// disk behind filters (12 bits a key), so that a key never seen costs a few cache lines and no disk.
 ///
-/// A run covers a range of segments of the usage log and follows from it: one that is missing or damaged at the start is
-/// made again. Not thread-safe, except that `write_run` and `merge` may run beside all other calls.
+/// A run covers a range of segments of the usage log and follows from it: one that is missing or damaged at the start
+/// is made again. Not thread-safe, except that `write_run` and `merge` may run beside all other calls.
 class KeyIndex {
  public:
   /// Opens the runs in `directory`; damaged and overlapping ones are removed. Errors: those of files.
