@@ -92,23 +92,9 @@ Result<Properties> read_properties(const Json& json) {
   return properties;
 }
 
-Result<> check_schema(const Schema& schema, const Properties& properties) {
-  for (const Property& wanted : schema.properties) {
-    const std::string path = fmt::format("properties.{}", wanted.name);
-    const auto found = properties.find(wanted.name);
-    if (found == properties.end()) {
-      if (wanted.required) return invalid(path, fmt::format("is required in `{}`", schema.usage_type));
-      continue;
-    }
-    if (wanted.kind == Kind::text) {
-      if (found->second.empty()) return invalid(path, "must not be empty");
-      continue;
-    }
-    const Result<Decimal> number = Decimal::parse(found->second);
-    if (!number || number->is_negative()) return invalid(path, "must be a number, not negative");
-    if (wanted.kind == Kind::integer && !number->to_integer()) return invalid(path, "must be a 64-bit integer");
-  }
-  return {};
+const Schema* schema_of(std::string_view usage_type) {
+  const auto found = std::ranges::find(schemas(), usage_type, &Schema::usage_type);
+  return found == schemas().end() ? nullptr : &*found;
 }
 
 /// The payload of a "message_usage" event.
@@ -140,6 +126,7 @@ Result<> read_runtime_usage(const std::string& payload, UsageEvent& event) {
 
 Result<UsageEvent> understand(EventEnvelope envelope) {
   UsageEvent event{.envelope = std::move(envelope),
+                   .document = {},
                    .signed_bytes = {},
                    .usage_type = {},
                    .idempotency_key = {},
@@ -157,28 +144,53 @@ Result<UsageEvent> understand(EventEnvelope envelope) {
     return invalid("event.event_type", "must be runtime_usage or message_usage");
   }
 
-  const auto schema = std::ranges::find(schemas(), event.usage_type, &Schema::usage_type);
-  const bool known = schema != schemas().end();
   const bool of_message = event.usage_type.starts_with("message_") || event.usage_type.ends_with("_created");
-  if (!known || message != of_message) return invalid("usage_type", "is none that this event carries");
-  CRETO_TRY(check_schema(*schema, event.properties));
+  if (schema_of(event.usage_type) == nullptr || message != of_message) {
+    return invalid("usage_type", "is none that this event carries");
+  }
+  const std::vector<PropertyView> properties(event.properties.begin(), event.properties.end());
+  CRETO_TRY(check_usage_properties(event.usage_type, properties));
 
   const DelegationChain& chain = event.envelope.delegation_chain;
   if (chain.size() > delegation_chain_max_depth) return invalid("event.delegation_chain", "is too deep");
   if (!chain.empty() && chain.back() != event.envelope.agent)
     return invalid("event.delegation_chain", "must end with the agent");
-  if (event.usage_type == "action") {
-    event.action = event.properties.at("action");
-    if (!is_name(event.action)) return invalid("properties.action", name_rule);
-  }
+  if (event.usage_type == "action") event.action = event.properties.at("action");
   if (const auto hold = event.properties.find("reservation_id"); hold != event.properties.end()) {
     event.settles = CRETO_TRY(ReservationId::parse(hold->second));
   }
   event.signed_bytes = CRETO_TRY(event.envelope.signed_bytes());
+  event.document = CRETO_TRY(event.envelope.to_json());
   return event;
 }
 
 }  // namespace
+
+Result<> check_usage_properties(std::string_view usage_type, std::span<const PropertyView> properties) {
+  const Schema* schema = schema_of(usage_type);
+  if (schema == nullptr) return {};
+  for (const Property& wanted : schema->properties) {
+    const auto path = [&] { return fmt::format("properties.{}", wanted.name); };
+    const auto found = std::ranges::find(properties, wanted.name, &PropertyView::first);
+    if (found == properties.end()) {
+      if (wanted.required) return invalid(path(), fmt::format("is required in `{}`", usage_type));
+      continue;
+    }
+    if (wanted.kind == Kind::text) {
+      if (found->second.empty()) return invalid(path(), "must not be empty");
+      continue;
+    }
+    if (small_integer(found->second)) continue;
+    const Result<Decimal> number = Decimal::parse(found->second);
+    if (!number || number->is_negative()) return invalid(path(), "must be a number, not negative");
+    if (wanted.kind == Kind::integer && !number->to_integer()) return invalid(path(), "must be a 64-bit integer");
+  }
+  if (usage_type == "action") {
+    const auto action = std::ranges::find(properties, "action", &PropertyView::first);
+    if (!is_name(action->second)) return invalid("properties.action", name_rule);
+  }
+  return {};
+}
 
 Result<UsageEvent> parse_usage_event(std::string_view text) {
   if (text.size() > event_bytes_max) {

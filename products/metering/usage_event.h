@@ -3,6 +3,7 @@
 #include "aggregation.h"
 #include "creto/common/event.h"
 #include "creto/common/money.h"
+#include "ledger/usage_record.h"
 
 namespace creto::metering {
 
@@ -11,6 +12,7 @@ inline constexpr std::size_t event_bytes_max = 64 << 10;
 /// An event as metering understands it.
 struct UsageEvent {
   EventEnvelope envelope;
+  std::string document;      ///< the envelope's canonical JSON, as received
   std::string signed_bytes;  ///< what the signature is over, derived from the received bytes
   std::string usage_type;    ///< "sandbox_allocated", "message_sent", ...
   std::string idempotency_key;
@@ -25,6 +27,9 @@ struct UsageEvent {
 /// its usage type (contracts/schemas/usage/). Only the canonical form is accepted, so that the bytes received are the
 /// bytes that were signed. Errors: invalid_input naming the member; too_large over `event_bytes_max`.
 Result<UsageEvent> parse_usage_event(std::string_view text);
+
+/// The properties that a usage type of ours requires, and their kinds; other types may have any. Errors: invalid_input.
+Result<> check_usage_properties(std::string_view usage_type, std::span<const PropertyView> properties);
 
 /// The envelope of an event about a message, unsigned: for who trusts the caller instead.
 Result<UsageEvent> usage_event_of(EventEnvelope envelope);

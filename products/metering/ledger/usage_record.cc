@@ -69,17 +69,6 @@ bool is_ascii(BytesView bytes) {
   return std::ranges::all_of(bytes, [](std::uint8_t byte) { return byte < 0x80; });
 }
 
-/// Whole units of the usual small integer, without a Decimal.
-std::optional<std::int64_t> small_integer(std::string_view text) {
-  if (text.empty() || text.size() > 17) return std::nullopt;
-  std::int64_t value = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') return std::nullopt;
-    value = value * 10 + (c - '0');
-  }
-  return value;
-}
-
 Result<> check_amount(std::string_view field, std::string_view text) {
   if (small_integer(text)) return {};
   const auto amount = Decimal::parse(text);
@@ -98,18 +87,18 @@ Result<PropertyView> parse_property(BytesView bytes) {
     BytesView value;
     if (!cursor.number(key) || !cursor.sized(value)) return malformed();
     if (key == (1 << 3 | wire_sized) && !has_name) {
-      property.name = as_text(value);
+      property.first = as_text(value);
       has_name = true;
     } else if (key == (2 << 3 | wire_sized) && !has_value) {
-      property.value = as_text(value);
+      property.second = as_text(value);
       has_value = true;
     } else {
       return malformed();
     }
   }
-  if (!is_name(property.name)) return invalid("properties", fmt::format("a name {}", name_rule));
-  if (property.value.size() > property_bytes_max) {
-    return invalid(fmt::format("properties.{}", property.name),
+  if (!is_name(property.first)) return invalid("properties", fmt::format("a name {}", name_rule));
+  if (property.second.size() > property_bytes_max) {
+    return invalid(fmt::format("properties.{}", property.first),
                    fmt::format("must be at most {} bytes", property_bytes_max));
   }
   return property;
@@ -119,7 +108,7 @@ Result<> check(RecordView& record, BytesView bytes) {
   if (!is_ascii(bytes)) {
     const auto legible = [](std::string_view text) { return is_valid_utf8(text); };
     const bool good = legible(record.key) && legible(record.source) && legible(record.agent) &&
-                      std::ranges::all_of(record.properties, legible, &PropertyView::value);
+                      std::ranges::all_of(record.properties, legible, &PropertyView::second);
     if (!good) return invalid("record", "must be UTF-8");
   }
   if (record.agent.empty() || record.agent.size() > 300) return invalid("agent", "must have 1 to 300 characters");
@@ -130,8 +119,8 @@ Result<> check(RecordView& record, BytesView bytes) {
     return invalid("replaces", "must be the id of an event");
   for (std::size_t i = 1; i < record.properties.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
-      if (record.properties[i].name == record.properties[j].name) {
-        return invalid(fmt::format("properties.{}", record.properties[i].name), "must be given once");
+      if (record.properties[i].first == record.properties[j].first) {
+        return invalid(fmt::format("properties.{}", record.properties[i].first), "must be given once");
       }
     }
   }
@@ -166,6 +155,16 @@ void put_text(Bytes& out, std::uint32_t tag, std::string_view text) {
 std::size_t number_size(std::uint64_t value) { return value < 0x80 ? 1 : 1 + number_size(value >> 7); }
 
 }  // namespace
+
+std::optional<std::int64_t> small_integer(std::string_view text) {
+  if (text.empty() || text.size() > 17) return std::nullopt;
+  std::int64_t value = 0;
+  for (const char c : text) {
+    if (c < '0' || c > '9') return std::nullopt;
+    value = value * 10 + (c - '0');
+  }
+  return value;
+}
 
 std::span<PropertyView, record_properties_max> RecordScratch::take() {
   // A record's properties lie in one chunk.
@@ -264,10 +263,10 @@ void encode_record(const RecordView& record, Bytes& out) {
   optional(field_currency, record.currency);
   for (const PropertyView& property : record.properties) {
     put_number(out, tag(field_properties, wire_sized));
-    put_number(out, 2 + number_size(property.name.size()) + property.name.size() + number_size(property.value.size()) +
-                        property.value.size());
-    put_text(out, 1 << 3 | wire_sized, property.name);
-    put_text(out, 2 << 3 | wire_sized, property.value);
+    put_number(out, 2 + number_size(property.first.size()) + property.first.size() +
+                        number_size(property.second.size()) + property.second.size());
+    put_text(out, 1 << 3 | wire_sized, property.first);
+    put_text(out, 2 << 3 | wire_sized, property.second);
   }
   optional(field_source, record.source);
   optional(field_replaces, record.replaces);

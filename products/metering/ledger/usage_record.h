@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../counters.h"
@@ -20,10 +21,8 @@ inline constexpr std::size_t record_bytes_max = 64 << 10;
 inline constexpr std::size_t record_properties_max = 64;
 inline constexpr std::size_t property_bytes_max = 1024;
 
-struct PropertyView {
-  std::string_view name;
-  std::string_view value;
-};
+/// A name and its value.
+using PropertyView = std::pair<std::string_view, std::string_view>;
 
 /// One usage event in its compact form: the encoding of creto.metering.v1.UsageRecord, which this borrows.
 struct RecordView {
@@ -42,7 +41,7 @@ struct RecordView {
   std::int64_t whole_units = 1;  ///< as quotas count it
   std::string_view property(std::string_view name) const {
     for (const PropertyView& one : properties) {
-      if (one.name == name) return one.value;
+      if (one.first == name) return one.second;
     }
     return {};
   }
@@ -62,6 +61,9 @@ class RecordScratch {
   std::vector<std::unique_ptr<PropertyView[]>> chunks_;
   std::size_t used_ = 0;
 };
+
+/// The usual number of a few digits, without a Decimal; none for anything else.
+std::optional<std::int64_t> small_integer(std::string_view text);
 
 /// Reads one record: every field at most once, none unknown, text in UTF-8, numbers decimal. The result borrows `bytes`
 /// and `scratch`. Errors: invalid_input naming the field; too_large over `record_bytes_max`.
