@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -30,13 +29,13 @@ class PublishedMap {
     return nullptr;
   }
 
-  /// The entry, made by `make() -> std::unique_ptr<V>` where there is none.
+  /// The entry, made by `make(size before) -> std::unique_ptr<V>` where there is none.
   template <class Matches, class Make>
   V* find_or_insert(std::uint64_t hash, Matches&& matches, Make&& make) {
     if (V* found = find(hash, matches)) return found;
     const std::scoped_lock lock(mutex_);
     if (V* found = find(hash, matches)) return found;
-    values_.push_back(make());
+    values_.push_back(make(values_.size()));
     V* value = values_.back().get();
     Table* table = tables_.back().get();
     if (values_.size() > table->mask + 1) {
@@ -52,14 +51,10 @@ class PublishedMap {
     return values_.size();
   }
 
-  /// In order of insertion. Entries inserted meanwhile may be missing.
-  void for_each(const std::function<void(V&)>& visit) const {
-    std::vector<V*> all;
-    {
-      const std::scoped_lock lock(mutex_);
-      for (const auto& value : values_) all.push_back(value.get());
-    }
-    for (V* value : all) visit(*value);
+  /// In order of insertion. Requires: `index` is less than a size seen before.
+  V& at(std::size_t index) const {
+    const std::scoped_lock lock(mutex_);
+    return *values_[index];
   }
 
  private:

@@ -35,7 +35,7 @@ MeteringService::MeteringService(sql::Database& database, nhi::Nhi& nhi, consens
       options_(std::move(options)),
       self_(Identity::service("metering").value()),
       probe_(telemetry),
-      limits_({.detect_anomalies = options_.detect_anomalies}) {}
+      limits_({.detect = options_.detect_anomalies}) {}
 
 Result<> MeteringService::load() {
   const Context ctx = Context::of_service(self_);
@@ -43,7 +43,7 @@ Result<> MeteringService::load() {
     const auto quotas = CRETO_TRY(store::all_quotas(tx));
     for (const auto& [org, quota] : quotas) CRETO_TRY(limits_.put_quota(org, quota, clock_.now()));
     const auto thresholds = CRETO_TRY(store::all_thresholds(tx));
-    for (const auto& [org, threshold] : thresholds) CRETO_TRY(limits_.put_threshold(org, threshold));
+    for (const auto& [org, threshold] : thresholds) CRETO_TRY(limits_.put_threshold(org, threshold, clock_.now()));
     const auto subscriptions = CRETO_TRY(store::all_subscriptions(tx));
     for (const auto& [org, subscription] : subscriptions) {
       subscriptions_[{org, subscription.agent}].push_back(subscription);

@@ -158,7 +158,7 @@ Result<std::vector<Result<Ingested>>> MeteringService::take(const Context& ctx,
       later_of.emplace_back(i, place->second);
   }
 
-  std::vector<std::shared_ptr<const Limits::Added>> added(candidates.size());
+  std::vector<std::optional<Limits::Added>> added(candidates.size());
   std::vector<std::vector<SignedNotice>> notices(candidates.size());
   const auto take_all_back = [&] {
     for (auto& one : added) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "account_names.h"
 #include "service_words.h"
 #include "window.h"
 
@@ -28,17 +29,48 @@ std::string_view adjective(WindowKind kind) {
       return "monthly";
     case WindowKind::lifetime:
       return "lifetime";
+    case WindowKind::transaction:
+      return "single-use";
+    case WindowKind::concurrent:
+      return "concurrent";
+    case WindowKind::session:
+      return "session";
   }
   return "";
 }
 
-std::string describe_refusal(const Verdict& verdict) {
+std::string describe_refusal(const Verdict& verdict, const Told& told) {
   if (verdict.kind == Verdict::Kind::budget_exceeded) {
-    return fmt::format("budget `{}` of `{}` exceeded ({} of {})", verdict.id, verdict.subject,
+    return fmt::format("budget `{}` of `{}` exceeded ({} of {})", told.id, told.subject,
                        from_nano_money(verdict.used).to_string(), from_nano_money(verdict.limit).to_string());
   }
-  return fmt::format("{} quota of `{}` exceeded ({}/{})", adjective(verdict.window), verdict.event_type, verdict.used,
-                     verdict.limit);
+  if (told.measure == Measure::cost) {
+    return fmt::format("{} budget `{}` exceeded ({} of {})", adjective(told.window), told.id,
+                       from_nano_money(verdict.used).to_string(), from_nano_money(verdict.limit).to_string());
+  }
+  return fmt::format("{} quota of `{}` exceeded ({}/{})", adjective(told.window),
+                     told.event_type.empty() ? told.id : told.event_type, verdict.used, verdict.limit);
+}
+
+/// The beginning of what the quota's present window holds; none where the past does not count.
+std::optional<Instant> counted_from(const Quota& quota, Instant now) {
+  switch (quota.window) {
+    case WindowKind::rolling:  // with a step to spare
+      return now - quota.rolling_length - quota.rolling_length / 30;
+    case WindowKind::hour:
+    case WindowKind::day:
+    case WindowKind::week:
+    case WindowKind::month:
+    case WindowKind::lifetime: {
+      auto zone = quota.time_zone.empty() ? Result<TimeZone>(TimeZone()) : TimeZone::load(quota.time_zone);
+      return calendar_window(quota.window, now, zone ? *zone : TimeZone()).begin;
+    }
+    case WindowKind::transaction:
+    case WindowKind::concurrent:
+    case WindowKind::session:
+      return std::nullopt;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -66,14 +98,12 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   CRETO_TRY(validate(quota));
   const std::unique_lock rules(rules_mutex_);
   const Instant now = clock_.now();
-  // What the present window holds, with a step to spare in a rolling one.
-  const Instant from = quota.window == WindowKind::rolling ? now - quota.rolling_length - quota.rolling_length / 30
-                                                           : calendar_window(quota.window, now).begin;
+  const std::optional<Instant> from = counted_from(quota, now);
   std::optional<Quota> before;
   std::vector<Limits::Seed> seeds;
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_quota(tx, ctx.org, quota.id));
-    seeds = CRETO_TRY(store::use_since(tx, ctx.org, quota, from));
+    if (from && !each_of(quota.subject)) seeds = CRETO_TRY(store::use_since(tx, ctx.org, quota, *from));
     CRETO_TRY(store::put_quota(tx, ctx.org, quota));
     return audit_change(tx, ctx, before ? "quota_changed" : "quota_created", "metering:quota:" + quota.id,
                         fmt::format(R"({{"limit":"{}","subject":"{}"}})", quota.limit, quota.subject));
@@ -124,7 +154,8 @@ Result<contracts::QuotaDecision> MeteringService::check_quota(const Context& ctx
       {.org = ctx.org, .agent = agent.text(), .chain = chain, .event_type = event_type, .units = units}, clock_.now());
   const bool allowed = verdict.kind == Verdict::Kind::granted;
   (allowed ? probe_.granted() : probe_.refused());
-  return contracts::QuotaDecision{allowed, std::string(verdict.id), verdict.limit, verdict.used, verdict.reset_at};
+  return contracts::QuotaDecision{allowed, verdict.limited ? limits_.tell(verdict).id : std::string(), verdict.limit,
+                                  verdict.used, verdict.reset_at};
 }
 
 Result<contracts::QuotaDecision> MeteringService::check_message_quota(const Context& ctx, const Identity& agent,
@@ -146,7 +177,7 @@ Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, cons
                         "metering:threshold:" + threshold.threshold.threshold_id);
   }));
   if (before && before->subject != threshold.subject) limits_.remove_threshold(ctx.org, *before);
-  if (auto placed = limits_.put_threshold(ctx.org, threshold); !placed) {
+  if (auto placed = limits_.put_threshold(ctx.org, threshold, clock_.now()); !placed) {
     CRETO_TRY(database_.transaction(
         ctx, [&](sql::Tx& tx) { return store::delete_threshold(tx, ctx.org, threshold.threshold.threshold_id); }));
     return std::move(placed).error();
@@ -172,10 +203,11 @@ Result<std::vector<SubjectThreshold>> MeteringService::list_thresholds(const Con
 }
 
 Error MeteringService::refusal(const Verdict& verdict, Instant now) const {
+  const Told told = limits_.tell(verdict);
   Error refused = error(verdict.kind == Verdict::Kind::oversight_required ? ErrorKind::oversight_required
                                                                           : ErrorKind::quota_exceeded,
-                        describe_refusal(verdict))
-                      .with_context(fmt::format("limit `{}`", verdict.id));
+                        describe_refusal(verdict, told))
+                      .with_context(fmt::format("limit `{}`", told.id));
   if (verdict.reset_at) return std::move(refused).with_retry_after(std::max(*verdict.reset_at - now, Nanos(0)));
   return refused;
 }
@@ -210,8 +242,9 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
                  fmt::format("reservation `{}` was used for other content", request.id.to_string()));
   }
   probe_.refused();
-  telemetry_.log(LogLevel::info, "metering", "spending_refused", &ctx,
-                 {{"limit", verdict.id}, {"agent", request.agent.text()}, {"event_type", request.event_type}});
+  telemetry_.log(
+      LogLevel::info, "metering", "spending_refused", &ctx,
+      {{"limit", limits_.tell(verdict).id}, {"agent", request.agent.text()}, {"event_type", request.event_type}});
   return refusal(verdict, now);
 }
 
@@ -237,8 +270,9 @@ Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& 
                                         clock_.now());
   if (verdict.kind == Verdict::Kind::granted) return std::optional<authz::Decision>();
   probe_.refused();
-  return std::optional<authz::Decision>(authz::QuotaExceeded{std::string(verdict.id), verdict.limit, verdict.used,
-                                                             verdict.reset_at, describe_refusal(verdict)});
+  const Told told = limits_.tell(verdict);
+  return std::optional<authz::Decision>(
+      authz::QuotaExceeded{told.id, verdict.limit, verdict.used, verdict.reset_at, describe_refusal(verdict, told)});
 }
 
 // --- cost

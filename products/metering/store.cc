@@ -307,12 +307,14 @@ Result<> delete_threshold(sql::Tx& tx, const std::string& org, std::string_view 
 Result<std::vector<Limits::Seed>> use_since(sql::Tx& tx, const std::string& org, const Quota& quota, Instant from) {
   // A rolling window sorts what it gets into steps; any other only needs the sum.
   const std::int64_t width = quota.window == WindowKind::rolling ? quota.rolling_length.count() / 60 : INT64_MAX;
-  const sql::Rows rows = CRETO_TRY(tx.query(
-      "SELECT max(arrived_ns), CAST(sum(units) AS BIGINT) FROM metering_attributions WHERE org = $1 AND subject = $2 "
-      "AND (event_type = $3 OR action = $3) AND arrived_ns >= $4 GROUP BY arrived_ns / $5",
-      {org, quota.subject, quota.event_type, from, width}));
+  const sql::Rows rows = CRETO_TRY(
+      tx.query("SELECT max(arrived_ns), CAST(sum(units) AS BIGINT), CAST(sum(cost_nanos) AS BIGINT), count(*) FROM "
+               "metering_attributions WHERE org = $1 AND subject = $2 "
+               "AND ($3 = '' OR event_type = $3 OR action = $3) AND arrived_ns >= $4 GROUP BY arrived_ns / $5",
+               {org, quota.subject, quota.event_type, from, width}));
   std::vector<Limits::Seed> seeds;
-  for (const sql::Row row : rows) seeds.push_back({row.instant(0), row.integer(1)});
+  const std::size_t measure = quota.measure == Measure::units ? 1 : quota.measure == Measure::cost ? 2 : 3;
+  for (const sql::Row row : rows) seeds.push_back({row.instant(0), row.integer(measure)});
   return seeds;
 }
 

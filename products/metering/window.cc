@@ -4,31 +4,39 @@
 
 namespace creto::metering {
 
-Period calendar_window(WindowKind kind, Instant when) {
+Period calendar_window(WindowKind kind, Instant when, const TimeZone& zone) {
   using namespace std::chrono;
-  const auto day = floor<days>(when);
+  const auto between = [&](local_days begin, local_days end) {
+    return Period{zone.day_begin(begin), zone.day_begin(end)};
+  };
   switch (kind) {
     case WindowKind::hour: {
       const auto begin = floor<hours>(when);
       return {begin, begin + hours(1)};
     }
-    case WindowKind::day:
-      return {day, day + days(1)};
+    case WindowKind::day: {
+      const local_days day = zone.day_of(when);
+      return between(day, day + days(1));
+    }
     case WindowKind::week: {
-      const auto begin = day - (weekday(day) - Monday);
-      return {begin, begin + days(7)};
+      const local_days day = zone.day_of(when);
+      const local_days monday = day - (weekday(day) - Monday);
+      return between(monday, monday + days(7));
     }
     case WindowKind::month: {
-      const year_month_day date(day);
+      const year_month_day date(zone.day_of(when));
       const year_month month(date.year(), date.month());
-      return {sys_days(month / 1), sys_days((month + months(1)) / 1)};
+      return between(local_days(month / 1), local_days((month + months(1)) / 1));
     }
     case WindowKind::lifetime:
       return {Instant::min(), Instant::max()};
     case WindowKind::rolling:
+    case WindowKind::transaction:
+    case WindowKind::concurrent:
+    case WindowKind::session:
       break;
   }
-  CRETO_ASSERT(!"a rolling window is no calendar window");
+  CRETO_ASSERT(!"this window is in no calendar");
   return {};
 }
 

@@ -1,14 +1,14 @@
 #pragma once
 
-#include <optional>
-
+#include "creto/common/time_zone.h"
 #include "creto/metering/plan.h"
 #include "creto/metering/quota.h"
 
 namespace creto::metering {
 
-/// The calendar window of `kind` around `when`, in UTC; weeks begin on Monday.
-/// Lifetime is everything nanoseconds hold. Requires: `kind` is not rolling.
-Period calendar_window(WindowKind kind, Instant when);
+/// The calendar window of `kind` around `when`: days, weeks (from Monday) and months of `zone`, hours of UTC, so that
+/// every hour has sixty minutes. Windows follow each other without gap. Lifetime is everything nanoseconds hold.
+/// Requires: `kind` is a calendar window.
+Period calendar_window(WindowKind kind, Instant when, const TimeZone& zone = {});
 
 }  // namespace creto::metering

@@ -68,6 +68,7 @@ v1::QuotaState to_proto(const QuotaState& state) {
   out.set_quota_id(state.quota_id);
   out.set_subject(state.subject);
   out.set_event_type(state.event_type);
+  out.set_measure(std::string(to_string(state.measure)));
   out.set_window(std::string(to_string(state.window)));
   out.set_overflow(std::string(to_string(state.overflow)));
   out.set_limit(state.limit);
@@ -78,8 +79,9 @@ v1::QuotaState to_proto(const QuotaState& state) {
 }
 
 Result<QuotaState> from_proto(const v1::QuotaState& state) {
-  QuotaState out{state.quota_id(), state.subject(), state.event_type(), {}, {},
+  QuotaState out{state.quota_id(), state.subject(), state.event_type(), {}, {}, {},
                  state.limit(),    state.used(),    state.held(),       {}};
+  out.measure = CRETO_TRY(measure_from_string(state.measure()));
   out.window = CRETO_TRY(window_kind_from_string(state.window()));
   out.overflow = CRETO_TRY(overflow_from_string(state.overflow()));
   if (state.has_reset_at()) out.reset_at = CRETO_TRY(proto::from_time(state.reset_at(), "reset_at"));

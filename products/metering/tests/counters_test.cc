@@ -68,7 +68,7 @@ TEST(Quota, RefusesTheUseThatWouldExceedItAndSaysWhenItResets) {
   }
   const Verdict verdict = limits.check(a.use(), start);
   EXPECT_EQ(verdict.kind, Kind::quota_exceeded);
-  EXPECT_EQ(verdict.id, "q");
+  EXPECT_EQ(limits.tell(verdict).id, "q");
   EXPECT_EQ(verdict.limit, 3);
   EXPECT_EQ(verdict.used, 3);
   EXPECT_EQ(verdict.reset_at, from_rfc3339("2026-12-01T00:00:00Z").value());
@@ -281,7 +281,7 @@ TEST(Facts, TakenBackLeaveNothing) {
     std::vector<Notice> notices;
     const auto added = limits.add(a.use(4, 7), start, {}, notices);
     limits.add(a.use(2, 1), start + 70min, {}, notices);
-    limits.take_back(*added);
+    limits.take_back(added);
     EXPECT_EQ(limits.state(org, limited, start + 70min)->used, 2) << to_string(window);
   }
   EXPECT_EQ(limits.costs(org, a.self.text(), contracts::BillingPeriod::lifetime, start)->total, 3);
@@ -336,8 +336,8 @@ TEST(CostThreshold, TriggersOnOneTransactionAndOnThePeriod) {
   Limits limits;
   const Caller a = caller(1);
   using contracts::BillingPeriod;
-  ASSERT_TRUE(limits.put_threshold(org, threshold("one", a.self, "10000", BillingPeriod::transaction)));
-  ASSERT_TRUE(limits.put_threshold(org, threshold("month", owner, "15000", BillingPeriod::month)));
+  ASSERT_TRUE(limits.put_threshold(org, threshold("one", a.self, "10000", BillingPeriod::transaction), start));
+  ASSERT_TRUE(limits.put_threshold(org, threshold("month", owner, "15000", BillingPeriod::month), start));
   EXPECT_FALSE(limits.check_cost(a.use(1, 10'000 * usd), BillingPeriod::month, start));
   const auto single = limits.check_cost(a.use(1, 10'001 * usd), BillingPeriod::month, start);
   ASSERT_TRUE(single);
@@ -362,7 +362,7 @@ TEST(CostThreshold, ThatBlocksRefusesReservations) {
   Limits limits;
   const Caller a = caller(1);
   ASSERT_TRUE(limits.put_threshold(
-      org, threshold("budget", owner, "10", contracts::BillingPeriod::day, contracts::ThresholdAction::block)));
+      org, threshold("budget", owner, "10", contracts::BillingPeriod::day, contracts::ThresholdAction::block), start));
   EXPECT_EQ(limits.reserve(reservation(1), a.use(1, 6 * usd), start, start + 1h).kind, Kind::granted);
   EXPECT_EQ(limits.check(caller(2).use(1, 4 * usd), start).kind, Kind::granted);
   const Verdict refused = limits.reserve(reservation(2), caller(2).use(1, 5 * usd), start, start + 1h);

@@ -13,12 +13,31 @@
 
 namespace creto::metering {
 
-/// Calendar windows are in UTC. A rolling window forgets in steps of a sixtieth
-/// of its length: it never holds less than what was used in its length, and at
+/// Over what use is added up. A calendar window is one of the quota's time zone (hours are those of UTC). A rolling
+/// window forgets in steps of a sixtieth of its length: it never holds less than what was used in its length, and at
 /// most a sixtieth of the length more.
-enum class WindowKind : std::uint8_t { rolling, hour, day, week, month, lifetime };
+enum class WindowKind : std::uint8_t {
+  rolling,
+  hour,
+  day,
+  week,  ///< from Monday
+  month,
+  lifetime,
+  transaction,  ///< a single use
+  concurrent,   ///< nothing but what reservations hold at this moment: sessions, sandboxes, calls under way
+  session,      ///< one session: what has the same `session` below the subject; forgotten a day after its last use
+};
 std::string_view to_string(WindowKind kind);
 Result<WindowKind> window_kind_from_string(std::string_view text);
+
+/// What is added up.
+enum class Measure : std::uint8_t {
+  units,   ///< sandboxes, tokens, bytes, calls: whatever the type counts; fractions count as one
+  events,  ///< one for each use: requests per minute
+  cost,    ///< money in the accounting currency
+};
+std::string_view to_string(Measure measure);
+Result<Measure> measure_from_string(std::string_view text);
 
 /// Largest limit, so that sums of counters stay inside 64 bits.
 inline constexpr std::int64_t limit_max = 1'000'000'000'000'000'000;
@@ -34,18 +53,30 @@ enum class Overflow : std::uint8_t {
 std::string_view to_string(Overflow overflow);
 Result<Overflow> overflow_from_string(std::string_view text);
 
-/// A limit on what an identity and all agents below it use, counted by arrival.
+/// A property of the use, such as `model_id`, and the values that count.
+struct PropertyMatch {
+  std::string property{};             ///< [a-z0-9_.-]{1,64}
+  std::vector<std::string> values{};  ///< 1 to 32, each 1 to 128 bytes
+  friend bool operator==(const PropertyMatch&, const PropertyMatch&) = default;
+};
+
+/// A limit on what a subject and all agents below it use, counted by arrival.
 struct Quota {
-  std::string id{};          ///< [a-z0-9_.-]{1,64}, unique in the organization
-  std::string subject{};     ///< an identity (agent, human or service), or a
-                             ///< subscription id
-  std::string event_type{};  ///< what is counted: a usage type, or the name of
-                             ///< an action such as "payments.pay"
+  std::string id{};  ///< [a-z0-9_.-]{1,64}, unique in the organization
+  /// An identity (agent, human or service), or a subscription id. "agent:*", "human:*", "service:*" and
+  /// "subscription:*" are a default for each of that kind by itself, until it has a quota of its own that counts the
+  /// same.
+  std::string subject{};
+  /// What is counted: a usage type, or the name of an action such as "payments.pay". Empty: every use, where requests
+  /// or money are counted.
+  std::string event_type{};
+  std::vector<PropertyMatch> match{};  ///< all of them must hold; at most 4
+  Measure measure = Measure::units;
   WindowKind window = WindowKind::month;
-  Nanos rolling_length{};  ///< 1 min to 366 days; rolling windows only
-  std::int64_t limit = 0;  ///< whole units: sandboxes, tokens, bytes, calls.
-                           ///< Fractions of use count as one
-  int soft_percent = 95;   ///< 1..100: a notice is published once per window when use reaches it
+  Nanos rolling_length{};   ///< 1 s to 366 days; rolling windows only
+  std::string time_zone{};  ///< "Europe/Berlin"; empty: UTC. Days, weeks and months only
+  std::int64_t limit = 0;   ///< whole units or requests; of money, billionths of the currency's unit
+  int soft_percent = 95;    ///< 1..100: a notice is published once per window when use reaches it
   Overflow overflow = Overflow::block;
   std::vector<std::string> approvers{};  ///< for oversight and for notices; at most 16
 };
@@ -56,8 +87,9 @@ Result<Quota> quota_from_json(std::string_view text);
 /// A cost threshold on an identity and all agents below it, whatever the type
 /// of the event.
 struct SubjectThreshold {
-  std::string subject{};
+  std::string subject{};  ///< as of a quota, defaults for each included
   contracts::CostThreshold threshold;
+  std::string time_zone{};  ///< of days and months; empty: UTC
 };
 Result<> validate(const SubjectThreshold& threshold);
 Result<std::string> to_json(const SubjectThreshold& threshold);
@@ -68,9 +100,10 @@ struct QuotaState {
   std::string quota_id{};
   std::string subject{};
   std::string event_type{};
+  Measure measure = Measure::units;
   WindowKind window = WindowKind::month;
   Overflow overflow = Overflow::block;
-  std::int64_t limit = 0;
+  std::int64_t limit = 0;             ///< in the quota's measure, as the next two
   std::int64_t used = 0;              ///< may exceed `limit`: facts are always recorded
   std::int64_t held = 0;              ///< by reservations
   std::optional<Instant> reset_at{};  ///< none for a lifetime quota; of a

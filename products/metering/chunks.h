@@ -1,0 +1,72 @@
+#pragma once
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "creto/common/assert.h"
+
+namespace creto::metering {
+
+/// An array that only grows: its elements stay where they are and are read without a lock. Memory comes in chunks of
+/// `per_chunk` elements, in large pages where the machine has them, since a million accounts touched at random would
+/// otherwise miss the page table more often than the cache.
+///
+/// Readers may use index i once they have learnt of it by something that was published after `make(i)`.
+template <class T, std::size_t per_chunk>
+class Chunks {
+  static_assert((per_chunk & (per_chunk - 1)) == 0);
+  static constexpr std::size_t chunks_max = 1 << 14;
+  static constexpr std::size_t page_bytes = std::size_t{2} << 20;
+
+ public:
+  static constexpr std::size_t size_max = chunks_max * per_chunk;
+
+  Chunks() : chunks_(std::make_unique<std::atomic<T*>[]>(chunks_max)) {}
+  ~Chunks() {
+    for (std::size_t i = size_; i-- > 0;) (*this)[i].~T();
+    for (std::size_t i = 0; i < chunks_max && chunks_[i].load() != nullptr; ++i) release(chunks_[i].load());
+  }
+  Chunks(const Chunks&) = delete;
+  Chunks& operator=(const Chunks&) = delete;
+
+  T& operator[](std::size_t index) const {
+    return chunks_[index / per_chunk].load(std::memory_order_acquire)[index % per_chunk];
+  }
+
+  /// The next element; its index is the size before. Requires: one caller at a time.
+  template <class... Args>
+  T& make(Args&&... args) {
+    CRETO_ASSERT(size_ < size_max);
+    std::atomic<T*>& chunk = chunks_[size_ / per_chunk];
+    if (chunk.load(std::memory_order_relaxed) == nullptr) chunk.store(reserve(), std::memory_order_release);
+    T& made =
+        *std::construct_at(&chunk.load(std::memory_order_relaxed)[size_ % per_chunk], std::forward<Args>(args)...);
+    ++size_;
+    return made;
+  }
+
+  /// Requires: no `make` meanwhile.
+  std::size_t size() const { return size_; }
+
+ private:
+  static constexpr std::size_t chunk_bytes = per_chunk * sizeof(T);
+  static constexpr bool large = chunk_bytes >= page_bytes;
+
+  static constexpr auto alignment = std::align_val_t(large ? page_bytes : std::max<std::size_t>(alignof(T), 64));
+  static T* reserve() {
+    void* memory = ::operator new(chunk_bytes, alignment);
+    if constexpr (large) ::madvise(memory, chunk_bytes, MADV_HUGEPAGE);  // advice only
+    return static_cast<T*>(memory);
+  }
+  static void release(T* chunk) { ::operator delete(chunk, alignment); }
+
+  std::unique_ptr<std::atomic<T*>[]> chunks_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace creto::metering

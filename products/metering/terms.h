@@ -1,0 +1,153 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "account_names.h"
+#include "amounts.h"
+#include "cell.h"
+#include "chunks.h"
+#include "creto/common/time_zone.h"
+#include "creto/metering/quota.h"
+#include "published_map.h"
+#include "window.h"
+
+namespace creto::metering {
+
+inline constexpr std::size_t watched_properties_max = 8;
+
+/// What a use counts under, as numbers: its type, its action, and those of its properties that a quota of the
+/// organization names. Numbers stay the same as long as the process; zero is a word that no quota has.
+struct Words {
+  std::uint32_t type = 0;
+  std::uint32_t action = 0;
+  std::array<std::uint32_t, watched_properties_max> properties{};
+};
+using PropertyViews = std::span<const std::pair<std::string_view, std::string_view>>;
+
+/// What one quota or cost threshold says, shared by all accounts for which the same is said. Never changes, but for
+/// what it remembers of its present window.
+class Terms {
+ public:
+  enum class Family : std::uint8_t { quota, threshold };
+
+  // What is counted. Terms that count the same have the same `what`.
+  std::uint32_t what = 0;
+  std::uint32_t type = 0;  ///< 0: any
+  Measure measure = Measure::units;
+  WindowKind window = WindowKind::month;
+  Family family = Family::quota;
+  // What is said about it.
+  Overflow overflow = Overflow::block;
+  contracts::ThresholdAction action = contracts::ThresholdAction::notify_only;
+  bool each = false;  ///< of every account of a kind: then `id` names it
+  std::int64_t limit = 0;
+  std::int64_t soft = 0;  ///< use that asks for a notice; INT64_MAX: none
+
+  Nanos rolling_length{};
+  TimeZone zone{};
+  std::vector<std::vector<std::uint32_t>> match{};  ///< one word of each
+  std::string id{};
+  std::string event_type{};
+  std::vector<std::string> approvers{};
+
+  bool counts(const Words& words) const {
+    if (type != 0 && type != words.type && type != words.action) return false;
+    return match.empty() || matches(words);
+  }
+  std::int64_t amount(std::int64_t units, NanoMoney cost) const {
+    return measure == Measure::units ? units : measure == Measure::cost ? cost : 1;
+  }
+  bool calendar() const { return window >= WindowKind::hour && window <= WindowKind::month; }
+  /// Of the calendar window around `ns`; for all others a time before any.
+  std::int64_t window_begin(std::int64_t ns) const {
+    if (!calendar()) return INT64_MIN;
+    const std::int64_t begin = begin_.get();
+    if (begin <= ns && ns < end_.get() && begin_.get() == begin) return begin;
+    return unix_ns(find_window(ns).begin);
+  }
+  std::int64_t window_end(std::int64_t ns) const { return calendar() ? unix_ns(find_window(ns).end) : INT64_MAX; }
+  Nanos step() const { return rolling_length / rolling_steps; }
+
+  static constexpr std::int64_t rolling_steps = 60;
+
+ private:
+  bool matches(const Words& words) const;
+  Period find_window(std::int64_t ns) const;
+
+  /// The newest window that was asked for. A reader that sees the same begin before and after sees its end.
+  mutable Cell<std::int64_t> begin_{INT64_MAX};
+  mutable Cell<std::int64_t> end_{INT64_MIN};
+  mutable std::atomic_flag writing_{};
+};
+
+/// All terms there ever were, by number, and the words they use. Reading takes no lock. Thread-safe.
+class TermsTable {
+ public:
+  TermsTable();
+
+  const Terms& operator[](std::uint32_t number) const { return *terms_[number]; }
+  /// Errors: resource_exhausted over 4 096 event types, or 8 properties of an organization; invalid_input where the
+  /// time zone is unknown.
+  Result<std::uint32_t> of(OrgNumber org, const Quota& quota);
+  Result<std::uint32_t> of(OrgNumber org, const SubjectThreshold& threshold);
+
+  /// The defaults for each of a kind: a set of terms that never changes, but may be replaced by another. Every account
+  /// follows one; 0 is that of nobody.
+  std::span<const std::uint32_t> set(std::uint32_t number) const { return sets_[number].terms; }
+  bool replaced(std::uint32_t set) const { return sets_[set].successor.get() != 0; }
+  std::uint32_t newest(std::uint32_t set) const;
+  std::uint32_t defaults(OrgNumber org, SubjectKind kind) const;  ///< 0: there never were any
+  std::uint32_t obtain_defaults(OrgNumber org, SubjectKind kind);
+  /// Errors: resource_exhausted over 64 of a kind.
+  Result<> put_default(OrgNumber org, SubjectKind kind, std::uint32_t terms);
+  void remove_default(OrgNumber org, SubjectKind kind, Terms::Family family, std::string_view id);
+
+  /// For a question: a word that nobody named is 0.
+  Words words(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties) const;
+  /// For a fact, whose type gets a number since costs are told by type: 0 once there are 4 096 others.
+  Words learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties);
+  std::string_view word(std::uint32_t number) const;
+
+ private:
+  struct Word {
+    std::uint64_t hash;
+    std::string text;
+    std::uint32_t number;  ///< from 1
+  };
+  struct Set {
+    std::vector<std::uint32_t> terms;
+    Cell<std::uint32_t> successor{};
+  };
+  struct OrgTerms {
+    std::array<Cell<std::uint32_t>, subject_kinds> defaults{};
+    std::array<std::string, watched_properties_max> watched{};
+    Cell<std::uint32_t> watched_count{};
+  };
+
+  std::uint32_t find_word(std::string_view text) const;
+  std::uint32_t obtain_word(std::string_view text);
+  OrgTerms* org_terms(OrgNumber org) const;
+  OrgTerms& obtain_org_terms(OrgNumber org);
+  Result<std::uint32_t> put(std::unique_ptr<Terms> terms, const std::string& what, const std::string& said);
+  void replace(Cell<std::uint32_t>& current, std::vector<std::uint32_t> terms);
+
+  std::mutex mutex_;
+  PublishedMap<Word> words_;
+  std::size_t rule_words_ = 0;
+  Chunks<std::unique_ptr<Terms>, 1024> terms_;
+  Chunks<Set, 256> sets_;
+  Chunks<OrgTerms, 16> orgs_;
+  std::atomic<std::uint32_t> org_count_{0};
+  std::map<std::string, std::uint32_t, std::less<>> by_content_;
+  std::map<std::string, std::uint32_t, std::less<>> whats_;
+};
+
+}  // namespace creto::metering
