@@ -189,8 +189,9 @@ Result<> assemble_metering(System& system) {
   }
   if (!system.runs("metering")) return {};
   system.invoices = Invoices::create(*system.storage, system.settings.invoice_webhook_url, system_clock());
-  system.local_metering = CRETO_TRY(metering::create_metering(*system.database, *system.nhi, *system.timestamps,
-                                                              *system.invoices, system_clock(), *system.telemetry));
+  system.local_metering =
+      CRETO_TRY(metering::create_metering(*system.database, io::real_files(), system.home.usage(), *system.nhi,
+                                          *system.timestamps, *system.invoices, system_clock(), *system.telemetry));
   system.metering = system.local_metering.get();
   CRETO_TRY(system.authz->register_extension(system.local_metering->quota_enforcer()));
   return system.local_metering->attach(*system.bus);

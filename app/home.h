@@ -34,6 +34,7 @@ struct Home {
   std::filesystem::path audit() const { return root / "audit"; }
   std::filesystem::path audit_key() const { return root / "audit.vkey"; }
   std::filesystem::path decisions() const { return root / "decisions"; }
+  std::filesystem::path usage() const { return root / "usage"; }
   std::filesystem::path objects() const { return root / "objects"; }
   std::filesystem::path sandboxes() const { return root / "sandboxes"; }
   std::filesystem::path human() const { return root / "human"; }

@@ -10,7 +10,6 @@
 namespace creto::metering {
 namespace {
 
-constexpr std::size_t page = 5'000;
 constexpr std::uint32_t unknown_agent_attempts = 4;  // the delivery and three retries (001 §4.1)
 
 }  // namespace
@@ -35,11 +34,12 @@ MeteringService::MeteringService(sql::Database& database, nhi::Nhi& nhi, consens
       options_(std::move(options)),
       self_(Identity::service("metering").value()),
       probe_(telemetry),
-      limits_({.detect = options_.detect_anomalies}) {}
+      limits_({.detect = options_.detect_anomalies}),
+      identities_changed_(database.signal("nhi.changed")) {}
 
-Result<> MeteringService::load() {
+Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::path& directory) {
   const Context ctx = Context::of_service(self_);
-  return database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
+  CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
     const auto quotas = CRETO_TRY(store::all_quotas(tx));
     for (const auto& [org, quota] : quotas) CRETO_TRY(limits_.put_quota(org, quota, clock_.now()));
     const auto thresholds = CRETO_TRY(store::all_thresholds(tx));
@@ -49,14 +49,33 @@ Result<> MeteringService::load() {
       subscriptions_[{org, subscription.agent}].push_back(subscription);
       if (!subscription.ended_at) limits_.bind(org, subscription.agent, subscription.id.to_string());
     }
-    for (store::Place place;;) {
-      const auto uses = CRETO_TRY(store::load_use(tx, place, page));
-      for (const LoadedUse& use : uses) {
-        limits_.replay(use.org, use.subject, use.event_type, use.action, use.units, use.cost, use.arrived);
-      }
-      if (uses.size() < page) return {};
-    }
-  });
+    return {};
+  }));
+  // Where several processes may share the state, so does the log.
+  std::unique_ptr<BlockLog> log;
+  if (database_.dialect() == sql::Dialect::postgres) {
+    log = CRETO_TRY(open_block_table(database_));
+  } else {
+    log = CRETO_TRY(open_block_files(files, directory / "log"));
+  }
+  ledger_ = CRETO_TRY(Ledger::open(
+      std::move(log), files, directory, clock_, telemetry_, {.idempotency_window = options_.idempotency_window},
+      [this](Ledger& ledger, BytesView) -> Result<> {
+        intake_ = std::make_unique<Intake>(ledger, limits_, static_cast<Attributor&>(*this), clock_,
+                                           IntakeOptions{.currency = options_.currency,
+                                                         .event_age_max = options_.event_age_max,
+                                                         .event_ahead_max = options_.event_ahead_max});
+        return {};
+      },
+      [this](const StoredEvent& event) -> Result<> {
+        std::vector<Intake::Reached> of_event;
+        const std::string org = intake_->recount(event, of_event);
+        const std::scoped_lock lock(untold_mutex_);
+        for (Intake::Reached& one : of_event) untold_.push_back({org, std::move(one)});
+        return {};
+      }));
+  recorded_ = ledger_->position().end;
+  return {};
 }
 
 // --- who we are, to sign
@@ -163,8 +182,8 @@ Result<> MeteringService::tick() {
   const Instant now = clock_.now();
   limits_.expire(now);
   Context ctx = Context::of_service(self_);
-  CRETO_TRY(database_.transaction(
-      ctx, [&](sql::Tx& tx) { return store::forget_keys(tx, now - options_.idempotency_window); }));
+  CRETO_TRY(tell_what_waits());
+  CRETO_TRY(record_head());
   const auto unfinished =
       CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return store::unfinished_invoices(tx); }));
   for (const auto& [org, id] : unfinished) {
@@ -192,6 +211,40 @@ Result<> MeteringService::tick() {
   return {};
 }
 
+/// Notices whose publication failed, and those of events that a crash cut off from theirs.
+Result<> MeteringService::tell_what_waits() {
+  std::vector<Untold> waiting;
+  {
+    const std::scoped_lock lock(untold_mutex_);
+    waiting.swap(untold_);
+  }
+  for (std::size_t i = 0; i < waiting.size(); ++i) {
+    Context ctx = Context::of_service(self_);
+    ctx.org = waiting[i].org;
+    if (auto told = tell(ctx, waiting[i].reached); !told) {
+      const std::scoped_lock lock(untold_mutex_);
+      untold_.insert(untold_.end(), std::make_move_iterator(waiting.begin() + static_cast<std::ptrdiff_t>(i)),
+                     std::make_move_iterator(waiting.end()));
+      return told;
+    }
+  }
+  return {};
+}
+
+/// The audit log vouches for the usage log by the hash of its last block, which names all before it.
+Result<> MeteringService::record_head() {
+  const Ledger::Position position = ledger_->position();
+  if (position.end == recorded_) return {};
+  const Context ctx = Context::of_service(self_);
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) {
+    return audit_change(tx, ctx, "usage_recorded",
+                        fmt::format("metering:usage:{}:{}", position.end.segment, position.end.offset),
+                        fmt::format(R"({{"head":"{}"}})", hex(position.head)));
+  }));
+  recorded_ = position.end;
+  return {};
+}
+
 HealthStatus MeteringService::health() {
   const Context ctx = Context::of_service(self_);
   const auto answered = database_.read(ctx, [](sql::Tx& tx) -> Result<> {
@@ -202,7 +255,8 @@ HealthStatus MeteringService::health() {
   return {Health::unhealthy, answered.error().to_string()};
 }
 
-Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, nhi::Nhi& nhi,
+Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, io::FileSystem& files,
+                                                       const std::filesystem::path& directory, nhi::Nhi& nhi,
                                                        consensus::TimestampSource& timestamps,
                                                        InvoiceDelivery& delivery, const Clock& clock,
                                                        Telemetry& telemetry, MeteringOptions options) {
@@ -210,7 +264,7 @@ Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, 
   CRETO_TRY(store::migrate(database));
   auto service =
       std::make_unique<MeteringService>(database, nhi, timestamps, delivery, clock, telemetry, std::move(options));
-  CRETO_TRY(service->load());
+  CRETO_TRY(service->start(files, directory));
   return std::unique_ptr<LocalMetering>(std::move(service));
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <set>
@@ -10,8 +11,10 @@
 #include "creto/consensus/timestamp_source.h"
 #include "creto/metering/metering.h"
 #include "creto/nhi/nhi.h"
+#include "intake.h"
+#include "invoicing.h"
+#include "ledger/ledger.h"
 #include "store.h"
-#include "usage_event.h"
 
 namespace creto::metering {
 
@@ -35,17 +38,19 @@ class MeteringProbe {
   Counter& invoices_;
 };
 
-/// load -> decide (counters, pricing) -> store -> audit: the one place with order.
-class MeteringService final : public LocalMetering, private authz::Extension {
+/// load -> decide (counters, pricing) -> store -> audit: the one place with order. What was used is in the ledger, what
+/// is said about it (plans, quotas, invoices) in the database.
+class MeteringService final : public LocalMetering, private authz::Extension, private Attributor {
  public:
   MeteringService(sql::Database& database, nhi::Nhi& nhi, consensus::TimestampSource& timestamps,
                   InvoiceDelivery& delivery, const Clock& clock, Telemetry& telemetry, MeteringOptions options);
-  /// Fills the counters from the store.
-  Result<> load();
+  /// Loads what is said, then counts what was used.
+  Result<> start(io::FileSystem& files, const std::filesystem::path& directory);
 
   Result<Ingested> ingest(const Context& ctx, std::string_view envelope) override;
   Result<std::vector<Result<Ingested>>> ingest_batch(const Context& ctx,
                                                      std::span<const std::string> envelopes) override;
+  Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) override;
   Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override;
 
   Result<Plan> put_plan(const Context& ctx, const Plan& plan) override;
@@ -106,27 +111,31 @@ class MeteringService final : public LocalMetering, private authz::Extension {
   Nanos budget() const override { return std::chrono::milliseconds(100); }  // memory only; the machine may be busy
   Result<std::optional<authz::Decision>> evaluate(const Context& ctx, const authz::CheckRequest& request) override;
 
-  struct Candidate;
-  Result<Candidate> prepare(const Context& ctx, UsageEvent event, bool signature_checked) const;
-  Result<std::vector<Result<Ingested>>> take(const Context& ctx, std::vector<Result<Candidate>> candidates);
-  struct SignedNotice {
-    Notice notice;
-    std::string message_id;
-    std::string body;  ///< the envelope
-  };
-  Result<SignedNotice> sign_notice(const Context& ctx, const Candidate& candidate, const Notice& notice);
+  // Attributor
+  Result<Attributed> attribute(const Context& ctx, const Identity& agent, Instant when) override;
+  std::uint64_t version() const override;
+  void add_subscription(const std::string& org, const Identity& agent, Instant when, Attributed& found) const;
+
+  Result<> verify_envelope(const Context& ctx, const UsageEvent& event) const;
+  Result<Intake::Answers> take_envelopes(const Context& ctx, std::span<const Result<UsageEvent>> events);
+  Result<Intake::Answers> finish(const Context& ctx, Result<Intake::Answers> answers,
+                                 std::vector<Intake::Reached>& reached);
+  Result<> tell(const Context& ctx, const Intake::Reached& reached);
+  Result<> tell_what_waits();
+  Result<> record_head();
+  Result<std::vector<Limits::Seed>> seeds_of(const std::string& org, const Quota& quota, Instant from) const;
   Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
                                         const DelegationChain& chain, std::string payload, EventId id);
   Context own(const Context& ctx) const;
   Result<> ensure_identity(const Context& ctx);
   Result<NanoMoney> cost_of(const Money& cost) const;
   Result<NanoMoney> limited_cost(const Money& cost) const;
-  std::string subscription_at(const std::string& org, const Identity& agent, const DelegationChain& chain,
-                              Instant when) const;
   Result<contracts::OversightTrigger> trigger_of(const CostFinding& finding,
                                                  const contracts::BillableEvent& event) const;
   Error refusal(const Verdict& verdict, Instant now) const;
 
+  Result<InvoiceDraft::Priced> price_usage_of(const Context& ctx, const Subscription& subscription, const Seen& before,
+                                              const Seen& invoice);
   Result<Invoice> finish_invoice(const Context& ctx, Invoice invoice);
   Result<> deliver(const Context& ctx, const InvoiceId& id);
   Result<> on_usage(const Context& ctx, std::string_view message_id, std::uint32_t attempt, const std::string& body);
@@ -142,11 +151,23 @@ class MeteringService final : public LocalMetering, private authz::Extension {
   const Identity self_;
   MeteringProbe probe_;
   Limits limits_;
+  std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<Intake> intake_;
+  sql::Signal& identities_changed_;
+  std::atomic<std::uint64_t> subscriptions_changed_{0};
 
   /// Held shared while facts are counted and stored, alone while what counts them changes.
   mutable std::shared_mutex rules_mutex_;
   /// All there ever were, by (org, agent), oldest first. Under `rules_mutex_`.
   std::map<std::pair<std::string, std::string>, std::vector<Subscription>> subscriptions_;
+  /// Notices that could not be published yet.
+  struct Untold {
+    std::string org;
+    Intake::Reached reached;
+  };
+  std::mutex untold_mutex_;
+  std::vector<Untold> untold_;
+  BlockAddress recorded_;  ///< end of the log in the last audit record; of `tick`
   std::mutex identity_mutex_;
   std::set<std::string> orgs_with_identity_;
 };

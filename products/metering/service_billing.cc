@@ -14,7 +14,6 @@ namespace creto::metering {
 namespace {
 
 constexpr std::string_view invoice_context = "creto.invoice.v1";
-constexpr std::size_t page = 5'000;
 
 }  // namespace
 
@@ -86,6 +85,7 @@ Result<Subscription> MeteringService::subscribe(const Context& ctx, const NewSub
         });
   }));
   if (std::ranges::find(of_agent, made.id, &Subscription::id) == of_agent.end()) of_agent.push_back(made);
+  ++subscriptions_changed_;
   if (!made.ended_at) limits_.bind(ctx.org, made.agent, made.id.to_string());
   return made;
 }
@@ -110,6 +110,7 @@ Result<Subscription> MeteringService::end_subscription(const Context& ctx, const
       other_active = true;
   }
   if (!other_active) limits_.bind(ctx.org, ended.agent, "");
+  ++subscriptions_changed_;
   return ended;
 }
 
@@ -129,7 +130,45 @@ Result<std::vector<Subscription>> MeteringService::list_subscriptions(const Cont
 
 Result<std::vector<UsageRow>> MeteringService::usage(const Context& ctx, const UsageQuery& query) {
   if (query.subject.empty()) return error(ErrorKind::invalid_input, "subject: is required");
-  return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::usage(tx, ctx.org, query, options_.currency); });
+  const SubjectNumber subject = ledger_->subjects().find(ctx.org, query.subject);
+  std::map<std::string, UsageRow, std::less<>> rows;
+  if (subject == 0) return std::vector<UsageRow>();
+  CRETO_TRY(ledger_->scan({}, ledger_->position().end, [&](const StoredEvent& event) -> Result<> {
+    if (!ledger_->subjects().attribution(event.attribution).counts_for(subject)) return {};
+    const RecordView& record = event.record;
+    if (record.time < query.from || record.time >= query.until) return {};
+    if (!query.event_type.empty() && record.type != query.event_type) return {};
+    auto row = rows.find(record.type);
+    if (row == rows.end()) {
+      const std::string type(record.type);
+      row = rows.emplace(type, UsageRow{type, 0, 0, Money{Decimal(), options_.currency}}).first;
+    }
+    ++row->second.events;
+    row->second.units = add_saturating(row->second.units, record.whole_units);
+    const Money cost{from_nano_money(intake_->cost_of(record)), options_.currency};
+    row->second.cost = CRETO_TRY(Money::add(row->second.cost, cost));
+    return {};
+  }));
+  std::vector<UsageRow> all;
+  for (auto& [type, row] : rows) all.push_back(std::move(row));
+  return all;
+}
+
+/// Prices what `invoice` sees and `before` has not seen.
+Result<InvoiceDraft::Priced> MeteringService::price_usage_of(const Context& ctx, const Subscription& subscription,
+                                                             const Seen& before, const Seen& invoice) {
+  const Plan plan = CRETO_TRY(get_plan(ctx, subscription.plan_id, subscription.plan_version));
+  const Instant begin = before.until == Instant::min() ? subscription.started_at : before.until;
+  InvoiceDraft draft(plan, {begin, invoice.until}, subscription.started_at);
+  const SubjectNumber billed = ledger_->subjects().find(ctx.org, subscription.id.to_string());
+  if (billed != 0) {
+    CRETO_TRY(each_billable(*ledger_, before, invoice, options_.event_ahead_max, billed,
+                            [&](SubjectNumber, const StoredEvent& event) -> Result<> {
+                              const Properties properties = properties_of(event.record);
+                              return draft.add({event.id, event.record.time, event.record.type, &properties});
+                            }));
+  }
+  return draft.finish();
 }
 
 Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const SubscriptionId& id,
@@ -137,6 +176,13 @@ Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const Subscri
   const Instant now = clock_.now();
   if (until && *until > now) return error(ErrorKind::invalid_input, "until: must not be in the future");
   const Instant end = until.value_or(now);
+  // The usage log is read before the transaction, which then looks whether another invoice came between.
+  const Seen before =
+      CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return store::last_seen(tx, ctx.org, id.to_string()); }));
+  const Seen seen{end, ledger_->position().end};
+  const Subscription of = CRETO_TRY(get_subscription(ctx, id));
+  std::optional<InvoiceDraft::Priced> priced;
+  if (end > std::max(before.until, of.started_at)) priced = CRETO_TRY(price_usage_of(ctx, of, before, seen));
   Invoice issued = CRETO_TRY(sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<Invoice> {
     return io::once(
         tx, ctx, "metering.issue_invoice", std::chrono::hours(24),
@@ -156,19 +202,8 @@ Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const Subscri
           CRETO_ASSERT(plan.has_value());
 
           const Period period{begin, end};
-          InvoiceDraft draft(*plan, period, subscription->started_at);
-          std::int64_t after_ns = INT64_MIN;
-          std::string after_id;
-          for (;;) {
-            const auto facts = CRETO_TRY(store::unbilled(tx, ctx.org, id.to_string(), end, after_ns, after_id, page));
-            for (const store::BillableFact& fact : facts) {
-              CRETO_TRY(draft.add({fact.id, fact.time, fact.event_type, &fact.properties}));
-            }
-            if (facts.size() < page) break;
-            after_ns = unix_ns(facts.back().time);
-            after_id = facts.back().id.to_string();
-          }
-          InvoiceDraft::Priced priced = CRETO_TRY(draft.finish());
+          const Seen last = CRETO_TRY(store::last_seen(tx, ctx.org, id.to_string()));
+          if (!priced || last != before) return error(ErrorKind::unavailable, "another invoice has just been issued");
           const std::int64_t number = CRETO_TRY(store::next_number(tx, ctx.org));
           Invoice invoice{.id = InvoiceId::fresh(now),
                           .number = number,
@@ -180,15 +215,14 @@ Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const Subscri
                           .period = period,
                           .issued_at = now,
                           .currency = plan->currency,
-                          .lines = std::move(priced.lines),
-                          .total = priced.total,
+                          .lines = priced->lines,
+                          .total = priced->total,
                           .document = {},
                           .signature = {},
                           .pdf_object = {},
                           .sent = false};
           invoice.document = CRETO_TRY(invoice_document(invoice));
-          CRETO_TRY(store::insert_invoice(tx, ctx.org, invoice));
-          CRETO_TRY(store::mark_billed(tx, ctx.org, id.to_string(), end, invoice.id.to_string()));
+          CRETO_TRY(store::insert_invoice(tx, ctx.org, invoice, seen.log_end));
           CRETO_TRY(
               audit_change(tx, ctx, "invoice_generated", "metering:invoice:" + invoice.id.to_string(),
                            fmt::format(R"({{"number":"{}","total":"{}","currency":"{}"}})", invoice_number_text(number),

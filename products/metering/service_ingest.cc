@@ -1,5 +1,3 @@
-#include "service.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -7,260 +5,90 @@
 #include "creto/contracts/events.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
+#include "ledger/batch_proof.h"
+#include "service.h"
 #include "service_words.h"
 
 namespace creto::metering {
 namespace {
 
-constexpr std::size_t batch_max = 1'000;
+constexpr std::size_t envelopes_max = 1'000;
+constexpr std::size_t records_max = 10'000;
+
+Error no_signature(std::string message) {
+  return error(ErrorKind::signature_invalid, std::move(message)).with_number(401);
+}
 
 }  // namespace
 
-/// An event that may be taken.
-struct MeteringService::Candidate {
-  UsageEvent event;
-  StoredEvent stored;
-  DelegationChain chain;  ///< whom it counts for beside the agent
-};
+// --- whom use counts for
 
-std::string MeteringService::subscription_at(const std::string& org, const Identity& agent,
-                                             const DelegationChain& chain, Instant when) const {
-  const auto of = [&](const Identity& identity) -> const Subscription* {
-    const auto found = subscriptions_.find({org, identity.text()});
-    if (found == subscriptions_.end()) return nullptr;
-    const auto active = std::ranges::find_if(found->second, [&](const Subscription& s) { return s.active_at(when); });
-    return active == found->second.end() ? nullptr : &*active;
-  };
-  const Subscription* found = of(agent);
-  for (auto ancestor = chain.rbegin(); found == nullptr && ancestor != chain.rend(); ++ancestor) found = of(*ancestor);
-  return found == nullptr ? std::string() : found->id.to_string();
+std::uint64_t MeteringService::version() const { return identities_changed_.count() + subscriptions_changed_.load(); }
+
+Result<Attributor::Attributed> MeteringService::attribute(const Context& ctx, const Identity& agent, Instant when) {
+  const bool known = CRETO_TRY(nhi_.is_registered(ctx, agent));
+  if (!known) {
+    return error(ErrorKind::not_found, fmt::format("agent `{}` is not registered", agent.text())).with_retryable(true);
+  }
+  Attributed found;
+  // Whose delegation has just ended still used what it used; then nobody above is known any more.
+  if (agent.is_agent()) {
+    auto chain = nhi_.get_delegation_chain(ctx, agent);
+    if (chain) {
+      found.chain = chain->identities();
+    } else if (chain.error().category() == ErrorCategory::transient) {
+      return std::move(chain).error();
+    }
+  }
+  add_subscription(ctx.org, agent, when, found);
+  return found;
 }
 
-Result<MeteringService::Candidate> MeteringService::prepare(const Context& ctx, UsageEvent event, bool trusted) const {
+/// Of the agent itself, else of its nearest ancestor that had one at the time.
+void MeteringService::add_subscription(const std::string& org, const Identity& agent, Instant when,
+                                       Attributed& found) const {
+  const auto of = [&](const Identity& identity) {
+    const auto all = subscriptions_.find({org, identity.text()});
+    if (all == subscriptions_.end()) return false;
+    for (const Subscription& one : all->second) {
+      const Instant end = one.ended_at.value_or(Instant::max());
+      if (one.active_at(when)) {
+        found.subscription = one.id.to_string();
+        found.from = std::max(found.from, one.started_at);
+        found.until = std::min(found.until, end);
+        return true;
+      }
+      // The answer holds as long as none of these begins or ends.
+      if (end <= when) found.from = std::max(found.from, end);
+      if (one.started_at > when) found.until = std::min(found.until, one.started_at);
+    }
+    return false;
+  };
+  if (of(agent)) return;
+  for (auto ancestor = found.chain.rbegin(); ancestor != found.chain.rend(); ++ancestor) {
+    if (*ancestor != agent && of(*ancestor)) return;
+  }
+}
+
+// --- events
+
+Result<> MeteringService::verify_envelope(const Context& ctx, const UsageEvent& event) const {
   const EventEnvelope& envelope = event.envelope;
   const bool known = CRETO_TRY(nhi_.is_registered(ctx, envelope.agent));
   if (!known) {
     return error(ErrorKind::not_found, fmt::format("agent `{}` is not registered", envelope.agent.text()))
         .with_retryable(true);
   }
-  if (!trusted) {
-    if (!envelope.signature) return error(ErrorKind::signature_invalid, "event: is not signed").with_number(401);
-    const std::string& algorithm = envelope.signature->algorithm;
-    if (algorithm != "ml-dsa-65" && algorithm != "hybrid-ed25519-ml-dsa-65") {
-      return error(ErrorKind::signature_invalid,
-                   fmt::format("event: `{}` is no signature for events", algorithm.substr(0, 64)))
-          .with_number(401);
-    }
-    auto verified =
-        nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_signature_context);
-    if (!verified) {
-      if (verified.error().category() == ErrorCategory::transient) return verified.error();
-      return error(ErrorKind::signature_invalid, "event: the signature does not verify")
-          .with_number(401)
-          .with_cause(verified.error());
-    }
+  if (!envelope.signature) return no_signature("event: is not signed");
+  const std::string& algorithm = envelope.signature->algorithm;
+  if (algorithm != "ml-dsa-65" && algorithm != "hybrid-ed25519-ml-dsa-65") {
+    return no_signature(fmt::format("event: `{}` is no signature for events", algorithm.substr(0, 64)));
   }
-  const Instant now = clock_.now();
-  const Instant when = envelope.timestamp.instant();
-  if (when < now - options_.event_age_max || when > now + options_.event_ahead_max) {
-    return error(ErrorKind::invalid_input, fmt::format("event.timestamp: {} is too far from now", to_rfc3339(when)));
-  }
-
-  Candidate candidate{std::move(event), {}, {}};
-  const UsageEvent& taken = candidate.event;
-  // The chain that nhi vouches for. An agent whose chain has just ended still used what it used: then its own word
-  // counts.
-  candidate.chain = envelope.delegation_chain;
-  if (!trusted && taken.envelope.agent.is_agent()) {
-    if (auto chain = nhi_.get_delegation_chain(ctx, taken.envelope.agent)) candidate.chain = chain->identities();
-  }
-  StoredEvent& stored = candidate.stored;
-  stored.id = taken.envelope.event_id.to_string();
-  stored.agent = taken.envelope.agent.text();
-  stored.key = taken.idempotency_key;
-  stored.content = crypto::sha3_256(as_bytes(taken.signed_bytes));
-  stored.event_type = taken.usage_type;
-  stored.action = taken.action;
-  stored.event_time = when;
-  stored.arrived = now;
-  stored.units = CRETO_TRY(to_whole_units(taken.units));
-  // Cost in another currency is a fact too; it is recorded in the event, but cannot be added up here.
-  if (taken.cost && taken.cost->currency == options_.currency)
-    stored.cost = CRETO_TRY(to_nano_money(taken.cost->amount));
-  stored.properties = taken.properties;
-  stored.properties.try_emplace("units", taken.units.to_string());
-  if (taken.cost) stored.properties.try_emplace("cost", taken.cost->amount.to_string());
-  stored.document = CRETO_TRY(taken.envelope.to_json());
-  return candidate;
-}
-
-Result<MeteringService::SignedNotice> MeteringService::sign_notice(const Context& ctx, const Candidate& candidate,
-                                                                   const Notice& notice) {
-  contracts::CostThresholdExceededEvent event;
-  const bool cost = notice.kind == Notice::Kind::cost;
-  event.kind = cost ? "cost_threshold" : "quota_breach";
-  event.threshold_id = notice.id;
-  event.triggering_event = candidate.stored.id;
-  event.current = cost ? from_nano_money(notice.used).to_string() : std::to_string(notice.used);
-  event.limit = cost ? from_nano_money(notice.limit).to_string() : std::to_string(notice.limit);
-  event.unit = cost ? options_.currency.code() : notice.event_type;
-  event.period = notice.period;
-  event.action = notice.action;
-  event.approvers = notice.approvers;
-  std::string payload = CRETO_TRY(event.to_json());
-  const EventId id = EventId::fresh(clock_.now());
-  const EventEnvelope envelope =
-      CRETO_TRY(signed_envelope(ctx, contracts::CostThresholdExceededEvent::event_type, candidate.event.envelope.agent,
-                                candidate.chain, std::move(payload), id));
-  std::string body = CRETO_TRY(envelope.to_json());
-  return SignedNotice{notice, id.to_string(), std::move(body)};
-}
-
-Result<std::vector<Result<Ingested>>> MeteringService::take(const Context& ctx,
-                                                            std::vector<Result<Candidate>> candidates) {
-  const std::shared_lock rules(rules_mutex_);
-  const Instant keys_from = clock_.now() - options_.idempotency_window;
-  const auto repeated = [](const StoredEvent& stored, const SeenKey& seen) -> Result<Ingested> {
-    if (seen.content != stored.content) {
-      return error(ErrorKind::conflict, fmt::format("idempotency key `{}` was used for other content by event `{}`",
-                                                    stored.key, seen.event_id));
-    }
-    const EventId first = CRETO_TRY(EventId::parse(seen.event_id));
-    return Ingested{first, true};
-  };
-
-  // What has been here before, so that only new use is counted. The transaction below looks again.
-  std::vector<std::optional<Result<Ingested>>> answers(candidates.size());
-  CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
-    for (std::size_t i = 0; i < candidates.size(); ++i) {
-      answers[i].reset();
-      if (!candidates[i]) {
-        answers[i] = candidates[i].error();
-        continue;
-      }
-      const StoredEvent& stored = candidates[i]->stored;
-      const auto seen = CRETO_TRY(store::find_key(tx, ctx.org, stored.agent, stored.key, keys_from));
-      if (seen) answers[i] = repeated(stored, *seen);
-    }
-    return {};
-  }));
-
-  // Within the batch the first of a key counts.
-  std::map<std::pair<std::string, std::string>, std::size_t> first_of;
-  std::vector<std::size_t> fresh;
-  std::vector<std::pair<std::size_t, std::size_t>> later_of;
-  for (std::size_t i = 0; i < candidates.size(); ++i) {
-    if (answers[i]) continue;
-    const auto [place, first] = first_of.try_emplace({candidates[i]->stored.agent, candidates[i]->stored.key}, i);
-    if (first)
-      fresh.push_back(i);
-    else
-      later_of.emplace_back(i, place->second);
-  }
-
-  std::vector<std::optional<Limits::Added>> added(candidates.size());
-  std::vector<std::vector<SignedNotice>> notices(candidates.size());
-  const auto take_all_back = [&] {
-    for (auto& one : added) {
-      if (one) limits_.take_back(*one);
-      one.reset();
-    }
-  };
-  for (const std::size_t i : fresh) {
-    Candidate& candidate = *candidates[i];
-    StoredEvent& stored = candidate.stored;
-    stored.subscription = subscription_at(ctx.org, candidate.event.envelope.agent, candidate.chain, stored.event_time);
-    stored.subjects = {stored.agent};
-    const auto attribute = [&](const std::string& subject) {
-      if (!subject.empty() && std::ranges::find(stored.subjects, subject) == stored.subjects.end())
-        stored.subjects.push_back(subject);
-    };
-    for (const Identity& ancestor : candidate.chain) attribute(ancestor.text());
-    attribute(stored.subscription);
-    std::vector<Notice> reached;
-    added[i] = limits_.add({.org = ctx.org,
-                            .agent = stored.agent,
-                            .chain = candidate.chain,
-                            .event_type = stored.event_type,
-                            .action = stored.action,
-                            .units = stored.units,
-                            .cost = stored.cost,
-                            .subscription = stored.subscription},
-                           stored.arrived, candidate.event.settles, reached);
-    for (const Notice& notice : reached) {
-      auto ready = sign_notice(ctx, candidate, notice);
-      if (!ready) {
-        take_all_back();
-        return std::move(ready).error();
-      }
-      notices[i].push_back(*std::move(ready));
-    }
-  }
-
-  const auto stored = database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-    for (const std::size_t i : fresh) {
-      const StoredEvent& event = candidates[i]->stored;
-      answers[i].reset();
-      const auto outcome = tx.savepoint([&]() -> Result<> {
-        const bool inserted = CRETO_TRY(store::insert_event(tx, ctx.org, event, keys_from));
-        if (!inserted) {
-          const auto seen = CRETO_TRY(store::find_key(tx, ctx.org, event.agent, event.key, keys_from));
-          if (!seen) return error(ErrorKind::unavailable, "the idempotency key is being used");
-          answers[i] = repeated(event, *seen);
-          return {};
-        }
-        for (const SignedNotice& notice : notices[i]) {
-          const bool first = CRETO_TRY(store::insert_notice(tx, ctx.org, notice.notice));
-          if (!first) continue;
-          CRETO_TRY(
-              bus::publish(tx, ctx, contracts::CostThresholdExceededEvent::subject, notice.message_id, notice.body));
-          const bool cost = notice.notice.kind == Notice::Kind::cost;
-          CRETO_TRY(audit_change(tx, ctx, cost ? "cost_threshold_exceeded" : "quota_notice",
-                                 fmt::format("metering:{}:{}", cost ? "threshold" : "quota", notice.notice.id)));
-        }
-        return audit_change(tx, ctx, "event_ingested", fmt::format("metering:event:{}", event.id),
-                            fmt::format(R"({{"agent":"{}","event_type":"{}","units":"{}"}})", event.agent,
-                                        event.event_type, event.units));
-      });
-      if (!outcome) {
-        // Only what is wrong with this one event; trouble with the database fails the whole.
-        if (outcome.error().kind() != ErrorKind::conflict || outcome.error().product() != Product::metering)
-          return outcome.error();
-        answers[i] = outcome.error();
-      } else if (!answers[i]) {
-        answers[i] = Ingested{candidates[i]->event.envelope.event_id, false};
-      }
-    }
-    return {};
-  });
-  if (!stored) {
-    take_all_back();
-    return stored.error();
-  }
-
-  for (const std::size_t i : fresh) {
-    const bool counted = answers[i]->has_value() && !(*answers[i])->duplicate;
-    if (!counted) limits_.take_back(*added[i]);
-  }
-  for (const auto& [later, first] : later_of) {
-    if (!answers[first]->has_value()) {
-      answers[later] = answers[first]->error();
-    } else {
-      answers[later] =
-          repeated(candidates[later]->stored, {(*answers[first])->id.to_string(), candidates[first]->stored.content});
-    }
-  }
-  std::vector<Result<Ingested>> result;
-  for (auto& answer : answers) {
-    if (!answer->has_value())
-      probe_.rejected();
-    else if ((*answer)->duplicate)
-      probe_.duplicate();
-    else
-      probe_.ingested();
-    result.push_back(*std::move(answer));
-  }
-  return result;
+  const auto verified =
+      nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_signature_context);
+  if (verified) return {};
+  if (verified.error().category() == ErrorCategory::transient) return verified.error();
+  return no_signature("event: the signature does not verify").with_cause(verified.error());
 }
 
 Result<Ingested> MeteringService::ingest(const Context& ctx, std::string_view envelope) {
@@ -271,17 +99,124 @@ Result<Ingested> MeteringService::ingest(const Context& ctx, std::string_view en
 
 Result<std::vector<Result<Ingested>>> MeteringService::ingest_batch(const Context& ctx,
                                                                     std::span<const std::string> envelopes) {
-  if (envelopes.size() > batch_max)
-    return error(ErrorKind::too_large, fmt::format("events: must be at most {}", batch_max));
-  std::vector<Result<Candidate>> candidates;
+  if (envelopes.size() > envelopes_max)
+    return error(ErrorKind::too_large, fmt::format("events: must be at most {}", envelopes_max));
+  std::vector<Result<UsageEvent>> events;
   for (const std::string& text : envelopes) {
     auto event = parse_usage_event(text);
-    if (!event)
-      candidates.emplace_back(std::move(event).error());
-    else
-      candidates.push_back(prepare(ctx, *std::move(event), false));
+    if (event) {
+      if (auto good = verify_envelope(ctx, *event); !good) event = std::move(good).error();
+    }
+    events.push_back(std::move(event));
   }
-  return take(ctx, std::move(candidates));
+  return take_envelopes(ctx, events);
+}
+
+Result<std::vector<Result<Ingested>>> MeteringService::take_envelopes(const Context& ctx,
+                                                                      std::span<const Result<UsageEvent>> events) {
+  std::vector<Intake::Reached> reached;
+  std::optional<Result<Intake::Answers>> answers;
+  {
+    const std::shared_lock rules(rules_mutex_);
+    answers = intake_->take(ctx, events, reached);
+  }
+  return finish(ctx, *std::move(answers), reached);
+}
+
+Result<std::vector<Result<Ingested>>> MeteringService::ingest_records(const Context& ctx, const RecordBatch& batch) {
+  if (batch.records.empty()) return std::vector<Result<Ingested>>();
+  if (batch.records.size() > records_max)
+    return error(ErrorKind::too_large, fmt::format("records: must be at most {}", records_max));
+  const std::string caller = ctx.caller ? ctx.caller->text() : std::string();
+  const std::string reporter = batch.reporter.empty() ? caller : batch.reporter;
+  if (reporter.empty()) return error(ErrorKind::invalid_input, "reporter: is required");
+  std::vector<BytesView> records;
+  std::vector<Hash256> leaves;
+  records.reserve(batch.records.size());
+  leaves.reserve(batch.records.size());
+  for (const auto& record : batch.records) {
+    records.push_back(as_bytes(record));
+    leaves.push_back(record_leaf(records.back()));
+  }
+  if (batch.signature) {
+    const Identity signer = CRETO_TRY(Identity::parse(reporter));
+    const std::string bytes = batch_signed_bytes(leaves.size(), merkle_root(leaves));
+    const auto verified = nhi_.verify(ctx, signer, as_bytes(bytes), *batch.signature, batch_signature_context);
+    if (!verified) {
+      if (verified.error().category() == ErrorCategory::transient) return verified.error();
+      return no_signature("batch: the signature does not verify").with_cause(verified.error());
+    }
+  } else if (reporter != caller || !ctx.caller || ctx.caller->is_agent()) {
+    // A service's or human's own word is known from the connection; what an agent says of itself must stay provable.
+    return no_signature("batch: is not signed");
+  }
+  std::vector<Intake::Reached> reached;
+  std::optional<Result<Intake::Answers>> answers;
+  {
+    const std::shared_lock rules(rules_mutex_);
+    answers = intake_->take(ctx,
+                            {.records = records,
+                             .reporter = reporter,
+                             .signature = batch.signature ? &*batch.signature : nullptr,
+                             .leaves = leaves},
+                            reached);
+  }
+  return finish(ctx, *std::move(answers), reached);
+}
+
+/// Counts the answers and tells who has to know of limits. The events are durable already: trouble with a notice is
+/// logged, and `tick` tries it again.
+Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx, Result<Intake::Answers> answers,
+                                                              std::vector<Intake::Reached>& reached) {
+  if (!answers) return std::move(answers).error();
+  for (const Result<Ingested>& answer : *answers) {
+    if (!answer)
+      probe_.rejected();
+    else if (answer->duplicate)
+      probe_.duplicate();
+    else
+      probe_.ingested();
+  }
+  for (Intake::Reached& one : reached) {
+    if (auto told = tell(ctx, one); !told) {
+      telemetry_.log(LogLevel::warn, "metering", "notice_waits", &ctx,
+                     {{"limit", one.notice.id}, {"error", told.error().to_string()}});
+      const std::scoped_lock lock(untold_mutex_);
+      untold_.push_back({ctx.org, std::move(one)});
+    }
+  }
+  return *std::move(answers);
+}
+
+/// Publishes a notice, once for its limit and window.
+Result<> MeteringService::tell(const Context& ctx, const Intake::Reached& reached) {
+  const Notice& notice = reached.notice;
+  const bool cost = notice.kind == Notice::Kind::cost;
+  contracts::CostThresholdExceededEvent event;
+  event.kind = cost ? "cost_threshold" : "quota_breach";
+  event.threshold_id = notice.id;
+  event.triggering_event = reached.event.to_string();
+  const bool money = cost || notice.measure == Measure::cost;
+  event.current = money ? from_nano_money(notice.used).to_string() : std::to_string(notice.used);
+  event.limit = money ? from_nano_money(notice.limit).to_string() : std::to_string(notice.limit);
+  event.unit = money ? options_.currency.code() : notice.event_type;
+  event.period = notice.period;
+  event.action = notice.action;
+  event.approvers = notice.approvers;
+  std::string payload = CRETO_TRY(event.to_json());
+  const EventId id = EventId::fresh(clock_.now());
+  DelegationChain chain;
+  if (auto known = nhi_.get_delegation_chain(own(ctx), reached.agent)) chain = known->identities();
+  const EventEnvelope envelope = CRETO_TRY(signed_envelope(ctx, contracts::CostThresholdExceededEvent::event_type,
+                                                           reached.agent, chain, std::move(payload), id));
+  const std::string body = CRETO_TRY(envelope.to_json());
+  return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    const bool first = CRETO_TRY(store::insert_notice(tx, ctx.org, notice));
+    if (!first) return {};
+    CRETO_TRY(bus::publish(tx, ctx, contracts::CostThresholdExceededEvent::subject, id.to_string(), body));
+    return audit_change(tx, ctx, cost ? "cost_threshold_exceeded" : "quota_notice",
+                        fmt::format("metering:{}:{}", cost ? "threshold" : "quota", notice.id));
+  });
 }
 
 Result<std::vector<RejectedEvent>> MeteringService::rejected_events(const Context& ctx, std::size_t limit) {
@@ -309,11 +244,8 @@ Result<EventId> MeteringService::track_message_event(const Context& ctx, const c
   id[8] = static_cast<std::uint8_t>(0x80 | (id[8] & 0x3F));
   EventEnvelope envelope{"message_usage", EventId::from_bytes(id), event.agent, event.delegation_chain,
                          event.timestamp, std::move(payload),      {}};
-  auto understood = usage_event_of(std::move(envelope));
-  if (!understood) return std::move(understood).error();
-  std::vector<Result<Candidate>> candidates;
-  candidates.push_back(prepare(ctx, *std::move(understood), true));
-  auto answers = CRETO_TRY(take(ctx, std::move(candidates)));
+  const Result<UsageEvent> understood = usage_event_of(std::move(envelope));
+  auto answers = CRETO_TRY(take_envelopes(ctx, std::span(&understood, 1)));
   if (!answers.front()) return answers.front().error();
   return answers.front()->id;
 }

@@ -101,9 +101,9 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   const std::optional<Instant> from = counted_from(quota, now);
   std::optional<Quota> before;
   std::vector<Limits::Seed> seeds;
+  if (from && !each_of(quota.subject)) seeds = CRETO_TRY(seeds_of(ctx.org, quota, *from));
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_quota(tx, ctx.org, quota.id));
-    if (from && !each_of(quota.subject)) seeds = CRETO_TRY(store::use_since(tx, ctx.org, quota, *from));
     CRETO_TRY(store::put_quota(tx, ctx.org, quota));
     return audit_change(tx, ctx, before ? "quota_changed" : "quota_created", "metering:quota:" + quota.id,
                         fmt::format(R"({{"limit":"{}","subject":"{}"}})", quota.limit, quota.subject));
@@ -115,6 +115,36 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
     return std::move(placed).error();
   }
   return quota;
+}
+
+/// What was used of a quota since `from`, by arrival.
+Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const std::string& org, const Quota& quota,
+                                                            Instant from) const {
+  std::vector<Limits::Seed> seeds;
+  const SubjectNumber subject = ledger_->subjects().find(org, quota.subject);
+  if (subject == 0) return seeds;
+  const BlockAddress first = CRETO_TRY(ledger_->first_at(from));
+  CRETO_TRY(ledger_->scan(first, ledger_->position().end, [&](const StoredEvent& event) -> Result<> {
+    const RecordView& record = event.record;
+    if (event.arrived < from || !ledger_->subjects().attribution(event.attribution).counts_for(subject)) return {};
+    const bool of_type = quota.event_type.empty() || record.type == quota.event_type ||
+                         (record.type == "action" && record.property("action") == quota.event_type);
+    const bool matches = std::ranges::all_of(quota.match, [&](const PropertyMatch& match) {
+      return std::ranges::find(match.values, record.property(match.property)) != match.values.end();
+    });
+    if (!of_type || !matches) return {};
+    const std::int64_t amount = quota.measure == Measure::units  ? record.whole_units
+                                : quota.measure == Measure::cost ? intake_->cost_of(record)
+                                                                 : 1;
+    // A rolling window sorts by time what it gets; any other only needs the sum.
+    if (quota.window == WindowKind::rolling || seeds.empty()) {
+      seeds.push_back({event.arrived, amount});
+    } else {
+      seeds.back().amount = add_saturating(seeds.back().amount, amount);
+    }
+    return {};
+  }));
+  return seeds;
 }
 
 Result<> MeteringService::delete_quota(const Context& ctx, std::string_view id) {

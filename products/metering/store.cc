@@ -58,6 +58,13 @@ CREATE TABLE metering_invoices (
   algorithm TEXT NOT NULL, signature BYTEA NOT NULL, pdf_object TEXT NOT NULL, sent BIGINT NOT NULL,
   PRIMARY KEY (org, id), UNIQUE (org, number), UNIQUE (org, subscription, period_end_ns),
   CHECK (period_begin_ns < period_end_ns))
+)"},
+                                         {2, "usage_log", R"(
+DROP TABLE metering_attributions;
+DROP TABLE metering_keys;
+DROP TABLE metering_events;
+ALTER TABLE metering_invoices ADD COLUMN log_segment BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE metering_invoices ADD COLUMN log_offset BIGINT NOT NULL DEFAULT 0
 )"}};
 
 std::string_view level_of(Notice::Kind kind) {
@@ -70,19 +77,6 @@ std::string_view level_of(Notice::Kind kind) {
       return "cost";
   }
   return "";
-}
-
-Result<std::string> properties_text(const Properties& properties) {
-  Json json = Json::object();
-  for (const auto& [name, value] : properties) json[name] = value;
-  return canonical_json(json);
-}
-
-Result<Properties> properties_of(const std::string& text) {
-  const Json json = CRETO_TRY(parse_json(text));
-  Properties properties;
-  for (const auto& [name, value] : json.items()) properties.emplace(name, value.get<std::string>());
-  return properties;
 }
 
 Result<Subscription> subscription_of(const sql::Row& row, std::size_t at) {
@@ -115,50 +109,6 @@ Result<std::vector<T>> parse_all(const sql::Rows& rows, Parse parse) {
 
 Result<> migrate(sql::Database& database) { return sql::migrate(database, "metering", migrations); }
 
-Result<std::optional<SeenKey>> find_key(sql::Tx& tx, const std::string& org, const std::string& source,
-                                        const std::string& key, Instant not_before) {
-  const sql::Rows rows = CRETO_TRY(tx.query(
-      "SELECT event_id, content FROM metering_keys WHERE org = $1 AND source = $2 AND key = $3 AND arrived_ns >= $4",
-      {org, source, key, not_before}));
-  if (rows.empty()) return std::optional<SeenKey>();
-  SeenKey seen{rows.front().text(0), {}};
-  const Bytes& content = rows.front().bytes(1);
-  CRETO_ASSERT(content.size() == seen.content.size());
-  std::ranges::copy(content, seen.content.begin());
-  return std::optional(std::move(seen));
-}
-
-Result<bool> insert_event(sql::Tx& tx, const std::string& org, const StoredEvent& event, Instant keys_not_before) {
-  // A key past its window is as good as none, also where the sweep has not been there yet.
-  const std::int64_t claimed = CRETO_TRY(tx.exec(
-      "INSERT INTO metering_keys (org, source, key, event_id, content, arrived_ns) VALUES ($1, $2, $3, $4, $5, $6) "
-      "ON CONFLICT (org, source, key) DO UPDATE SET event_id = excluded.event_id, content = excluded.content, "
-      "arrived_ns = excluded.arrived_ns WHERE metering_keys.arrived_ns < $7",
-      {org, event.agent, event.key, event.id, event.content, event.arrived, keys_not_before}));
-  if (claimed == 0) return false;
-  const std::string properties = CRETO_TRY(properties_text(event.properties));
-  const std::int64_t inserted =
-      CRETO_TRY(tx.exec("INSERT INTO metering_events (org, id, agent, event_type, action, subscription, event_ns, "
-                        "arrived_ns, units, cost_nanos, "
-                        "invoice, properties, doc) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '', $11, $12) ON "
-                        "CONFLICT (org, id) DO NOTHING",
-                        {org, event.id, event.agent, event.event_type, event.action, event.subscription,
-                         event.event_time, event.arrived, event.units, event.cost, properties, event.document}));
-  if (inserted == 0) {
-    return Error(Product::metering, ErrorKind::conflict,
-                 fmt::format("event `{}` exists under another idempotency key", event.id));
-  }
-  for (const std::string& subject : event.subjects) {
-    CRETO_TRY(
-        tx.exec("INSERT INTO metering_attributions (org, subject, event_id, event_type, action, event_ns, arrived_ns, "
-                "units, cost_nanos) "
-                "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-                {org, subject, event.id, event.event_type, event.action, event.event_time, event.arrived, event.units,
-                 event.cost}));
-  }
-  return true;
-}
-
 Result<bool> insert_notice(sql::Tx& tx, const std::string& org, const Notice& notice) {
   const std::int64_t inserted = CRETO_TRY(
       tx.exec("INSERT INTO metering_notices (org, limit_id, level, window_ns, limit_value) VALUES ($1, $2, $3, $4, $5) "
@@ -182,11 +132,6 @@ Result<std::vector<RejectedEvent>> list_rejected(sql::Tx& tx, const std::string&
   std::vector<RejectedEvent> all;
   for (const sql::Row row : rows) all.push_back({row.text(0), row.text(1), row.text(2), row.instant(3)});
   return all;
-}
-
-Result<> forget_keys(sql::Tx& tx, Instant before) {
-  CRETO_TRY(tx.exec("DELETE FROM metering_keys WHERE arrived_ns < $1", {before}));
-  return {};
 }
 
 Result<std::optional<Plan>> find_plan(sql::Tx& tx, const std::string& org, std::string_view id, std::int64_t version) {
@@ -304,60 +249,6 @@ Result<> delete_threshold(sql::Tx& tx, const std::string& org, std::string_view 
   return {};
 }
 
-Result<std::vector<Limits::Seed>> use_since(sql::Tx& tx, const std::string& org, const Quota& quota, Instant from) {
-  // A rolling window sorts what it gets into steps; any other only needs the sum.
-  const std::int64_t width = quota.window == WindowKind::rolling ? quota.rolling_length.count() / 60 : INT64_MAX;
-  const sql::Rows rows = CRETO_TRY(
-      tx.query("SELECT max(arrived_ns), CAST(sum(units) AS BIGINT), CAST(sum(cost_nanos) AS BIGINT), count(*) FROM "
-               "metering_attributions WHERE org = $1 AND subject = $2 "
-               "AND ($3 = '' OR event_type = $3 OR action = $3) AND arrived_ns >= $4 GROUP BY arrived_ns / $5",
-               {org, quota.subject, quota.event_type, from, width}));
-  std::vector<Limits::Seed> seeds;
-  const std::size_t measure = quota.measure == Measure::units ? 1 : quota.measure == Measure::cost ? 2 : 3;
-  for (const sql::Row row : rows) seeds.push_back({row.instant(0), row.integer(measure)});
-  return seeds;
-}
-
-Result<std::vector<UsageRow>> usage(sql::Tx& tx, const std::string& org, const UsageQuery& query,
-                                    const Currency& currency) {
-  const sql::Rows rows = CRETO_TRY(
-      tx.query("SELECT event_type, count(*), CAST(sum(units) AS BIGINT), CAST(sum(cost_nanos) AS BIGINT) FROM "
-               "metering_attributions "
-               "WHERE org = $1 AND subject = $2 AND ($3 = '' OR event_type = $3) AND event_ns >= $4 AND event_ns < $5 "
-               "GROUP BY event_type ORDER BY event_type",
-               {org, query.subject, query.event_type, query.from, query.until}));
-  std::vector<UsageRow> all;
-  for (const sql::Row row : rows) {
-    all.push_back({row.text(0), row.integer(1), row.integer(2), Money{from_nano_money(row.integer(3)), currency}});
-  }
-  return all;
-}
-
-Result<std::vector<BillableFact>> unbilled(sql::Tx& tx, const std::string& org, const std::string& subscription,
-                                           Instant until, std::int64_t after_ns, const std::string& after_id,
-                                           std::size_t limit) {
-  const sql::Rows rows = CRETO_TRY(
-      tx.query("SELECT id, event_ns, event_type, properties FROM metering_events WHERE org = $1 AND subscription = $2 "
-               "AND invoice = '' "
-               "AND event_ns < $3 AND (event_ns > $4 OR (event_ns = $4 AND id > $5)) ORDER BY event_ns, id LIMIT $6",
-               {org, subscription, until, after_ns, after_id, static_cast<std::int64_t>(limit)}));
-  std::vector<BillableFact> facts;
-  for (const sql::Row row : rows) {
-    const EventId id = CRETO_TRY(EventId::parse(row.text(0)));
-    Properties properties = CRETO_TRY(properties_of(row.text(3)));
-    facts.push_back({id, row.instant(1), row.text(2), std::move(properties)});
-  }
-  return facts;
-}
-
-Result<> mark_billed(sql::Tx& tx, const std::string& org, const std::string& subscription, Instant until,
-                     const std::string& invoice) {
-  CRETO_TRY(tx.exec(
-      "UPDATE metering_events SET invoice = $4 WHERE org = $1 AND subscription = $2 AND invoice = '' AND event_ns < $3",
-      {org, subscription, until, invoice}));
-  return {};
-}
-
 Result<std::int64_t> next_number(sql::Tx& tx, const std::string& org) {
   const sql::Rows rows =
       CRETO_TRY(tx.query("INSERT INTO metering_numbers (org, name, value) VALUES ($1, 'invoice', 1) "
@@ -366,14 +257,26 @@ Result<std::int64_t> next_number(sql::Tx& tx, const std::string& org) {
   return rows.front().integer(0);
 }
 
-Result<> insert_invoice(sql::Tx& tx, const std::string& org, const Invoice& invoice) {
+Result<> insert_invoice(sql::Tx& tx, const std::string& org, const Invoice& invoice, BlockAddress log_end) {
   CRETO_TRY(
       tx.exec("INSERT INTO metering_invoices (org, id, number, subscription, period_begin_ns, period_end_ns, doc, "
-              "algorithm, signature, "
-              "pdf_object, sent) VALUES ($1, $2, $3, $4, $5, $6, $7, '', $8, '', 0)",
+              "algorithm, signature, pdf_object, sent, log_segment, log_offset) "
+              "VALUES ($1, $2, $3, $4, $5, $6, $7, '', $8, '', 0, $9, $10)",
               {org, invoice.id.to_string(), invoice.number, invoice.subscription.to_string(), invoice.period.begin,
-               invoice.period.end, invoice.document, Bytes()}));
+               invoice.period.end, invoice.document, Bytes(), static_cast<std::int64_t>(log_end.segment),
+               static_cast<std::int64_t>(log_end.offset)}));
   return {};
+}
+
+Result<Seen> last_seen(sql::Tx& tx, const std::string& org, const std::string& subscription) {
+  const sql::Rows rows =
+      CRETO_TRY(tx.query("SELECT period_end_ns, log_segment, log_offset FROM metering_invoices WHERE org = $1 AND "
+                         "subscription = $2 ORDER BY period_end_ns DESC LIMIT 1",
+                         {org, subscription}));
+  if (rows.empty()) return Seen();
+  return Seen{
+      rows.front().instant(0),
+      {static_cast<std::uint32_t>(rows.front().integer(1)), static_cast<std::uint32_t>(rows.front().integer(2))}};
 }
 
 Result<> sign_invoice(sql::Tx& tx, const std::string& org, const Invoice& invoice) {
@@ -451,20 +354,6 @@ Result<std::vector<LoadedSubscription>> all_subscriptions(sql::Tx& tx) {
   for (const sql::Row row : rows) {
     Subscription subscription = CRETO_TRY(subscription_of(row, 1));
     all.push_back({row.text(0), std::move(subscription)});
-  }
-  return all;
-}
-
-Result<std::vector<LoadedUse>> load_use(sql::Tx& tx, Place& after, std::size_t limit) {
-  const sql::Rows rows = CRETO_TRY(tx.query(
-      "SELECT org, subject, event_type, action, units, cost_nanos, arrived_ns, event_id FROM metering_attributions "
-      "WHERE arrived_ns > $1 OR (arrived_ns = $1 AND (subject > $2 OR (subject = $2 AND event_id > $3))) "
-      "ORDER BY arrived_ns, subject, event_id LIMIT $4",
-      {after.arrived_ns, after.subject, after.event_id, static_cast<std::int64_t>(limit)}));
-  std::vector<LoadedUse> all;
-  for (const sql::Row row : rows) {
-    all.push_back({row.text(0), row.text(1), row.text(2), row.text(3), row.integer(4), row.integer(5), row.instant(6)});
-    after = {row.integer(6), row.text(1), row.text(7)};
   }
   return all;
 }

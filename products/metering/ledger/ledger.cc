@@ -177,7 +177,7 @@ Ledger::~Ledger() {
 
 Result<std::unique_ptr<Ledger>> Ledger::open(std::unique_ptr<BlockLog> log, io::FileSystem& files, fs::path directory,
                                              const Clock& clock, Telemetry& telemetry, LedgerOptions options,
-                                             const std::function<Result<>(BytesView)>& restore, const Replay& replay) {
+                                             const Restore& restore, const Replay& replay) {
   CRETO_ASSERT(options.segment_bytes_max <= BlockLog::segment_bytes_max);
   auto ledger =
       std::unique_ptr<Ledger>(new Ledger(std::move(log), files, std::move(directory), clock, telemetry, options));
@@ -219,7 +219,7 @@ KeyHash Ledger::key_of(AttributionNumber attribution, const RecordView& record) 
 
 // --- the start
 
-Result<> Ledger::start(const std::function<Result<>(BytesView)>& restore, const Replay& replay) {
+Result<> Ledger::start(const Restore& restore, const Replay& replay) {
   CRETO_TRY(files_.create_directories(directory_));
   CRETO_TRY(begin_log());
   index_ = CRETO_TRY(KeyIndex::open(files_, directory_ / "keys"));
@@ -256,7 +256,7 @@ Result<> Ledger::begin_log() {
 }
 
 /// Where its state ends in the log. Without a usable checkpoint: where the log begins.
-Result<BlockAddress> Ledger::load_checkpoint(const std::function<Result<>(BytesView)>& restore) {
+Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
   std::vector<BlockAddress> there;
   const auto names = CRETO_TRY(files_.list(directory_));
   for (const std::string& name : names) {
@@ -281,9 +281,10 @@ Result<BlockAddress> Ledger::load_checkpoint(const std::function<Result<>(BytesV
     }
     layout::Reader state(content);
     CRETO_TRY(subjects_.read(state));
-    CRETO_TRY(restore(state.bytes(state.left())));
+    CRETO_TRY(restore(*this, state.bytes(state.left())));
     return address;
   }
+  CRETO_TRY(restore(*this, {}));
   return log_->begin();
 }
 
@@ -547,6 +548,30 @@ Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit
     });
   });
   return past ? Result<>() : scanned;
+}
+
+Result<BlockAddress> Ledger::first_at(Instant when) const {
+  const BlockAddress end = position().end;
+  const std::uint32_t place = log_->begin().offset;
+  // The last segment whose first block arrived before `when`. The log's first block has no time: it is before all.
+  std::uint32_t low = 1;
+  for (std::uint32_t high = end.segment; low < high;) {
+    const std::uint32_t middle = low + (high - low + 1) / 2;
+    const BlockAddress address{middle, place};
+    if (address >= end) {
+      high = middle - 1;
+      continue;
+    }
+    const Bytes content = CRETO_TRY(log_->read(address));
+    BlockReader block(address, content);
+    CRETO_TRY(block.head());
+    if (block.arrived() < when) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return BlockAddress{low, place};
 }
 
 void Ledger::settle() {

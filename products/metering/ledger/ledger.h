@@ -79,17 +79,19 @@ struct LedgerOptions {
 class Ledger {
  public:
   using Replay = std::function<Result<>(const StoredEvent&)>;
+  /// Called once, before any replay, with what the newest checkpoint holds; empty where there is none.
+  using Restore = std::function<Result<>(Ledger&, BytesView)>;
 
-  /// Opens what is in `directory` beside the log: runs of keys, a checkpoint. `restore` gets the state that the newest
-  /// checkpoint holds, or nothing; `replay` each event after it. All references must outlive it.
+  /// Opens what is in `directory` beside the log: runs of keys, a checkpoint. `replay` gets each event after the
+  /// checkpoint. All references must outlive it.
   /// Errors: hash_mismatch where the log is damaged; those of files, `restore` and `replay`.
   static Result<std::unique_ptr<Ledger>> open(std::unique_ptr<BlockLog> log, io::FileSystem& files,
                                               std::filesystem::path directory, const Clock& clock, Telemetry& telemetry,
-                                              LedgerOptions options, const std::function<Result<>(BytesView)>& restore,
-                                              const Replay& replay);
+                                              LedgerOptions options, const Restore& restore, const Replay& replay);
   ~Ledger();
 
   Subjects& subjects() { return subjects_; }
+  const Subjects& subjects() const { return subjects_; }
   /// The hash under which this ledger knows a key. Secret-keyed: it means nothing elsewhere.
   KeyHash key_hash(std::string_view org, std::string_view source, std::string_view key) const;
 
@@ -113,6 +115,8 @@ class Ledger {
 
   /// Events from `from` on up to, not including, `until`, in the order of their arrival.
   Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit) const;
+  /// A block at or before the first one that arrived at `when` or later.
+  Result<BlockAddress> first_at(Instant when) const;
   /// Waits until no run of keys is being written or merged.
   void settle();
   std::size_t memory_bytes() const;
@@ -121,8 +125,8 @@ class Ledger {
   struct Waiting;
   Ledger(std::unique_ptr<BlockLog> log, io::FileSystem& files, std::filesystem::path directory, const Clock& clock,
          Telemetry& telemetry, LedgerOptions options);
-  Result<> start(const std::function<Result<>(BytesView)>& restore, const Replay& replay);
-  Result<BlockAddress> load_checkpoint(const std::function<Result<>(BytesView)>& restore);
+  Result<> start(const Restore& restore, const Replay& replay);
+  Result<BlockAddress> load_checkpoint(const Restore& restore);
   Result<> begin_log();
   Result<> load(BlockAddress from, BlockAddress state_from, const Replay& replay);
   Result<> write(std::span<Waiting* const> group);

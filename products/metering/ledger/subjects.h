@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <shared_mutex>
@@ -23,6 +24,9 @@ struct Attribution {
   SubjectNumber agent = 0;
   SubjectNumber subscription = 0;          ///< 0: nobody is billed
   std::vector<SubjectNumber> ancestors{};  ///< root first, without the agent
+  bool counts_for(SubjectNumber subject) const {
+    return subject == agent || subject == subscription || std::ranges::find(ancestors, subject) != ancestors.end();
+  }
   friend bool operator==(const Attribution&, const Attribution&) = default;
 };
 

@@ -24,16 +24,15 @@ class MeteringClient final : public Metering {
     v1::IngestBatchRequest request;
     for (const std::string& envelope : envelopes) request.add_events(envelope);
     const auto response = CRETO_TRY(call<v1::IngestBatchResponse>(ctx, "IngestBatch", request, repeatable));
-    std::vector<Result<Ingested>> answers;
-    for (const auto& item : response.items()) {
-      if (item.has_error()) {
-        answers.emplace_back(from_proto(item.error()));
-        continue;
-      }
-      const auto id = CRETO_TRY(proto::from_id<EventId>(item.event_id(), "event_id"));
-      answers.emplace_back(Ingested{id, item.duplicate()});
-    }
-    return answers;
+    return answers_of(response);
+  }
+  Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) override {
+    v1::IngestRecordsRequest request;
+    for (const std::string& record : batch.records) request.add_records(record);
+    request.set_reporter(batch.reporter);
+    if (batch.signature) proto::set_signature(request.mutable_signature(), *batch.signature);
+    const auto response = CRETO_TRY(call<v1::IngestBatchResponse>(ctx, "IngestRecords", request, repeatable));
+    return answers_of(response);
   }
   Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override {
     v1::ListRejectedEventsRequest request;
@@ -283,6 +282,18 @@ class MeteringClient final : public Metering {
   }
 
  private:
+  static Result<std::vector<Result<Ingested>>> answers_of(const v1::IngestBatchResponse& response) {
+    std::vector<Result<Ingested>> answers;
+    for (const auto& item : response.items()) {
+      if (item.has_error()) {
+        answers.emplace_back(from_proto(item.error()));
+        continue;
+      }
+      const auto id = CRETO_TRY(proto::from_id<EventId>(item.event_id(), "event_id"));
+      answers.emplace_back(Ingested{id, item.duplicate()});
+    }
+    return answers;
+  }
   template <class Res, class Req>
   Result<Res> call(const Context& ctx, std::string_view method, const Req& request, rpc::CallOptions options = {}) {
     return channel_->call<Req, Res>(ctx, "/creto.metering.v1.MeteringService/" + std::string(method), request, options);

@@ -52,6 +52,20 @@ Result<contracts::MessageEventType> message_type(const std::string& text) {
 
 constexpr auto of_agent = [](const auto& request) { return rpc::Resource{"Agent", request.agent()}; };
 
+v1::IngestBatchResponse answers_of(std::span<const Result<Ingested>> answers) {
+  v1::IngestBatchResponse out;
+  for (const auto& one : answers) {
+    auto* item = out.add_items();
+    if (!one) {
+      *item->mutable_error() = to_proto(one.error());
+    } else {
+      item->set_event_id(one->id.to_string());
+      item->set_duplicate(one->duplicate);
+    }
+  }
+  return out;
+}
+
 void register_events(rpc::Service& service, Metering& metering) {
   service.unary<v1::IngestRequest, v1::IngestResponse>(
       "Ingest", {.idempotent = true},
@@ -63,17 +77,17 @@ void register_events(rpc::Service& service, Metering& metering) {
       [&metering](const Context& ctx, const v1::IngestBatchRequest& request) -> Result<v1::IngestBatchResponse> {
         const std::vector<std::string> events(request.events().begin(), request.events().end());
         const auto answers = CRETO_TRY(metering.ingest_batch(ctx, events));
-        v1::IngestBatchResponse out;
-        for (const auto& one : answers) {
-          auto* item = out.add_items();
-          if (!one) {
-            *item->mutable_error() = to_proto(one.error());
-          } else {
-            item->set_event_id(one->id.to_string());
-            item->set_duplicate(one->duplicate);
-          }
-        }
-        return out;
+        return answers_of(answers);
+      });
+  service.unary<v1::IngestRecordsRequest, v1::IngestBatchResponse>(
+      "IngestRecords", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::IngestRecordsRequest& request) -> Result<v1::IngestBatchResponse> {
+        RecordBatch batch;
+        batch.records.assign(request.records().begin(), request.records().end());
+        batch.reporter = request.reporter();
+        if (request.has_signature()) batch.signature = proto::from_signature(request.signature());
+        const auto answers = CRETO_TRY(metering.ingest_records(ctx, batch));
+        return answers_of(answers);
       });
   service.unary<v1::ListRejectedEventsRequest, v1::ListRejectedEventsResponse>(
       "ListRejectedEvents", {.idempotent = true},

@@ -40,7 +40,7 @@ class House {
     ASSERT_TRUE(log) << log.error().to_string();
     auto opened = Ledger::open(
         *std::move(log), files_, "/usage", clock, no_telemetry(), options_,
-        [this](BytesView state) -> Result<> {
+        [this](Ledger&, BytesView state) -> Result<> {
           restored = as_text(state);
           return {};
         },
@@ -258,7 +258,7 @@ TEST(Ledger, ManyThreadsShareSyncsAndAgreeWhoWasFirst) {
   creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
   auto ledger = Ledger::open(
                     open_block_files(io::real_files(), dir.path() / "log").value(), io::real_files(), dir.path(), clock,
-                    no_telemetry(), {.segment_events_max = 500}, [](BytesView) { return Result<>(); },
+                    no_telemetry(), {.segment_events_max = 500}, [](Ledger&, BytesView) { return Result<>(); },
                     [](const StoredEvent&) { return Result<>(); })
                     .value();
   std::atomic<int> accepted{0};

@@ -17,8 +17,11 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/fault_files.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
+#include "ledger/batch_proof.h"
+#include "ledger/usage_record.h"
 
 namespace creto::metering {
 namespace {
@@ -69,7 +72,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
                                                {.node = "test", .renew_in_background = false})
                 .value();
-    local = create_metering(*db, *registry, *time_, mailbox, clock, no_telemetry()).value();
+    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry()).value();
     metering = local.get();
     if (GetParam() != Where::grpc) return;
     wire_.emplace(clock);
@@ -175,6 +178,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
   creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
+  creto::testing::FaultFiles files;
   Mailbox mailbox;
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<nhi::Nhi> registry;
@@ -238,7 +242,9 @@ TEST_P(MeteringContract, ABatchAnswersForEachEvent) {
   EXPECT_TRUE(answers[3]->duplicate);
   EXPECT_EQ(code(answers[4]), "MT-401");
   EXPECT_TRUE(answers[5]);
-  EXPECT_EQ(rows("SELECT count(*) FROM metering_events"), 2);
+  const auto used = metering->usage(ctx, {.subject = parent->text(), .event_type = {}, .from = {}}).value();
+  ASSERT_EQ(used.size(), 1u);
+  EXPECT_EQ(used[0].events, 2);
 }
 
 TEST_P(MeteringContract, AnUnknownAgentIsNotFoundAndMayBeTriedAgain) {
@@ -600,9 +606,91 @@ TEST_P(MeteringContract, OrganizationsDoNotSeeEachOther) {
 TEST_P(MeteringContract, EveryChangeIsAudited) {
   const std::int64_t before = rows("SELECT count(*) FROM audit_pending");
   ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
-  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
   ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
-  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 3);
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 2);
+}
+
+TEST_P(MeteringContract, TheAuditLogVouchesForTheUsageLog) {
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "2")));
+  const std::int64_t before = rows("SELECT count(*) FROM audit_pending");
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 1);
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 1) << "nothing new was used";
+}
+
+TEST_P(MeteringContract, WhatWasUsedIsKnownAfterAStart) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  stop();
+  start();
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
+  EXPECT_EQ(metering->ingest(ctx, sandbox(*child, "2"))->duplicate, false);
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 2);
+  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = {}, .from = {}}).value();
+  ASSERT_EQ(usage.size(), 1u);
+  EXPECT_EQ(usage[0].events, 2);
+}
+
+TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
+  const Identity reporter = Identity::service("gateway").value();
+  ASSERT_TRUE(registry->ensure_service(ctx, reporter));
+  RecordBatch batch;
+  const auto add = [&](const Identity& who, std::string_view key, std::string_view units) {
+    Bytes bytes;
+    encode_record({.bytes = {},
+                   .agent = who.text(),
+                   .type = "pages_read",
+                   .key = key,
+                   .time = clock.now(),
+                   .units = units,
+                   .properties = {}},
+                  bytes);
+    batch.records.emplace_back(as_text(bytes));
+  };
+  const auto sign = [&] {
+    std::vector<Hash256> leaves;
+    for (const std::string& record : batch.records) leaves.push_back(record_leaf(as_bytes(record)));
+    const std::string bytes = batch_signed_bytes(leaves.size(), merkle_root(leaves));
+    batch.signature =
+        registry->sign(Context::of_service(reporter), reporter, as_bytes(bytes), batch_signature_context).value();
+  };
+  batch.reporter = reporter.text();
+  add(*child, "1", "3");
+  add(*parent, "2", "0.5");
+  add(Identity::agent(ByteArray<32>{9}), "3", "1");
+  add(*child, "1", "3");
+  add(*child, "1", "4");
+  batch.records.emplace_back("no record");
+  EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401");
+  sign();
+  const auto answers = metering->ingest_records(ctx, batch).value();
+  ASSERT_EQ(answers.size(), 6u);
+  EXPECT_FALSE(answers[0]->duplicate);
+  EXPECT_FALSE(answers[1]->duplicate);
+  EXPECT_EQ(code(answers[2]), "MT-404");
+  EXPECT_EQ(answers[3]->id, answers[0]->id);
+  EXPECT_TRUE(answers[3]->duplicate);
+  EXPECT_EQ(code(answers[4]), "MT-409");
+  EXPECT_EQ(code(answers[5]), "MT-400");
+  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = "pages_read", .from = {}}).value();
+  ASSERT_EQ(usage.size(), 1u);
+  EXPECT_EQ(usage[0].events, 2);
+  EXPECT_EQ(usage[0].units, 4);
+  batch.records.pop_back();
+  EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
+}
+
+TEST_P(MeteringContract, AServiceMayReportWithoutASignatureAndAnAgentMayNot) {
+  Bytes bytes;
+  encode_record({.bytes = {}, .agent = child->text(), .type = "t", .key = "k", .time = clock.now(), .properties = {}},
+                bytes);
+  RecordBatch batch;
+  batch.records.emplace_back(as_text(bytes));
+  EXPECT_TRUE(metering->ingest_records(ctx, batch).value().front());
+  const Context as_agent = Context::of(*child, chain_of(*child));
+  EXPECT_EQ(code(local->ingest_records(as_agent, batch)), "MT-401");
 }
 
 INSTANTIATE_TEST_SUITE_P(, MeteringContract, everywhere(), database_name);

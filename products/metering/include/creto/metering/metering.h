@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <span>
@@ -23,6 +24,9 @@ class Database;
 }
 namespace creto::bus {
 class Bus;
+}
+namespace creto::io {
+class FileSystem;
 }
 namespace creto::nhi {
 class Nhi;
@@ -103,6 +107,15 @@ class InvoiceDelivery {
   virtual Result<> send(const Context& ctx, const Invoice& invoice, BytesView pdf) = 0;
 };
 
+/// Usage in bulk: encoded creto.metering.v1.UsageRecord each (docs/formats.md, "Usage record"), for any agents.
+struct RecordBatch {
+  std::vector<std::string> records;  ///< at most 10 000, together at most 16 MiB
+  std::string reporter{};            ///< who vouches for them; empty: the caller
+  /// Of the reporter over the batch's Merkle root. Not needed where a service or human reports for itself, whom the
+  /// connection has authenticated.
+  std::optional<Signature> signature{};
+};
+
 /// An event that could not be taken and waits for a human.
 struct RejectedEvent {
   std::string id;     ///< event id, or the bus' message id where there is none
@@ -113,27 +126,30 @@ struct RejectedEvent {
 
 /// Meters what agents use, limits what they may, prices it, and bills it.
 ///
-/// Thread-safe. Every change is audited in its transaction. Organizations do not see each other.
+/// Thread-safe. Every change of what is said is audited in its transaction; usage, which may be a million events a
+/// second, by the hash of the usage log's end. Organizations do not see each other.
 ///
 /// Invariant 1: an event counts once, however often it is delivered. Invariant 2: an invoice depends on which events
 /// were accepted before it, not on their order. Invariant 3: no reservation passes the limit of a quota that blocks.
 ///
-/// Checks and reservations live in memory and come back from the store at start. Open reservations do not: after a
-/// crash what they held is free again, and what was used arrives as events. Usage counts from the moment its commit
-/// begins.
+/// Checks and reservations live in memory and come back from the usage log at start. Open reservations do not: after a
+/// crash what they held is free again, and what was used arrives as events. Usage counts when it is durable.
 ///
 /// Errors of every call: invalid_input naming the field; not_found; unavailable.
 class Metering : public contracts::CostTrigger, public contracts::MessageCostTracker, public contracts::SpendingLimits {
  public:
   // --- events (docs/formats.md, "Usage event")
   /// Takes one EventEnvelope with a "runtime_usage" or "message_usage" payload, as received: canonical JSON, signed by
-  /// the agent it is about. Event, idempotency key, attribution, notices and audit commit together. Errors:
+  /// the agent it is about. Event, idempotency key and attribution become durable together. Errors:
   /// signature_invalid (MT-401); not_found (MT-404: unknown agent); conflict (MT-409: the key was used with other
   /// content; names the first id); too_large over 64 KiB.
   virtual Result<Ingested> ingest(const Context& ctx, std::string_view envelope) = 0;
   /// One answer per event, in order; those that are accepted commit together. At most 1 000.
   virtual Result<std::vector<Result<Ingested>>> ingest_batch(const Context& ctx,
                                                              std::span<const std::string> envelopes) = 0;
+  /// Usage of any agents by one reporter, signed as a whole: a signed event costs a hash. One answer per record, in
+  /// order. Errors: signature_invalid (MT-401) where the batch's signature does not verify; nothing was taken then.
+  virtual Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) = 0;
   /// Events from the bus that were given up, newest first; at most `limit` (1..1 000).
   virtual Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) = 0;
 
@@ -210,8 +226,11 @@ struct MeteringOptions {
                                                               {"message.send", "message_sent"}};
 };
 
-/// The service over its tables in `database`; migrates them and rebuilds the counters. All references must outlive it.
-Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, nhi::Nhi& nhi,
+/// The service over its tables in `database`, which it migrates, and the usage log: in `directory`, or in the database
+/// where that is PostgreSQL; the directory then only has what follows from the log. Counts again what was used. All
+/// references must outlive it. One process owns a log: whoever opens it last.
+Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, io::FileSystem& files,
+                                                       const std::filesystem::path& directory, nhi::Nhi& nhi,
                                                        consensus::TimestampSource& timestamps,
                                                        InvoiceDelivery& delivery, const Clock& clock,
                                                        Telemetry& telemetry, MeteringOptions options = {});

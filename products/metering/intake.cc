@@ -1,0 +1,269 @@
+#include "intake.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <mutex>
+
+#include "creto/common/assert.h"
+#include "creto/crypto/hash.h"
+#include "ledger/batch_proof.h"
+#include "service_words.h"
+
+namespace creto::metering {
+namespace {
+
+std::uint64_t content_of(const Hash256& hash) {
+  std::uint64_t content = 0;
+  std::memcpy(&content, hash.data(), sizeof content);
+  return content;
+}
+
+std::string_view source_of(const RecordView& record) { return record.source.empty() ? record.agent : record.source; }
+
+}  // namespace
+
+/// What is known of an agent's attribution, and since when.
+struct Intake::Known {
+  AttributionNumber attribution = 0;  ///< 0: nothing
+  std::uint64_t version = 0;
+  Instant asked_at{};
+  Instant from{}, until{};
+};
+
+/// A batch on its way. Records borrow from the caller, or from `encoded`.
+struct Intake::Work {
+  std::vector<std::optional<Result<Ingested>>> answers;
+  std::vector<NewEvent> events;
+  std::vector<std::uint32_t> place;  ///< of each event among the answers
+  RecordScratch scratch;
+  std::vector<Bytes> encoded;
+
+  void refuse(std::size_t place, Error error) { answers[place] = std::move(error); }
+};
+
+Intake::Intake(Ledger& ledger, Limits& limits, Attributor& attributor, const Clock& clock, IntakeOptions options)
+    : ledger_(ledger), limits_(limits), attributor_(attributor), clock_(clock), options_(std::move(options)) {}
+Intake::~Intake() = default;
+
+Result<> Intake::check(const RecordView& record, Instant now) const {
+  if (record.time < now - options_.event_age_max || record.time > now + options_.event_ahead_max) {
+    return error(ErrorKind::invalid_input, fmt::format("time: {} is too far from now", to_rfc3339(record.time)));
+  }
+  return check_usage_properties(record.type, record.properties);
+}
+
+/// Whom `agent`'s use at `when` counts for.
+Result<AttributionNumber> Intake::attribute(const Context& ctx, std::string_view agent, Instant when, Instant now) {
+  const std::uint64_t version = attributor_.version();
+  if (const SubjectNumber number = ledger_.subjects().find(ctx.org, agent)) {
+    const std::shared_lock lock(known_mutex_);
+    if (number < known_.size()) {
+      const Known& known = known_[number];
+      const bool fresh = known.attribution != 0 && known.version == version && now >= known.asked_at &&
+                         now - known.asked_at < options_.attribution_ttl;
+      if (fresh && when >= known.from && when < known.until) return known.attribution;
+    }
+  }
+  const Identity identity = CRETO_TRY(Identity::parse(agent));
+  const Attributor::Attributed found = CRETO_TRY(attributor_.attribute(ctx, identity, when));
+  Subjects& subjects = ledger_.subjects();
+  Attribution attribution;
+  attribution.agent = subjects.number(ctx.org, agent);
+  for (const Identity& link : found.chain) {
+    if (link.text() == agent) continue;
+    const SubjectNumber ancestor = subjects.number(ctx.org, link.text());
+    if (std::ranges::find(attribution.ancestors, ancestor) == attribution.ancestors.end()) {
+      attribution.ancestors.push_back(ancestor);
+    }
+  }
+  if (!found.subscription.empty()) attribution.subscription = subjects.number(ctx.org, found.subscription);
+  const AttributionNumber number = subjects.number(attribution);
+  const std::unique_lock lock(known_mutex_);
+  if (known_.size() <= attribution.agent)
+    known_.resize(std::max<std::size_t>(attribution.agent + 1, known_.size() * 2));
+  known_[attribution.agent] = {number, version, now, found.from, found.until};
+  return number;
+}
+
+std::span<const AccountNumber> Intake::accounts_of(AttributionNumber number) {
+  {
+    const std::shared_lock lock(known_mutex_);
+    if (number < accounts_.size() && !accounts_[number].empty()) return accounts_[number];
+  }
+  const Attribution& attribution = ledger_.subjects().attribution(number);
+  std::vector<AccountNumber> accounts;
+  const auto take = [&](SubjectNumber subject) {
+    const Subjects::Subject named = ledger_.subjects().subject(subject);
+    accounts.push_back(limits_.account(named.org, named.name));
+  };
+  take(attribution.agent);
+  for (const SubjectNumber ancestor : attribution.ancestors) take(ancestor);
+  if (attribution.subscription != 0) take(attribution.subscription);
+  const std::unique_lock lock(known_mutex_);
+  if (accounts_.size() <= number) accounts_.resize(std::max<std::size_t>(number + 1, accounts_.size() * 2));
+  if (accounts_[number].empty()) accounts_[number] = std::move(accounts);
+  return accounts_[number];
+}
+
+NanoMoney Intake::cost_of(const RecordView& record) const {
+  // Cost in another currency is a fact too; it is in the event, but cannot be added up here.
+  if (record.cost.empty() || record.currency != options_.currency.code()) return 0;
+  const auto amount = Decimal::parse(record.cost);
+  const auto nanos = amount ? to_nano_money(*amount) : Result<NanoMoney>(amount.error());
+  return nanos ? *nanos : NanoMoney{0};
+}
+
+Fact Intake::fact_of(std::string_view org, AttributionNumber attribution, const RecordView& record) {
+  const std::string_view action = record.type == "action" ? record.property("action") : std::string_view();
+  Fact fact{.accounts = accounts_of(attribution),
+            .words = limits_.words_of_fact(org, record.type, action, record.properties),
+            .units = record.whole_units,
+            .cost = cost_of(record)};
+  if (const std::string_view hold = record.property("reservation_id"); !hold.empty()) {
+    if (auto id = ReservationId::parse(hold)) fact.settles = *id;
+  }
+  return fact;
+}
+
+Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached) {
+  CRETO_ASSERT(batch.leaves.size() == batch.records.size());
+  const Instant now = clock_.now();
+  Work work;
+  work.answers.resize(batch.records.size());
+  BatchProof proof{.reporter = batch.reporter, .signature = {}, .leaves = {}};
+  if (batch.signature != nullptr) proof.signature = *batch.signature;
+  proof.leaves.resize(batch.signature == nullptr ? 0 : batch.records.size());
+  for (std::size_t i = 0; i < batch.records.size(); ++i) {
+    if (!proof.leaves.empty()) proof.leaves[i].hash = batch.leaves[i];
+    auto record = parse_record(batch.records[i], work.scratch);
+    if (!record) {
+      work.refuse(i, std::move(record).error());
+      continue;
+    }
+    if (auto good = check(*record, now); !good) {
+      work.refuse(i, std::move(good).error());
+      continue;
+    }
+    auto attribution = attribute(ctx, record->agent, record->time, now);
+    if (!attribution) {
+      work.refuse(i, std::move(attribution).error());
+      continue;
+    }
+    if (!proof.leaves.empty()) proof.leaves[i].event = static_cast<std::uint32_t>(work.events.size());
+    work.place.push_back(static_cast<std::uint32_t>(i));
+    work.events.push_back({.record = *record,
+                           .attribution = *attribution,
+                           .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
+                           .content = content_of(batch.leaves[i])});
+  }
+  return append(ctx, work, &proof, reached);
+}
+
+Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<UsageEvent>> events,
+                                     std::vector<Reached>& reached) {
+  const Instant now = clock_.now();
+  Work work;
+  work.answers.resize(events.size());
+  work.encoded.resize(events.size());
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    if (!events[i]) {
+      work.refuse(i, events[i].error());
+      continue;
+    }
+    const UsageEvent& event = *events[i];
+    std::vector<PropertyView> properties(event.properties.begin(), event.properties.end());
+    const std::string units = event.units.to_string();
+    const std::string cost = event.cost ? event.cost->amount.to_string() : std::string();
+    encode_record({.bytes = {},
+                   .agent = event.envelope.agent.text(),
+                   .type = event.usage_type,
+                   .key = event.idempotency_key,
+                   .time = event.envelope.timestamp.instant(),
+                   .units = units,
+                   .cost = cost,
+                   .currency = event.cost ? std::string_view(event.cost->currency.code()) : std::string_view(),
+                   .properties = properties},
+                  work.encoded[i]);
+    auto record = parse_record(work.encoded[i], work.scratch);
+    auto good = record ? check(*record, now) : Result<>(record.error());
+    if (!good) {
+      work.refuse(i, std::move(good).error());
+      continue;
+    }
+    auto attribution = attribute(ctx, record->agent, record->time, now);
+    if (!attribution) {
+      work.refuse(i, std::move(attribution).error());
+      continue;
+    }
+    work.place.push_back(static_cast<std::uint32_t>(i));
+    work.events.push_back({.record = *record,
+                           .attribution = *attribution,
+                           .key = ledger_.key_hash(ctx.org, record->agent, record->key),
+                           .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
+                           .id = event.envelope.event_id,
+                           .envelope = event.document});
+  }
+  return append(ctx, work, nullptr, reached);
+}
+
+Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const BatchProof* proof,
+                                       std::vector<Reached>& reached) {
+  const auto count = [&](std::span<const Outcome> outcomes) {
+    std::vector<Fact> facts;
+    std::vector<std::uint32_t> event_of;
+    facts.reserve(outcomes.size());
+    for (std::size_t i = 0; i < outcomes.size(); ++i) {
+      if (outcomes[i].kind != Outcome::Kind::accepted) continue;
+      facts.push_back(fact_of(ctx.org, work.events[i].attribution, work.events[i].record));
+      event_of.push_back(static_cast<std::uint32_t>(i));
+    }
+    std::vector<Notice> notices;
+    limits_.add(facts, clock_.now(), notices);
+    for (Notice& notice : notices) {
+      const std::uint32_t event = event_of[notice.fact];
+      reached.push_back(
+          {std::move(notice), outcomes[event].id, Identity::parse(work.events[event].record.agent).value()});
+    }
+  };
+  if (!work.events.empty()) {
+    const auto outcomes = CRETO_TRY(ledger_.append(work.events, proof, count));
+    for (std::size_t i = 0; i < outcomes.size(); ++i) {
+      const Outcome& outcome = outcomes[i];
+      if (outcome.kind == Outcome::Kind::conflict) {
+        work.refuse(work.place[i], error(ErrorKind::conflict,
+                                         fmt::format("idempotency key `{}` was used for other content by event `{}`",
+                                                     work.events[i].record.key, outcome.id.to_string())));
+      } else {
+        work.answers[work.place[i]] = Ingested{outcome.id, outcome.kind == Outcome::Kind::duplicate};
+      }
+    }
+  }
+  Answers answers;
+  answers.reserve(work.answers.size());
+  for (auto& answer : work.answers) answers.push_back(*std::move(answer));
+  return answers;
+}
+
+std::string Intake::recount(const StoredEvent& event, std::vector<Reached>& reached) {
+  const Subjects::Subject agent = ledger_.subjects().subject(ledger_.subjects().attribution(event.attribution).agent);
+  const Fact fact = fact_of(agent.org, event.attribution, event.record);
+  std::vector<Notice> notices;
+  limits_.add(std::span(&fact, 1), event.arrived, notices);
+  for (Notice& notice : notices) {
+    reached.push_back({std::move(notice), event.id, Identity::parse(event.record.agent).value()});
+  }
+  return std::string(agent.org);
+}
+
+Properties properties_of(const RecordView& record) {
+  Properties properties;
+  for (const auto& [name, value] : record.properties) properties.emplace(name, value);
+  properties.try_emplace("units", record.units);
+  if (!record.cost.empty()) properties.try_emplace("cost", record.cost);
+  return properties;
+}
+
+}  // namespace creto::metering

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <shared_mutex>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "counters.h"
+#include "creto/metering/metering.h"
+#include "ledger/ledger.h"
+#include "usage_event.h"
+
+namespace creto::metering {
+
+/// Whom the use of an agent counts for, by somebody who can vouch for it.
+class Attributor {
+ public:
+  virtual ~Attributor() = default;
+
+  struct Attributed {
+    DelegationChain chain;     ///< root first; with or without the agent
+    std::string subscription;  ///< that is billed; empty: nobody
+    Instant from = Instant::min();
+    Instant until = Instant::max();  ///< event times in [from, until) have this subscription
+  };
+  /// Errors: not_found where the agent is not known.
+  virtual Result<Attributed> attribute(const Context& ctx, const Identity& agent, Instant when) = 0;
+  /// Differs when what was answered before may have changed.
+  virtual std::uint64_t version() const = 0;
+};
+
+struct IntakeOptions {
+  Currency currency = Currency::usd();  ///< whose costs are limited
+  Nanos event_age_max = std::chrono::hours(24 * 366);
+  Nanos event_ahead_max = std::chrono::hours(1);
+  Nanos attribution_ttl = std::chrono::seconds(60);  ///< how long another process' change may go unseen
+};
+
+/// The way of an event: read, checked, attributed, made durable, counted. Thread-safe; all references must outlive it.
+class Intake {
+ public:
+  Intake(Ledger& ledger, Limits& limits, Attributor& attributor, const Clock& clock, IntakeOptions options);
+  ~Intake();
+
+  struct Batch {
+    std::span<const BytesView> records;    ///< as received
+    std::string_view reporter;             ///< who vouches for them
+    const Signature* signature = nullptr;  ///< over their root, verified; null: the reporter was authenticated
+    std::span<const Hash256> leaves;       ///< of `records`, in order
+  };
+  /// A limit that was reached, and by which event.
+  struct Reached {
+    Notice notice;
+    EventId event;
+    Identity agent;
+  };
+  using Answers = std::vector<Result<Ingested>>;
+
+  /// One answer per record, in order. Errors: those of Ledger::append; then nothing was taken.
+  Result<Answers> take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached);
+  /// Likewise of events in envelopes, whose signatures were verified. `chains`: whom each counts for, where it is
+  /// known.
+  Result<Answers> take(const Context& ctx, std::span<const Result<UsageEvent>> events, std::vector<Reached>& reached);
+
+  /// Counts an event of the log again, at the start; returns its organization.
+  std::string recount(const StoredEvent& event, std::vector<Reached>& reached);
+
+  /// What counts against limits of money: costs in the accounting currency.
+  NanoMoney cost_of(const RecordView& record) const;
+
+ private:
+  struct Work;
+  struct Known;
+  Result<> check(const RecordView& record, Instant now) const;
+  Result<AttributionNumber> attribute(const Context& ctx, std::string_view agent, Instant when, Instant now);
+  std::span<const AccountNumber> accounts_of(AttributionNumber attribution);
+  Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
+  Fact fact_of(std::string_view org, AttributionNumber attribution, const RecordView& record);
+
+  Ledger& ledger_;
+  Limits& limits_;
+  Attributor& attributor_;
+  const Clock& clock_;
+  const IntakeOptions options_;
+
+  mutable std::shared_mutex known_mutex_;
+  std::vector<Known> known_;                          ///< by the agent's subject number
+  std::vector<std::vector<AccountNumber>> accounts_;  ///< by attribution
+};
+
+/// What aggregation and pricing see of an event.
+Properties properties_of(const RecordView& record);
+
+}  // namespace creto::metering
