@@ -27,21 +27,35 @@ std::string_view source_of(const RecordView& record) { return record.source.empt
 
 /// What is known of an agent's attribution, and since when.
 struct Intake::Known {
-  AttributionNumber attribution = 0;  ///< 0: nothing
+  CountsFor counts_for{};  ///< attribution 0: nothing
   std::uint64_t version = 0;
   Instant asked_at{};
   Instant from{}, until{};
+
+  bool holds(std::uint64_t now_version, Instant when, Instant now, Nanos ttl) const {
+    return counts_for.attribution != 0 && version == now_version && now >= asked_at && now - asked_at < ttl &&
+           when >= from && when < until;
+  }
 };
 
 /// A batch on its way. Records borrow from the caller, or from `encoded`.
 struct Intake::Work {
+  explicit Work(std::size_t size) : answers(size) {
+    events.reserve(size);
+    place.reserve(size);
+  }
   std::vector<std::optional<Result<Ingested>>> answers;
   std::vector<NewEvent> events;
-  std::vector<std::uint32_t> place;  ///< of each event among the answers
+  std::vector<std::uint32_t> place;                      ///< of each event among the answers
+  std::vector<std::span<const AccountNumber>> accounts;  ///< of each event
   RecordScratch scratch;
   std::vector<Bytes> encoded;
 
   void refuse(std::size_t place, Error error) { answers[place] = std::move(error); }
+  void take(std::size_t where, NewEvent event) {
+    place.push_back(static_cast<std::uint32_t>(where));
+    events.push_back(std::move(event));
+  }
 };
 
 Intake::Intake(Ledger& ledger, Limits& limits, Attributor& attributor, const Clock& clock, IntakeOptions options)
@@ -55,18 +69,62 @@ Result<> Intake::check(const RecordView& record, Instant now) const {
   return check_usage_properties(record.type, record.properties);
 }
 
-/// Whom `agent`'s use at `when` counts for.
-Result<AttributionNumber> Intake::attribute(const Context& ctx, std::string_view agent, Instant when, Instant now) {
+/// Fills in whom each event counts for. Events of unknown agents are refused and leave.
+void Intake::attribute(const Context& ctx, Work& work, Instant now) {
+  const std::size_t count = work.events.size();
   const std::uint64_t version = attributor_.version();
-  if (const SubjectNumber number = ledger_.subjects().find(ctx.org, agent)) {
+  std::vector<std::string_view> names(count);
+  std::vector<SubjectNumber> numbers(count);
+  for (std::size_t i = 0; i < count; ++i) names[i] = work.events[i].record.agent;
+  ledger_.subjects().find(ctx.org, names, numbers);
+  work.accounts.resize(count);
+  std::vector<std::size_t> unknown;
+  {
     const std::shared_lock lock(known_mutex_);
-    if (number < known_.size()) {
-      const Known& known = known_[number];
-      const bool fresh = known.attribution != 0 && known.version == version && now >= known.asked_at &&
-                         now - known.asked_at < options_.attribution_ttl;
-      if (fresh && when >= known.from && when < known.until) return known.attribution;
+    for (const SubjectNumber number : numbers) {
+      if (number < known_.size()) __builtin_prefetch(&known_[number]);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const bool there = numbers[i] != 0 && numbers[i] < known_.size() &&
+                         known_[numbers[i]].holds(version, work.events[i].record.time, now, options_.attribution_ttl);
+      if (!there) {
+        unknown.push_back(i);
+        continue;
+      }
+      const CountsFor& found = known_[numbers[i]].counts_for;
+      work.events[i].attribution = found.attribution;
+      work.accounts[i] = found.accounts;
+      __builtin_prefetch(found.accounts.data());
     }
   }
+  std::size_t refused = 0;
+  for (const std::size_t i : unknown) {
+    auto found = ask(ctx, names[i], work.events[i].record.time, now);
+    if (found) {
+      work.events[i].attribution = found->attribution;
+      work.accounts[i] = found->accounts;
+    } else {
+      work.refuse(work.place[i], std::move(found).error());
+      ++refused;
+    }
+  }
+  if (refused == 0) return;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (work.events[i].attribution == 0) continue;
+    work.events[kept] = work.events[i];
+    work.place[kept] = work.place[i];
+    work.accounts[kept] = work.accounts[i];
+    ++kept;
+  }
+  work.events.resize(kept);
+  work.place.resize(kept);
+  work.accounts.resize(kept);
+}
+
+/// Whom `agent`'s use at `when` counts for, from who can tell.
+Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent, Instant when, Instant now) {
+  const std::uint64_t version = attributor_.version();
   const Identity identity = CRETO_TRY(Identity::parse(agent));
   const Attributor::Attributed found = CRETO_TRY(attributor_.attribute(ctx, identity, when));
   Subjects& subjects = ledger_.subjects();
@@ -81,11 +139,12 @@ Result<AttributionNumber> Intake::attribute(const Context& ctx, std::string_view
   }
   if (!found.subscription.empty()) attribution.subscription = subjects.number(ctx.org, found.subscription);
   const AttributionNumber number = subjects.number(attribution);
+  const CountsFor counts_for{number, accounts_of(number)};
   const std::unique_lock lock(known_mutex_);
   if (known_.size() <= attribution.agent)
     known_.resize(std::max<std::size_t>(attribution.agent + 1, known_.size() * 2));
-  known_[attribution.agent] = {number, version, now, found.from, found.until};
-  return number;
+  known_[attribution.agent] = {counts_for, version, now, found.from, found.until};
+  return counts_for;
 }
 
 std::span<const AccountNumber> Intake::accounts_of(AttributionNumber number) {
@@ -116,9 +175,9 @@ NanoMoney Intake::cost_of(const RecordView& record) const {
   return nanos ? *nanos : NanoMoney{0};
 }
 
-Fact Intake::fact_of(std::string_view org, AttributionNumber attribution, const RecordView& record) {
+Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record) {
   const std::string_view action = record.type == "action" ? record.property("action") : std::string_view();
-  Fact fact{.accounts = accounts_of(attribution),
+  Fact fact{.accounts = accounts,
             .words = limits_.words_of_fact(org, record.type, action, record.properties),
             .units = record.whole_units,
             .cost = cost_of(record)};
@@ -131,8 +190,7 @@ Fact Intake::fact_of(std::string_view org, AttributionNumber attribution, const 
 Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached) {
   CRETO_ASSERT(batch.leaves.size() == batch.records.size());
   const Instant now = clock_.now();
-  Work work;
-  work.answers.resize(batch.records.size());
+  Work work(batch.records.size());
   BatchProof proof{.reporter = batch.reporter, .signature = {}, .leaves = {}};
   if (batch.signature != nullptr) proof.signature = *batch.signature;
   proof.leaves.resize(batch.signature == nullptr ? 0 : batch.records.size());
@@ -147,17 +205,16 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
       work.refuse(i, std::move(good).error());
       continue;
     }
-    auto attribution = attribute(ctx, record->agent, record->time, now);
-    if (!attribution) {
-      work.refuse(i, std::move(attribution).error());
-      continue;
+    work.take(i, {.record = *record,
+                  .attribution = 0,
+                  .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
+                  .content = content_of(batch.leaves[i])});
+  }
+  attribute(ctx, work, now);
+  if (batch.signature != nullptr) {
+    for (std::size_t i = 0; i < work.events.size(); ++i) {
+      proof.leaves[work.place[i]].event = static_cast<std::uint32_t>(i);
     }
-    if (!proof.leaves.empty()) proof.leaves[i].event = static_cast<std::uint32_t>(work.events.size());
-    work.place.push_back(static_cast<std::uint32_t>(i));
-    work.events.push_back({.record = *record,
-                           .attribution = *attribution,
-                           .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
-                           .content = content_of(batch.leaves[i])});
   }
   return append(ctx, work, &proof, reached);
 }
@@ -165,8 +222,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
 Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<UsageEvent>> events,
                                      std::vector<Reached>& reached) {
   const Instant now = clock_.now();
-  Work work;
-  work.answers.resize(events.size());
+  Work work(events.size());
   work.encoded.resize(events.size());
   for (std::size_t i = 0; i < events.size(); ++i) {
     if (!events[i]) {
@@ -193,19 +249,14 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
       work.refuse(i, std::move(good).error());
       continue;
     }
-    auto attribution = attribute(ctx, record->agent, record->time, now);
-    if (!attribution) {
-      work.refuse(i, std::move(attribution).error());
-      continue;
-    }
-    work.place.push_back(static_cast<std::uint32_t>(i));
-    work.events.push_back({.record = *record,
-                           .attribution = *attribution,
-                           .key = ledger_.key_hash(ctx.org, record->agent, record->key),
-                           .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
-                           .id = event.envelope.event_id,
-                           .envelope = event.document});
+    work.take(i, {.record = *record,
+                  .attribution = 0,
+                  .key = ledger_.key_hash(ctx.org, record->agent, record->key),
+                  .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
+                  .id = event.envelope.event_id,
+                  .envelope = event.document});
   }
+  attribute(ctx, work, now);
   return append(ctx, work, nullptr, reached);
 }
 
@@ -217,7 +268,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
     facts.reserve(outcomes.size());
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
       if (outcomes[i].kind != Outcome::Kind::accepted) continue;
-      facts.push_back(fact_of(ctx.org, work.events[i].attribution, work.events[i].record));
+      facts.push_back(fact_of(ctx.org, work.accounts[i], work.events[i].record));
       event_of.push_back(static_cast<std::uint32_t>(i));
     }
     std::vector<Notice> notices;
@@ -249,7 +300,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
 
 std::string Intake::recount(const StoredEvent& event, std::vector<Reached>& reached) {
   const Subjects::Subject agent = ledger_.subjects().subject(ledger_.subjects().attribution(event.attribution).agent);
-  const Fact fact = fact_of(agent.org, event.attribution, event.record);
+  const Fact fact = fact_of(agent.org, accounts_of(event.attribution), event.record);
   std::vector<Notice> notices;
   limits_.add(std::span(&fact, 1), event.arrived, notices);
   for (Notice& notice : notices) {

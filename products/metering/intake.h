@@ -74,10 +74,16 @@ class Intake {
   struct Work;
   struct Known;
   Result<> check(const RecordView& record, Instant now) const;
-  Result<AttributionNumber> attribute(const Context& ctx, std::string_view agent, Instant when, Instant now);
+  /// Whom an event counts for, in both numberings.
+  struct CountsFor {
+    AttributionNumber attribution = 0;
+    std::span<const AccountNumber> accounts{};
+  };
+  void attribute(const Context& ctx, Work& work, Instant now);
+  Result<CountsFor> ask(const Context& ctx, std::string_view agent, Instant when, Instant now);
   std::span<const AccountNumber> accounts_of(AttributionNumber attribution);
   Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
-  Fact fact_of(std::string_view org, AttributionNumber attribution, const RecordView& record);
+  Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record);
 
   Ledger& ledger_;
   Limits& limits_;

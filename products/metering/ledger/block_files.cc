@@ -137,21 +137,21 @@ class BlockFiles final : public BlockLog {
     }
     if (!file_) CRETO_TRY(reopen());
     const Hash256 hash = hash_of(head_, content);
-    buffer_.clear();
-    buffer_.reserve(header_size + content.size());
-    layout::put(buffer_, marker);
-    layout::put(buffer_, static_cast<std::uint32_t>(content.size()));
-    layout::put(buffer_, head_);
-    layout::put(buffer_, hash);
-    layout::put_bytes(buffer_, content);
-    auto written = file_->append(buffer_);
+    Bytes header;
+    header.reserve(header_size);
+    layout::put(header, marker);
+    layout::put(header, static_cast<std::uint32_t>(content.size()));
+    layout::put(header, head_);
+    layout::put(header, hash);
+    auto written = file_->append(header);
+    if (written) written = file_->append(content);
     if (written) written = file_->sync();
     if (!written) {
       // What of it is in the file nobody knows: `reopen` cuts it off before anything else is written.
       file_.reset();
       return written;
     }
-    size_ += buffer_.size();
+    size_ += header_size + content.size();
     head_ = hash;
     return {};
   }
@@ -267,7 +267,6 @@ class BlockFiles final : public BlockLog {
   std::uint32_t segment_ = 0;
   std::uint64_t size_ = 0;  ///< durable bytes of the present segment
   Hash256 head_{};
-  Bytes buffer_;
 };
 
 }  // namespace

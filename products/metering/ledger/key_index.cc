@@ -112,7 +112,7 @@ class KeyIndex::Table {
   }
   void insert(const KnownKey& entry) {
     CRETO_ASSERT(entry.segment != 0);
-    if ((size_ + 1) * 10 > slots_.size() * 7) grow();
+    if ((size_ + 1) * 2 > slots_.size()) grow();
     place(entry);
     ++size_;
   }

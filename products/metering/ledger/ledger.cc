@@ -63,15 +63,6 @@ class BlockReader {
     Subjects::skip(reader_);
     return reader_.ok() ? Result<>() : damaged(address_);
   }
-  Result<> skip_proofs() {
-    for (std::size_t proofs = reader_.count(16); proofs > 0; --proofs) {
-      for (int part = 0; part < 3; ++part) reader_.sized();
-      for (std::size_t leaves = reader_.count(4); leaves > 0; --leaves) {
-        if (reader_.get<std::uint32_t>() == BatchProof::not_taken) reader_.bytes(sizeof(Hash256));
-      }
-    }
-    return reader_.ok() ? Result<>() : damaged(address_);
-  }
 
   struct Entry {
     std::uint32_t index = 0;
@@ -81,7 +72,7 @@ class BlockReader {
     RecordView record;
     std::string_view envelope{};
   };
-  /// Calls `visit` for each entry. Requires: head, definitions and proofs were read.
+  /// Calls `visit` for each entry. Requires: head and definitions were read.
   template <class Visit>
   Result<> entries(RecordScratch& scratch, Visit&& visit) {
     const std::size_t count = reader_.count(17);
@@ -101,12 +92,22 @@ class BlockReader {
       entry.record = *std::move(record);
       CRETO_TRY(visit(entry));
     }
+    skip_proofs();
     return reader_.done() ? Result<>() : damaged(address_);
   }
 
   Instant arrived() const { return arrived_; }
 
  private:
+  void skip_proofs() {
+    for (std::size_t proofs = reader_.count(16); proofs > 0; --proofs) {
+      for (int part = 0; part < 3; ++part) reader_.sized();
+      for (std::size_t leaves = reader_.count(4); leaves > 0; --leaves) {
+        if (reader_.get<std::uint32_t>() == BatchProof::not_taken) reader_.bytes(sizeof(Hash256));
+      }
+    }
+  }
+
   const BlockAddress address_;
   layout::Reader reader_;
   Instant arrived_{};
@@ -314,7 +315,6 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
     } else {
       CRETO_TRY(block.skip_definitions());
     }
-    CRETO_TRY(block.skip_proofs());
     return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
       ++segment_events_;
       const KeyHash key = key_of(entry.attribution, entry.record);
@@ -409,10 +409,16 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
   const BlockAddress address = log_->end();
   const std::uint32_t arrived_s = seconds_of(arrived);
   const std::uint32_t since_s = seconds_of(arrived - options_.idempotency_window);
-  entries_.clear();
   proofs_.clear();
   block_ids_.clear();
   std::uint32_t proofs = 0;
+  defined_ = subjects_.mark();
+  block_.clear();
+  layout::put(block_, BlockKind::events);
+  layout::put(block_, unix_ns(arrived));
+  subjects_.write(written_, defined_, block_);
+  const std::size_t count_at = block_.size();
+  layout::put(block_, std::uint32_t{0});
   for (Waiting* waiting : group) {
     for (const NewEvent& event : waiting->events) index_->prefetch(event.key);
     index_of_event_.assign(waiting->events.size(), BatchProof::not_taken);
@@ -432,7 +438,7 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
                       event.content});
       inserted.push_back(event.key);
       index_of_event_[i] = index;
-      put_entry(entries_, event);
+      put_entry(block_, event);
       block_ids_.push_back(event.id.value_or(id_of(event.key, arrived_s)));
       waiting->outcomes.push_back({Outcome::Kind::accepted, block_ids_.back()});
     }
@@ -441,15 +447,10 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
       ++proofs;
     }
   }
-  defined_ = subjects_.mark();
-  block_.clear();
-  layout::put(block_, BlockKind::events);
-  layout::put(block_, unix_ns(arrived));
-  subjects_.write(written_, defined_, block_);
+  const auto count = static_cast<std::uint32_t>(inserted.size());
+  std::memcpy(block_.data() + count_at, &count, sizeof count);
   layout::put(block_, proofs);
   layout::put_bytes(block_, proofs_);
-  layout::put(block_, static_cast<std::uint32_t>(inserted.size()));
-  layout::put_bytes(block_, entries_);
   return {};
 }
 
@@ -463,7 +464,6 @@ Result<EventId> Ledger::id_of_known(const KnownKey& known) {
   BlockReader block(address, content);
   CRETO_TRY(block.head());
   CRETO_TRY(block.skip_definitions());
-  CRETO_TRY(block.skip_proofs());
   std::optional<EventId> id;
   CRETO_TRY(block.entries(scratch_, [&](const BlockReader::Entry& entry) -> Result<> {
     if (entry.index == index) id = entry.id;
@@ -539,7 +539,6 @@ Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit
     BlockReader block(address, content);
     CRETO_TRY(block.head());
     CRETO_TRY(block.skip_definitions());
-    CRETO_TRY(block.skip_proofs());
     return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
       const EventId id =
           entry.id ? *entry.id : id_of(key_of(entry.attribution, entry.record), seconds_of(block.arrived()));

@@ -160,7 +160,7 @@ class Ledger {
   mutable std::mutex index_mutex_;
   std::unique_ptr<KeyIndex> index_;
   std::uint64_t segment_events_ = 0;
-  Bytes block_, entries_, proofs_;
+  Bytes block_, proofs_;
   std::vector<EventId> block_ids_;  ///< of the entries in `block_`
   std::vector<std::uint32_t> index_of_event_;
   RecordScratch scratch_;

@@ -100,6 +100,26 @@ SubjectNumber Subjects::find(std::string_view org, std::string_view name) const 
   return find_unlocked(org, name, hash_of(org, name));
 }
 
+void Subjects::find(std::string_view org, std::span<const std::string_view> names,
+                    std::span<SubjectNumber> numbers) const {
+  // Four steps through memory that is rarely in the cache; each is begun for all names before the next.
+  std::vector<std::uint32_t> hashes(names.size());
+  const std::shared_lock lock(mutex_);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    hashes[i] = hash_of(org, names[i]);
+    __builtin_prefetch(&subject_table_.first(hashes[i]));
+  }
+  for (const std::uint32_t hash : hashes) {
+    const Slot& slot = subject_table_.first(hash);
+    if (slot.number != 0) __builtin_prefetch(&subjects_[slot.number - 1]);
+  }
+  for (const std::uint32_t hash : hashes) {
+    const Slot& slot = subject_table_.first(hash);
+    if (slot.number != 0) __builtin_prefetch(subjects_[slot.number - 1].name.data());
+  }
+  for (std::size_t i = 0; i < names.size(); ++i) numbers[i] = find_unlocked(org, names[i], hashes[i]);
+}
+
 SubjectNumber Subjects::number(std::string_view org, std::string_view name) {
   const std::uint32_t hash = hash_of(org, name);
   {

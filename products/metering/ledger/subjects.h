@@ -44,6 +44,8 @@ class Subjects {
   SubjectNumber number(std::string_view org, std::string_view name);
   /// 0 where it has none.
   SubjectNumber find(std::string_view org, std::string_view name) const;
+  /// Of many names of one organization at once, which is much faster than one by one.
+  void find(std::string_view org, std::span<const std::string_view> names, std::span<SubjectNumber> numbers) const;
   Subject subject(SubjectNumber number) const;
   AttributionNumber number(const Attribution& attribution);
   const Attribution& attribution(AttributionNumber number) const;
@@ -72,6 +74,7 @@ class Subjects {
     template <class Same>
     std::uint32_t find(std::uint32_t hash, Same&& same) const;
     void insert(std::uint32_t hash, std::uint32_t number);
+    const Slot& first(std::uint32_t hash) const { return slots_[hash & (slots_.size() - 1)]; }
 
    private:
     std::vector<Slot> slots_ = std::vector<Slot>(1024);
