@@ -9,30 +9,26 @@ namespace {
 
 constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
 
-}  // namespace
-
-NanoMoney Rhythm::unusual_above(const AnomalyRules& rules) const {
-  if (hours < static_cast<float>(rules.hours_min) || mean <= 0) return 0;
-  const double bound =
-      std::max(mean + rules.deviations * std::sqrt(static_cast<double>(variance)), rules.factor * mean);
-  return bound < 9e18 ? static_cast<NanoMoney>(bound) : 0;
+/// Whether what was added up until `stamp` belongs to the cost window around `ns`, which is not earlier.
+bool same_cost_window(WindowKind window, std::int64_t stamp, std::int64_t ns) {
+  if (window == WindowKind::lifetime || stamp / hour_ns == ns / hour_ns) return true;
+  return stamp >= unix_ns(calendar_window(window, from_unix_ns(ns)).begin);
 }
 
-Costs::OfType& Costs::of(std::uint32_t type) {
-  const auto empty = [](const OfType& one) {
-    return std::ranges::all_of(one.values, [](NanoMoney value) { return value == 0; });
-  };
-  if (first.type == type) return first;
+}  // namespace
+
+std::array<NanoMoney, cost_windows.size()>& Costs::of(std::uint32_t type) {
+  if (first_type == type) return of_first;
   if (others == nullptr) {
-    if (empty(first)) {
-      first.type = type;
-      return first;
+    if (std::ranges::all_of(of_first, [](NanoMoney value) { return value == 0; })) {
+      first_type = type;
+      return of_first;
     }
     others = std::make_unique<std::vector<OfType>>();
   }
   const auto known = std::ranges::find(*others, type, &OfType::type);
-  if (known != others->end()) return *known;
-  return others->emplace_back(OfType{type, {}});
+  if (known != others->end()) return known->values;
+  return others->emplace_back(OfType{type, {}}).values;
 }
 
 Extra::~Extra() {
@@ -41,17 +37,18 @@ Extra::~Extra() {
   }
 }
 
-Extra& Account::obtain_extra() {
-  if (Extra* known = extra.load(std::memory_order_acquire)) return *known;
-  auto* made = new Extra();  // tidy(new): the account owns it
-  extra.store(made, std::memory_order_release);
-  return *made;
+Extra& Account::obtain_extra(Books& books) {
+  if (Extra* known = extra(books)) return *known;
+  const std::scoped_lock lock(books.extras_mutex);
+  const std::size_t number = books.extras.size();
+  Extra& made = books.extras.make();
+  extra_.set(static_cast<std::uint32_t>(number));
+  return made;
 }
 
-Account::Counter Account::place(std::uint32_t position) {
-  if (position < inside) return {used[position], held[position], terms[position], position};
+Account::Counter Account::place(const Books& books, std::uint32_t position) {
   std::optional<Counter> found;
-  each_place([&](Counter counter) {
+  each_place(books, [&](Counter counter) {
     if (counter.position == position) found.emplace(counter);
     return !found;
   });
@@ -59,190 +56,203 @@ Account::Counter Account::place(std::uint32_t position) {
   return *found;
 }
 
-Account::Counter Account::free_place(const TermsTable& table, std::uint32_t what) {
+Account::Counter Account::free_place(Books& books, std::uint32_t what) {
   std::optional<Counter> found;
   std::uint32_t taken = 0;
-  each_place([&](Counter counter) {
+  each_place(books, [&](Counter counter) {
     ++taken;
     if (counter.is_active()) return true;
     const bool holds = counter.held.get() != 0;
-    const bool same = holds && table[counter.number()].what == what;
+    const bool same = holds && books.terms[counter.number()]->what == what;
     if (same || (!holds && !found)) found.emplace(counter);
     return !same;
   });
   if (!found) {
-    std::atomic<MoreCounters*>* end = &obtain_extra().more;
+    std::atomic<MoreCounters*>* end = &obtain_extra(books).more;
     while (MoreCounters* there = end->load(std::memory_order_acquire)) end = &there->next;
     auto* made = new MoreCounters();  // tidy(new): the list owns it
     end->store(made, std::memory_order_release);
-    found.emplace(Counter{made->used[0], made->held[0], made->terms[0], taken});
+    beyond_.set(1);
+    found.emplace(Counter{made->used[0], made->held[0], made->words[0], taken});
   }
   found->used.set(0);
-  found->word.set(0);
   return *found;
 }
 
-const Ring* Account::find_ring(std::uint32_t position) const {
-  const Extra* beyond = extra.load(std::memory_order_acquire);
-  if (beyond == nullptr || beyond->rings == nullptr) return nullptr;
-  const auto found = std::ranges::find(*beyond->rings, position, [](const auto& ring) { return ring->position; });
-  return found == beyond->rings->end() ? nullptr : found->get();
+void Account::begin(const Books& books, Counter counter, std::uint32_t terms) {
+  counter.word.set(active | terms);
+  set_used(counter, books.terms[terms], counter.used.get());
 }
 
-Ring& Account::ring(std::uint32_t position) {
-  if (const Ring* known = find_ring(position)) return const_cast<Ring&>(*known);
-  Extra& beyond = obtain_extra();
-  if (beyond.rings == nullptr) beyond.rings = std::make_unique<std::vector<std::unique_ptr<Ring>>>();
-  beyond.rings->push_back(std::make_unique<Ring>());
-  beyond.rings->back()->position = position;
-  return *beyond.rings->back();
-}
-
-std::string Account::own_id(std::uint32_t position) const {
-  const Extra* beyond = extra.load(std::memory_order_acquire);
-  if (beyond == nullptr || beyond->own == nullptr) return {};
-  const auto found = std::ranges::find(*beyond->own, position, &OwnId::position);
-  return found == beyond->own->end() ? std::string() : found->id;
-}
-
-void Account::set_own_id(std::uint32_t position, std::string_view id) {
-  Extra& beyond = obtain_extra();
-  if (beyond.own == nullptr) beyond.own = std::make_unique<std::vector<OwnId>>();
-  const auto known = std::ranges::find(*beyond.own, position, &OwnId::position);
-  if (known == beyond.own->end()) {
-    beyond.own->push_back({position, std::string(id)});
-  } else {
-    known->id = id;
-  }
-}
-
-void Account::end(Counter counter) {
-  counter.word.set(counter.word.get() & ~active);
+void Account::end(const Books& books, Counter counter) {
+  counter.word.set(counter.number());
   counter.used.set(0);
-  if (Extra* beyond = extra.load(std::memory_order_acquire)) {
-    if (beyond->own != nullptr)
-      std::erase_if(*beyond->own, [&](const OwnId& one) { return one.position == counter.position; });
-    if (beyond->rings != nullptr)
-      std::erase_if(*beyond->rings, [&](const auto& one) { return one->position == counter.position; });
-  }
+  const Extra* beyond = extra(books);
+  if (beyond == nullptr || beyond->rare == nullptr) return;
+  std::erase_if(beyond->rare->own, [&](const OwnId& one) { return one.position == counter.position; });
+  std::erase_if(beyond->rare->rings, [&](const auto& one) { return one->position == counter.position; });
 }
 
-void Account::follow(const TermsTable& table, std::uint32_t set) {
-  if (defaults.get() == set) return;
+std::string Account::own_id(const Books& books, std::uint32_t position) const {
+  const Extra* beyond = extra(books);
+  if (beyond == nullptr || beyond->rare == nullptr) return {};
+  const auto found = std::ranges::find(beyond->rare->own, position, &OwnId::position);
+  return found == beyond->rare->own.end() ? std::string() : found->id;
+}
+
+void Account::set_own_id(Books& books, std::uint32_t position, std::string_view id) {
+  obtain_rare(books).own.push_back({position, std::string(id)});
+}
+
+Rare& Account::obtain_rare(Books& books) {
+  Extra& beyond = obtain_extra(books);
+  if (beyond.rare == nullptr) beyond.rare = std::make_unique<Rare>();
+  return *beyond.rare;
+}
+
+void Account::learn_weeks(Books& books) {
+  Rare& rare = obtain_rare(books);
+  if (rare.week == nullptr) rare.week = std::make_unique<WeekRhythm>();
+}
+
+Expectation Account::expect(const Books& books, std::int64_t ns) const {
+  const Extra* beyond = extra(books);
+  if (beyond == nullptr) return {};
+  const WeekRhythm* week = beyond->rare == nullptr ? nullptr : beyond->rare->week.get();
+  return week != nullptr && week->knows(ns / hour_ns) ? week->expect(ns / hour_ns) : beyond->costs.rhythm.expect();
+}
+
+void Account::follow(Books& books, std::uint32_t set) {
+  if (defaults_.get() == set) return;
+  const TermsTable& table = books.terms;
   const auto wanted = table.set(set);
-  each(table, [&](Counter counter, const Terms& now) {
-    if (!now.each || std::ranges::find(wanted, counter.number()) != wanted.end()) return;
+  each(books, [&](Counter counter, const Terms& now) {
+    if (!now->each || std::ranges::find(wanted, counter.number()) != wanted.end()) return;
     const auto same = std::ranges::find_if(
-        wanted, [&](std::uint32_t one) { return table[one].what == now.what && table[one].id == now.id; });
-    if (same == wanted.end()) return end(counter);
-    counter.word.set(active | *same);  // a limit that was changed may be reached again
+        wanted, [&](std::uint32_t one) { return table[one]->what == now->what && table[one]->id == now->id; });
+    if (same == wanted.end()) {
+      end(books, counter);
+    } else {
+      begin(books, counter, *same);
+    }
   });
   for (const std::uint32_t one : wanted) {
     bool there = false;
-    each(table, [&](Counter counter, const Terms& known) {
-      there = there || counter.number() == one || (!known.each && known.what == table[one].what);
+    each(books, [&](Counter counter, const Terms& known) {
+      there = there || counter.number() == one || (!known->each && known->what == table[one]->what);
     });
-    if (there) continue;
-    free_place(table, table[one].what).word.set(active | one);
+    if (!there) begin(books, free_place(books, table[one]->what), one);
   }
-  defaults.set(set);
+  defaults_.set(set);
 }
 
-void Account::roll(const TermsTable& table, std::int64_t ns, const AnomalyRules& rules) {
-  CRETO_ASSERT(ns >= 0);
-  const std::int64_t before = stamp.get();
-  if (ns <= before) return;
-  each(table, [&](Counter counter, const Terms& terms) {
-    if (terms.window == WindowKind::rolling) {
-      const std::int64_t now = ns / terms.step().count();
-      Ring* known = const_cast<Ring*>(find_ring(counter.position));
-      if (known == nullptr || known->step >= now) return;
-      std::int64_t sum = counter.used.get();
-      for (std::int64_t gone = known->step + 1; gone <= std::min(now, known->step + Ring::size); ++gone) {
-        sum -= std::exchange(known->steps[static_cast<std::size_t>(gone % Ring::size)], 0);
-      }
-      known->step = now;
-      counter.used.set(sum);
+void Account::roll(Books& books, std::int64_t ns) {
+  const std::int64_t before = stamp_.get();
+  each(books, [&](Counter counter, const Terms& terms) {
+    std::int64_t used = counter.used.get();
+    bool next_window = false;
+    if (terms.calendar()) {
+      next_window = before < terms.window_begin(ns);
+      if (next_window) used = 0;
+    } else if (terms->window == WindowKind::rolling) {
       // Named by the stretch of its length that the window ends in, so that a notice is given once in each.
-      if (before / terms.rolling_length.count() != ns / terms.rolling_length.count())
-        counter.word.set(counter.word.get() & ~(soft_noticed | hard_noticed));
-    } else if (terms.calendar() && before < terms.window_begin(ns)) {
-      counter.used.set(0);
-      counter.word.set(counter.word.get() & ~(soft_noticed | hard_noticed));
+      next_window = before / terms->rolling_length.count() != ns / terms->rolling_length.count();
+      if (Ring* ring = find_ring(books, counter.position))
+        used = subtract_saturating(used, ring->forget_before(ns / terms.step().count()));
     }
+    if (next_window) counter.word.set(counter.word.get() & ~(soft_noticed | hard_noticed));
+    if (used != counter.used.get()) set_used(counter, terms, used);
   });
-  Extra* beyond = extra.load(std::memory_order_acquire);
-  if (beyond != nullptr && before / hour_ns != ns / hour_ns) {
-    Costs& costs = beyond->costs;
-    if (rules.detect && before > 0) {
-      costs.rhythm.learn(static_cast<float>(costs.totals[hour_cost].get()));
-      const std::int64_t silent = ns / hour_ns - before / hour_ns - 1;
-      for (std::int64_t hour = 0; hour < std::min<std::int64_t>(silent, 168); ++hour) costs.rhythm.learn(0);
-      costs.unusual.set(costs.rhythm.unusual_above(rules));
-    }
-    for (std::size_t i = 0; i < cost_windows.size(); ++i) {
-      if (cost_windows[i] == WindowKind::lifetime ||
-          before >= unix_ns(calendar_window(cost_windows[i], from_unix_ns(ns)).begin))
-        continue;
-      costs.totals[i].set(0);
-      costs.first.values[i] = 0;
-      if (costs.others != nullptr) {
-        for (Costs::OfType& one : *costs.others) one.values[i] = 0;
-      }
-    }
-  }
-  stamp.set(ns);
+  if (before / hour_ns != ns / hour_ns) roll_costs(books, ns);
+  stamp_.set(ns);
 }
 
-void Account::adjust(Counter counter, const Terms& terms, std::int64_t amount, std::int64_t ns) {
-  if (terms.window == WindowKind::rolling) {
-    Ring& steps = ring(counter.position);
-    const std::int64_t width = terms.step().count();
-    if (steps.step < 0) steps.step = stamp.get() / width;
-    const std::int64_t number = ns / width;
-    if (number > steps.step || steps.step - number > Terms::rolling_steps) return;
-    std::int64_t& cell = steps.steps[static_cast<std::size_t>(number % Ring::size)];
-    cell = add_saturating(cell, amount);
-  } else if (terms.window == WindowKind::transaction || terms.window == WindowKind::concurrent ||
-             terms.window == WindowKind::session || ns < terms.window_begin(stamp.get())) {
-    return;
+void Account::roll_costs(Books& books, std::int64_t ns) {
+  Extra* beyond = extra(books);
+  if (beyond == nullptr) return;
+  const std::int64_t before = stamp_.get();
+  Costs& costs = beyond->costs;
+  if (books.anomalies.detect && before > 0) {
+    WeekRhythm* week = beyond->rare == nullptr ? nullptr : beyond->rare->week.get();
+    // Hours without use are hours, too; more than a rhythm remembers of them say nothing new.
+    const std::int64_t now = ns / hour_ns;
+    std::int64_t hour = before / hour_ns;
+    double cost = static_cast<double>(costs.totals[hour_cost].get());
+    for (hour = std::max(hour, now - 8 * WeekRhythm::hours); hour < now; ++hour, cost = 0) {
+      if (now - hour <= Rhythm::hours_remembered || hour == before / hour_ns) costs.rhythm.learn(cost);
+      if (week != nullptr) week->learn(hour, cost);
+    }
+    costs.unusual.set(unusual_above(expect(books, ns), books.anomalies));
   }
-  counter.used.set(add_saturating(counter.used.get(), amount));
-}
-
-void Account::adjust_cost(std::uint32_t type, NanoMoney cost, std::int64_t ns) {
-  Costs& costs = obtain_extra().costs;
-  Costs::OfType& of_type = costs.of(type);
   for (std::size_t i = 0; i < cost_windows.size(); ++i) {
-    if (cost_windows[i] != WindowKind::lifetime && ns / hour_ns != stamp.get() / hour_ns &&
-        ns < unix_ns(calendar_window(cost_windows[i], from_unix_ns(stamp.get())).begin))
-      continue;
-    costs.totals[i].set(add_saturating(costs.totals[i].get(), cost));
-    of_type.values[i] = add_saturating(of_type.values[i], cost);
+    if (same_cost_window(cost_windows[i], before, ns)) continue;
+    costs.totals[i].set(0);
+    costs.of_first[i] = 0;
+    if (costs.others == nullptr) continue;
+    for (Costs::OfType& one : *costs.others) one.values[i] = 0;
   }
 }
 
-std::optional<Instant> Account::reset_at(const Counter& counter, const Terms& terms, std::int64_t ns) const {
-  if (terms.calendar()) return from_unix_ns(terms.window_end(ns));
-  if (terms.window != WindowKind::rolling) return std::nullopt;
+Ring* Account::find_ring(const Books& books, std::uint32_t position) const {
+  const Extra* beyond = extra(books);
+  if (beyond == nullptr || beyond->rare == nullptr) return nullptr;
+  const auto& rings = beyond->rare->rings;
+  const auto found = std::ranges::find(rings, position, [](const auto& ring) { return ring->position; });
+  return found == rings.end() ? nullptr : found->get();
+}
+
+bool Account::adjust_ring(Books& books, std::uint32_t position, const Terms& terms, std::int64_t amount,
+                          std::int64_t ns) {
   const std::int64_t width = terms.step().count();
-  const Ring* steps = find_ring(counter.position);
-  if (steps != nullptr && steps->step >= 0) {
-    for (std::int64_t number = std::max<std::int64_t>(0, steps->step - Terms::rolling_steps); number <= steps->step;
+  Ring* ring = find_ring(books, position);
+  if (ring == nullptr) {
+    ring = obtain_rare(books).rings.emplace_back(std::make_unique<Ring>()).get();
+    ring->position = position;
+    ring->step = stamp_.get() / width;
+  }
+  const std::int64_t number = ns / width;
+  if (number > ring->step || ring->step - number > Terms::rolling_steps) return false;
+  std::int64_t& step = ring->at(number);
+  step = add_saturating(step, amount);
+  return true;
+}
+
+std::int64_t Ring::forget_before(std::int64_t now) {
+  std::int64_t gone = 0;
+  for (std::int64_t old = step + 1; old <= std::min(now, step + size); ++old)
+    gone = add_saturating(gone, std::exchange(at(old), 0));
+  step = std::max(step, now);
+  return gone;
+}
+
+void Account::adjust_cost(Books& books, std::uint32_t type, NanoMoney cost, std::int64_t ns) {
+  Costs& costs = obtain_extra(books).costs;
+  auto& of_type = costs.of(type);
+  for (std::size_t i = 0; i < cost_windows.size(); ++i) {
+    if (ns < stamp_.get() && !same_cost_window(cost_windows[i], ns, stamp_.get())) continue;
+    costs.totals[i].set(add_saturating(costs.totals[i].get(), cost));
+    of_type[i] = add_saturating(of_type[i], cost);
+  }
+}
+
+std::optional<Instant> Account::reset_at(const Books& books, const Counter& counter, const Terms& terms,
+                                         std::int64_t ns) const {
+  if (terms.calendar()) return from_unix_ns(terms.window_end(ns));
+  if (terms->window != WindowKind::rolling) return std::nullopt;
+  const std::int64_t width = terms.step().count();
+  if (Ring* ring = find_ring(books, counter.position)) {
+    for (std::int64_t number = std::max<std::int64_t>(0, ring->step - Terms::rolling_steps); number <= ring->step;
          ++number) {
-      if (steps->steps[static_cast<std::size_t>(number % Ring::size)] != 0)
-        return from_unix_ns((number + Ring::size) * width);
+      if (ring->at(number) != 0) return from_unix_ns((number + Ring::size) * width);
     }
   }
   return from_unix_ns((ns / width + 1) * width);
 }
 
-NanoMoney Account::cost_in(std::size_t window, std::int64_t ns) const {
-  const Extra* beyond = extra.load(std::memory_order_acquire);
-  if (beyond == nullptr) return 0;
-  const bool over = cost_windows[window] != WindowKind::lifetime && stamp.get() / hour_ns != ns / hour_ns &&
-                    stamp.get() < unix_ns(calendar_window(cost_windows[window], from_unix_ns(ns)).begin);
-  return over ? 0 : beyond->costs.totals[window].get();
+NanoMoney Account::cost_in(const Books& books, std::size_t window, std::int64_t ns) const {
+  const Extra* beyond = extra(books);
+  if (beyond == nullptr || !same_cost_window(cost_windows[window], stamp_.get(), ns)) return 0;
+  return beyond->costs.totals[window].get();
 }
 
 }  // namespace creto::metering

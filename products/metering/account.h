@@ -2,8 +2,8 @@
 
 #include <array>
 #include <atomic>
-#include <cmath>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -11,37 +11,18 @@
 #include <vector>
 
 #include "cell.h"
+#include "ledger/layout.h"
+#include "rhythm.h"
 #include "terms.h"
 
 namespace creto::metering {
 
+/// The latest time that calendars are asked for: the end of 2260.
+inline constexpr std::int64_t latest_ns = 9'183'110'400'000'000'000;
+
 /// Accumulated cost is told for these windows, all of UTC.
 inline constexpr std::array cost_windows{WindowKind::hour, WindowKind::day, WindowKind::month, WindowKind::lifetime};
 inline constexpr std::size_t hour_cost = 0;
-
-/// When an account's hours are unusual, and by how much.
-struct AnomalyRules {
-  bool detect = true;
-  std::uint32_t hours_min = 24;  ///< completed hours of history before anything counts as unusual
-  double deviations = 6;         ///< how many standard deviations above the mean hour
-  double factor = 3;             ///< and how many times the mean hour
-};
-
-/// What an account's hours usually cost: mean and variance, fading after a week.
-struct Rhythm {
-  static constexpr float hours_remembered = 168;
-  float hours = 0;
-  float mean = 0;
-  float variance = 0;
-
-  void learn(float value) {
-    hours = std::min(hours + 1, hours_remembered);
-    const float delta = value - mean;
-    mean += delta / hours;
-    variance += (delta * (value - mean) - variance) / hours;
-  }
-  NanoMoney unusual_above(const AnomalyRules& rules) const;
-};
 
 /// What an account has cost, by window and by type of event.
 struct Costs {
@@ -53,15 +34,17 @@ struct Costs {
   std::array<Cell<NanoMoney>, cost_windows.size()> totals{};
   Cell<NanoMoney> unusual{};  ///< an hour that costs more is one; 0: none is
   Rhythm rhythm{};
-  OfType first{};  ///< most accounts have one type
+  std::uint32_t first_type = 0;  ///< most accounts have one
+  std::array<NanoMoney, cost_windows.size()> of_first{};
   std::unique_ptr<std::vector<OfType>> others{};
 
-  OfType& of(std::uint32_t type);
+  std::array<NanoMoney, cost_windows.size()>& of(std::uint32_t type);
+  /// `visit(type, values)`.
   template <class Visit>
   void each_type(Visit visit) const {
-    visit(first);
+    visit(first_type, of_first);
     if (others != nullptr) {
-      for (const OfType& one : *others) visit(one);
+      for (const OfType& one : *others) visit(one.type, one.values);
     }
   }
 };
@@ -70,8 +53,12 @@ struct Costs {
 struct Ring {
   static constexpr std::int64_t size = Terms::rolling_steps + 1;
   std::uint32_t position = 0;  ///< of the counter
-  std::int64_t step = -1;      ///< the newest
+  std::int64_t step = 0;       ///< the newest
   std::array<std::int64_t, size> steps{};
+
+  std::int64_t& at(std::int64_t number) { return steps[static_cast<std::size_t>(number % size)]; }
+  /// Makes `now` the newest step; returns what is forgotten by that.
+  std::int64_t forget_before(std::int64_t now);
 };
 
 /// A quota or threshold that is this account's own.
@@ -85,48 +72,61 @@ struct MoreCounters {
   static constexpr std::size_t size = 5;
   std::array<Cell<std::int64_t>, size> used{};
   std::array<Cell<std::int64_t>, size> held{};
-  std::array<Cell<std::uint32_t>, size> terms{};
+  std::array<Cell<std::uint32_t>, size> words{};
   std::atomic<MoreCounters*> next{nullptr};
 };
 
-/// What most accounts do not have. The account owns it, and never gives it up, since readers hold no lock.
-struct Extra {
+/// What few accounts have.
+struct Rare {
+  std::vector<OwnId> own;
+  std::vector<std::unique_ptr<Ring>> rings;
+  std::unique_ptr<WeekRhythm> week;  ///< of those with a cost threshold of their own
+};
+
+/// What not every account has: what it costs, more counters. Never given up, since readers hold no lock.
+struct alignas(64) Extra {
   ~Extra();
   std::atomic<MoreCounters*> more{nullptr};
   Costs costs;
-  // Under the lock.
-  std::unique_ptr<std::vector<OwnId>> own;
-  std::unique_ptr<std::vector<std::unique_ptr<Ring>>> rings;
+  std::unique_ptr<Rare> rare;  ///< under the account's lock
+};
+static_assert(sizeof(Extra) == 128);
+
+/// What accounts share.
+struct Books {
+  TermsTable terms;
+  AnomalyRules anomalies;
+  Chunks<Extra, 1 << 14> extras;
+  std::mutex extras_mutex;
 };
 
-/// The counters of one identity or subscription: two cache lines. Zero everywhere is an account that used nothing.
+/// Terms of a copy, as this process knows them.
+struct CopiedTerms {
+  std::uint32_t what = 0;  ///< 0: nothing counts that any more
+  bool each = false;
+  std::string id{};  ///< of a default
+};
+
+/// The counters of one identity or subscription: two cache lines. Facts write the first one; questions are answered
+/// from the second one wherever there is room enough, so that they do not wait for facts that another processor counts.
 ///
 /// Writers hold the lock, which is `version` being odd. Readers take none: what they read between two reads of the same
-/// even version belongs together. A counter's place is free again once it is not active and nothing is held in it.
+/// even version belongs together. Zero everywhere is an account that used nothing. A counter's place is free again once
+/// it is not active and nothing is held in it.
 class alignas(128) Account {
  public:
   static constexpr std::size_t inside = 5;
+  // A counter's word: flags above the number of its terms.
   static constexpr std::uint32_t active = 1u << 31;
-  static constexpr std::uint32_t soft_noticed = 1u << 30;
-  static constexpr std::uint32_t hard_noticed = 1u << 29;
+  static constexpr std::uint32_t roomy = 1u << 30;  ///< at least the terms' margin is left
+  static constexpr std::uint32_t soft_noticed = 1u << 29;
+  static constexpr std::uint32_t hard_noticed = 1u << 28;
   static constexpr std::uint32_t number_mask = hard_noticed - 1;
-
-  std::atomic<std::uint32_t> version{0};
-  std::atomic<AccountNumber> billed_to{AccountNumber::none};
-  /// Of the latest use, in Unix nanoseconds. Counters of windows that begin later hold nothing.
-  Cell<std::int64_t> stamp{};
-  std::atomic<Extra*> extra{nullptr};
-  std::array<Cell<std::int64_t>, inside> used{};
-  std::array<Cell<std::int64_t>, inside> held{};
-  std::array<Cell<std::uint32_t>, inside> terms{};
-  Cell<std::uint32_t> defaults{};  ///< the set of terms that its counters follow
-
-  ~Account() { delete extra.load(); }  // tidy(delete): readers hold no lock, so that a unique_ptr cannot be replaced
 
   struct Counter {
     Cell<std::int64_t>& used;
     Cell<std::int64_t>& held;
-    Cell<std::uint32_t>& word;  ///< flags and terms
+    Cell<std::uint32_t>& word;
     std::uint32_t position;
 
     bool is_active() const { return (word.get() & active) != 0; }
@@ -134,66 +134,151 @@ class alignas(128) Account {
   };
   /// Visits all places until one is answered with false.
   template <class Visit>
-  void each_place(Visit visit) {
+  void each_place(const Books& books, Visit visit) {
     for (std::uint32_t i = 0; i < inside; ++i) {
-      if (!visit(Counter{used[i], held[i], terms[i], i})) return;
+      if (!visit(Counter{used_[i], i + 1 < inside ? held_[i] : held_last_, words_[i], i})) return;
     }
-    const Extra* beyond = extra.load(std::memory_order_acquire);
-    if (beyond == nullptr) return;
+    if (beyond_.get() == 0) return;
     std::uint32_t position = inside;
-    for (MoreCounters* more = beyond->more.load(std::memory_order_acquire); more != nullptr;
+    for (MoreCounters* more = extra(books)->more.load(std::memory_order_acquire); more != nullptr;
          more = more->next.load(std::memory_order_acquire)) {
       for (std::uint32_t i = 0; i < MoreCounters::size; ++i, ++position) {
-        if (!visit(Counter{more->used[i], more->held[i], more->terms[i], position})) return;
+        if (!visit(Counter{more->used[i], more->held[i], more->words[i], position})) return;
       }
     }
   }
+  /// Whether every active counter satisfies `test(terms, roomy)`, which is told of each at one instant.
+  template <class Test>
+  bool all_of(const Books& books, Test test) {
+    bool all = true;
+    const auto visit = [&](std::uint32_t word) {
+      if ((word & active) != 0) all = test(books.terms[word & number_mask], (word & roomy) != 0);
+      return all;
+    };
+    for (const auto& word : words_) {
+      if (!visit(word.get())) return false;
+    }
+    if (beyond_.get() != 0) each_place(books, [&](Counter counter) { return visit(counter.word.get()); });
+    return all;
+  }
   /// Visits active counters with their terms.
   template <class Visit>
-  void each(const TermsTable& table, Visit visit) {
-    each_place([&](Counter counter) {
+  void each(const Books& books, Visit visit) {
+    each_place(books, [&](Counter counter) {
       const std::uint32_t word = counter.word.get();
-      if ((word & active) != 0) visit(counter, table[word & number_mask]);
+      if ((word & active) != 0) visit(counter, books.terms[word & number_mask]);
       return true;
     });
   }
 
-  // --- under the lock
-  Counter place(std::uint32_t position);
-  /// An empty place for a counter of `what`: the one where what reservations hold of the same is left, if there is one.
-  Counter free_place(const TermsTable& table, std::uint32_t what);
-  Extra& obtain_extra();
-  Ring& ring(std::uint32_t position);
-  std::string own_id(std::uint32_t position) const;  ///< empty: the counter follows a default
-  void set_own_id(std::uint32_t position, std::string_view id);
-  void end(Counter counter);
-
-  /// Makes the defaults of `set` what this account's counters follow, where it has none of its own that count the same.
-  void follow(const TermsTable& table, std::uint32_t set);
-  /// Brings all windows to `ns`; an older `ns` changes nothing.
-  void roll(const TermsTable& table, std::int64_t ns, const AnomalyRules& rules);
-  /// Adds to a counter what was used at `ns`, if its present window holds that. Requires: rolled to the later of both.
-  void adjust(Counter counter, const Terms& terms, std::int64_t amount, std::int64_t ns);
-  void adjust_cost(std::uint32_t type, NanoMoney cost, std::int64_t ns);
-
-  /// What the counter holds of the window around `ns`, which is not before `stamp`. Of a rolling one perhaps too much.
-  std::int64_t used_in(const Counter& counter, const Terms& terms, std::int64_t ns) const {
-    return terms.calendar() && stamp.get() < terms.window_begin(ns) ? 0 : counter.used.get();
+  // --- without the lock
+  std::int64_t stamp() const { return stamp_.get(); }
+  Extra* extra(const Books& books) const {
+    const std::uint32_t number = extra_.get();
+    return number == 0 ? nullptr : &books.extras[number];
   }
-  std::optional<Instant> reset_at(const Counter& counter, const Terms& terms, std::int64_t ns) const;
-  NanoMoney cost_in(std::size_t window, std::int64_t ns) const;
+  std::uint32_t defaults() const { return defaults_.get(); }
+  AccountNumber billed_to() const { return billed_to_.get(); }
+  void set_billed_to(AccountNumber subscription) { billed_to_.set(subscription); }
+  /// What the counter holds of the window around `ns`, which is not before the stamp. Of a rolling one perhaps too
+  /// much.
+  std::int64_t used_in(const Counter& counter, const Terms& terms, std::int64_t ns) const {
+    return terms.calendar() && stamp_.get() < terms.window_begin(ns) ? 0 : counter.used.get();
+  }
+  NanoMoney cost_in(const Books& books, std::size_t window, std::int64_t ns) const;
+  std::uint32_t version() const { return version_.load(std::memory_order_acquire); }
+  bool is_still(std::uint32_t version) const { return version_.load(std::memory_order_relaxed) == version; }
+  void prefetch_to_ask() const { __builtin_prefetch(&held_); }
+  void prefetch_to_count() const {
+    __builtin_prefetch(this, 1);
+    __builtin_prefetch(&held_);
+  }
 
   void lock() {
     for (unsigned tries = 1;; ++tries) {
-      std::uint32_t seen = version.load(std::memory_order_relaxed);
-      if ((seen & 1) == 0 && version.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) return;
+      std::uint32_t seen = version_.load(std::memory_order_relaxed);
+      if ((seen & 1) == 0 && version_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) return;
       if (tries % 64 == 0) std::this_thread::yield();  // who holds it may wait for this processor
     }
   }
-  void unlock() { version.store(version.load(std::memory_order_relaxed) + 1, std::memory_order_release); }
+  void unlock() { version_.store(version_.load(std::memory_order_relaxed) + 1, std::memory_order_release); }
+
+  // --- under the lock
+  Counter place(const Books& books, std::uint32_t position);
+  /// An empty place for a counter of `what`: the one where what reservations hold of the same is left, if there is one.
+  Counter free_place(Books& books, std::uint32_t what);
+  Extra& obtain_extra(Books& books);
+  Rare& obtain_rare(Books& books);
+  std::string own_id(const Books& books, std::uint32_t position) const;  ///< empty: the counter follows a default
+  void set_own_id(Books& books, std::uint32_t position, std::string_view id);
+  /// From now on the counter is counted by these terms, notices not given yet.
+  void begin(const Books& books, Counter counter, std::uint32_t terms);
+  void end(const Books& books, Counter counter);
+  void set_used(Counter counter, const Terms& terms, std::int64_t used) const {
+    set(counter, terms, used, counter.held.get());
+  }
+  void set_held(Counter counter, const Terms& terms, std::int64_t held) const {
+    set(counter, terms, counter.used.get(), held);
+  }
+
+  /// Makes the defaults of `set` what this account's counters follow, where it has none of its own that count the same.
+  void follow(Books& books, std::uint32_t set);
+  /// Brings all windows to `ns`, and to the newest defaults; an older `ns` changes nothing.
+  void bring_up(Books& books, std::int64_t ns) {
+    if (books.terms.replaced(defaults_.get())) follow(books, books.terms.newest(defaults_.get()));
+    if (ns > stamp_.get()) roll(books, ns);
+  }
+  /// Adds to a counter what was used at `ns`, if its present window holds that. Requires: brought up to the later of
+  /// both.
+  void adjust(Books& books, Counter counter, const Terms& terms, std::int64_t amount, std::int64_t ns) {
+    if (terms->window == WindowKind::rolling) {
+      if (!adjust_ring(books, counter.position, terms, amount, ns)) return;
+    } else if (terms->window > WindowKind::lifetime || ns < terms.window_begin(stamp_.get())) {
+      return;  // holds nothing that was used, or not this
+    }
+    set_used(counter, terms, add_saturating(counter.used.get(), amount));
+  }
+  void adjust_cost(Books& books, std::uint32_t type, NanoMoney cost, std::int64_t ns);
+  void learn_weeks(Books& books);  ///< from now on
+  /// Of the hour around `ns`.
+  Expectation expect(const Books& books, std::int64_t ns) const;
+  /// All but what is held (docs/formats.md, "Copy of counters"). False where there is nothing to say.
+  bool write(const Books& books, Bytes& out);
+  /// Takes what `write` wrote; counters that nothing counts any more are dropped. `types` are those of costs. Positions
+  /// that were found are added to `found`. Requires: nothing was counted here yet.
+  void read(Books& books, layout::Reader& reader, std::span<const CopiedTerms> terms,
+            std::span<const std::uint32_t> types, std::vector<std::uint32_t>& found);
+  std::optional<Instant> reset_at(const Books& books, const Counter& counter, const Terms& terms,
+                                  std::int64_t ns) const;
 
  private:
-  const Ring* find_ring(std::uint32_t position) const;
+  /// Who sees `roomy` may rely on it: it goes before there is less.
+  static void set(const Counter& counter, const Terms& terms, std::int64_t used, std::int64_t held) {
+    const std::uint32_t word = counter.word.get();
+    const bool has_room = add_saturating(used, held) <= terms->limit - terms->margin;
+    if (!has_room && (word & roomy) != 0) counter.word.set(word & ~roomy);
+    counter.used.set(used);
+    counter.held.set(held);
+    if (has_room && (word & roomy) == 0) counter.word.set(word | roomy);
+  }
+  void roll(Books& books, std::int64_t ns);
+  void roll_costs(Books& books, std::int64_t ns);
+  Ring* find_ring(const Books& books, std::uint32_t position) const;
+  bool adjust_ring(Books& books, std::uint32_t position, const Terms& terms, std::int64_t amount, std::int64_t ns);
+
+  // The first line: what facts write.
+  std::atomic<std::uint32_t> version_{0};
+  Cell<std::uint32_t> extra_{};  ///< 0: none
+  /// Of the latest use, in Unix nanoseconds. Counters of windows that begin later hold nothing.
+  Cell<std::int64_t> stamp_{};
+  std::array<Cell<std::int64_t>, inside> used_{};
+  Cell<std::int64_t> held_last_{};
+  // The second line: what questions read.
+  std::array<Cell<std::int64_t>, inside - 1> held_{};
+  std::array<Cell<std::uint32_t>, inside> words_{};
+  Cell<std::uint32_t> defaults_{};  ///< the set of terms that the counters follow
+  Cell<AccountNumber> billed_to_{};
+  Cell<std::uint32_t> beyond_{};  ///< 1: the extra has more counters
 };
 static_assert(sizeof(Account) == 128);
 

@@ -104,30 +104,16 @@ std::uint64_t AccountNames::hash(OrgNumber org, SubjectKind kind, std::string_vi
   return hash_of(rest, secret_ ^ (static_cast<std::uint64_t>(org) << 3 | static_cast<std::uint64_t>(kind)));
 }
 
-bool AccountNames::is(const Name& name, OrgNumber org, SubjectKind kind, std::string_view rest) const {
-  if (name.org != org || name.kind != kind) return false;
-  if (name.size != Name::elsewhere) return std::string_view(name.text.data(), name.size) == rest;
-  std::size_t number = 0;
-  std::memcpy(&number, name.text.data(), sizeof(number));
-  return long_names_[number] == rest;
+std::string_view AccountNames::rest(const Name& name) const {
+  if (name.size != Name::elsewhere) return {name.text.data(), name.size};
+  std::size_t place = 0;
+  std::memcpy(&place, name.text.data(), sizeof(place));
+  return long_names_[place];
 }
 
-AccountNumber AccountNames::find(OrgNumber org, std::string_view subject) const {
+AccountNames::Looked AccountNames::look(OrgNumber org, std::string_view subject) const {
   const auto [kind, rest] = split(subject);
-  const std::uint64_t hashed = hash(org, kind, rest);
-  for (const Index* index = index_.load(std::memory_order_acquire);;) {
-    for (std::uint64_t at = hashed & index->mask;; at = (at + 1) & index->mask) {
-      const std::uint64_t entry = index->entries[at].load(std::memory_order_acquire);
-      if (entry == 0) break;
-      if (entry >> 32 != hashed >> 32) continue;
-      const auto number = static_cast<std::uint32_t>(entry);
-      if (is(names_[number], org, kind, rest)) return static_cast<AccountNumber>(number);
-    }
-    // An index that was replaced meanwhile reads as empty.
-    const Index* newest = index_.load(std::memory_order_acquire);
-    if (newest == index) return AccountNumber::none;
-    index = newest;
-  }
+  return {hash(org, kind, rest), kind, rest};
 }
 
 AccountNumber AccountNames::insert(OrgNumber org, std::string_view subject) {
@@ -166,11 +152,7 @@ const AccountNames::Index* AccountNames::publish(std::uint64_t size) {
   auto index = std::make_unique<Index>(Index{size - 1, static_cast<std::atomic<std::uint64_t>*>(memory)});
   for (std::uint32_t number = 1; number <= count_.load(std::memory_order_relaxed); ++number) {
     const Name& name = names_[number];
-    std::size_t place = 0;
-    std::memcpy(&place, name.text.data(), sizeof(place));
-    const std::string_view rest = name.size == Name::elsewhere ? std::string_view(long_names_[place])
-                                                               : std::string_view(name.text.data(), name.size);
-    put(*index, hash(name.org, name.kind, rest), number);
+    put(*index, hash(name.org, name.kind, rest(name)), number);
   }
   const Index* before = index_.exchange(index.get(), std::memory_order_acq_rel);
   indexes_.push_back(std::move(index));
@@ -179,13 +161,10 @@ const AccountNames::Index* AccountNames::publish(std::uint64_t size) {
   return indexes_.back().get();
 }
 
-std::string AccountNames::subject(AccountNumber number) const {
-  const Name& name = names_[static_cast<std::uint32_t>(number)];
-  std::string subject(prefixes[static_cast<std::size_t>(name.kind)]);
-  if (name.size != Name::elsewhere) return subject.append(name.text.data(), name.size);
-  std::size_t place = 0;
-  std::memcpy(&place, name.text.data(), sizeof(place));
-  return subject + long_names_[place];
+std::string AccountNames::subject(AccountNumber number) const { return join(kind(number), rest(number)); }
+
+std::string AccountNames::join(SubjectKind kind, std::string_view rest) {
+  return std::string(prefixes[static_cast<std::size_t>(kind)]).append(rest);
 }
 
 }  // namespace creto::metering

@@ -35,8 +35,30 @@ class AccountNames {
   OrgNumber find_org(std::string_view org) const;
   OrgNumber obtain_org(std::string_view org);
   std::string_view org_name(OrgNumber org) const;
+  std::uint32_t org_count() const { return static_cast<std::uint32_t>(orgs_.size()); }
 
-  AccountNumber find(OrgNumber org, std::string_view subject) const;
+  AccountNumber find(OrgNumber org, std::string_view subject) const {
+    return find(org, subject, [](AccountNumber) {});
+  }
+  /// `likely(number)` runs before the name is compared, for memory to be asked for meanwhile.
+  template <class Likely>
+  AccountNumber find(OrgNumber org, std::string_view subject, Likely likely) const {
+    const Looked looked = look(org, subject);
+    for (const Index* index = index_.load(std::memory_order_acquire);;) {
+      for (std::uint64_t at = looked.hash & index->mask;; at = (at + 1) & index->mask) {
+        const std::uint64_t entry = index->entries[at].load(std::memory_order_acquire);
+        if (entry == 0) break;
+        if (entry >> 32 != looked.hash >> 32) continue;
+        const auto number = static_cast<std::uint32_t>(entry);
+        likely(static_cast<AccountNumber>(number));
+        if (is(names_[number], org, looked)) return static_cast<AccountNumber>(number);
+      }
+      // An index that was replaced meanwhile reads as empty.
+      const Index* newest = index_.load(std::memory_order_acquire);
+      if (newest == index) return AccountNumber::none;
+      index = newest;
+    }
+  }
   /// `made(kind)` runs for a new number before anybody can find it, one at a time, in the order of the numbers.
   template <class Made>
   AccountNumber obtain(OrgNumber org, std::string_view subject, Made&& made) {
@@ -50,6 +72,9 @@ class AccountNames {
   std::string subject(AccountNumber number) const;
   OrgNumber org(AccountNumber number) const { return names_[static_cast<std::uint32_t>(number)].org; }
   SubjectKind kind(AccountNumber number) const { return names_[static_cast<std::uint32_t>(number)].kind; }
+  /// The subject without the prefix of its kind; `join` puts it before it again.
+  std::string_view rest(AccountNumber number) const { return rest(names_[static_cast<std::uint32_t>(number)]); }
+  static std::string join(SubjectKind kind, std::string_view rest);
   /// Numbers are 1 to this.
   std::uint32_t count() const { return count_.load(std::memory_order_acquire); }
 
@@ -73,8 +98,18 @@ class AccountNames {
     std::atomic<std::uint64_t>* entries;
   };
 
+  struct Looked {
+    std::uint64_t hash;
+    SubjectKind kind;
+    std::string_view rest;  ///< behind the prefix of its kind
+  };
+
+  Looked look(OrgNumber org, std::string_view subject) const;
   std::uint64_t hash(OrgNumber org, SubjectKind kind, std::string_view rest) const;
-  bool is(const Name& name, OrgNumber org, SubjectKind kind, std::string_view rest) const;
+  std::string_view rest(const Name& name) const;
+  bool is(const Name& name, OrgNumber org, const Looked& looked) const {
+    return name.org == org && name.kind == looked.kind && rest(name) == looked.rest;
+  }
   AccountNumber insert(OrgNumber org, std::string_view subject);
   static void put(const Index& index, std::uint64_t hash, std::uint32_t number);
   const Index* publish(std::uint64_t size);

@@ -23,7 +23,9 @@
 //   Words w = limits.words_of_fact(org, type, action, properties);
 //   limits.add(facts, when, notices, &receipt);                 a batch: no allocation, < 300 ns for five accounts
 //   limits.take_back(facts, receipt);                           exactly undoes it
-//   auto copy = limits.begin_copy();                            all counters as they are now, while facts go on
+//   limits.begin_copy(bytes);                                   all counters as they are now: takes no time,
+//   while (limits.write_copy(bytes)) ...;                       is written in slices while facts go on,
+//   limits.load(bytes);                                         and comes back at the next start
 namespace creto::metering {
 
 /// Agent, its ancestors and a subscription.
@@ -160,8 +162,11 @@ class Limits {
   std::string subscription_of(std::string_view org, std::string_view agent, std::span<const Identity> chain) const;
 
   // --- requests to spend
-  /// Whether a reservation of `use` would be granted. Holds nothing.
+  /// Whether a reservation of `use` would be granted, and what is left. Holds nothing.
   Verdict check(const Use& use, Instant now);
+  /// The same without saying what is left: does not wait for facts that other processors count, as long as a quarter of
+  /// every limit is left.
+  bool allows(const Use& use, Instant now);
   /// Holds `use` until `expires_at`. The same id with the same use is granted again.
   Verdict reserve(const ReservationId& id, const Use& use, Instant now, Instant expires_at);
   /// False where there is no such hold (any more).
@@ -182,24 +187,12 @@ class Limits {
   /// Undoes `add` of the same facts. Holds that were settled do not come back.
   void take_back(std::span<const Fact> facts, const Receipt& receipt);
 
-  // --- facts one by one, by name
-  struct Added {
-    std::array<AccountNumber, accounts_per_use_max> accounts{};
-    std::array<std::int64_t, accounts_per_use_max> counted_ns{};
-    std::size_t count = 0;
-    Words words{};
-    std::int64_t units = 0;
-    NanoMoney cost = 0;
-  };
-  Added add(const Use& use, Instant now, std::optional<ReservationId> settles, std::vector<Notice>& notices);
-  void take_back(const Added& added);
-  /// Rebuilds one account's counters at start: use that arrived at `when`, in order of time.
-  void replay(std::string_view org, std::string_view subject, std::string_view event_type, std::string_view action,
-              std::int64_t units, NanoMoney cost, Instant when);
+  /// One fact, by name.
+  void add(const Use& use, Instant when, std::optional<ReservationId> settles, std::vector<Notice>& notices);
 
   // --- cost
   /// The first threshold of agent, subscription or ancestor that `use` would exceed: transaction limits and those of
-  /// `period`. Takes no lock and does not allocate where there is none.
+  /// `period`. Takes no lock and does not allocate where a quarter of every threshold is left.
   std::optional<CostFinding> check_cost(const Use& use, contracts::BillingPeriod period, Instant now);
   /// Accumulated cost of the agent in the period's window around `now`, with what is held, and `use` added.
   NanoMoney cost_with(const Use& use, contracts::BillingPeriod period, Instant now);
@@ -207,8 +200,28 @@ class Limits {
   std::optional<CostTotals> costs(std::string_view org, std::string_view subject, contracts::BillingPeriod period,
                                   Instant now);
 
+  /// What the subject will have cost at the end of the period around `now`, by its rhythm so far. None where it has
+  /// never been seen, or of a period that does not end.
+  std::optional<Forecast> forecast(std::string_view org, std::string_view subject, contracts::BillingPeriod period,
+                                   Instant now);
+
   /// Of `quota` on its subject, or of a default on `subject`. None where it is not in force.
   std::optional<QuotaState> state(std::string_view org, const Quota& quota, Instant now, std::string_view subject = {});
+  // --- copies, for a start that need not count everything again
+  /// Begins a copy of all counters as they are now, but for what is held; one at a time. Requires: no fact is being
+  /// added at this moment. Accounts that change before they are written are kept as they were.
+  void begin_copy(Bytes& out);
+  /// Appends the next few thousand accounts; false once the copy is complete. From one thread.
+  bool write_copy(Bytes& out);
+  /// Takes a copy, once the quotas and thresholds in force have been put and before any fact is added. Returns the
+  /// quotas that are younger than the copy: put them again with seeds. Errors: invalid_input where it is no copy; then
+  /// the counters are not to be used.
+  struct YoungerQuota {
+    std::string org;
+    std::string id;
+  };
+  Result<std::vector<YoungerQuota>> load(BytesView copy);
+
   std::size_t accounts() const;
   std::size_t holds() const;
 

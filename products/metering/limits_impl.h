@@ -14,6 +14,32 @@
 
 namespace creto::metering {
 
+inline std::int64_t ns_of(Instant now) { return std::clamp<std::int64_t>(unix_ns(now), 0, latest_ns); }
+
+/// Used and held, as far as the terms see them.
+inline std::int64_t taken(const Account& account, const Account::Counter& counter, const Terms& terms,
+                          std::int64_t ns) {
+  if (terms->window == WindowKind::transaction) return 0;
+  return add_saturating(account.used_in(counter, terms, ns), counter.held.get());
+}
+
+/// Of the accumulated costs; none of a single transaction.
+inline std::optional<std::size_t> cost_window_of(contracts::BillingPeriod period) {
+  switch (period) {
+    case contracts::BillingPeriod::transaction:
+      return std::nullopt;
+    case contracts::BillingPeriod::hour:
+      return 0;
+    case contracts::BillingPeriod::day:
+      return 1;
+    case contracts::BillingPeriod::month:
+      return 2;
+    case contracts::BillingPeriod::lifetime:
+      return 3;
+  }
+  return std::nullopt;
+}
+
 /// The accounts a use counts for, most specific first, and the words it counts under.
 struct Targets {
   OrgNumber org = OrgNumber::none;
@@ -31,12 +57,22 @@ struct Targets {
   }
 };
 
+/// A copy that is being made. It lives as long as the limits, so that nobody who still looks at it finds it gone.
+struct CopyInProgress {
+  std::atomic<bool> active{false};
+  std::uint32_t last = 0;          ///< account when it began
+  std::uint32_t next = 1;          ///< account to be written
+  std::vector<std::uint8_t> done;  ///< by account, under its lock
+  std::mutex mutex;
+  Bytes kept;  ///< accounts that changed before their turn
+};
+
 struct Limits::Impl {
-  AnomalyRules anomalies;
   AccountNames names;
-  TermsTable terms;
+  Books books;
   Chunks<Account, 1 << 14> accounts;
   Holds holds;
+  CopyInProgress copy;
   std::mutex rules_mutex;  ///< one change of quotas at a time
 
   Account& at(AccountNumber number) const { return accounts[static_cast<std::uint32_t>(number)]; }
@@ -48,23 +84,30 @@ struct Limits::Impl {
   /// Of what shall be counted or held: every account exists afterwards.
   Targets obtain_targets(const Use& use);
 
-  /// Before an account's counters are judged or changed. Requires: its lock.
-  void bring_up(Account& account, std::int64_t ns) const;
-
   bool grants(AccountNumber number, const Use& use, const Words& words, std::int64_t ns, Verdict& verdict) const;
+  /// Whether there is so much room that nothing else has to be looked at.
+  bool is_roomy(AccountNumber number, const Use& use, const Words& words) const;
+  Verdict check(const Targets& targets, const Use& use, Instant now);
   Verdict judge(const Targets& targets, const Use& use, std::int64_t ns) const;
   void judge_unseen(const Targets& targets, const Use& use, Verdict& granted, std::optional<Verdict>& refused) const;
 
   /// Counts one fact for one account; returns when. Requires: its lock, and that it was brought up.
   std::int64_t count(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t ns,
-                     std::vector<Notice>& notices, std::size_t fact) const;
+                     std::vector<Notice>& notices, std::size_t fact);
   void notice(AccountNumber number, const Account::Counter& counter, const Terms& terms, Notice::Kind kind,
               std::int64_t used, std::int64_t ns, std::vector<Notice>& notices, std::size_t fact) const;
-  void uncount(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
-               std::int64_t counted_ns) const;
+  void uncount(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t counted_ns);
   /// Requires: the lock of `account`.
-  void let_go(const Hold& hold, AccountNumber account) const;
-  std::size_t expire(Holds::Shard& shard, std::int64_t now_ns) const;
+  void let_go(const Hold& hold, AccountNumber account);
+  std::size_t expire(Holds::Shard& shard, std::int64_t now_ns);
+  std::size_t expire(Instant now);
+  /// Before an account is changed: what it is goes into the copy, if one is being made. Requires: its lock.
+  void keep(AccountNumber number) {
+    if (copy.active.load(std::memory_order_acquire)) keep_now(number);
+  }
+  void keep_now(AccountNumber number);
+  void write_account(AccountNumber number, Bytes& out);
+  void find_younger(AccountNumber number, std::span<const std::uint32_t> found, std::vector<YoungerQuota>& younger);
   void prefetch(std::span<const AccountNumber> numbers) const;
 
   Result<> put_own(AccountNumber number, std::string_view id, std::uint32_t terms_number, std::int64_t ns,

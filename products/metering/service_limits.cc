@@ -291,13 +291,15 @@ Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& 
   }
   if (request.chain.size() > delegation_chain_max_depth)
     return error(ErrorKind::invalid_input, "delegation chain: is too deep");
-  const Verdict verdict = limits_.check({.org = ctx.org,
-                                         .agent = request.principal.text(),
-                                         .chain = request.chain,
-                                         .event_type = type,
-                                         .action = request.action,
-                                         .units = 1},
-                                        clock_.now());
+  const Use use{.org = ctx.org,
+                .agent = request.principal.text(),
+                .chain = request.chain,
+                .event_type = type,
+                .action = request.action,
+                .units = 1};
+  const Instant now = clock_.now();
+  if (limits_.allows(use, now)) return std::optional<authz::Decision>();
+  const Verdict verdict = limits_.check(use, now);
   if (verdict.kind == Verdict::Kind::granted) return std::optional<authz::Decision>();
   probe_.refused();
   const Told told = limits_.tell(verdict);

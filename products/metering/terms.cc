@@ -59,7 +59,7 @@ Error exhausted(std::string message) {
 }  // namespace
 
 bool Terms::matches(const Words& words) const {
-  return std::ranges::all_of(match, [&](const std::vector<std::uint32_t>& any) {
+  return std::ranges::all_of(said_.match, [&](const std::vector<std::uint32_t>& any) {
     return std::ranges::any_of(
         words.properties, [&](std::uint32_t word) { return word != 0 && std::ranges::find(any, word) != any.end(); });
   });
@@ -69,7 +69,7 @@ Period Terms::find_window(std::int64_t ns) const {
   const std::int64_t begin = begin_.get();
   const std::int64_t end = end_.get();
   if (begin <= ns && ns < end && begin_.get() == begin) return {from_unix_ns(begin), from_unix_ns(end)};
-  const Period window = calendar_window(this->window, from_unix_ns(ns), zone);
+  const Period window = calendar_window(said_.window, from_unix_ns(ns), said_.zone);
   if (unix_ns(window.end) > end_.get() && !writing_.test_and_set(std::memory_order_acquire)) {
     if (unix_ns(window.end) > end_.get()) {
       begin_.set(INT64_MAX);
@@ -82,24 +82,24 @@ Period Terms::find_window(std::int64_t ns) const {
 }
 
 TermsTable::TermsTable() {
-  terms_.make();  // no terms have number 0
-  sets_.make();   // nor has a set
+  terms_.make(Saying());  // no terms have number 0
+  sets_.make();           // nor has a set
 }
 
 Result<std::uint32_t> TermsTable::of(OrgNumber org, const Quota& quota) {
   const std::scoped_lock lock(mutex_);
-  auto terms = std::make_unique<Terms>();
-  terms->measure = quota.measure;
-  terms->window = quota.window;
-  terms->overflow = quota.overflow;
-  terms->each = each_of(quota.subject).has_value();
-  terms->limit = quota.limit;
-  terms->soft = soft_of(quota.limit, quota.soft_percent);
-  terms->rolling_length = quota.rolling_length;
-  if (!quota.time_zone.empty()) terms->zone = CRETO_TRY(TimeZone::load(quota.time_zone));
-  if (terms->each) terms->id = quota.id;
-  terms->event_type = quota.event_type;
-  terms->approvers = quota.approvers;
+  Saying said;
+  said.measure = quota.measure;
+  said.window = quota.window;
+  said.overflow = quota.overflow;
+  said.each = each_of(quota.subject).has_value();
+  said.limit = quota.limit;
+  said.soft = soft_of(quota.limit, quota.soft_percent);
+  said.rolling_length = quota.rolling_length;
+  if (!quota.time_zone.empty()) said.zone = CRETO_TRY(TimeZone::load(quota.time_zone));
+  if (said.each) said.id = quota.id;
+  said.event_type = quota.event_type;
+  said.approvers = quota.approvers;
 
   OrgTerms& of_org = obtain_org_terms(org);
   std::vector<std::string> new_properties;
@@ -115,10 +115,10 @@ Result<std::uint32_t> TermsTable::of(OrgNumber org, const Quota& quota) {
   }
   if (!quota.event_type.empty()) {
     if (find_word(quota.event_type) == 0) ++rule_words_;
-    terms->type = obtain_word(quota.event_type);
+    said.type = obtain_word(quota.event_type);
   }
   for (const PropertyMatch& one : quota.match) {
-    auto& any = terms->match.emplace_back();
+    auto& any = said.match.emplace_back();
     for (const std::string& value : one.values) any.push_back(obtain_word(word_of(one.property, value)));
     std::ranges::sort(any);
   }
@@ -127,50 +127,61 @@ Result<std::uint32_t> TermsTable::of(OrgNumber org, const Quota& quota) {
     of_org.watched_count.set(of_org.watched_count.get() + 1);
   }
 
-  std::string what = fmt::format("q{}/{}/{}/{}/{}", terms->type, static_cast<int>(quota.measure),
-                                 static_cast<int>(quota.window), quota.rolling_length.count(), quota.time_zone);
-  for (const auto& any : terms->match) {
-    what += '/';
-    for (const std::uint32_t word : any) fmt::format_to(std::back_inserter(what), "{},", word);
+  said.counted = fmt::format("quota {} {} {} {} {}", quota.event_type, to_string(quota.measure),
+                             to_string(quota.window), quota.rolling_length.count(), quota.time_zone);
+  for (const PropertyMatch& one : quota.match) {
+    said.counted += ' ';
+    append(said.counted, one.property);
+    std::vector<std::string> values = one.values;
+    std::ranges::sort(values);
+    for (const std::string& value : values) append(said.counted, value);
   }
-  std::string said = fmt::format("{}/{}/{}", static_cast<int>(quota.overflow), quota.limit, quota.soft_percent);
-  append(said, terms->id);
-  for (const std::string& approver : quota.approvers) append(said, approver);
-  return put(std::move(terms), what, said);
+  std::string saying = fmt::format("{}/{}/{}", static_cast<int>(quota.overflow), quota.limit, quota.soft_percent);
+  append(saying, said.id);
+  for (const std::string& approver : quota.approvers) append(saying, approver);
+  return put(std::move(said), saying);
 }
 
 Result<std::uint32_t> TermsTable::of(OrgNumber org, const SubjectThreshold& threshold) {
   const contracts::CostThreshold& rule = threshold.threshold;
-  auto terms = std::make_unique<Terms>();
-  terms->family = Terms::Family::threshold;
-  terms->measure = Measure::cost;
-  terms->window = window_of(rule.period);
-  terms->action = rule.action;
-  terms->overflow = rule.action == ThresholdAction::block ? Overflow::block : Overflow::allow_with_notification;
-  terms->each = each_of(threshold.subject).has_value();
-  terms->limit = CRETO_TRY(to_nano_money(rule.limit.amount));
-  terms->soft = INT64_MAX;
-  if (!threshold.time_zone.empty()) terms->zone = CRETO_TRY(TimeZone::load(threshold.time_zone));
-  if (terms->each) terms->id = rule.threshold_id;
-  terms->approvers = rule.approvers;
+  Saying said;
+  said.family = Terms::Family::threshold;
+  said.measure = Measure::cost;
+  said.window = window_of(rule.period);
+  said.action = rule.action;
+  said.overflow = rule.action == ThresholdAction::block ? Overflow::block : Overflow::allow_with_notification;
+  said.each = each_of(threshold.subject).has_value();
+  said.limit = CRETO_TRY(to_nano_money(rule.limit.amount));
+  said.soft = INT64_MAX;
+  if (!threshold.time_zone.empty()) said.zone = CRETO_TRY(TimeZone::load(threshold.time_zone));
+  if (said.each) said.id = rule.threshold_id;
+  said.approvers = rule.approvers;
 
-  const std::string what = fmt::format("t{}/{}", static_cast<int>(rule.period), threshold.time_zone);
-  std::string said = fmt::format("{}/{}", static_cast<int>(rule.action), terms->limit);
-  append(said, terms->id);
-  for (const std::string& approver : rule.approvers) append(said, approver);
+  said.counted = fmt::format("threshold {} {}", contracts::to_string(rule.period), threshold.time_zone);
+  std::string saying = fmt::format("{}/{}", static_cast<int>(rule.action), said.limit);
+  append(saying, said.id);
+  for (const std::string& approver : rule.approvers) append(saying, approver);
   const std::scoped_lock lock(mutex_);
   obtain_org_terms(org);
-  return put(std::move(terms), what, said);
+  return put(std::move(said), saying);
 }
 
-Result<std::uint32_t> TermsTable::put(std::unique_ptr<Terms> terms, const std::string& what, const std::string& said) {
-  const std::string content = what + '|' + said;
+std::uint32_t TermsTable::put(Saying said, const std::string& saying) {
+  const std::string content = said.counted + '|' + saying;
   if (const auto known = by_content_.find(content); known != by_content_.end()) return known->second;
-  terms->what = whats_.try_emplace(what, static_cast<std::uint32_t>(whats_.size() + 1)).first->second;
+  said.what = whats_.try_emplace(said.counted, static_cast<std::uint32_t>(whats_.size() + 1)).first->second;
+  said.margin = said.limit / 4;
   const auto number = static_cast<std::uint32_t>(terms_.size());
-  terms_.make(std::move(terms));
+  terms_.make(std::move(said));
+  count_.store(number, std::memory_order_release);
   by_content_.emplace(content, number);
   return number;
+}
+
+std::uint32_t TermsTable::what(std::string_view counted) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = whats_.find(counted);
+  return found == whats_.end() ? 0 : found->second;
 }
 
 std::uint32_t TermsTable::newest(std::uint32_t set) const {
@@ -204,8 +215,9 @@ Result<> TermsTable::put_default(OrgNumber org, SubjectKind kind, std::uint32_t 
   Cell<std::uint32_t>& current = obtain_org_terms(org).defaults[static_cast<std::size_t>(kind)];
   const Terms& terms = (*this)[number];
   std::vector<std::uint32_t> all = sets_[current.get()].terms;
-  std::erase_if(
-      all, [&](std::uint32_t known) { return (*this)[known].id == terms.id && (*this)[known].family == terms.family; });
+  std::erase_if(all, [&](std::uint32_t known) {
+    return (*this)[known]->id == terms->id && (*this)[known]->family == terms->family;
+  });
   if (all.size() >= defaults_max)
     return exhausted(fmt::format("there are already {} quotas for each of this kind", defaults_max));
   all.push_back(number);
@@ -220,7 +232,7 @@ void TermsTable::remove_default(OrgNumber org, SubjectKind kind, Terms::Family f
   Cell<std::uint32_t>& current = of_org->defaults[static_cast<std::size_t>(kind)];
   std::vector<std::uint32_t> all = sets_[current.get()].terms;
   const auto gone = std::erase_if(
-      all, [&](std::uint32_t known) { return (*this)[known].id == id && (*this)[known].family == family; });
+      all, [&](std::uint32_t known) { return (*this)[known]->id == id && (*this)[known]->family == family; });
   if (gone > 0) replace(current, std::move(all));
 }
 
@@ -269,8 +281,13 @@ Words TermsTable::words(OrgNumber org, std::string_view event_type, std::string_
 
 Words TermsTable::learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties) {
   Words known = words(org, event_type, action, properties);
-  if (known.type == 0 && words_.size() < 2 * event_types_max) known.type = obtain_word(event_type);
+  if (known.type == 0) known.type = learn_type(event_type);
   return known;
+}
+
+std::uint32_t TermsTable::learn_type(std::string_view event_type) {
+  const std::uint32_t known = find_word(event_type);
+  return known != 0 || words_.size() >= 2 * event_types_max ? known : obtain_word(event_type);
 }
 
 std::string_view TermsTable::word(std::uint32_t number) const {

@@ -32,13 +32,11 @@ struct Words {
 };
 using PropertyViews = std::span<const std::pair<std::string_view, std::string_view>>;
 
-/// What one quota or cost threshold says, shared by all accounts for which the same is said. Never changes, but for
-/// what it remembers of its present window.
-class Terms {
- public:
+/// What one quota or cost threshold says.
+struct Saying {
   enum class Family : std::uint8_t { quota, threshold };
 
-  // What is counted. Terms that count the same have the same `what`.
+  // What is counted. Sayings about the same have the same `what`.
   std::uint32_t what = 0;
   std::uint32_t type = 0;  ///< 0: any
   Measure measure = Measure::units;
@@ -49,23 +47,35 @@ class Terms {
   contracts::ThresholdAction action = contracts::ThresholdAction::notify_only;
   bool each = false;  ///< of every account of a kind: then `id` names it
   std::int64_t limit = 0;
-  std::int64_t soft = 0;  ///< use that asks for a notice; INT64_MAX: none
+  std::int64_t soft = 0;    ///< use that asks for a notice; INT64_MAX: none
+  std::int64_t margin = 0;  ///< an account that has this much left is roomy
 
   Nanos rolling_length{};
   TimeZone zone{};
   std::vector<std::vector<std::uint32_t>> match{};  ///< one word of each
+  std::string counted{};                            ///< `what` in words that a later process understands
   std::string id{};
   std::string event_type{};
   std::vector<std::string> approvers{};
+};
+
+/// A saying, shared by all accounts of which the same is said. Never changes, but for what it remembers of its present
+/// window.
+class alignas(64) Terms {
+ public:
+  using Family = Saying::Family;
+  explicit Terms(Saying saying) : said_(std::move(saying)) {}
+
+  const Saying* operator->() const { return &said_; }
 
   bool counts(const Words& words) const {
-    if (type != 0 && type != words.type && type != words.action) return false;
-    return match.empty() || matches(words);
+    if (said_.type != 0 && said_.type != words.type && said_.type != words.action) return false;
+    return said_.match.empty() || matches(words);
   }
   std::int64_t amount(std::int64_t units, NanoMoney cost) const {
-    return measure == Measure::units ? units : measure == Measure::cost ? cost : 1;
+    return said_.measure == Measure::units ? units : said_.measure == Measure::cost ? cost : 1;
   }
-  bool calendar() const { return window >= WindowKind::hour && window <= WindowKind::month; }
+  bool calendar() const { return said_.window >= WindowKind::hour && said_.window <= WindowKind::month; }
   /// Of the calendar window around `ns`; for all others a time before any.
   std::int64_t window_begin(std::int64_t ns) const {
     if (!calendar()) return INT64_MIN;
@@ -74,7 +84,7 @@ class Terms {
     return unix_ns(find_window(ns).begin);
   }
   std::int64_t window_end(std::int64_t ns) const { return calendar() ? unix_ns(find_window(ns).end) : INT64_MAX; }
-  Nanos step() const { return rolling_length / rolling_steps; }
+  Nanos step() const { return said_.rolling_length / rolling_steps; }
 
   static constexpr std::int64_t rolling_steps = 60;
 
@@ -85,6 +95,7 @@ class Terms {
   /// The newest window that was asked for. A reader that sees the same begin before and after sees its end.
   mutable Cell<std::int64_t> begin_{INT64_MAX};
   mutable Cell<std::int64_t> end_{INT64_MIN};
+  const Saying said_;
   mutable std::atomic_flag writing_{};
 };
 
@@ -93,7 +104,9 @@ class TermsTable {
  public:
   TermsTable();
 
-  const Terms& operator[](std::uint32_t number) const { return *terms_[number]; }
+  const Terms& operator[](std::uint32_t number) const { return terms_[number]; }
+  std::uint32_t count() const { return count_.load(std::memory_order_acquire); }  ///< numbers are 1 to this
+  std::uint32_t what(std::string_view counted) const;                             ///< 0: nothing counts that
   /// Errors: resource_exhausted over 4 096 event types, or 8 properties of an organization; invalid_input where the
   /// time zone is unknown.
   Result<std::uint32_t> of(OrgNumber org, const Quota& quota);
@@ -115,6 +128,8 @@ class TermsTable {
   /// For a fact, whose type gets a number since costs are told by type: 0 once there are 4 096 others.
   Words learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties);
   std::string_view word(std::uint32_t number) const;
+  std::size_t word_count() const { return words_.size(); }
+  std::uint32_t learn_type(std::string_view event_type);
 
  private:
   struct Word {
@@ -136,13 +151,14 @@ class TermsTable {
   std::uint32_t obtain_word(std::string_view text);
   OrgTerms* org_terms(OrgNumber org) const;
   OrgTerms& obtain_org_terms(OrgNumber org);
-  Result<std::uint32_t> put(std::unique_ptr<Terms> terms, const std::string& what, const std::string& said);
+  std::uint32_t put(Saying said, const std::string& saying);
   void replace(Cell<std::uint32_t>& current, std::vector<std::uint32_t> terms);
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   PublishedMap<Word> words_;
   std::size_t rule_words_ = 0;
-  Chunks<std::unique_ptr<Terms>, 1024> terms_;
+  Chunks<Terms, 256> terms_;
+  std::atomic<std::uint32_t> count_{0};
   Chunks<Set, 256> sets_;
   Chunks<OrgTerms, 16> orgs_;
   std::atomic<std::uint32_t> org_count_{0};

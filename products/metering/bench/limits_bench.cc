@@ -213,7 +213,7 @@ int run(int argc, char** argv) {
     const bool uniform = among == agents;
     const auto draw = [&] { asker.draw(among); };
     report.add(fmt::format("quota check while counting, {}, p99", name),
-               p99_ns(rounds, calls, draw, [&] { limits.check(asker.use(), now); }), "ns", uniform ? 10'000 : 1'000,
+               p99_ns(rounds, calls, draw, [&] { limits.allows(asker.use(), now); }), "ns", uniform ? 10'000 : 1'000,
                uniform ? 1'000 : 100);
     report.add(
         fmt::format("cost threshold check while counting, {}, p99", name),

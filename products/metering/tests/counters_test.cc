@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <fmt/format.h>
+
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <random>
 #include <thread>
@@ -275,53 +278,19 @@ TEST(Facts, AreCountedBeyondEveryLimit) {
 TEST(Facts, TakenBackLeaveNothing) {
   Limits limits;
   const Caller a = caller(1);
+  const AccountNumber number = limits.account(org, a.self.text());
   for (const WindowKind window : {WindowKind::hour, WindowKind::rolling, WindowKind::lifetime}) {
     const Quota limited = quota("q-" + std::string(to_string(window)), a.self, 10, window);
     ASSERT_TRUE(limits.put_quota(org, limited, start));
     std::vector<Notice> notices;
-    const auto added = limits.add(a.use(4, 7), start, {}, notices);
+    const Fact fact{std::span(&number, 1), limits.words_of_fact(org, "calls"), 4, 7, {}};
+    Receipt receipt;
+    limits.add(std::span(&fact, 1), start, notices, &receipt);
     limits.add(a.use(2, 1), start + 70min, {}, notices);
-    limits.take_back(added);
+    limits.take_back(std::span(&fact, 1), receipt);
     EXPECT_EQ(limits.state(org, limited, start + 70min)->used, 2) << to_string(window);
   }
   EXPECT_EQ(limits.costs(org, a.self.text(), contracts::BillingPeriod::lifetime, start)->total, 3);
-}
-
-TEST(Facts, ReplayedGiveTheSameCounters) {
-  const Caller a = caller(1);
-  std::mt19937_64 random(5);
-  Limits before;
-  std::vector<Quota> quotas;
-  for (const WindowKind window : {WindowKind::rolling, WindowKind::hour, WindowKind::day, WindowKind::week,
-                                  WindowKind::month, WindowKind::lifetime}) {
-    quotas.push_back(quota("q-" + std::string(to_string(window)), a.self, 1'000, window));
-    ASSERT_TRUE(before.put_quota(org, quotas.back(), start));
-  }
-  struct Fact {
-    std::int64_t units;
-    NanoMoney cost;
-    Instant when;
-  };
-  std::vector<Fact> facts;
-  Instant now = start;
-  std::vector<Notice> notices;
-  for (int i = 0; i < 400; ++i) {
-    now += Nanos(static_cast<std::int64_t>(random() % Nanos(3h).count()));
-    facts.push_back({static_cast<std::int64_t>(random() % 9), static_cast<NanoMoney>(random() % 1'000), now});
-    before.add(a.use(facts.back().units, facts.back().cost), now, {}, notices);
-  }
-  Limits after;
-  for (const Quota& one : quotas) ASSERT_TRUE(after.put_quota(org, one, now));
-  for (const Fact& fact : facts) after.replay(org, a.self.text(), "calls", "", fact.units, fact.cost, fact.when);
-  for (const Quota& one : quotas) {
-    EXPECT_EQ(after.state(org, one, now)->used, before.state(org, one, now)->used) << one.id;
-    EXPECT_EQ(after.state(org, one, now)->reset_at, before.state(org, one, now)->reset_at) << one.id;
-  }
-  for (const auto period : {contracts::BillingPeriod::hour, contracts::BillingPeriod::day,
-                            contracts::BillingPeriod::month, contracts::BillingPeriod::lifetime}) {
-    EXPECT_EQ(after.costs(org, a.self.text(), period, now)->total,
-              before.costs(org, a.self.text(), period, now)->total);
-  }
 }
 
 SubjectThreshold threshold(std::string id, const Identity& subject, std::string_view limit,
@@ -389,6 +358,55 @@ TEST(Anomaly, IsAnHourFarAboveTheAgentsRhythm) {
   EXPECT_GT(unusual->anomaly->confidence, 0.97);
 }
 
+TEST(Anomaly, OfAnAccountWithAThresholdIsJudgedByTheHourOfTheWeek) {
+  Limits limits;
+  const Caller a = caller(1);
+  ASSERT_TRUE(limits.put_threshold(org, threshold("t", a.self, "1000000", contracts::BillingPeriod::month), start));
+  std::vector<Notice> notices;
+  const Instant monday = from_rfc3339("2026-08-03T00:00:00Z").value();
+  // Mondays from 02:00 to 03:00 a job costs 100; any other hour 1 to 3.
+  const int hours = 5 * 168;
+  for (int hour = 0; hour < hours; ++hour)
+    limits.add(a.use(1, (hour % 168 == 2 ? 100 : 1 + hour % 3) * usd), monday + hour * 1h, {}, notices);
+  const Instant now = monday + hours * 1h;
+  const auto at = [&](int hour, NanoMoney cost) {
+    return limits.check_cost(a.use(1, cost), contracts::BillingPeriod::hour, now + hour * 1h);
+  };
+  EXPECT_TRUE(at(1, 100 * usd)) << "an hour early";
+  EXPECT_FALSE(at(2, 100 * usd)) << "its hour";
+  const auto late = at(3, 100 * usd);
+  ASSERT_TRUE(late && late->anomaly);
+  EXPECT_NEAR(late->anomaly->expected_per_hour, 2, 1);
+  EXPECT_GT(late->anomaly->confidence, 0.9);
+}
+
+TEST(Forecast, ToldByTheRhythmHoldsTheTruthMostOfTheTime) {
+  std::mt19937_64 random(11);
+  int held = 0;
+  constexpr int trials = 60;
+  for (int trial = 0; trial < trials; ++trial) {
+    Limits limits;
+    const Caller a = caller(1);
+    std::vector<Notice> notices;
+    const Instant begin = from_rfc3339("2026-11-01T00:00:00Z").value();
+    NanoMoney total = 0;
+    std::optional<Forecast> told;
+    for (int hour = 0; hour < 30 * 24; ++hour) {
+      if (hour == 10 * 24)
+        told = limits.forecast(org, a.self.text(), contracts::BillingPeriod::month, begin + hour * 1h);
+      const auto cost = static_cast<NanoMoney>(random() % 10) * usd;
+      total += cost;
+      limits.add(a.use(1, cost), begin + hour * 1h, {}, notices);
+    }
+    ASSERT_TRUE(told);
+    EXPECT_LE(told->so_far, told->low);
+    EXPECT_LE(told->low, told->expected);
+    EXPECT_LE(told->expected, told->high);
+    held += told->low <= total && total <= told->high;
+  }
+  EXPECT_GE(held, trials * 8 / 10);
+}
+
 TEST(Limits, ConvertMoneyAndUnitsExactly) {
   EXPECT_EQ(to_nano_money(Decimal::literal("0.00000025")).value(), 250);
   EXPECT_EQ(to_nano_money(Decimal::literal("0.0000000005")).value(), 1);
@@ -397,6 +415,346 @@ TEST(Limits, ConvertMoneyAndUnitsExactly) {
   EXPECT_EQ(to_whole_units(Decimal::literal("1.000001")).value(), 2);
   EXPECT_FALSE(to_whole_units(Decimal(-1)));
   EXPECT_FALSE(to_whole_units(Decimal::literal("1e19")));
+}
+
+TEST(EachQuota, LimitsEveryAgentByItself) {
+  Limits limits;
+  std::vector<Notice> notices;
+  limits.add(caller(1).use(), start, {}, notices);
+  Quota each = quota("each", owner, 2);
+  each.subject = "agent:*";
+  ASSERT_TRUE(limits.put_quota(org, each, start));
+  EXPECT_EQ(limits.check(caller(9).use(3), start).kind, Kind::quota_exceeded) << "who used nothing yet, too";
+  EXPECT_FALSE(limits.allows(caller(9).use(3), start));
+  EXPECT_EQ(limits.tell(limits.check(caller(9).use(3), start)).id, "each");
+  EXPECT_TRUE(limits.allows(caller(9).use(2), start));
+  for (const std::uint8_t n : {std::uint8_t{1}, std::uint8_t{2}}) {
+    limits.add(caller(n).use(2), start, {}, notices);
+    const Verdict verdict = limits.check(caller(n).use(), start);
+    EXPECT_EQ(verdict.kind, Kind::quota_exceeded);
+    EXPECT_EQ(limits.tell(verdict).subject, agent(n).text());
+    EXPECT_EQ(limits.state(org, each, start, agent(n).text())->used, 2);
+  }
+  EXPECT_TRUE(limits.allows(caller(3).use(), start));
+  each.limit = 5;
+  ASSERT_TRUE(limits.put_quota(org, each, start));
+  EXPECT_TRUE(limits.allows(caller(1).use(3), start)) << "and keeps what was used when it changes";
+  EXPECT_FALSE(limits.allows(caller(1).use(4), start));
+  limits.remove_quota(org, each);
+  EXPECT_TRUE(limits.allows(caller(1).use(100), start));
+}
+
+TEST(EachQuota, YieldsToAnAgentsOwn) {
+  Limits limits;
+  Quota each = quota("each", owner, 2);
+  each.subject = "agent:*";
+  ASSERT_TRUE(limits.put_quota(org, each, start));
+  std::vector<Notice> notices;
+  limits.add(caller(1).use(2), start, {}, notices);
+  ASSERT_TRUE(limits.put_quota(org, quota("own", agent(1), 10), start));
+  EXPECT_TRUE(limits.allows(caller(1).use(8), start));
+  EXPECT_FALSE(limits.allows(caller(1).use(9), start));
+  limits.remove_quota(org, quota("own", agent(1), 10));
+  EXPECT_FALSE(limits.allows(caller(1).use(), start)) << "and comes back with what was used";
+}
+
+TEST(Quota, CountsRequestsAndMoneyOfAnyType) {
+  Limits limits;
+  const Caller a = caller(1);
+  Quota requests = quota("rpm", a.self, 2, WindowKind::rolling);
+  requests.event_type.clear();
+  requests.measure = Measure::events;
+  requests.rolling_length = 1min;
+  Quota money = quota("money", a.self, 5'000'000'000, WindowKind::day);
+  money.event_type.clear();
+  money.measure = Measure::cost;
+  ASSERT_TRUE(limits.put_quota(org, requests, start));
+  ASSERT_TRUE(limits.put_quota(org, money, start));
+  std::vector<Notice> notices;
+  limits.add(a.use(1'000, 4'000'000'000, "tokens"), start, {}, notices);
+  EXPECT_TRUE(limits.allows(a.use(500, 1'000'000'000, "calls"), start));
+  EXPECT_EQ(limits.tell(limits.check(a.use(1, 1'000'000'001), start)).id, "money");
+  limits.add(a.use(1, 0, "calls"), start, {}, notices);
+  EXPECT_EQ(limits.tell(limits.check(a.use(), start)).id, "rpm");
+  EXPECT_TRUE(limits.allows(a.use(), start + 62s));
+}
+
+TEST(Quota, CountsOnlyUseWithTheNamedProperties) {
+  Limits limits;
+  const Caller a = caller(1);
+  Quota of_models = quota("models", a.self, 3);
+  of_models.match = {{"model_id", {"large", "huge"}}, {"project", {"x"}}};
+  ASSERT_TRUE(limits.put_quota(org, of_models, start));
+  using Property = std::pair<std::string_view, std::string_view>;
+  const std::vector<Property> counted{{"model_id", "huge"}, {"project", "x"}};
+  const std::vector<Property> other{{"model_id", "small"}, {"project", "x"}};
+  const std::vector<Property> half{{"model_id", "large"}};
+  const auto with = [&](const std::vector<Property>& properties, std::int64_t units) {
+    Use use = a.use(units);
+    use.properties = properties;
+    return use;
+  };
+  std::vector<Notice> notices;
+  for (const auto& properties : {counted, other, half}) limits.add(with(properties, 2), start, {}, notices);
+  EXPECT_EQ(limits.state(org, of_models, start)->used, 2);
+  EXPECT_FALSE(limits.allows(with(counted, 2), start));
+  EXPECT_TRUE(limits.allows(with(other, 2), start));
+  EXPECT_TRUE(limits.allows(with(half, 2), start));
+}
+
+TEST(Quota, OfASingleUseAndOfWhatIsHeldAtOnce) {
+  Limits limits;
+  const Caller a = caller(1);
+  ASSERT_TRUE(limits.put_quota(org, quota("each-call", a.self, 5, WindowKind::transaction), start));
+  ASSERT_TRUE(limits.put_quota(org, quota("sessions", a.self, 6, WindowKind::concurrent), start));
+  std::vector<Notice> notices;
+  limits.add(a.use(100), start, {}, notices);
+  EXPECT_FALSE(limits.allows(a.use(6), start));
+  EXPECT_EQ(limits.reserve(reservation(1), a.use(5), start, start + 1h).kind, Kind::granted);
+  EXPECT_EQ(limits.tell(limits.check(a.use(2), start)).id, "sessions");
+  EXPECT_TRUE(limits.allows(a.use(1), start));
+  limits.add(a.use(5), start, reservation(1), notices);
+  EXPECT_TRUE(limits.allows(a.use(5), start));
+}
+
+TEST(Quota, FollowsTheCalendarOfItsTimeZone) {
+  Limits limits;
+  const Caller a = caller(1);
+  Quota berlin = quota("berlin", a.self, 1, WindowKind::day);
+  berlin.time_zone = "Europe/Berlin";
+  ASSERT_TRUE(limits.put_quota(org, berlin, start));
+  const auto at = [](std::string_view text) { return from_rfc3339(text).value(); };
+  std::vector<Notice> notices;
+  // The night in which summer time ends: a day of 25 hours.
+  limits.add(a.use(), at("2026-10-24T22:30:00Z"), {}, notices);
+  const Verdict refused = limits.check(a.use(), at("2026-10-25T22:59:59Z"));
+  EXPECT_EQ(refused.kind, Kind::quota_exceeded);
+  EXPECT_EQ(refused.reset_at, at("2026-10-25T23:00:00Z"));
+  EXPECT_TRUE(limits.allows(a.use(), at("2026-10-25T23:00:00Z")));
+  // And that in which it begins: one of 23.
+  limits.add(a.use(), at("2027-03-27T23:30:00Z"), {}, notices);
+  EXPECT_FALSE(limits.allows(a.use(), at("2027-03-28T21:59:59Z")));
+  EXPECT_TRUE(limits.allows(a.use(), at("2027-03-28T22:00:00Z")));
+}
+
+TEST(Copy, ThatIsWrittenWhileFactsGoOnIsOfTheMomentItBegan) {
+  const auto make = [](Limits& limits) {
+    Quota each = quota("each", owner, 1'000);
+    each.subject = "agent:*";
+    ASSERT_TRUE(limits.put_quota(org, each, start));
+    ASSERT_TRUE(limits.put_quota(org, quota("own", owner, 500'000, WindowKind::rolling), start));
+    ASSERT_TRUE(limits.put_threshold(
+        org, {owner.text(), {"t", contracts::BillingPeriod::day, {Decimal(1), Currency::usd()}, {}, {}}, {}}, start));
+  };
+  Limits before;
+  make(before);
+  std::vector<Notice> notices;
+  constexpr int agents = 20'000;  // more than one slice
+  const auto name = [](int n) {
+    ByteArray<32> key{};
+    std::memcpy(key.data(), &n, sizeof(n));
+    return Identity::agent(key);
+  };
+  const auto fact = [&](Limits& limits, int n, Instant when) {
+    const Identity self = name(n);
+    const DelegationChain chain{owner, self};
+    limits.add({.org = org, .agent = self.text(), .chain = chain, .event_type = "calls", .units = n % 7, .cost = n},
+               when, {}, notices);
+  };
+  for (int n = 0; n < agents; ++n) fact(before, n, start + n * 50ms);
+  const Instant until = start + agents * 50ms;
+  Bytes copy;
+  before.begin_copy(copy);
+  for (int n = 0, more = 1; more != 0; n += 3'000) {
+    fact(before, n % agents, until);  // some of their accounts are written, some are not
+    fact(before, agents + n, until);
+    more = before.write_copy(copy) ? 1 : 0;
+  }
+  fact(before, 7, until);
+
+  Limits after;
+  make(after);
+  ASSERT_TRUE(after.put_quota(org, quota("younger", owner, 7), start));
+  const auto younger = after.load(copy);
+  ASSERT_TRUE(younger) << younger.error().to_string();
+  ASSERT_EQ(younger->size(), 1u);
+  EXPECT_EQ(younger->front().id, "younger");
+  Limits expected;
+  make(expected);
+  for (int n = 0; n < agents; ++n) fact(expected, n, start + n * 50ms);
+  Quota each = quota("each", owner, 1'000);
+  each.subject = "agent:*";
+  for (int n = 0; n < agents; n += 499) {
+    EXPECT_EQ(after.state(org, each, until, name(n).text())->used, n % 7);
+    EXPECT_EQ(after.costs(org, name(n).text(), contracts::BillingPeriod::month, until)->total, n);
+  }
+  const Quota own = quota("own", owner, 500'000, WindowKind::rolling);
+  for (const Instant when : {until, until + 45min, until + 62min}) {
+    EXPECT_EQ(after.state(org, own, when)->used, expected.state(org, own, when)->used);
+    EXPECT_EQ(after.state(org, own, when)->reset_at, expected.state(org, own, when)->reset_at);
+  }
+  EXPECT_EQ(after.costs(org, owner.text(), contracts::BillingPeriod::day, until)->by_event_type,
+            expected.costs(org, owner.text(), contracts::BillingPeriod::day, until)->by_event_type);
+  for (const std::size_t size : {std::size_t{0}, std::size_t{9}, copy.size() / 2, copy.size() - 1}) {
+    Limits damaged;
+    EXPECT_FALSE(damaged.load(BytesView(copy).first(size)));
+  }
+}
+
+/// Everything that happened, added up anew for every question.
+class NaiveModel {
+ public:
+  struct Fact {
+    std::size_t account;
+    std::int64_t units;
+    Instant when;
+  };
+  struct Held {
+    std::size_t account;
+    std::int64_t units;
+    Instant until;
+    std::vector<std::string> quotas;
+  };
+  std::map<std::string, std::pair<std::size_t, Quota>> quotas;
+  std::vector<Fact> facts;
+  std::map<std::uint64_t, Held> holds;
+  Instant latest = start;
+
+  static bool counts(std::size_t subject, std::size_t account) { return subject == account || subject == 0; }
+  bool within(const Quota& q, Instant when) const {
+    if (q.window != WindowKind::rolling) return calendar_window(q.window, latest).contains(when);
+    const std::int64_t width = q.rolling_length.count() / 60;
+    return unix_ns(when) / width >= unix_ns(latest) / width - 60;
+  }
+  std::int64_t used(const std::string& id) const {
+    const auto& [subject, q] = quotas.at(id);
+    std::int64_t sum = 0;
+    for (const Fact& fact : facts) {
+      if (counts(subject, fact.account) && within(q, fact.when)) sum += fact.units;
+    }
+    return sum;
+  }
+  std::int64_t held(const std::string& id) const {
+    std::int64_t sum = 0;
+    for (const auto& [number, hold] : holds) {
+      if (std::ranges::find(hold.quotas, id) != hold.quotas.end()) sum += hold.units;
+    }
+    return sum;
+  }
+  bool grants(std::size_t account, std::int64_t units) const {
+    return std::ranges::all_of(quotas, [&](const auto& one) {
+      const auto& [id, quota] = one;
+      return !counts(quota.first, account) || used(id) + held(id) + units <= quota.second.limit;
+    });
+  }
+  void expire(Instant now) {
+    std::erase_if(holds, [&](const auto& one) { return one.second.until <= now; });
+  }
+};
+
+TEST(Counters, EqualANaiveModelWhateverHappens) {
+  for (unsigned seed = 0; seed < 6; ++seed) {
+    std::mt19937_64 random(seed);
+    const auto below = [&](std::uint64_t n) { return static_cast<std::int64_t>(random() % n); };
+    Limits limits;
+    NaiveModel model;
+    const std::array<Identity, 4> who{owner, agent(1), agent(2), agent(3)};
+    const std::array windows{WindowKind::rolling, WindowKind::hour, WindowKind::day, WindowKind::month,
+                             WindowKind::lifetime};
+    const auto use = [&](const DelegationChain& chain, std::int64_t units) {
+      return Use{.org = org, .agent = chain.back().text(), .chain = chain, .event_type = "calls", .units = units};
+    };
+    std::uint64_t ids = 1;
+    std::vector<Notice> notices;
+    Instant now = start;
+    const auto look = [&] {  // at every account, so that the clock of each is the model's
+      for (const Identity& one : who) limits.costs(org, one.text(), contracts::BillingPeriod::hour, now);
+    };
+    for (const Identity& one : who) limits.account(org, one.text());
+    for (int step = 0; step < 250; ++step) {
+      // The clock mostly goes on, sometimes far, and sometimes back.
+      const std::int64_t jump = below(20);
+      now += jump == 0 ? Nanos(26h) : jump == 1 ? -Nanos(below(3) * 50min) : Nanos(below(600) * 1s);
+      model.latest = std::max(model.latest, now);
+      look();
+      const std::size_t account = 1 + random() % 3;
+      const DelegationChain chain{owner, who[account]};
+      const std::int64_t units = below(5);
+      const ReservationId id = reservation(ids);
+      switch (below(8)) {
+        case 0: {  // a quota appears or changes
+          const std::size_t subject = random() % 4;
+          const WindowKind window = windows[random() % windows.size()];
+          Quota made = quota(fmt::format("{}-{}", subject, to_string(window)), who[subject], 5 + below(40), window);
+          std::vector<Limits::Seed> seeds;
+          for (const NaiveModel::Fact& fact : model.facts) {
+            if (NaiveModel::counts(subject, fact.account)) seeds.push_back({fact.when, fact.units});
+          }
+          ASSERT_TRUE(limits.put_quota(org, made, now, seeds));
+          model.quotas[made.id] = {subject, made};
+          break;
+        }
+        case 1:  // or goes
+          if (!model.quotas.empty() && below(3) == 0) {
+            const auto gone = std::next(model.quotas.begin(), below(model.quotas.size()));
+            limits.remove_quota(org, gone->second.second);
+            model.quotas.erase(gone);
+          }
+          break;
+        case 2: {  // a fact that is taken back
+          const std::array numbers{limits.account(org, who[account].text()), limits.account(org, owner.text())};
+          const Fact fact{numbers, limits.words_of_fact(org, "calls"), units, 0, {}};
+          Receipt receipt;
+          limits.add(std::span(&fact, 1), now, notices, &receipt);
+          limits.take_back(std::span(&fact, 1), receipt);
+          break;
+        }
+        case 3:
+        case 4: {
+          const Instant until = now + Nanos((1 + below(90)) * 1min);
+          const bool granted = limits.reserve(id, use(chain, units), now, until).kind == Kind::granted;
+          if (!model.grants(account, units)) model.expire(now);
+          ASSERT_EQ(granted, model.grants(account, units)) << "seed " << seed << " step " << step;
+          if (!granted) break;
+          NaiveModel::Held held{account, units, until, {}};
+          for (const auto& [name, quota] : model.quotas) {
+            if (NaiveModel::counts(quota.first, account)) held.quotas.push_back(name);
+          }
+          model.holds.emplace(ids++, held);
+          break;
+        }
+        case 5:
+        case 6: {  // a fact, which may settle a hold
+          std::optional<ReservationId> settles;
+          if (!model.holds.empty() && below(2) == 0) {
+            const auto hold = std::next(model.holds.begin(), below(model.holds.size()));
+            settles = reservation(hold->first);
+            model.holds.erase(hold);
+          }
+          limits.add(use(chain, units), now, settles, notices);
+          model.facts.push_back({account, units, model.latest});
+          break;
+        }
+        default:
+          if (!model.holds.empty()) {
+            limits.release(reservation(model.holds.begin()->first));
+            model.holds.erase(model.holds.begin());
+          }
+          limits.expire(now);
+          model.expire(now);
+      }
+      const Use more = use(chain, below(9));
+      if (!model.grants(account, more.units)) model.expire(now);  // as any question that is refused at first
+      ASSERT_EQ(limits.allows(more, now), model.grants(account, more.units)) << "seed " << seed << " step " << step;
+      ASSERT_EQ(limits.check(more, now).kind == Kind::granted, model.grants(account, more.units));
+      for (const auto& [name, quota] : model.quotas) {
+        const auto state = limits.state(org, quota.second, now);
+        ASSERT_TRUE(state) << name;
+        ASSERT_EQ(state->used, model.used(name)) << name << " seed " << seed << " step " << step;
+        ASSERT_EQ(state->held, model.held(name)) << name << " seed " << seed << " step " << step;
+      }
+    }
+  }
 }
 
 TEST(ConcurrentReservations, NeverOverspendByOneUnit) {
@@ -421,7 +779,8 @@ TEST(ConcurrentReservations, NeverOverspendByOneUnit) {
       for (int i = 0; i < 150; ++i) {
         const auto units = 1 + static_cast<std::int64_t>(random() % 4);
         const ReservationId id = reservation(ids++);
-        limits.check(me.use(units), start);
+        if (i % 2 == 0) limits.check(me.use(units), start);
+        if (limits.allows(me.use(budget + 1), start)) over = true;
         if (limits.reserve(id, me.use(units), start, start + 1h).kind != Kind::granted) continue;
         if ((holding += units) + settled > budget) over = true;
         if (random() % 3 == 0) {

@@ -1,0 +1,153 @@
+#include "limits_impl.h"
+
+// What has been spent, and whether a human should know.
+namespace creto::metering {
+namespace {
+
+using contracts::BillingPeriod;
+using contracts::ThresholdAction;
+
+BillingPeriod period_of(WindowKind window) {
+  switch (window) {
+    case WindowKind::transaction:
+      return BillingPeriod::transaction;
+    case WindowKind::hour:
+      return BillingPeriod::hour;
+    case WindowKind::day:
+      return BillingPeriod::day;
+    case WindowKind::month:
+      return BillingPeriod::month;
+    default:
+      return BillingPeriod::lifetime;
+  }
+}
+
+}  // namespace
+
+std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod period, Instant now) {
+  const Targets targets = impl_->find_targets(use);
+  const auto wanted = [&](const Terms& said) {
+    return said->family == Terms::Family::threshold &&
+           (said->window == WindowKind::transaction || period_of(said->window) == period);
+  };
+  const auto unusual = [&](const Account& account, std::int64_t ns) {
+    const Extra* beyond = account.extra(impl_->books);
+    if (beyond == nullptr) return false;
+    const NanoMoney bound = beyond->costs.unusual.get();
+    return bound > 0 && add_saturating(account.cost_in(impl_->books, hour_cost, ns), use.cost) > bound;
+  };
+  const auto within = [&](Account& account, bool own) {
+    if (impl_->books.terms.replaced(account.defaults())) return false;
+    // An hour that is over has to be learnt from first.
+    constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
+    const std::int64_t ns = std::max(ns_of(now), account.stamp());
+    const bool learns = account.extra(impl_->books) != nullptr && account.stamp() / hour_ns != ns / hour_ns;
+    if (own && (learns || unusual(account, ns))) return false;
+    return account.all_of(impl_->books, [&](const Terms& said, bool roomy) {
+      if (!wanted(said)) return true;
+      return use.cost <= (said->window == WindowKind::transaction ? said->limit : roomy ? said->margin : INT64_MIN);
+    });
+  };
+
+  for (std::size_t i = 0; i < targets.count; ++i) {
+    const bool own = i == 0 && targets.agent_known;
+    const AccountNumber number = targets.accounts[i];
+    Account& account = impl_->at(number);
+    if (within(account, own)) continue;
+    const std::scoped_lock lock(account);
+    account.bring_up(impl_->books, ns_of(now));
+    const std::int64_t ns = account.stamp();
+    std::optional<CostFinding> finding;
+    account.each(impl_->books, [&](const Account::Counter& counter, const Terms& said) {
+      if (finding || !wanted(said)) return;
+      const NanoMoney with_use = add_saturating(taken(account, counter, said, ns), use.cost);
+      if (with_use <= said->limit) return;
+      finding = CostFinding{said->each ? said->id : account.own_id(impl_->books, counter.position),
+                            impl_->names.subject(number),
+                            period_of(said->window),
+                            with_use,
+                            said->limit,
+                            said->action,
+                            said->approvers,
+                            {}};
+    });
+    if (!finding && own && unusual(account, ns)) {
+      const Costs& costs = account.obtain_extra(impl_->books).costs;
+      const NanoMoney hour = add_saturating(costs.totals[hour_cost].get(), use.cost);
+      const Expectation expected = account.expect(impl_->books, ns);
+      finding = CostFinding{"anomaly",
+                            impl_->names.subject(number),
+                            BillingPeriod::hour,
+                            hour,
+                            costs.unusual.get(),
+                            ThresholdAction::require_approval,
+                            {},
+                            CostFinding::Anomaly{expected.mean / 1e9, static_cast<double>(hour) / 1e9,
+                                                 confidence_unusual(expected, static_cast<double>(hour))}};
+    }
+    if (finding) return finding;
+  }
+  // Those who used nothing yet have the defaults of their kind.
+  for (std::size_t kind = 0; kind < subject_kinds; ++kind) {
+    if (!targets.unseen[kind]) continue;
+    for (const std::uint32_t number :
+         impl_->books.terms.set(impl_->books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)))) {
+      const Terms& said = impl_->books.terms[number];
+      if (!wanted(said) || use.cost <= said->limit) continue;
+      return CostFinding{said->id,    std::string(use.agent), period_of(said->window), use.cost,
+                         said->limit, said->action,           said->approvers,         {}};
+    }
+  }
+  return std::nullopt;
+}
+
+NanoMoney Limits::cost_with(const Use& use, BillingPeriod period, Instant now) {
+  const AccountNumber number = impl_->find(use.org, use.agent);
+  const auto window = cost_window_of(period);
+  if (number == AccountNumber::none || !window) return use.cost;
+  Account& account = impl_->at(number);
+  const std::scoped_lock lock(account);
+  const std::int64_t ns = std::max(ns_of(now), account.stamp());
+  const Extra* beyond = account.extra(impl_->books);
+  const NanoMoney held = beyond == nullptr ? 0 : beyond->costs.held.get();
+  return add_saturating(add_saturating(account.cost_in(impl_->books, *window, ns), held), use.cost);
+}
+
+std::optional<CostTotals> Limits::costs(std::string_view org, std::string_view subject, BillingPeriod period,
+                                        Instant now) {
+  const AccountNumber number = impl_->find(org, subject);
+  const auto window = cost_window_of(period);
+  if (number == AccountNumber::none || !window) return std::nullopt;
+  Account& account = impl_->at(number);
+  const std::scoped_lock lock(account);
+  account.bring_up(impl_->books, ns_of(now));
+  CostTotals totals;
+  const Extra* beyond = account.extra(impl_->books);
+  if (beyond == nullptr) return totals;
+  totals.total = beyond->costs.totals[*window].get();
+  beyond->costs.each_type([&](std::uint32_t type, const auto& values) {
+    if (values[*window] != 0) totals.by_event_type.emplace_back(impl_->books.terms.word(type), values[*window]);
+  });
+  std::ranges::sort(totals.by_event_type);
+  return totals;
+}
+
+std::optional<Forecast> Limits::forecast(std::string_view org, std::string_view subject, BillingPeriod period,
+                                         Instant now) {
+  const AccountNumber number = impl_->find(org, subject);
+  const auto window = cost_window_of(period);
+  if (number == AccountNumber::none || !window || period == BillingPeriod::lifetime) return std::nullopt;
+  Account& account = impl_->at(number);
+  const std::scoped_lock lock(account);
+  account.bring_up(impl_->books, ns_of(now));
+  const Extra* beyond = account.extra(impl_->books);
+  if (beyond == nullptr) return Forecast{};
+  constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
+  const std::int64_t ns = account.stamp();
+  const std::int64_t end = unix_ns(calendar_window(cost_windows[*window], from_unix_ns(ns)).end);
+  return metering::forecast(beyond->costs.rhythm, beyond->rare == nullptr ? nullptr : beyond->rare->week.get(),
+                            account.cost_in(impl_->books, *window, ns), account.cost_in(impl_->books, hour_cost, ns),
+                            ns / hour_ns, end / hour_ns);
+}
+
+}  // namespace creto::metering
