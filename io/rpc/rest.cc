@@ -33,6 +33,12 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
   }
 }
 
+/// "application/json" and what is written in it, such as "application/cloudevents-batch+json"; nothing said counts too.
+bool is_json(std::string_view content_type) {
+  const std::string_view type = content_type.substr(0, content_type.find(';'));
+  return type.empty() || type == "application/json" || (type.starts_with("application/") && type.ends_with("+json"));
+}
+
 class RestCall final : public Call {
  public:
   RestCall(http::Request request, http::Respond respond, const Route& route, std::vector<std::string> variables,
@@ -57,14 +63,20 @@ class RestCall final : public Call {
       if (!request_.body.empty() && request_.body != "{}") return invalid("this method takes no body");
     } else if (!request_.body.empty()) {
       std::string_view type = request_.header("content-type");
-      if (!type.empty() && !type.starts_with("application/json"))
-        return invalid(fmt::format("`Content-Type` must be application/json, not `{}`", type));
-      Message* target = &message;
-      if (route_.body != "*") {
-        const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(route_.body);
-        target = message.GetReflection()->MutableMessage(&message, field);
+      if (!is_json(type)) return invalid(fmt::format("`Content-Type` must be application/json, not `{}`", type));
+      const FieldDescriptor* field =
+          route_.body == "*" ? nullptr : message.GetDescriptor()->FindFieldByName(route_.body);
+      if (field != nullptr && field->is_repeated()) {
+        // A list of things, or one of them.
+        const std::size_t begin = request_.body.find_first_not_of(" \t\r\n");
+        const bool list = begin != request_.body.npos && request_.body[begin] == '[';
+        const std::string whole =
+            fmt::format(R"({{"{}":{}{}{}}})", field->json_name(), list ? "" : "[", request_.body, list ? "" : "]");
+        CRETO_TRY(message_from_json(whole, message, depth_max_));
+      } else {
+        Message* target = field == nullptr ? &message : message.GetReflection()->MutableMessage(&message, field);
+        CRETO_TRY(message_from_json(request_.body, *target, depth_max_));
       }
-      CRETO_TRY(message_from_json(request_.body, *target, depth_max_));
     }
     std::size_t next = 0;
     for (const Route::Segment& segment : route_.segments) {
@@ -207,8 +219,12 @@ std::vector<Route> routes_of(const Entry& entry) {
 void Router::add(const Entry& entry) {
   for (Route& route : routes_of(entry)) {
     for (const Route& other : routes_) CRETO_ASSERT(other.verb != route.verb || other.path != route.path);
-    if (!route.body.empty() && route.body != "*")
-      CRETO_ASSERT(entry.descriptor->input_type()->FindFieldByName(route.body) != nullptr);
+    if (!route.body.empty() && route.body != "*") {
+      const FieldDescriptor* field = entry.descriptor->input_type()->FindFieldByName(route.body);
+      CRETO_ASSERT(field != nullptr);
+      // The body of a list is put into the message as text, so nothing else may be in it.
+      CRETO_ASSERT(!field->is_repeated() || entry.descriptor->input_type()->field_count() == 1);
+    }
     auto place = std::ranges::find_if(routes_, [&](const Route& other) { return more_specific(route, other); });
     routes_.insert(place, std::move(route));
   }

@@ -52,6 +52,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
                                                      std::span<const std::string> envelopes) override;
   Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) override;
   Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override;
+  Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) override;
+  Result<> drop_rejected(const Context& ctx, std::string_view id) override;
 
   Result<Plan> put_plan(const Context& ctx, const Plan& plan) override;
   Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) override;

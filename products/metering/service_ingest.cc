@@ -224,6 +224,26 @@ Result<std::vector<RejectedEvent>> MeteringService::rejected_events(const Contex
   return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::list_rejected(tx, ctx.org, limit); });
 }
 
+Result<Ingested> MeteringService::replay_rejected(const Context& ctx, std::string_view id) {
+  const auto found =
+      CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_rejected(tx, ctx.org, id); }));
+  if (!found) return not_found("rejected event", id);
+  const Ingested taken = CRETO_TRY(ingest(ctx, found->body));
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(store::delete_rejected(tx, ctx.org, id));
+    return audit_change(tx, ctx, "rejected_event_replayed", fmt::format("metering:event:{}", id));
+  }));
+  return taken;
+}
+
+Result<> MeteringService::drop_rejected(const Context& ctx, std::string_view id) {
+  return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    const bool there = CRETO_TRY(store::delete_rejected(tx, ctx.org, id));
+    if (!there) return not_found("rejected event", id);
+    return audit_change(tx, ctx, "rejected_event_dropped", fmt::format("metering:event:{}", id));
+  });
+}
+
 Result<EventId> MeteringService::track_message_event(const Context& ctx, const contracts::MessageBillableEvent& event) {
   const std::string_view type = contracts::to_string(event.event_type);
   if (event.idempotency_key.empty() || event.idempotency_key.size() > 256 || !is_valid_utf8(event.idempotency_key)) {

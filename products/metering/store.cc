@@ -134,6 +134,20 @@ Result<std::vector<RejectedEvent>> list_rejected(sql::Tx& tx, const std::string&
   return all;
 }
 
+Result<std::optional<RejectedEvent>> find_rejected(sql::Tx& tx, const std::string& org, std::string_view id) {
+  const sql::Rows rows = CRETO_TRY(
+      tx.query("SELECT id, error, body, when_ns FROM metering_rejected WHERE org = $1 AND id = $2", {org, id}));
+  if (rows.empty()) return std::optional<RejectedEvent>();
+  const sql::Row row = rows.front();
+  return std::optional(RejectedEvent{row.text(0), row.text(1), row.text(2), row.instant(3)});
+}
+
+Result<bool> delete_rejected(sql::Tx& tx, const std::string& org, std::string_view id) {
+  const std::int64_t deleted =
+      CRETO_TRY(tx.exec("DELETE FROM metering_rejected WHERE org = $1 AND id = $2", {org, id}));
+  return deleted == 1;
+}
+
 Result<std::optional<Plan>> find_plan(sql::Tx& tx, const std::string& org, std::string_view id, std::int64_t version) {
   const sql::Rows rows =
       CRETO_TRY(tx.query("SELECT doc FROM metering_plans WHERE org = $1 AND id = $2 AND ($3 = 0 OR version = $3) ORDER "

@@ -25,6 +25,9 @@ Result<> migrate(sql::Database& database);
 Result<bool> insert_notice(sql::Tx& tx, const std::string& org, const Notice& notice);
 Result<> insert_rejected(sql::Tx& tx, const std::string& org, const RejectedEvent& event);
 Result<std::vector<RejectedEvent>> list_rejected(sql::Tx& tx, const std::string& org, std::size_t limit);
+Result<std::optional<RejectedEvent>> find_rejected(sql::Tx& tx, const std::string& org, std::string_view id);
+/// False where it is not there.
+Result<bool> delete_rejected(sql::Tx& tx, const std::string& org, std::string_view id);
 
 Result<std::optional<Plan>> find_plan(sql::Tx& tx, const std::string& org, std::string_view id, std::int64_t version);
 Result<> insert_plan(sql::Tx& tx, const std::string& org, const Plan& plan);

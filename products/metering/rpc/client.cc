@@ -47,6 +47,20 @@ class MeteringClient final : public Metering {
     return events;
   }
 
+  Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) override {
+    v1::RejectedEventRequest request;
+    request.set_id(std::string(id));
+    const auto response = CRETO_TRY(call<v1::IngestResponse>(ctx, "ReplayRejectedEvent", request, repeatable));
+    const auto event = CRETO_TRY(proto::from_id<EventId>(response.event_id(), "event_id"));
+    return Ingested{event, response.duplicate()};
+  }
+  Result<> drop_rejected(const Context& ctx, std::string_view id) override {
+    v1::RejectedEventRequest request;
+    request.set_id(std::string(id));
+    CRETO_TRY(call<v1::DropRejectedEventResponse>(ctx, "DropRejectedEvent", request));
+    return {};
+  }
+
   Result<Plan> put_plan(const Context& ctx, const Plan& plan) override {
     const std::string json = CRETO_TRY(to_json(plan));
     v1::PutPlanRequest request;

@@ -1,7 +1,10 @@
+#include <fmt/format.h>
+
 #include "creto/contracts/message_cost_tracker.h"
 #include "creto/io/rpc.h"
 #include "creto/metering/metering_rpc.h"
 #include "rpc/convert.h"
+#include "rpc/usage_records.h"
 
 namespace creto::metering {
 
@@ -66,6 +69,32 @@ v1::IngestBatchResponse answers_of(std::span<const Result<Ingested>> answers) {
   return out;
 }
 
+/// Takes what can be encoded; what cannot is refused in its place.
+template <class Events>
+Result<v1::IngestBatchResponse> ingest_encoded(const Context& ctx, Metering& metering, const Events& events) {
+  constexpr int reports_max = 1'000;
+  if (events.size() > reports_max) {
+    return Error(Product::metering, ErrorKind::too_large, fmt::format("events: must be at most {}", reports_max));
+  }
+  std::vector<std::optional<Error>> refused;
+  RecordBatch batch;
+  for (const auto& event : events) {
+    auto record = record_of(event);
+    refused.push_back(record ? std::nullopt : std::optional(record.error()));
+    if (record) batch.records.push_back(*std::move(record));
+  }
+  const auto taken = CRETO_TRY(metering.ingest_records(ctx, batch));
+  std::vector<Result<Ingested>> answers;
+  for (std::size_t i = 0, next = 0; i < refused.size(); ++i) {
+    if (refused[i]) {
+      answers.emplace_back(*refused[i]);
+    } else {
+      answers.push_back(taken[next++]);
+    }
+  }
+  return answers_of(answers);
+}
+
 void register_events(rpc::Service& service, Metering& metering) {
   service.unary<v1::IngestRequest, v1::IngestResponse>(
       "Ingest", {.idempotent = true},
@@ -88,6 +117,27 @@ void register_events(rpc::Service& service, Metering& metering) {
         if (request.has_signature()) batch.signature = proto::from_signature(request.signature());
         const auto answers = CRETO_TRY(metering.ingest_records(ctx, batch));
         return answers_of(answers);
+      });
+  service.unary<v1::ReportUsageRequest, v1::IngestBatchResponse>(
+      "ReportUsage", {.idempotent = true}, [&metering](const Context& ctx, const v1::ReportUsageRequest& request) {
+        return ingest_encoded(ctx, metering, request.events());
+      });
+  service.unary<v1::IngestCloudEventsRequest, v1::IngestBatchResponse>(
+      "IngestCloudEvents", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::IngestCloudEventsRequest& request) {
+        return ingest_encoded(ctx, metering, request.events());
+      });
+  service.unary<v1::RejectedEventRequest, v1::IngestResponse>(
+      "ReplayRejectedEvent", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::RejectedEventRequest& request) -> Result<v1::IngestResponse> {
+        return answer<v1::IngestResponse>(metering.replay_rejected(ctx, request.id()));
+      });
+  service.unary<v1::RejectedEventRequest, v1::DropRejectedEventResponse>(
+      "DropRejectedEvent", {},
+      [&metering](const Context& ctx,
+                  const v1::RejectedEventRequest& request) -> Result<v1::DropRejectedEventResponse> {
+        CRETO_TRY(metering.drop_rejected(ctx, request.id()));
+        return v1::DropRejectedEventResponse();
       });
   service.unary<v1::ListRejectedEventsRequest, v1::ListRejectedEventsResponse>(
       "ListRejectedEvents", {.idempotent = true},

@@ -682,6 +682,26 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
 }
 
+TEST_P(MeteringContract, AnEventThatWasGivenUpCanBeTriedAgainOrDropped) {
+  with_bus();
+  EXPECT_EQ(code(metering->replay_rejected(ctx, "nothing")), "MT-404");
+  EXPECT_EQ(code(metering->drop_rejected(ctx, "nothing")), "MT-404");
+  const std::string broken = "{}";
+  ASSERT_TRUE(db->transaction(
+      ctx, [&](sql::Tx& tx) { return bus::publish(tx, ctx, "metering.events.runtime", "broken-1", broken); }));
+  std::vector<RejectedEvent> waiting;
+  for (int i = 0; i < 500 && waiting.empty(); ++i) {
+    std::this_thread::sleep_for(10ms);
+    waiting = metering->rejected_events(ctx, 10).value();
+  }
+  ASSERT_EQ(waiting.size(), 1u);
+  EXPECT_EQ(waiting[0].body, broken);
+  EXPECT_EQ(code(metering->replay_rejected(ctx, waiting[0].id)), "MT-400");
+  EXPECT_EQ(metering->rejected_events(ctx, 10)->size(), 1u) << "it stays until it is taken";
+  ASSERT_TRUE(metering->drop_rejected(ctx, waiting[0].id));
+  EXPECT_TRUE(metering->rejected_events(ctx, 10)->empty());
+}
+
 TEST_P(MeteringContract, AServiceMayReportWithoutASignatureAndAnAgentMayNot) {
   Bytes bytes;
   encode_record({.bytes = {}, .agent = child->text(), .type = "t", .key = "k", .time = clock.now(), .properties = {}},

@@ -152,6 +152,10 @@ class Metering : public contracts::CostTrigger, public contracts::MessageCostTra
   virtual Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) = 0;
   /// Events from the bus that were given up, newest first; at most `limit` (1..1 000).
   virtual Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) = 0;
+  /// Tries one again; where it is taken now, it leaves the list.
+  virtual Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) = 0;
+  /// Gives one up for good.
+  virtual Result<> drop_rejected(const Context& ctx, std::string_view id) = 0;
 
   // --- plans and subscriptions
   /// A plan's next version, or the newest one where it has the same content.

@@ -1,0 +1,153 @@
+// The compact form of usage, and what people and programs report as JSON.
+
+#include "ledger/usage_record.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <gtest/gtest.h>
+
+#include "ledger/batch_proof.h"
+#include "rpc/usage_records.h"
+
+namespace creto::metering {
+namespace {
+
+const Instant noon = from_rfc3339("2026-11-10T12:00:00Z").value();
+
+struct Parsed {
+  Bytes bytes;
+  RecordScratch scratch;
+  Result<RecordView> record = Error(Product::metering, ErrorKind::internal, "");
+};
+std::unique_ptr<Parsed> parse(const RecordView& record) {
+  auto parsed = std::make_unique<Parsed>();
+  encode_record(record, parsed->bytes);
+  parsed->record = parse_record(parsed->bytes, parsed->scratch);
+  return parsed;
+}
+RecordView good(std::span<const PropertyView> properties = {}) {
+  return {.bytes = {}, .agent = "service:a", .type = "pages", .key = "k", .time = noon, .properties = properties};
+}
+std::string refusal(const RecordView& record) {
+  const auto parsed = parse(record);
+  return parsed->record ? "taken" : parsed->record.error().message();
+}
+
+TEST(UsageRecord, ComesBackAsItWasEncoded) {
+  const std::array<PropertyView, 2> properties{{{"model_id", "m"}, {"city", "Zürich"}}};
+  RecordView record = good(properties);
+  record.source = "gateway-1";
+  record.units = "2.5";
+  record.cost = "0.0125";
+  record.currency = "USD";
+  const auto parsed = parse(record);
+  ASSERT_TRUE(parsed->record) << parsed->record.error().to_string();
+  EXPECT_EQ(parsed->record->agent, "service:a");
+  EXPECT_EQ(parsed->record->source, "gateway-1");
+  EXPECT_EQ(parsed->record->time, noon);
+  EXPECT_EQ(parsed->record->whole_units, 3);
+  EXPECT_EQ(parsed->record->cost, "0.0125");
+  EXPECT_EQ(parsed->record->property("city"), "Zürich");
+  EXPECT_EQ(parsed->record->property("none"), "");
+}
+
+TEST(UsageRecord, WhatIsWrongIsNamed) {
+  const auto with = [](auto change) {
+    RecordView record = good();
+    change(record);
+    return refusal(record);
+  };
+  EXPECT_EQ(with([](RecordView& r) { r.agent = ""; }), "agent: must have 1 to 300 characters");
+  EXPECT_EQ(with([](RecordView& r) { r.key = ""; }), "idempotency_key: must have 1 to 256 characters");
+  EXPECT_NE(with([](RecordView& r) { r.type = "Pages Read"; }).find("usage_type: must be"), std::string::npos);
+  EXPECT_EQ(with([](RecordView& r) { r.units = "NaN"; }), "units: must be a decimal number");
+  EXPECT_EQ(with([](RecordView& r) { r.units = "-1"; }), "units `-1`: must be 0 to 10^18");
+  EXPECT_EQ(with([](RecordView& r) { r.units = "1e300"; }), "units: must be a decimal number");
+  EXPECT_EQ(with([](RecordView& r) { r.cost = "1"; }), "currency: must be a code of ISO 4217 beside a cost");
+  EXPECT_EQ(with([](RecordView& r) { r.cost = "-1", r.currency = "USD"; }), "cost: must not be negative");
+  EXPECT_EQ(with([](RecordView& r) { r.currency = "USD"; }), "currency: must stand beside a cost");
+  EXPECT_EQ(with([](RecordView& r) { r.key = "\xff"; }), "record: must be UTF-8");
+  EXPECT_EQ(with([](RecordView& r) { r.replaces = "x"; }), "replaces: must be the id of an event");
+  const std::string large(property_bytes_max + 1, 'x');
+  const std::array<PropertyView, 1> too_large{{{"p", large}}};
+  EXPECT_EQ(refusal(good(too_large)), "properties.p: must be at most 1024 bytes");
+  const std::array<PropertyView, 2> twice{{{"p", "1"}, {"p", "2"}}};
+  EXPECT_EQ(refusal(good(twice)), "properties.p: must be given once");
+  const std::vector<PropertyView> many(record_properties_max + 1, PropertyView{"p", "1"});
+  EXPECT_EQ(refusal(good(many)), "properties: must be at most 64");
+  const Bytes huge(10 << 20, 'x');
+  RecordScratch scratch;
+  EXPECT_EQ(parse_record(huge, scratch).error().kind(), ErrorKind::too_large);
+}
+
+TEST(UsageRecord, ARootDependsOnEveryRecordAndItsPlace) {
+  std::vector<Hash256> leaves;
+  std::set<Hash256> roots;
+  for (std::uint8_t i = 0; i < 20; ++i) {
+    leaves.push_back(record_leaf(Bytes{i}));
+    EXPECT_TRUE(roots.insert(merkle_root(leaves)).second);
+  }
+  std::swap(leaves[3], leaves[4]);
+  EXPECT_TRUE(roots.insert(merkle_root(leaves)).second);
+}
+
+google::protobuf::Struct json(const std::string& text) {
+  google::protobuf::Struct document;
+  EXPECT_TRUE(google::protobuf::util::JsonStringToMessage(text, &document).ok()) << text;
+  return document;
+}
+std::string cloud_event(const std::string& rest) {
+  return R"({"specversion":"1.0","id":"k","source":"gateway-1","type":"pages","subject":"service:a")" + rest + "}";
+}
+
+TEST(CloudEvents, AreRecords) {
+  const auto encoded = record_of(json(cloud_event(
+      R"(,"time":"2026-11-10T12:00:00Z","data":{"units":2.5,"cost":"0.01","currency":"USD","model_id":"m","n":3,"b":true})")));
+  ASSERT_TRUE(encoded) << encoded.error().to_string();
+  RecordScratch scratch;
+  const auto record = parse_record(as_bytes(*encoded), scratch).value();
+  EXPECT_EQ(record.agent, "service:a");
+  EXPECT_EQ(record.source, "gateway-1");
+  EXPECT_EQ(record.key, "k");
+  EXPECT_EQ(record.time, noon);
+  EXPECT_EQ(record.units, "2.5");
+  EXPECT_EQ(record.cost, "0.01");
+  EXPECT_EQ(record.property("model_id"), "m");
+  EXPECT_EQ(record.property("n"), "3");
+  EXPECT_EQ(record.property("b"), "true");
+}
+
+TEST(CloudEvents, WhatIsWrongIsNamed) {
+  const auto refused = [](const std::string& text) {
+    const auto encoded = record_of(json(text));
+    return encoded ? "taken" : encoded.error().message();
+  };
+  const std::string when = R"(,"time":"2026-11-10T12:00:00Z")";
+  EXPECT_EQ(refused("{}"), "specversion: is required");
+  EXPECT_EQ(refused(R"({"specversion":"0.3"})"), "specversion: must be 1.0");
+  EXPECT_EQ(refused(cloud_event("")), "time: is required");
+  EXPECT_EQ(refused(cloud_event(R"(,"time":"yesterday")")), "time: must be RFC 3339");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"data":[1])")), "data: must be an object");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"a":{"b":1}})")), "data.a: must be a string, a number or a boolean");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"n":18446744073709551615})")),
+            "data.n: is beyond 2^53: write it as a string");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"units":"-3"})")), "units `-3`: must be 0 to 10^18");
+}
+
+TEST(UsageReport, IsARecordWhoseBytesDoNotDependOnTheOrderOfItsProperties) {
+  v1::UsageReport report;
+  report.set_agent("service:a");
+  report.set_usage_type("pages");
+  report.set_idempotency_key("k");
+  EXPECT_EQ(record_of(report).error().message(), "time: is required");
+  report.mutable_time()->set_seconds(1'794'312'000);
+  (*report.mutable_properties())["b"] = "2";
+  (*report.mutable_properties())["a"] = "1";
+  v1::UsageReport other = report;
+  other.mutable_properties()->clear();
+  (*other.mutable_properties())["a"] = "1";
+  (*other.mutable_properties())["b"] = "2";
+  EXPECT_EQ(record_of(report).value(), record_of(other).value());
+}
+
+}  // namespace
+}  // namespace creto::metering
