@@ -534,6 +534,8 @@ Limits::Limits(AnomalyRules anomalies) : impl_(std::make_unique<Impl>()) {
   impl_->books.extras.make();  // of nobody
   impl_->accounts.make();      // of AccountNumber::none
 }
+Limits::Limits(Limits&&) noexcept = default;
+Limits& Limits::operator=(Limits&&) noexcept = default;
 Limits::~Limits() = default;
 
 std::size_t Limits::accounts() const { return impl_->names.count(); }

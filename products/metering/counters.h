@@ -138,6 +138,8 @@ struct CostTotals {
 class Limits {
  public:
   explicit Limits(AnomalyRules anomalies = {});
+  Limits(Limits&&) noexcept;
+  Limits& operator=(Limits&&) noexcept;
   ~Limits();
 
   // --- what is allowed

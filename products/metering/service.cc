@@ -10,6 +10,8 @@
 namespace creto::metering {
 namespace {
 
+constexpr std::uint32_t checkpoint_segments = 8;     // full segments between checkpoints
+constexpr std::uint64_t checkpoint_events = 10'000;  // at least, for `tick` to make one
 constexpr std::uint32_t unknown_agent_attempts = 4;  // the delivery and three retries (001 §4.1)
 
 }  // namespace
@@ -40,17 +42,15 @@ MeteringService::MeteringService(sql::Database& database, nhi::Nhi& nhi, consens
 Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::path& directory) {
   const Context ctx = Context::of_service(self_);
   CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
-    const auto quotas = CRETO_TRY(store::all_quotas(tx));
-    for (const auto& [org, quota] : quotas) CRETO_TRY(limits_.put_quota(org, quota, clock_.now()));
-    const auto thresholds = CRETO_TRY(store::all_thresholds(tx));
-    for (const auto& [org, threshold] : thresholds) CRETO_TRY(limits_.put_threshold(org, threshold, clock_.now()));
+    rules_.quotas = CRETO_TRY(store::all_quotas(tx));
+    rules_.thresholds = CRETO_TRY(store::all_thresholds(tx));
     const auto subscriptions = CRETO_TRY(store::all_subscriptions(tx));
     for (const auto& [org, subscription] : subscriptions) {
       subscriptions_[{org, subscription.agent}].push_back(subscription);
-      if (!subscription.ended_at) limits_.bind(org, subscription.agent, subscription.id.to_string());
     }
     return {};
   }));
+  CRETO_TRY(put_rules());
   // Where several processes may share the state, so does the log.
   std::unique_ptr<BlockLog> log;
   if (database_.dialect() == sql::Dialect::postgres) {
@@ -59,14 +59,17 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
     log = CRETO_TRY(open_block_files(files, directory / "log"));
   }
   ledger_ = CRETO_TRY(Ledger::open(
-      std::move(log), files, directory, clock_, telemetry_, {.idempotency_window = options_.idempotency_window},
-      [this](Ledger& ledger, BytesView) -> Result<> {
-        intake_ = std::make_unique<Intake>(ledger, limits_, static_cast<Attributor&>(*this), clock_,
-                                           IntakeOptions{.currency = options_.currency,
-                                                         .event_age_max = options_.event_age_max,
-                                                         .event_ahead_max = options_.event_ahead_max});
-        return {};
-      },
+      std::move(log), files, directory, clock_, telemetry_,
+      {.idempotency_window = options_.idempotency_window,
+       .sealed =
+           [this](std::uint32_t segment) {
+             if (segment % checkpoint_segments != 0) return;
+             if (auto saved = checkpoint(); !saved) {
+               telemetry_.log(LogLevel::warn, "metering", "checkpoint_failed", nullptr,
+                              {{"error", saved.error().to_string()}});
+             }
+           }},
+      [this](Ledger& ledger, BytesView counters) { return restore(ledger, counters); },
       [this](const StoredEvent& event) -> Result<> {
         std::vector<Intake::Reached> of_event;
         const std::string org = intake_->recount(event, of_event);
@@ -75,6 +78,62 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
         return {};
       }));
   recorded_ = ledger_->position().end;
+  rules_ = {};
+  return {};
+}
+
+MeteringService::~MeteringService() {
+  if (!ledger_) return;
+  if (auto saved = checkpoint(); !saved) {
+    telemetry_.log(LogLevel::warn, "metering", "checkpoint_failed", nullptr, {{"error", saved.error().to_string()}});
+  }
+  ledger_.reset();
+}
+
+Result<> MeteringService::put_rules() {
+  const Instant now = clock_.now();
+  for (const auto& [org, quota] : rules_.quotas) CRETO_TRY(limits_.put_quota(org, quota, now));
+  for (const auto& [org, threshold] : rules_.thresholds) CRETO_TRY(limits_.put_threshold(org, threshold, now));
+  for (const auto& [key, of_agent] : subscriptions_) {
+    for (const Subscription& one : of_agent) {
+      if (!one.ended_at) limits_.bind(key.first, one.agent, one.id.to_string());
+    }
+  }
+  return {};
+}
+
+/// Takes the counters of a checkpoint. What another version of them wrote is no use: then everything is counted anew.
+Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
+  intake_ = std::make_unique<Intake>(ledger, limits_, static_cast<Attributor&>(*this), clock_,
+                                     IntakeOptions{.currency = options_.currency,
+                                                   .event_age_max = options_.event_age_max,
+                                                   .event_ahead_max = options_.event_ahead_max});
+  if (counters.empty()) return {};
+  auto younger = limits_.load(counters);
+  if (!younger) {
+    limits_ = Limits({.detect = options_.detect_anomalies});
+    CRETO_TRY(put_rules());
+    return std::move(younger).error();
+  }
+  for (const auto& one : *younger) {
+    const auto quota = std::ranges::find_if(
+        rules_.quotas, [&](const auto& said) { return said.first == one.org && said.second.id == one.id; });
+    CRETO_ASSERT(quota != rules_.quotas.end());
+    const Instant now = clock_.now();
+    if (const auto from = counted_from(quota->second, now)) {
+      const auto seeds = CRETO_TRY(seeds_of(ledger, one.org, quota->second, *from));
+      CRETO_TRY(limits_.put_quota(one.org, quota->second, now, seeds));
+    }
+  }
+  return {};
+}
+
+Result<> MeteringService::checkpoint() {
+  const std::scoped_lock one(checkpoint_mutex_);
+  const std::uint64_t events = ledger_->position().events;
+  CRETO_TRY(ledger_->checkpoint([this](Bytes& out) { limits_.begin_copy(out); },
+                                [this](Bytes& out) { return limits_.write_copy(out); }));
+  saved_events_ = events;
   return {};
 }
 
@@ -184,6 +243,7 @@ Result<> MeteringService::tick() {
   Context ctx = Context::of_service(self_);
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
+  if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
   const auto unfinished =
       CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return store::unfinished_invoices(tx); }));
   for (const auto& [org, id] : unfinished) {

@@ -44,6 +44,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
  public:
   MeteringService(sql::Database& database, nhi::Nhi& nhi, consensus::TimestampSource& timestamps,
                   InvoiceDelivery& delivery, const Clock& clock, Telemetry& telemetry, MeteringOptions options);
+  /// Saves what was counted, so that the next start is quick.
+  ~MeteringService() override;
   /// Loads what is said, then counts what was used.
   Result<> start(io::FileSystem& files, const std::filesystem::path& directory);
 
@@ -124,8 +126,12 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
                                  std::vector<Intake::Reached>& reached);
   Result<> tell(const Context& ctx, const Intake::Reached& reached);
   Result<> tell_what_waits();
+  Result<> put_rules();
+  Result<> restore(Ledger& ledger, BytesView counters);
+  Result<> checkpoint();
   Result<> record_head();
-  Result<std::vector<Limits::Seed>> seeds_of(const std::string& org, const Quota& quota, Instant from) const;
+  Result<std::vector<Limits::Seed>> seeds_of(const Ledger& ledger, const std::string& org, const Quota& quota,
+                                             Instant from) const;
   Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
                                         const DelegationChain& chain, std::string payload, EventId id);
   Context own(const Context& ctx) const;
@@ -153,6 +159,12 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   const Identity self_;
   MeteringProbe probe_;
   Limits limits_;
+  /// What is said at the start; put again where a checkpoint turns out to be unusable.
+  struct Rules {
+    std::vector<std::pair<std::string, Quota>> quotas;
+    std::vector<std::pair<std::string, SubjectThreshold>> thresholds;
+  };
+  Rules rules_;
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<Intake> intake_;
   sql::Signal& identities_changed_;
@@ -170,6 +182,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   std::mutex untold_mutex_;
   std::vector<Untold> untold_;
   BlockAddress recorded_;  ///< end of the log in the last audit record; of `tick`
+  std::mutex checkpoint_mutex_;
+  std::uint64_t saved_events_ = 0;  ///< of the last checkpoint
   std::mutex identity_mutex_;
   std::set<std::string> orgs_with_identity_;
 };

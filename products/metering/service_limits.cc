@@ -52,27 +52,6 @@ std::string describe_refusal(const Verdict& verdict, const Told& told) {
                      told.event_type.empty() ? told.id : told.event_type, verdict.used, verdict.limit);
 }
 
-/// The beginning of what the quota's present window holds; none where the past does not count.
-std::optional<Instant> counted_from(const Quota& quota, Instant now) {
-  switch (quota.window) {
-    case WindowKind::rolling:  // with a step to spare
-      return now - quota.rolling_length - quota.rolling_length / 30;
-    case WindowKind::hour:
-    case WindowKind::day:
-    case WindowKind::week:
-    case WindowKind::month:
-    case WindowKind::lifetime: {
-      auto zone = quota.time_zone.empty() ? Result<TimeZone>(TimeZone()) : TimeZone::load(quota.time_zone);
-      return calendar_window(quota.window, now, zone ? *zone : TimeZone()).begin;
-    }
-    case WindowKind::transaction:
-    case WindowKind::concurrent:
-    case WindowKind::session:
-      return std::nullopt;
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 Result<NanoMoney> MeteringService::cost_of(const Money& cost) const {
@@ -101,7 +80,7 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   const std::optional<Instant> from = counted_from(quota, now);
   std::optional<Quota> before;
   std::vector<Limits::Seed> seeds;
-  if (from && !each_of(quota.subject)) seeds = CRETO_TRY(seeds_of(ctx.org, quota, *from));
+  if (from && !each_of(quota.subject)) seeds = CRETO_TRY(seeds_of(*ledger_, ctx.org, quota, *from));
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_quota(tx, ctx.org, quota.id));
     CRETO_TRY(store::put_quota(tx, ctx.org, quota));
@@ -118,15 +97,15 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
 }
 
 /// What was used of a quota since `from`, by arrival.
-Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const std::string& org, const Quota& quota,
-                                                            Instant from) const {
+Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const Ledger& ledger, const std::string& org,
+                                                            const Quota& quota, Instant from) const {
   std::vector<Limits::Seed> seeds;
-  const SubjectNumber subject = ledger_->subjects().find(org, quota.subject);
+  const SubjectNumber subject = ledger.subjects().find(org, quota.subject);
   if (subject == 0) return seeds;
-  const BlockAddress first = CRETO_TRY(ledger_->first_at(from));
-  CRETO_TRY(ledger_->scan(first, ledger_->position().end, [&](const StoredEvent& event) -> Result<> {
+  const BlockAddress first = CRETO_TRY(ledger.first_at(from));
+  CRETO_TRY(ledger.scan(first, ledger.position().end, [&](const StoredEvent& event) -> Result<> {
     const RecordView& record = event.record;
-    if (event.arrived < from || !ledger_->subjects().attribution(event.attribution).counts_for(subject)) return {};
+    if (event.arrived < from || !ledger.subjects().attribution(event.attribution).counts_for(subject)) return {};
     const bool of_type = quota.event_type.empty() || record.type == quota.event_type ||
                          (record.type == "action" && record.property("action") == quota.event_type);
     const bool matches = std::ranges::all_of(quota.match, [&](const PropertyMatch& match) {

@@ -40,4 +40,24 @@ Period calendar_window(WindowKind kind, Instant when, const TimeZone& zone) {
   return {};
 }
 
+std::optional<Instant> counted_from(const Quota& quota, Instant now) {
+  switch (quota.window) {
+    case WindowKind::rolling:  // with a step to spare
+      return now - quota.rolling_length - quota.rolling_length / 30;
+    case WindowKind::hour:
+    case WindowKind::day:
+    case WindowKind::week:
+    case WindowKind::month:
+    case WindowKind::lifetime: {
+      auto zone = quota.time_zone.empty() ? Result<TimeZone>(TimeZone()) : TimeZone::load(quota.time_zone);
+      return calendar_window(quota.window, now, zone ? *zone : TimeZone()).begin;
+    }
+    case WindowKind::transaction:
+    case WindowKind::concurrent:
+    case WindowKind::session:
+      return std::nullopt;
+  }
+  return std::nullopt;
+}
+
 }  // namespace creto::metering

@@ -11,4 +11,7 @@ namespace creto::metering {
 /// Requires: `kind` is a calendar window.
 Period calendar_window(WindowKind kind, Instant when, const TimeZone& zone = {});
 
+/// The beginning of what the quota's present window holds; none where the past does not count.
+std::optional<Instant> counted_from(const Quota& quota, Instant now);
+
 }  // namespace creto::metering

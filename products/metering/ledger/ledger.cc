@@ -224,11 +224,13 @@ Result<> Ledger::start(const Restore& restore, const Replay& replay) {
   CRETO_TRY(files_.create_directories(directory_));
   CRETO_TRY(begin_log());
   index_ = CRETO_TRY(KeyIndex::open(files_, directory_ / "keys"));
+  position_.end = log_->end();
   const BlockAddress state_from = CRETO_TRY(load_checkpoint(restore));
   const BlockAddress keys_from{index_->covered() + 1, 0};
   CRETO_TRY(load(std::min(state_from, keys_from), state_from, replay));
   written_ = subjects_.mark();
-  position_ = {log_->end(), log_->head(), 0};
+  position_.end = log_->end();
+  position_.head = log_->head();
   maintenance_ = std::thread([this] { maintain(); });
   return {};
 }
@@ -282,8 +284,11 @@ Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
     }
     layout::Reader state(content);
     CRETO_TRY(subjects_.read(state));
-    CRETO_TRY(restore(*this, state.bytes(state.left())));
-    return address;
+    auto restored = restore(*this, state.bytes(state.left()));
+    if (restored) return address;
+    if (restored.error().kind() != ErrorKind::invalid_input) return std::move(restored).error();
+    telemetry_.log(LogLevel::warn, "metering", "checkpoint_unusable", nullptr,
+                   {{"path", path.string()}, {"error", restored.error().to_string()}});
   }
   CRETO_TRY(restore(*this, {}));
   return log_->begin();
@@ -323,6 +328,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
                         seconds_of(block.arrived()), entry.content});
       }
       if (address < state_from) return {};
+      ++position_.events;
       return replay(StoredEvent{entry.id.value_or(id_of(key, seconds_of(block.arrived()))), address, entry.index,
                                 block.arrived(), entry.attribution, entry.record, entry.envelope});
     });
@@ -372,7 +378,11 @@ Result<std::vector<Outcome>> Ledger::append(std::span<const NewEvent> events, co
       position_.head = log_->head();
     }
     for (Waiting* waiting : group) {
-      if (!written) waiting->failed = written.error();
+      if (!written)
+        waiting->failed = written.error();
+      else
+        position_.events +=
+            static_cast<std::uint64_t>(std::ranges::count(waiting->outcomes, Outcome::Kind::accepted, &Outcome::kind));
       waiting->done = true;
     }
     changed_.notify_all();
@@ -489,20 +499,26 @@ Result<> Ledger::seal_if_full() {
 
 // --- beside it
 
-Result<> Ledger::checkpoint(const std::function<void(Bytes&)>& save) {
+Result<> Ledger::checkpoint(const std::function<void(Bytes&)>& begin, const std::function<bool(Bytes&)>& more) {
   Bytes content;
   BlockAddress address;
+  Subjects::Mark mark;
+  Bytes state;
   {
     std::unique_lock lock(queue_mutex_);
     changed_.wait(lock, [&] { return !checkpoint_wanted_; });
     checkpoint_wanted_ = true;
     changed_.wait(lock, [&] { return inside_ == 0; });
-    address = log_->end();
-    subjects_.write({}, written_, content);
-    save(content);
+    address = position_.end;
+    mark = written_;
+    begin(state);
     checkpoint_wanted_ = false;
   }
   changed_.notify_all();
+  subjects_.write({}, mark, content);
+  while (more(state)) {
+  }
+  layout::put_bytes(content, state);
   Bytes file;
   file.reserve(content.size() + 40);
   layout::put_bytes(file, as_bytes(checkpoint_magic));
@@ -597,6 +613,13 @@ void Ledger::maintain() {
     busy_ = false;
     if (done) {
       frozen_.erase(frozen_.begin());
+      if (options_.sealed) {
+        busy_ = true;
+        lock.unlock();
+        options_.sealed(frozen.segment);
+        lock.lock();
+        busy_ = false;
+      }
     } else {
       // The keys stay in memory, and at the next start in the log.
       telemetry_.log(LogLevel::error, "metering", "key_run_failed", nullptr, {{"error", done.error().to_string()}});

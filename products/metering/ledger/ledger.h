@@ -69,6 +69,8 @@ struct LedgerOptions {
   Nanos idempotency_window = std::chrono::hours(24 * 7);  ///< from arrival
   std::uint32_t segment_events_max = 1'000'000;
   std::uint64_t segment_bytes_max = 256 << 20;
+  /// Called on the maintenance thread when a segment is full and its keys are in a run.
+  std::function<void(std::uint32_t segment)> sealed{};
 };
 
 /// Every event once: takes batches from many threads, tells repetitions apart, and makes what is new durable, many
@@ -79,7 +81,8 @@ struct LedgerOptions {
 class Ledger {
  public:
   using Replay = std::function<Result<>(const StoredEvent&)>;
-  /// Called once, before any replay, with what the newest checkpoint holds; empty where there is none.
+  /// Called before any replay with what the newest checkpoint holds. Where that answers invalid_input, and where there
+  /// is none, it is called with nothing, and the whole log is replayed.
   using Restore = std::function<Result<>(Ledger&, BytesView)>;
 
   /// Opens what is in `directory` beside the log: runs of keys, a checkpoint. `replay` gets each event after the
@@ -101,15 +104,16 @@ class Ledger {
   Result<std::vector<Outcome>> append(std::span<const NewEvent> events, const BatchProof* proof,
                                       const std::function<void(std::span<const Outcome>)>& counted);
 
-  /// Saves what `save` puts out together with the place in the log that it stands for. `save` runs while no event is
-  /// between log and `counted`.
-  Result<> checkpoint(const std::function<void(Bytes&)>& save);
+  /// Saves a state together with the place in the log that it stands for. `begin` runs while no event is between log
+  /// and `counted`, and should take no time; then `more` is called until it returns false, while events go on. One at a
+  /// time.
+  Result<> checkpoint(const std::function<void(Bytes&)>& begin, const std::function<bool(Bytes&)>& more);
 
   /// What came before, and its name: head and end of the log.
   struct Position {
     BlockAddress end;
     Hash256 head{};
-    std::uint64_t events = 0;  ///< since the start of this process
+    std::uint64_t events = 0;  ///< replayed and taken by this process
   };
   Position position() const;
 

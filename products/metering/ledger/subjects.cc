@@ -194,16 +194,22 @@ void Subjects::skip(layout::Reader& reader) {
 
 Result<> Subjects::read(layout::Reader& reader) {
   const std::unique_lock lock(mutex_);
-  if (reader.get<SubjectNumber>() != subjects_.size()) return damaged();
-  for (std::size_t left = reader.count(8); left > 0; --left) {
+  std::size_t next = reader.get<SubjectNumber>();
+  if (next > subjects_.size()) return damaged();
+  for (std::size_t left = reader.count(8); left > 0; --left, ++next) {
     const std::string_view org = reader.text();
     const std::string_view name = reader.text();
     if (!reader.ok()) return damaged();
-    add(org, name, hash_of(org, name));
+    if (next == subjects_.size()) {
+      add(org, name, hash_of(org, name));
+    } else if (subjects_[next].name != name || subjects_[next].org != org) {
+      return damaged();
+    }
   }
-  if (reader.get<AttributionNumber>() != attributions_.size()) return damaged();
+  next = reader.get<AttributionNumber>();
+  if (next > attributions_.size()) return damaged();
   const auto known = [this](SubjectNumber number) { return number > 0 && number <= subjects_.size(); };
-  for (std::size_t left = reader.count(12); left > 0; --left) {
+  for (std::size_t left = reader.count(12); left > 0; --left, ++next) {
     Attribution attribution;
     attribution.agent = reader.get<SubjectNumber>();
     attribution.subscription = reader.get<SubjectNumber>();
@@ -212,7 +218,11 @@ Result<> Subjects::read(layout::Reader& reader) {
     const bool good = known(attribution.agent) && (attribution.subscription == 0 || known(attribution.subscription)) &&
                       std::ranges::all_of(attribution.ancestors, known);
     if (!reader.ok() || !good) return damaged();
-    add(attribution, hash_of(attribution));
+    if (next == attributions_.size()) {
+      add(attribution, hash_of(attribution));
+    } else if (attributions_[next] != attribution) {
+      return damaged();
+    }
   }
   return reader.ok() ? Result<>() : damaged();
 }

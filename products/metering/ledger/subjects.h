@@ -58,7 +58,8 @@ class Subjects {
   Mark mark() const;
   /// Definitions beyond `from` up to `until`.
   void write(const Mark& from, const Mark& until, Bytes& out) const;
-  /// Takes what `write` wrote, in the order in which it was written. Errors: hash_mismatch where it does not follow.
+  /// Takes what `write` wrote, in the order in which it was written; what is known already must be the same. Errors:
+  /// hash_mismatch.
   Result<> read(layout::Reader& reader);
   /// Past what `write` wrote.
   static void skip(layout::Reader& reader);

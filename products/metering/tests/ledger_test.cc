@@ -175,10 +175,14 @@ TEST(Ledger, StartsFromItsCheckpointAndReplaysWhatCameAfter) {
   FaultFiles files;
   House house(files, {.segment_events_max = 10});
   for (int i = 0; i < 25; ++i) house.one(std::to_string(i));
-  ASSERT_TRUE(house.ledger->checkpoint([](Bytes& out) { layout::put_bytes(out, as_bytes("state")); }));
+  ASSERT_TRUE(house.ledger->checkpoint([](Bytes& out) { layout::put_bytes(out, as_bytes("st")); },
+                                       [](Bytes& out) {
+                                         layout::put_bytes(out, as_bytes("a"));
+                                         return out.size() < 5;
+                                       }));
   house.one("after");
   house.open();
-  EXPECT_EQ(house.restored, "state");
+  EXPECT_EQ(house.restored, "staaa");
   EXPECT_EQ(house.replayed, std::vector<std::string>{"after"});
   EXPECT_EQ(house.one("3"), Kind::duplicate);
   EXPECT_EQ(house.one("after"), Kind::duplicate);
@@ -237,7 +241,7 @@ TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
         if ((*outcomes)[i].kind == Kind::accepted) EXPECT_FALSE(acknowledged.contains(batch[i].key));
         acknowledged.insert(batch[i].key);
       }
-      if (random() % 16 == 0) (void)house.ledger->checkpoint([](Bytes&) {});
+      if (random() % 16 == 0) (void)house.ledger->checkpoint([](Bytes&) {}, [](Bytes&) { return false; });
     }
     house.ledger.reset();
     files.crash(random() | 1);
@@ -271,7 +275,7 @@ TEST(Ledger, ManyThreadsShareSyncsAndAgreeWhoWasFirst) {
             *ledger, {{fmt::format("{}-{}", t / 2, i)}, {fmt::format("{}-{}b", t / 2, i)}}, {}, clock.now());
         ASSERT_TRUE(outcomes) << outcomes.error().to_string();
         for (const Outcome& outcome : *outcomes) accepted += outcome.kind == Kind::accepted ? 1 : 0;
-        if (t == 0 && i % 30 == 0) ASSERT_TRUE(ledger->checkpoint([](Bytes&) {}));
+        if (t == 0 && i % 30 == 0) ASSERT_TRUE(ledger->checkpoint([](Bytes&) {}, [](Bytes&) { return false; }));
       }
     });
   }

@@ -633,6 +633,35 @@ TEST_P(MeteringContract, WhatWasUsedIsKnownAfterAStart) {
   EXPECT_EQ(usage[0].events, 2);
 }
 
+TEST_P(MeteringContract, ADamagedCheckpointIsNoLoss) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  stop();
+  std::size_t damaged = 0;
+  const auto names = files.list("/usage").value();
+  for (const std::string& name : names) {
+    if (!name.ends_with(".state")) continue;
+    files.flip_bit("/usage/" + name, 8 * 50);
+    ++damaged;
+  }
+  EXPECT_EQ(damaged, 1u);
+  start();
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
+}
+
+TEST_P(MeteringContract, AQuotaThatIsYoungerThanTheCheckpointCountsWhatWasBefore) {
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  stop();
+  start();
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "2")));
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 2);
+  files.crash();  // before the next checkpoint
+  stop();
+  start();
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 2);
+}
+
 TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   const Identity reporter = Identity::service("gateway").value();
   ASSERT_TRUE(registry->ensure_service(ctx, reporter));
