@@ -2,12 +2,16 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <random>
 #include <set>
 #include <thread>
 
+#include "counters.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/sql.h"
 #include "creto/testing/databases.h"
@@ -60,7 +64,8 @@ class House {
     return send_to(*ledger, sent, envelope, clock.now());
   }
   static Result<std::vector<Outcome>> send_to(Ledger& ledger, const std::vector<Sent>& sent, std::string_view envelope,
-                                              Instant now) {
+                                              Instant now,
+                                              const std::function<void(std::span<const Outcome>)>& counted = {}) {
     const SubjectNumber agent = ledger.subjects().number("org", "service:a");
     const AttributionNumber whom = ledger.subjects().number(Attribution{agent, 0, {}});
     std::vector<Bytes> bytes(sent.size());
@@ -81,7 +86,7 @@ class House {
       }
       events.push_back(event);
     }
-    return ledger.append(events, nullptr, {});
+    return ledger.append(events, nullptr, counted);
   }
   Outcome::Kind one(const std::string& key, const std::string& units = "1") {
     const auto outcomes = send({{key, units}});
@@ -254,6 +259,133 @@ TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
       ASSERT_TRUE(offered.contains(key));
       acknowledged.insert(key);
     }
+  }
+}
+
+/// A ledger on a real disk with a counter behind it, as a process has them.
+class Counted {
+ public:
+  explicit Counted(const std::filesystem::path& directory) {
+    quota_.id = "all";
+    quota_.subject = "service:a";
+    quota_.event_type = "t";
+    quota_.limit = limit_max;
+    quota_.window = WindowKind::lifetime;
+    EXPECT_TRUE(limits_.put_quota("org", quota_, now()));
+    auto log = open_block_files(io::real_files(), directory / "log");
+    EXPECT_TRUE(log) << log.error().to_string();
+    auto opened = Ledger::open(
+        *std::move(log), io::real_files(), directory, system_clock(), no_telemetry(), {.segment_events_max = 300},
+        [this](Ledger&, BytesView state) -> Result<> {
+          if (!state.empty()) CRETO_TRY(limits_.load(state));
+          return {};
+        },
+        [this](const StoredEvent&) -> Result<> {
+          count(1);
+          return {};
+        });
+    EXPECT_TRUE(opened) << opened.error().to_string();
+    ledger = *std::move(opened);
+  }
+  void count(std::size_t events) {
+    const AccountNumber account = limits_.account("org", "service:a");
+    const std::vector<Fact> facts(events,
+                                  Fact{.accounts = std::span(&account, 1), .words = limits_.words_of_fact("org", "t")});
+    std::vector<Notice> notices;
+    limits_.add(facts, now(), notices);
+  }
+  Result<std::vector<Outcome>> send(const std::vector<House::Sent>& sent) {
+    return House::send_to(*ledger, sent, {}, now(), [this](std::span<const Outcome> outcomes) {
+      count(static_cast<std::size_t>(std::ranges::count(outcomes, Kind::accepted, &Outcome::kind)));
+    });
+  }
+  Result<> checkpoint() {
+    return ledger->checkpoint([this](Bytes& out) { limits_.begin_copy(out); },
+                              [this](Bytes& out) { return limits_.write_copy(out); });
+  }
+  std::int64_t counted() { return limits_.state("org", quota_, now())->used; }
+  std::multiset<std::string> keys() {
+    std::multiset<std::string> all;
+    EXPECT_TRUE(ledger->scan({}, ledger->position().end, [&](const StoredEvent& event) -> Result<> {
+      all.emplace(event.record.key);
+      return {};
+    }));
+    return all;
+  }
+  static Instant now() { return system_clock().now(); }
+
+  std::unique_ptr<Ledger> ledger;
+
+ private:
+  Limits limits_;
+  Quota quota_;
+};
+
+/// Takes events from two threads until it is killed, and says on `out` which are acknowledged.
+[[noreturn]] void take_until_killed(const std::filesystem::path& directory, std::uint64_t life, int out) {
+  Counted house(directory);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(life * 2 + static_cast<std::uint64_t>(t));
+      for (int next = 0;;) {
+        std::vector<House::Sent> batch;
+        std::string said;
+        for (std::size_t i = 0; i < 1 + random() % 40; ++i) {
+          const bool again = next > 0 && random() % 5 == 0;
+          batch.push_back({fmt::format("{}-{}-{}", life, t,
+                                       again ? static_cast<int>(random() % static_cast<unsigned>(next)) : next++)});
+          said += batch.back().key + "\n";
+        }
+        if (!house.send(batch)) std::_Exit(1);
+        if (::write(out, said.data(), said.size()) != std::ssize(said)) std::_Exit(1);
+        if (random() % 50 == 0 && !house.checkpoint()) std::_Exit(1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::_Exit(1);
+}
+
+TEST(Ledger, LosesNothingAcknowledgedWhenItsProcessIsKilled) {
+  const std::uint64_t kills = number_from("CRETO_KILLS", 20);
+  std::mt19937_64 random(number_from("CRETO_SEED", 1));
+  creto::testing::TempDir directory;
+  std::set<std::string> acknowledged;
+  for (std::uint64_t life = 0; life < kills; ++life) {
+    int pipe[2];
+    ASSERT_EQ(::pipe(pipe), 0);
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) take_until_killed(directory.path(), life, pipe[1]);
+    ::close(pipe[1]);
+    // Killed after so many bytes of answers: anywhere in what comes next.
+    std::string said;
+    const std::size_t wanted = random() % 6'000;
+    std::array<char, 4096> part;
+    while (said.size() < wanted) {
+      const ssize_t got = ::read(pipe[0], part.data(), part.size());
+      ASSERT_GT(got, 0);
+      said.append(part.data(), static_cast<std::size_t>(got));
+    }
+    ::kill(child, SIGKILL);
+    while (const ssize_t got = ::read(pipe[0], part.data(), part.size())) {
+      ASSERT_GT(got, 0);
+      said.append(part.data(), static_cast<std::size_t>(got));
+    }
+    ::close(pipe[0]);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "it ended by itself";
+    for (std::size_t begin = 0, end; (end = said.find('\n', begin)) != said.npos; begin = end + 1) {
+      acknowledged.insert(said.substr(begin, end - begin));
+    }
+    Counted house(directory.path());
+    const auto keys = house.keys();
+    const std::set<std::string> once(keys.begin(), keys.end());
+    ASSERT_EQ(once.size(), keys.size()) << "an event is there twice";
+    for (const std::string& key : acknowledged) ASSERT_TRUE(once.contains(key)) << key << " is lost in life " << life;
+    ASSERT_EQ(house.counted(), std::ssize(keys)) << "what was counted is not what happened, in life " << life;
   }
 }
 

@@ -718,11 +718,8 @@ TEST_P(MeteringContract, AnEventThatWasGivenUpCanBeTriedAgainOrDropped) {
   const std::string broken = "{}";
   ASSERT_TRUE(db->transaction(
       ctx, [&](sql::Tx& tx) { return bus::publish(tx, ctx, "metering.events.runtime", "broken-1", broken); }));
-  std::vector<RejectedEvent> waiting;
-  for (int i = 0; i < 500 && waiting.empty(); ++i) {
-    std::this_thread::sleep_for(10ms);
-    waiting = metering->rejected_events(ctx, 10).value();
-  }
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
+  const auto waiting = metering->rejected_events(ctx, 10).value();
   ASSERT_EQ(waiting.size(), 1u);
   EXPECT_EQ(waiting[0].body, broken);
   EXPECT_EQ(code(metering->replay_rejected(ctx, waiting[0].id)), "MT-400");
