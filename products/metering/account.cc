@@ -47,6 +47,7 @@ Extra& Account::obtain_extra(Books& books) {
 }
 
 Account::Counter Account::place(const Books& books, std::uint32_t position) {
+  if (position + 1 < inside) return {used_[position], held_[position], words_[position], position};
   std::optional<Counter> found;
   each_place(books, [&](Counter counter) {
     if (counter.position == position) found.emplace(counter);

@@ -15,10 +15,15 @@ namespace {
 constexpr std::array<std::string_view, subject_kinds> prefixes{"agent:nhi:ed25519:", "human:", "service:", "sub-", ""};
 
 std::pair<SubjectKind, std::string_view> split(std::string_view subject) {
-  for (std::size_t i = 0; i < prefixes.size(); ++i) {
-    if (subject.starts_with(prefixes[i])) return {static_cast<SubjectKind>(i), subject.substr(prefixes[i].size())};
-  }
-  return {SubjectKind::other, subject};
+  const auto is = [&](SubjectKind kind) { return subject.starts_with(prefixes[static_cast<std::size_t>(kind)]); };
+  const char first = subject.empty() ? '\0' : subject.front();
+  const SubjectKind kind = first == 'a'   ? SubjectKind::agent
+                           : first == 'h' ? SubjectKind::human
+                           : first == 's'
+                               ? (is(SubjectKind::service) ? SubjectKind::service : SubjectKind::subscription)
+                               : SubjectKind::other;
+  if (!is(kind)) return {SubjectKind::other, subject};
+  return {kind, subject.substr(prefixes[static_cast<std::size_t>(kind)].size())};
 }
 
 std::uint64_t fold(std::uint64_t a, std::uint64_t b) {
@@ -27,27 +32,32 @@ std::uint64_t fold(std::uint64_t a, std::uint64_t b) {
   return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
 }
 
-/// Two lanes, so that the multiplications of a long name overlap.
+/// Two lanes, so that the multiplications of a long name overlap. The last words overlap what was read before, since
+/// reading fewer bytes than a word takes longer.
 std::uint64_t hash_of(std::string_view text, std::uint64_t seed) {
-  const auto word = [](const char* at, std::size_t size) {
+  const auto word = [](const char* at) {
     std::uint64_t value = 0;
-    std::memcpy(&value, at, size);
+    std::memcpy(&value, at, sizeof(value));
     return value;
   };
   std::uint64_t a = seed ^ text.size();
   std::uint64_t b = seed ^ 0xa0761d6478bd642fu;
   const char* at = text.data();
   std::size_t left = text.size();
-  for (; left >= 16; at += 16, left -= 16) {
-    a = fold(a ^ word(at, 8), 0xd6e8feb86659fd93u);
-    b = fold(b ^ word(at + 8, 8), 0xe7037ed1a0b428dbu);
+  if (left < 16) {
+    std::array<char, 16> padded{};
+    std::copy_n(at, left, padded.begin());
+    a = fold(a ^ word(padded.data()), 0xd6e8feb86659fd93u);
+    b = fold(b ^ word(padded.data() + 8), 0xe7037ed1a0b428dbu);
+  } else {
+    const char* last = at + left - 16;
+    for (; at < last; at += 16) {
+      a = fold(a ^ word(at), 0xd6e8feb86659fd93u);
+      b = fold(b ^ word(at + 8), 0xe7037ed1a0b428dbu);
+    }
+    a = fold(a ^ word(last), 0xd6e8feb86659fd93u);
+    b = fold(b ^ word(last + 8), 0xe7037ed1a0b428dbu);
   }
-  if (left >= 8) {
-    a = fold(a ^ word(at, 8), 0xd6e8feb86659fd93u);
-    at += 8;
-    left -= 8;
-  }
-  if (left > 0) b = fold(b ^ word(at, left), 0xe7037ed1a0b428dbu);
   return fold(a ^ 0x8ebc6af09c88c6e3u, b ^ 0x589965cc75374cc3u);
 }
 

@@ -141,13 +141,17 @@ std::optional<Forecast> Limits::forecast(std::string_view org, std::string_view 
   const std::scoped_lock lock(account);
   account.bring_up(impl_->books, ns_of(now));
   const Extra* beyond = account.extra(impl_->books);
-  if (beyond == nullptr) return Forecast{};
   constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
   const std::int64_t ns = account.stamp();
   const std::int64_t end = unix_ns(calendar_window(cost_windows[*window], from_unix_ns(ns)).end);
-  return metering::forecast(beyond->costs.rhythm, beyond->rare == nullptr ? nullptr : beyond->rare->week.get(),
+  Forecast told;
+  told.until_ns = end;
+  if (beyond == nullptr) return told;
+  told = metering::forecast(beyond->costs.rhythm, beyond->rare == nullptr ? nullptr : beyond->rare->week.get(),
                             account.cost_in(impl_->books, *window, ns), account.cost_in(impl_->books, hour_cost, ns),
                             ns / hour_ns, end / hour_ns);
+  told.until_ns = end;
+  return told;
 }
 
 }  // namespace creto::metering

@@ -29,8 +29,7 @@ constexpr std::array window_kinds{std::pair{WindowKind::rolling, std::string_vie
                                   std::pair{WindowKind::month, std::string_view("month")},
                                   std::pair{WindowKind::lifetime, std::string_view("lifetime")},
                                   std::pair{WindowKind::transaction, std::string_view("transaction")},
-                                  std::pair{WindowKind::concurrent, std::string_view("concurrent")},
-                                  std::pair{WindowKind::session, std::string_view("session")}};
+                                  std::pair{WindowKind::concurrent, std::string_view("concurrent")}};
 constexpr std::array measures{std::pair{Measure::units, std::string_view("units")},
                               std::pair{Measure::events, std::string_view("events")},
                               std::pair{Measure::cost, std::string_view("cost")}};
@@ -110,7 +109,6 @@ Result<> validate(const Quota& quota) {
   if (quota.event_type.empty() ? quota.measure == Measure::units : !is_name(quota.event_type))
     return invalid("quota.event_type", name_rule);
   CRETO_TRY(check_match(quota.match));
-  if (quota.window == WindowKind::session) return invalid("quota.window", "session is not supported yet");
   const bool rolling = quota.window == WindowKind::rolling;
   if (rolling && (quota.rolling_length < std::chrono::seconds(1) || quota.rolling_length > std::chrono::days(366))) {
     return invalid("quota.rolling_length", "must be 1s to 366d");

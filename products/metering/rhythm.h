@@ -74,6 +74,7 @@ struct Forecast {
   NanoMoney high = 0;
   double confidence = 0;    ///< that the end lies between low and high, were hours independent of each other
   double hours_learnt = 0;  ///< by which the rest is judged
+  std::int64_t until_ns = 0;
 };
 /// From the beginning of `from_hour`, of which `in_hour` is spent already, until that of `until_hour`.
 Forecast forecast(const Rhythm& rhythm, const WeekRhythm* week, NanoMoney so_far, NanoMoney in_hour,

@@ -14,6 +14,7 @@ namespace {
 using contracts::BillingPeriod;
 
 constexpr std::size_t batch_max = 1'000;
+constexpr std::size_t spend_properties_max = 32;
 
 std::string_view adjective(WindowKind kind) {
   switch (kind) {
@@ -33,8 +34,6 @@ std::string_view adjective(WindowKind kind) {
       return "single-use";
     case WindowKind::concurrent:
       return "concurrent";
-    case WindowKind::session:
-      return "session";
   }
   return "";
 }
@@ -143,12 +142,12 @@ Result<std::vector<Quota>> MeteringService::list_quotas(const Context& ctx, std:
   return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::list_quotas(tx, ctx.org, subject); });
 }
 
-Result<QuotaState> MeteringService::quota_state(const Context& ctx, std::string_view id) {
+Result<QuotaState> MeteringService::quota_state(const Context& ctx, std::string_view id, std::string_view subject) {
   const auto quota =
       CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_quota(tx, ctx.org, id); }));
   if (!quota) return not_found("quota", id);
   limits_.expire(clock_.now());
-  const auto state = limits_.state(ctx.org, *quota, clock_.now());
+  const auto state = limits_.state(ctx.org, *quota, clock_.now(), subject);
   if (!state) return not_found("quota", id);
   return *state;
 }
@@ -231,6 +230,10 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
   }
   const std::int64_t units = CRETO_TRY(to_whole_units(request.units));
   const NanoMoney cost = CRETO_TRY(limited_cost(request.cost));
+  if (request.properties.size() > spend_properties_max)
+    return error(ErrorKind::invalid_input, fmt::format("properties: must be at most {}", spend_properties_max));
+  std::vector<std::pair<std::string_view, std::string_view>> properties(request.properties.begin(),
+                                                                        request.properties.end());
   const Instant now = clock_.now();
   const Instant until = now + request.hold_for;
   // A name that is no usage type is that of an action.
@@ -239,6 +242,7 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
                                            .agent = request.agent.text(),
                                            .chain = request.delegation_chain,
                                            .event_type = request.event_type,
+                                           .properties = properties,
                                            .units = units,
                                            .cost = cost},
                                           now, until);
@@ -374,6 +378,21 @@ Result<contracts::AccumulatedCost> MeteringService::accumulated_cost(const Conte
     cost.by_event_type.emplace(type, Money{from_nano_money(amount), options_.currency});
   }
   return cost;
+}
+
+Result<CostForecast> MeteringService::forecast_cost(const Context& ctx, const Identity& agent, BillingPeriod period) {
+  if (period == BillingPeriod::transaction || period == BillingPeriod::lifetime)
+    return error(ErrorKind::invalid_input, "period: must be hour, day or month");
+  const auto told = limits_.forecast(ctx.org, agent.text(), period, clock_.now());
+  if (!told) return not_found("usage of", agent.text());
+  const auto money = [&](NanoMoney amount) { return Money{from_nano_money(amount), options_.currency}; };
+  return CostForecast{from_unix_ns(told->until_ns),
+                      money(told->so_far),
+                      money(told->expected),
+                      money(told->low),
+                      money(told->high),
+                      told->confidence,
+                      told->hours_learnt};
 }
 
 }  // namespace creto::metering

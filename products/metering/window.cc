@@ -33,7 +33,6 @@ Period calendar_window(WindowKind kind, Instant when, const TimeZone& zone) {
     case WindowKind::rolling:
     case WindowKind::transaction:
     case WindowKind::concurrent:
-    case WindowKind::session:
       break;
   }
   CRETO_ASSERT(!"this window is in no calendar");
@@ -54,7 +53,6 @@ std::optional<Instant> counted_from(const Quota& quota, Instant now) {
     }
     case WindowKind::transaction:
     case WindowKind::concurrent:
-    case WindowKind::session:
       return std::nullopt;
   }
   return std::nullopt;

@@ -123,9 +123,11 @@ class MeteringClient final : public Metering {
     request.set_subject(std::string(subject));
     return documents(ctx, "ListQuotas", request, quota_from_json);
   }
-  Result<QuotaState> quota_state(const Context& ctx, std::string_view id) override {
-    const auto response =
-        CRETO_TRY(call<v1::QuotaState>(ctx, "GetQuotaState", about<v1::GetQuotaStateRequest>(id), repeatable));
+  using Metering::quota_state;
+  Result<QuotaState> quota_state(const Context& ctx, std::string_view id, std::string_view subject) override {
+    auto request = about<v1::GetQuotaStateRequest>(id);
+    request.set_subject(std::string(subject));
+    const auto response = CRETO_TRY(call<v1::QuotaState>(ctx, "GetQuotaState", request, repeatable));
     return from_proto(response);
   }
   Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent, const DelegationChain& chain,
@@ -255,6 +257,15 @@ class MeteringClient final : public Metering {
     return cost;
   }
 
+  Result<CostForecast> forecast_cost(const Context& ctx, const Identity& agent,
+                                     contracts::BillingPeriod period) override {
+    v1::GetCostForecastRequest request;
+    request.set_agent(agent.text());
+    request.set_period(std::string(contracts::to_string(period)));
+    const auto response = CRETO_TRY(call<v1::CostForecast>(ctx, "GetCostForecast", request, repeatable));
+    return from_proto(response);
+  }
+
   Result<EventId> track_message_event(const Context& ctx, const contracts::MessageBillableEvent& event) override {
     v1::TrackMessageEventRequest request;
     request.set_idempotency_key(event.idempotency_key);
@@ -286,6 +297,7 @@ class MeteringClient final : public Metering {
     request.set_units(spend.units.to_string());
     *request.mutable_cost() = to_proto(spend.cost);
     proto::set_duration(request.mutable_hold_for(), spend.hold_for);
+    for (const auto& [property, value] : spend.properties) (*request.mutable_properties())[property] = value;
     const auto response = CRETO_TRY(call<v1::Hold>(ctx, "Reserve", request, repeatable));
     const Instant until = CRETO_TRY(proto::from_time(response.expires_at(), "expires_at"));
     return contracts::Hold{spend.id, until};

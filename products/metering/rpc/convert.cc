@@ -88,6 +88,30 @@ Result<QuotaState> from_proto(const v1::QuotaState& state) {
   return out;
 }
 
+v1::CostForecast to_proto(const CostForecast& forecast) {
+  v1::CostForecast out;
+  proto::set_time(out.mutable_until(), forecast.until);
+  *out.mutable_so_far() = to_proto(forecast.so_far);
+  *out.mutable_expected() = to_proto(forecast.expected);
+  *out.mutable_low() = to_proto(forecast.low);
+  *out.mutable_high() = to_proto(forecast.high);
+  out.set_confidence(forecast.confidence);
+  out.set_hours_learnt(forecast.hours_learnt);
+  return out;
+}
+
+Result<CostForecast> from_proto(const v1::CostForecast& forecast) {
+  CostForecast out;
+  out.until = CRETO_TRY(proto::from_time(forecast.until(), "until"));
+  out.so_far = CRETO_TRY(from_proto(forecast.so_far(), "so_far"));
+  out.expected = CRETO_TRY(from_proto(forecast.expected(), "expected"));
+  out.low = CRETO_TRY(from_proto(forecast.low(), "low"));
+  out.high = CRETO_TRY(from_proto(forecast.high(), "high"));
+  out.confidence = forecast.confidence();
+  out.hours_learnt = forecast.hours_learnt();
+  return out;
+}
+
 v1::QuotaDecision to_proto(const contracts::QuotaDecision& decision) {
   v1::QuotaDecision out;
   out.set_allowed(decision.allowed);

@@ -36,6 +36,8 @@ v1::Subscription to_proto(const Subscription& subscription);
 Result<Subscription> from_proto(const v1::Subscription& subscription);
 v1::QuotaState to_proto(const QuotaState& state);
 Result<QuotaState> from_proto(const v1::QuotaState& state);
+v1::CostForecast to_proto(const CostForecast& forecast);
+Result<CostForecast> from_proto(const v1::CostForecast& forecast);
 v1::QuotaDecision to_proto(const contracts::QuotaDecision& decision);
 Result<contracts::QuotaDecision> from_proto(const v1::QuotaDecision& decision);
 v1::Invoice to_proto(const Invoice& invoice);

@@ -226,7 +226,7 @@ void register_limits(rpc::Service& service, Metering& metering) {
   service.unary<v1::GetQuotaStateRequest, v1::QuotaState>(
       "GetQuotaState", {.idempotent = true},
       [&metering](const Context& ctx, const v1::GetQuotaStateRequest& request) -> Result<v1::QuotaState> {
-        return answer<v1::QuotaState>(metering.quota_state(ctx, request.id()));
+        return answer<v1::QuotaState>(metering.quota_state(ctx, request.id(), request.subject()));
       });
   service.unary<v1::CheckQuotaRequest, v1::QuotaDecision>(
       "CheckQuota", {.inline_call = true, .idempotent = true, .resource = of_agent},
@@ -363,6 +363,18 @@ void register_contracts(rpc::Service& service, Metering& metering) {
         for (const auto& [type, amount] : cost.by_event_type) (*out.mutable_by_event_type())[type] = to_proto(amount);
         return out;
       });
+  service.unary<v1::GetCostForecastRequest, v1::CostForecast>(
+      "GetCostForecast", {.idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::GetCostForecastRequest& request) -> Result<v1::CostForecast> {
+        const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
+        const auto period =
+            CRETO_TRY(contracts::billing_period_from_string(request.period().empty() ? "month" : request.period()));
+        const CostForecast forecast = CRETO_TRY(metering.forecast_cost(ctx, agent, period));
+        v1::CostForecast out = to_proto(forecast);
+        out.set_agent(agent.text());
+        out.set_period(std::string(contracts::to_string(period)));
+        return out;
+      });
   service.unary<v1::TrackMessageEventRequest, v1::IngestResponse>(
       "TrackMessageEvent", {.idempotent = true, .resource = of_agent},
       [&metering](const Context& ctx, const v1::TrackMessageEventRequest& request) -> Result<v1::IngestResponse> {
@@ -403,8 +415,10 @@ void register_contracts(rpc::Service& service, Metering& metering) {
         const Decimal units = CRETO_TRY(Decimal::parse(request.units().empty() ? "1" : request.units()));
         Money cost = CRETO_TRY(from_proto(request.cost(), "cost"));
         const Nanos hold_for = CRETO_TRY(proto::from_duration(request.hold_for(), "hold_for"));
-        const auto hold = CRETO_TRY(metering.reserve(
-            ctx, {id, std::move(agent), std::move(chain), request.event_type(), units, std::move(cost), hold_for}));
+        const contracts::SpendRequest spend{
+            id,    std::move(agent), std::move(chain), request.event_type(),
+            units, std::move(cost),  hold_for,         {request.properties().begin(), request.properties().end()}};
+        const auto hold = CRETO_TRY(metering.reserve(ctx, spend));
         v1::Hold out;
         out.set_id(hold.id.to_string());
         proto::set_time(out.mutable_expires_at(), hold.expires_at);

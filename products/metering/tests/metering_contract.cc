@@ -215,6 +215,41 @@ TEST_P(MeteringContract, AnEventCountsOnceAndARepetitionReturnsTheFirst) {
   EXPECT_EQ(usage[0].units, 100);
 }
 
+TEST_P(MeteringContract, AQuotaForEachAgentMayLookAtProperties) {
+  Quota each = quota("large", *parent, 150, "inference_tokens");
+  each.subject = "agent:*";
+  each.match = {{"model_id", {"large", "huge"}}};
+  each.time_zone = "Europe/Berlin";
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  const auto listed = metering->list_quotas(ctx, "agent:*").value();
+  ASSERT_EQ(listed.size(), 1u);
+  EXPECT_EQ(listed[0].match, each.match);
+  EXPECT_EQ(listed[0].time_zone, each.time_zone);
+  auto spend = ask(*parent, "inference_tokens", "200");
+  spend.properties = {{"model_id", "huge"}};
+  EXPECT_EQ(code(metering->reserve(ctx, spend)), "MT-429");
+  spend.properties = {{"model_id", "small"}};
+  EXPECT_TRUE(metering->reserve(ctx, spend));
+  auto other = ask(*child, "inference_tokens", "100");
+  other.properties = {{"model_id", "large"}};
+  EXPECT_TRUE(metering->reserve(ctx, other));
+  EXPECT_EQ(metering->quota_state(ctx, "large", child->text())->held, 100);
+  EXPECT_EQ(metering->quota_state(ctx, "large", parent->text())->held, 100) << "of those below it, too";
+}
+
+TEST_P(MeteringContract, AForecastBeginsWithWhatWasSpent) {
+  EXPECT_EQ(code(metering->forecast_cost(ctx, *parent, contracts::BillingPeriod::month)), "MT-404");
+  Draft draft = keyed("k1");
+  draft.cost = "1.25";
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, draft)));
+  const auto told = metering->forecast_cost(ctx, *parent, contracts::BillingPeriod::month);
+  ASSERT_TRUE(told) << told.error().to_string();
+  EXPECT_EQ(told->so_far, (Money{Decimal::literal("1.25"), Currency::usd()}));
+  EXPECT_EQ(told->hours_learnt, 0);
+  EXPECT_GT(told->until, clock.now());
+  EXPECT_EQ(code(metering->forecast_cost(ctx, *parent, contracts::BillingPeriod::lifetime)), "MT-400");
+}
+
 TEST_P(MeteringContract, AKeyMayBeUsedAgainAfterSevenDays) {
   const auto first = metering->ingest(ctx, event(*parent, keyed("k1"))).value();
   clock.advance(24h * 7 + 1s);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "creto/common/context.h"
@@ -17,6 +18,8 @@ struct SpendRequest {
   Decimal units = Decimal(1);
   Money cost;  ///< zero where only units count
   Nanos hold_for = std::chrono::minutes(10);
+  /// What quotas may look at: `model_id`, `project`, ... as the usage event will say it. At most 32.
+  std::map<std::string, std::string> properties{};
 };
 
 struct Hold {

@@ -124,6 +124,17 @@ struct RejectedEvent {
   Instant when{};
 };
 
+/// What will have been spent at the end of a period.
+struct CostForecast {
+  Instant until{};
+  Money so_far;
+  Money expected;
+  Money low;
+  Money high;
+  double confidence = 0;    ///< that the end lies between low and high, were hours independent of each other
+  double hours_learnt = 0;  ///< by which the rest is judged; 0: nothing is known, and nothing expected
+};
+
 /// Meters what agents use, limits what they may, prices it, and bills it.
 ///
 /// Thread-safe. Every change of what is said is audited in its transaction; usage, which may be a million events a
@@ -177,7 +188,9 @@ class Metering : public contracts::CostTrigger, public contracts::MessageCostTra
   virtual Result<> delete_quota(const Context& ctx, std::string_view id) = 0;
   /// Of one subject unless empty; by id.
   virtual Result<std::vector<Quota>> list_quotas(const Context& ctx, std::string_view subject) = 0;
-  virtual Result<QuotaState> quota_state(const Context& ctx, std::string_view id) = 0;
+  /// `subject`: which one, of a quota for each of a kind.
+  virtual Result<QuotaState> quota_state(const Context& ctx, std::string_view id, std::string_view subject) = 0;
+  Result<QuotaState> quota_state(const Context& ctx, std::string_view id) { return quota_state(ctx, id, {}); }
   /// Whether `units` more would be granted to the caller's agent. Memory only, < 10 us at p99; consumes nothing.
   virtual Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent,
                                                        const DelegationChain& chain, std::string_view event_type,
@@ -185,6 +198,10 @@ class Metering : public contracts::CostTrigger, public contracts::MessageCostTra
   virtual Result<SubjectThreshold> set_threshold(const Context& ctx, const SubjectThreshold& threshold) = 0;
   virtual Result<> delete_threshold(const Context& ctx, std::string_view id) = 0;
   virtual Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) = 0;
+  /// By the hours so far, and the hours of the week where the agent has a cost threshold of its own. `period`: hour,
+  /// day or month of UTC. Errors: not_found where the agent has never been seen.
+  virtual Result<CostForecast> forecast_cost(const Context& ctx, const Identity& agent,
+                                             contracts::BillingPeriod period) = 0;
 
   // --- usage and invoices
   virtual Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) = 0;  ///< by event type

@@ -25,7 +25,6 @@ enum class WindowKind : std::uint8_t {
   lifetime,
   transaction,  ///< a single use
   concurrent,   ///< nothing but what reservations hold at this moment: sessions, sandboxes, calls under way
-  session,      ///< one session: what has the same `session` below the subject; forgotten a day after its last use
 };
 std::string_view to_string(WindowKind kind);
 Result<WindowKind> window_kind_from_string(std::string_view text);
