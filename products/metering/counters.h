@@ -194,7 +194,8 @@ class Limits {
 
   // --- cost
   /// The first threshold of agent, subscription or ancestor that `use` would exceed: transaction limits and those of
-  /// `period`. Takes no lock and does not allocate where a quarter of every threshold is left.
+  /// `period`. Takes no lock and does not allocate where there is none, but for an
+  /// agent whose last hour has to be learnt from.
   std::optional<CostFinding> check_cost(const Use& use, contracts::BillingPeriod period, Instant now);
   /// Accumulated cost of the agent in the period's window around `now`, with what is held, and `use` added.
   NanoMoney cost_with(const Use& use, contracts::BillingPeriod period, Instant now);

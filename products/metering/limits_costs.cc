@@ -43,10 +43,22 @@ std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod peri
     const std::int64_t ns = std::max(ns_of(now), account.stamp());
     const bool learns = account.extra(impl_->books) != nullptr && account.stamp() / hour_ns != ns / hour_ns;
     if (own && (learns || unusual(account, ns))) return false;
-    return account.all_of(impl_->books, [&](const Terms& said, bool roomy) {
+    const bool roomy_enough = account.all_of(impl_->books, [&](const Terms& said, bool roomy) {
       if (!wanted(said)) return true;
       return use.cost <= (said->window == WindowKind::transaction ? said->limit : roomy ? said->margin : INT64_MIN);
     });
+    if (roomy_enough) return true;
+    for (int attempt = 0; attempt < 8; ++attempt) {
+      const std::uint32_t version = account.version();
+      if ((version & 1) != 0) continue;
+      bool certain = true;
+      account.each(impl_->books, [&](const Account::Counter& counter, const Terms& said) {
+        if (certain && wanted(said))
+          certain = add_saturating(taken(account, counter, said, ns), use.cost) <= said->limit;
+      });
+      if (account.is_still(version)) return certain;
+    }
+    return false;
   };
 
   for (std::size_t i = 0; i < targets.count; ++i) {
