@@ -200,6 +200,24 @@ int run(int argc, char** argv) {
                "ns", 1'000, 300);
   }
 
+  {
+    Bytes copy;
+    copy.reserve(std::size_t{400} << 20);
+    const auto began = std::chrono::steady_clock::now();
+    limits.begin_copy(copy);
+    while (limits.write_copy(copy)) continue;
+    const auto written = std::chrono::steady_clock::now();
+    Limits after;
+    for (const WindowKind window : windows)
+      must(after.put_quota(org, quota(std::string(to_string(window)), "agent:*", window), now));
+    must(after.put_threshold(org, threshold("agent-month", "agent:*", contracts::BillingPeriod::month), now));
+    must(after.load(copy));
+    const auto loaded = std::chrono::steady_clock::now();
+    report.add("copy of all counters, written", std::chrono::duration<double>(written - began).count(), "s", 2, 1);
+    report.add("copy of all counters, loaded", std::chrono::duration<double>(loaded - written).count(), "s", 2, 1);
+    report.compare("copy of all counters, size", static_cast<double>(copy.size()) / 1e6, "MB");
+  }
+
   std::atomic<bool> stop{false};
   std::atomic<std::uint64_t> counted{0};
   std::thread counting([&] {
