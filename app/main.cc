@@ -18,6 +18,7 @@
 #include "creto/common/bytes.h"
 #include "creto/common/json.h"
 #include "creto/io/http_server.h"
+#include "metering_commands.h"
 #include "policy_commands.h"
 
 namespace creto::app {
@@ -253,6 +254,7 @@ int run(int argc, char** argv) {
     return sub;
   };
   add_policy_commands(plain_command);
+  add_metering_commands(plain_command, [&flags] { return options_of(flags); });
   add_policy_set_commands(plain_command, [&flags] { return options_of(flags); });
 
   std::string name;

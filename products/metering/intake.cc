@@ -262,7 +262,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
 
 Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const BatchProof* proof,
                                        std::vector<Reached>& reached) {
-  const auto count = [&](std::span<const Outcome> outcomes) {
+  const auto count = [&](std::span<const Outcome> outcomes, Instant arrived) {
     std::vector<Fact> facts;
     std::vector<std::uint32_t> event_of;
     facts.reserve(outcomes.size());
@@ -272,7 +272,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
       event_of.push_back(static_cast<std::uint32_t>(i));
     }
     std::vector<Notice> notices;
-    limits_.add(facts, clock_.now(), notices);
+    limits_.add(facts, arrived, notices);
     for (Notice& notice : notices) {
       const std::uint32_t event = event_of[notice.fact];
       reached.push_back(

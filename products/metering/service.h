@@ -56,6 +56,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override;
   Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) override;
   Result<> drop_rejected(const Context& ctx, std::string_view id) override;
+  Result<UsageVerification> verify_usage(const Context& ctx) override;
 
   Result<Plan> put_plan(const Context& ctx, const Plan& plan) override;
   Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) override;
@@ -129,6 +130,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
                                  std::vector<Intake::Reached>& reached);
   Result<> tell(const Context& ctx, const Intake::Reached& reached);
   Result<> tell_what_waits();
+  Result<> verify_keys(BlockAddress until, UsageVerification& found);
+  Result<> verify_batches(BlockAddress until, UsageVerification& found);
   Result<> put_rules();
   Result<> restore(Ledger& ledger, BytesView counters);
   Result<> checkpoint();

@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "block_log.h"
+#include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
 #include "layout.h"
 
@@ -112,19 +113,22 @@ class SegmentReader {
 
 class BlockFiles final : public BlockLog {
  public:
-  BlockFiles(io::FileSystem& files, fs::path directory) : files_(files), directory_(std::move(directory)) {}
+  BlockFiles(io::FileSystem& files, fs::path directory, bool writes)
+      : files_(files), directory_(std::move(directory)), writes_(writes) {}
 
   Result<> open() {
-    CRETO_TRY(files_.create_directories(directory_));
+    if (writes_) CRETO_TRY(files_.create_directories(directory_));
     std::uint32_t last = 0;
     const auto names = CRETO_TRY(files_.list(directory_));
     for (const std::string& name : names) {
       if (const auto number = number_of(name)) last = std::max(last, *number);
     }
-    if (last == 0) return start_segment(1);
+    if (last == 0 && writes_) return start_segment(1);
+    if (last == 0)
+      return Error(Product::metering, ErrorKind::not_found, fmt::format("`{}` has no usage log", directory_.string()));
     CRETO_TRY(recover(last));
     if (last > 1 && size_ == magic.size()) head_ = CRETO_TRY(last_hash(last - 1));
-    return reopen();
+    return writes_ ? reopen() : Result<>();
   }
 
   BlockAddress begin() const override { return {1, magic.size()}; }
@@ -135,6 +139,7 @@ class BlockFiles final : public BlockLog {
     if (content.size() > block_bytes_max) {
       return Error(Product::metering, ErrorKind::too_large, fmt::format("block: is over {} bytes", block_bytes_max));
     }
+    CRETO_ASSERT(writes_);
     if (!file_) CRETO_TRY(reopen());
     const Hash256 hash = hash_of(head_, content);
     Bytes header;
@@ -174,6 +179,7 @@ class BlockFiles final : public BlockLog {
 
   Result<> scan(BlockAddress from, const Visit& visit) override {
     const BlockAddress until = end();
+    std::optional<Hash256> before;
     for (std::uint32_t segment = std::max(from.segment, 1U); segment <= until.segment; ++segment) {
       const fs::path path = path_of(segment);
       const std::uint64_t begin =
@@ -183,7 +189,8 @@ class BlockFiles final : public BlockLog {
       while (!reader.at_end()) {
         const BlockAddress address{segment, static_cast<std::uint32_t>(reader.offset())};
         const auto block = CRETO_TRY(reader.next());
-        if (!block) return damaged(path, reader.offset());
+        if (!block || (before && *before != block->before)) return damaged(path, address.offset);
+        before = block->hash;
         CRETO_TRY(visit(address, block->content));
       }
     }
@@ -230,9 +237,10 @@ class BlockFiles final : public BlockLog {
       if (!block) break;
       head_ = block->hash;
     }
-    if (!reader.at_end()) CRETO_TRY(refuse_damage(path, reader.offset(), end));
     segment_ = segment;
     size_ = reader.offset();
+    if (!writes_) return {};
+    if (!reader.at_end()) CRETO_TRY(refuse_damage(path, reader.offset(), end));
     // What was read may never have been synced by the process before us.
     auto file = CRETO_TRY(files_.open_append(path));
     return file->sync();
@@ -263,6 +271,7 @@ class BlockFiles final : public BlockLog {
 
   io::FileSystem& files_;
   const fs::path directory_;
+  const bool writes_;
   std::unique_ptr<io::WritableFile> file_;
   std::uint32_t segment_ = 0;
   std::uint64_t size_ = 0;  ///< durable bytes of the present segment
@@ -272,7 +281,13 @@ class BlockFiles final : public BlockLog {
 }  // namespace
 
 Result<std::unique_ptr<BlockLog>> open_block_files(io::FileSystem& files, fs::path directory) {
-  auto log = std::make_unique<BlockFiles>(files, std::move(directory));
+  auto log = std::make_unique<BlockFiles>(files, std::move(directory), true);
+  CRETO_TRY(log->open());
+  return std::unique_ptr<BlockLog>(std::move(log));
+}
+
+Result<std::unique_ptr<BlockLog>> read_block_files(io::FileSystem& files, fs::path directory) {
+  auto log = std::make_unique<BlockFiles>(files, std::move(directory), false);
   CRETO_TRY(log->open());
   return std::unique_ptr<BlockLog>(std::move(log));
 }

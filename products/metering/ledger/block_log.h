@@ -54,6 +54,9 @@ class BlockLog {
 /// unfinished. Errors: hash_mismatch where durable content is damaged.
 Result<std::unique_ptr<BlockLog>> open_block_files(io::FileSystem& files, std::filesystem::path directory);
 
+/// The same, to be read alone, also while another process writes: ends before what is unfinished, changes nothing.
+Result<std::unique_ptr<BlockLog>> read_block_files(io::FileSystem& files, std::filesystem::path directory);
+
 /// Rows of a PostgreSQL or SQLite database. Who opens the log last owns it: the one before can append no more.
 Result<std::unique_ptr<BlockLog>> open_block_table(sql::Database& database);
 

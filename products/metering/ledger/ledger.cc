@@ -5,9 +5,10 @@
 #include <algorithm>
 #include <charconv>
 
+#include "batch_proof.h"
+#include "block_reader.h"
 #include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
-#include "creto/crypto/random.h"
 #include "layout.h"
 
 namespace creto::metering {
@@ -15,103 +16,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint32_t format_version = 1;
 constexpr std::size_t group_events_max = 64'000;
 constexpr std::size_t group_bytes_max = 16 << 20;
 constexpr std::uint32_t envelope_bit = 1U << 31;  ///< in KnownKey::index: the event has an id of its own
 constexpr std::string_view checkpoint_magic = "CRETOS1\n";
 constexpr std::string_view checkpoint_suffix = ".state";
-
-enum class BlockKind : std::uint8_t { beginning = 0, events = 1 };
-enum class EntryKind : std::uint8_t { record = 0, envelope = 1 };
-
-std::uint32_t seconds_of(Instant when) {
-  const std::int64_t seconds = unix_ns(when) / 1'000'000'000;
-  return static_cast<std::uint32_t>(std::clamp<std::int64_t>(seconds, 0, UINT32_MAX));
-}
-
-/// An id that follows from key and arrival (UUIDv8): sorts by the second, and is the same whenever it is asked for.
-EventId id_of(const KeyHash& key, std::uint32_t arrived_s) {
-  ByteArray<16> id{};
-  for (std::size_t i = 0; i < 4; ++i) id[i] = static_cast<std::uint8_t>(arrived_s >> (24 - 8 * i));
-  std::memcpy(id.data() + 4, &key.low, 8);
-  std::memcpy(id.data() + 12, &key.high, 4);
-  id[6] = static_cast<std::uint8_t>(0x80 | (id[6] & 0x0F));
-  id[8] = static_cast<std::uint8_t>(0x80 | (id[8] & 0x3F));
-  return EventId::from_bytes(id);
-}
-
-Error damaged(BlockAddress block) {
-  return Error(Product::metering, ErrorKind::hash_mismatch,
-               fmt::format("usage log: block {} of segment {} cannot be read", block.offset, block.segment));
-}
-
-/// Reads a block of events (docs/formats.md, "Usage log").
-class BlockReader {
- public:
-  BlockReader(BlockAddress address, BytesView content) : address_(address), reader_(content) {}
-
-  Result<> head() {
-    const auto kind = reader_.get<BlockKind>();
-    const auto arrived = reader_.get<std::int64_t>();
-    if (!reader_.ok() || kind != BlockKind::events || arrived < 0) return damaged(address_);
-    arrived_ = from_unix_ns(arrived);
-    return {};
-  }
-  Result<> definitions(Subjects& subjects) { return subjects.read(reader_); }
-  Result<> skip_definitions() {
-    Subjects::skip(reader_);
-    return reader_.ok() ? Result<>() : damaged(address_);
-  }
-
-  struct Entry {
-    std::uint32_t index = 0;
-    AttributionNumber attribution = 0;
-    std::uint64_t content = 0;
-    std::optional<EventId> id{};
-    RecordView record;
-    std::string_view envelope{};
-  };
-  /// Calls `visit` for each entry. Requires: head and definitions were read.
-  template <class Visit>
-  Result<> entries(RecordScratch& scratch, Visit&& visit) {
-    const std::size_t count = reader_.count(17);
-    for (std::size_t i = 0; i < count; ++i) {
-      Entry entry;
-      entry.index = static_cast<std::uint32_t>(i);
-      entry.attribution = reader_.get<AttributionNumber>();
-      entry.content = reader_.get<std::uint64_t>();
-      const auto kind = reader_.get<EntryKind>();
-      if (kind == EntryKind::envelope) entry.id = EventId::from_bytes(reader_.get<ByteArray<16>>());
-      const BytesView bytes = reader_.sized();
-      if (kind == EntryKind::envelope) entry.envelope = reader_.text();
-      if (!reader_.ok()) return damaged(address_);
-      scratch.clear();
-      auto record = parse_record(bytes, scratch);
-      if (!record) return damaged(address_);
-      entry.record = *std::move(record);
-      CRETO_TRY(visit(entry));
-    }
-    skip_proofs();
-    return reader_.done() ? Result<>() : damaged(address_);
-  }
-
-  Instant arrived() const { return arrived_; }
-
- private:
-  void skip_proofs() {
-    for (std::size_t proofs = reader_.count(16); proofs > 0; --proofs) {
-      for (int part = 0; part < 3; ++part) reader_.sized();
-      for (std::size_t leaves = reader_.count(4); leaves > 0; --leaves) {
-        if (reader_.get<std::uint32_t>() == BatchProof::not_taken) reader_.bytes(sizeof(Hash256));
-      }
-    }
-  }
-
-  const BlockAddress address_;
-  layout::Reader reader_;
-  Instant arrived_{};
-};
 
 void put_entry(Bytes& out, const NewEvent& event) {
   layout::put(out, event.attribution);
@@ -153,6 +62,7 @@ struct Ledger::Waiting {
   const BatchProof* proof;
   std::size_t bytes;
   std::vector<Outcome> outcomes{};
+  Instant arrived{};
   std::optional<Error> failed{};
   bool done = false;
 };
@@ -186,38 +96,6 @@ Result<std::unique_ptr<Ledger>> Ledger::open(std::unique_ptr<BlockLog> log, io::
   return ledger;
 }
 
-KeyHash Ledger::key_hash(std::string_view org, std::string_view source, std::string_view key) const {
-  // Sizes before texts: no two different triples have the same bytes.
-  std::array<std::uint8_t, 1024> room;
-  Bytes large;
-  const std::size_t size = 8 + org.size() + source.size() + key.size();
-  std::uint8_t* out = room.data();
-  if (size > room.size()) {
-    large.resize(size);
-    out = large.data();
-  }
-  const auto sizes = std::array{static_cast<std::uint32_t>(org.size()), static_cast<std::uint32_t>(source.size())};
-  std::uint8_t* at = out;
-  const auto put = [&](const void* from, std::size_t bytes) {
-    if (bytes > 0) std::memcpy(at, from, bytes);
-    at += bytes;
-  };
-  put(sizes.data(), 8);
-  put(org.data(), org.size());
-  put(source.data(), source.size());
-  put(key.data(), key.size());
-  const Hash256 hash = crypto::blake3_keyed(hash_key_, {out, size});
-  KeyHash result;
-  std::memcpy(&result.high, hash.data(), 8);
-  std::memcpy(&result.low, hash.data() + 8, 8);
-  return result;
-}
-
-KeyHash Ledger::key_of(AttributionNumber attribution, const RecordView& record) const {
-  const Subjects::Subject agent = subjects_.subject(subjects_.attribution(attribution).agent);
-  return key_hash(agent.org, record.source.empty() ? record.agent : record.source, record.key);
-}
-
 // --- the start
 
 Result<> Ledger::start(const Restore& restore, const Replay& replay) {
@@ -238,23 +116,11 @@ Result<> Ledger::start(const Restore& restore, const Replay& replay) {
 /// The first block names the log and holds the key of its hashes: it goes where the log goes.
 Result<> Ledger::begin_log() {
   if (log_->end() == log_->begin()) {
-    crypto::random_fill(hash_key_);
-    Bytes block;
-    layout::put(block, BlockKind::beginning);
-    layout::put(block, format_version);
-    layout::put(block, hash_key_);
-    return log_->append(block);
+    key_hash_ = KeyHasher::fresh();
+    return log_->append(key_hash_.beginning());
   }
   const Bytes block = CRETO_TRY(log_->read(log_->begin()));
-  layout::Reader reader(block);
-  const auto kind = reader.get<BlockKind>();
-  const auto version = reader.get<std::uint32_t>();
-  hash_key_ = reader.get<ByteArray<32>>();
-  if (!reader.done() || kind != BlockKind::beginning) return damaged(log_->begin());
-  if (version != format_version) {
-    return Error(Product::metering, ErrorKind::invalid_input,
-                 fmt::format("usage log: version {} is not known here", version));
-  }
+  key_hash_ = CRETO_TRY(KeyHasher::of_beginning(log_->begin(), block));
   return {};
 }
 
@@ -322,7 +188,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
     }
     return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
       ++segment_events_;
-      const KeyHash key = key_of(entry.attribution, entry.record);
+      const KeyHash key = key_hash_(subjects_, entry.attribution, entry.record);
       if (segment > covered) {
         index_->insert({key, segment, address.offset, entry.index | (entry.id ? envelope_bit : 0),
                         seconds_of(block.arrived()), entry.content});
@@ -339,7 +205,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
 // --- taking events
 
 Result<std::vector<Outcome>> Ledger::append(std::span<const NewEvent> events, const BatchProof* proof,
-                                            const std::function<void(std::span<const Outcome>)>& counted) {
+                                            const std::function<void(std::span<const Outcome>, Instant)>& counted) {
   std::size_t bytes = 0;
   for (const NewEvent& event : events) bytes += event.record.bytes.size() + event.envelope.size();
   if (events.size() > group_events_max || bytes > group_bytes_max) {
@@ -348,7 +214,7 @@ Result<std::vector<Outcome>> Ledger::append(std::span<const NewEvent> events, co
   }
   Waiting mine{.events = events, .proof = proof, .bytes = bytes};
   std::unique_lock lock(queue_mutex_);
-  changed_.wait(lock, [&] { return !checkpoint_wanted_; });
+  changed_.wait(lock, [&] { return !paused_; });
   ++inside_;
   queue_.push_back(&mine);
   while (!mine.done) {
@@ -388,7 +254,7 @@ Result<std::vector<Outcome>> Ledger::append(std::span<const NewEvent> events, co
     changed_.notify_all();
   }
   lock.unlock();
-  if (!mine.failed && counted) counted(mine.outcomes);
+  if (!mine.failed && counted) counted(mine.outcomes, mine.arrived);
   lock.lock();
   if (--inside_ == 0) changed_.notify_all();
   if (mine.failed) return *std::move(mine.failed);
@@ -431,6 +297,7 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
   layout::put(block_, std::uint32_t{0});
   for (Waiting* waiting : group) {
     for (const NewEvent& event : waiting->events) index_->prefetch(event.key);
+    waiting->arrived = arrived;
     index_of_event_.assign(waiting->events.size(), BatchProof::not_taken);
     waiting->outcomes.clear();
     waiting->outcomes.reserve(waiting->events.size());
@@ -479,7 +346,7 @@ Result<EventId> Ledger::id_of_known(const KnownKey& known) {
     if (entry.index == index) id = entry.id;
     return {};
   }));
-  if (!id) return damaged(address);
+  if (!id) return unreadable(address);
   return *id;
 }
 
@@ -499,22 +366,29 @@ Result<> Ledger::seal_if_full() {
 
 // --- beside it
 
-Result<> Ledger::checkpoint(const std::function<void(Bytes&)>& begin, const std::function<bool(Bytes&)>& more) {
-  Bytes content;
-  BlockAddress address;
-  Subjects::Mark mark;
-  Bytes state;
+BlockAddress Ledger::pause(const std::function<void()>& fn) {
+  BlockAddress end;
   {
     std::unique_lock lock(queue_mutex_);
-    changed_.wait(lock, [&] { return !checkpoint_wanted_; });
-    checkpoint_wanted_ = true;
+    changed_.wait(lock, [&] { return !paused_; });
+    paused_ = true;
     changed_.wait(lock, [&] { return inside_ == 0; });
-    address = position_.end;
-    mark = written_;
-    begin(state);
-    checkpoint_wanted_ = false;
+    end = position_.end;
+    fn();
+    paused_ = false;
   }
   changed_.notify_all();
+  return end;
+}
+
+Result<> Ledger::checkpoint(const std::function<void(Bytes&)>& begin, const std::function<bool(Bytes&)>& more) {
+  Bytes content;
+  Bytes state;
+  Subjects::Mark mark;
+  const BlockAddress address = pause([&] {
+    mark = written_;
+    begin(state);
+  });
   subjects_.write({}, mark, content);
   while (more(state)) {
   }
@@ -542,8 +416,8 @@ Ledger::Position Ledger::position() const {
   return position_;
 }
 
-Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit) const {
-  RecordScratch scratch;
+Result<> Ledger::scan_blocks(BlockAddress from, BlockAddress until,
+                             const std::function<Result<>(BlockAddress, BlockReader&)>& visit) const {
   // Nothing behind `until` is of interest, and the log has no way to stop but an error.
   bool past = false;
   auto scanned = log_->scan(from, [&](BlockAddress address, BytesView content) -> Result<> {
@@ -555,14 +429,47 @@ Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit
     BlockReader block(address, content);
     CRETO_TRY(block.head());
     CRETO_TRY(block.skip_definitions());
+    return visit(address, block);
+  });
+  return past ? Result<>() : scanned;
+}
+
+Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit) const {
+  RecordScratch scratch;
+  return scan_blocks(from, until, [&](BlockAddress address, BlockReader& block) {
     return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
       const EventId id =
-          entry.id ? *entry.id : id_of(key_of(entry.attribution, entry.record), seconds_of(block.arrived()));
+          entry.id ? *entry.id
+                   : id_of(key_hash_(subjects_, entry.attribution, entry.record), seconds_of(block.arrived()));
       return visit(
           StoredEvent{id, address, entry.index, block.arrived(), entry.attribution, entry.record, entry.envelope});
     });
   });
-  return past ? Result<>() : scanned;
+}
+
+Result<> Ledger::scan_proofs(
+    BlockAddress until,
+    const std::function<Result<>(const BlockReader::Proof&, std::span<const Hash256>)>& visit) const {
+  RecordScratch scratch;
+  std::vector<Hash256> taken;
+  std::vector<Hash256> leaves;
+  return scan_blocks({}, until, [&](BlockAddress address, BlockReader& block) -> Result<> {
+    taken.clear();
+    CRETO_TRY(block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
+      taken.push_back(record_leaf(entry.record.bytes));
+      return {};
+    }));
+    const auto proofs = CRETO_TRY(block.proofs());
+    for (const BlockReader::Proof& proof : proofs) {
+      leaves.clear();
+      for (const auto& leaf : proof.leaves) {
+        if (leaf.index != UINT32_MAX && leaf.index >= taken.size()) return unreadable(address);
+        leaves.push_back(leaf.index == UINT32_MAX ? leaf.hash : taken[leaf.index]);
+      }
+      CRETO_TRY(visit(proof, leaves));
+    }
+    return {};
+  });
 }
 
 Result<BlockAddress> Ledger::first_at(Instant when) const {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "block_log.h"
+#include "block_reader.h"
 #include "creto/common/clock.h"
 #include "creto/common/id.h"
 #include "creto/common/signature.h"
@@ -95,14 +96,16 @@ class Ledger {
 
   Subjects& subjects() { return subjects_; }
   const Subjects& subjects() const { return subjects_; }
-  /// The hash under which this ledger knows a key. Secret-keyed: it means nothing elsewhere.
-  KeyHash key_hash(std::string_view org, std::string_view source, std::string_view key) const;
+  /// The hash under which this ledger knows a key.
+  KeyHash key_hash(std::string_view org, std::string_view source, std::string_view key) const {
+    return key_hash_(org, source, key);
+  }
 
   /// One outcome per event, in order. Calls `counted` on this thread when what was accepted is durable, before a
   /// checkpoint can be taken. Errors: nothing of the batch was taken: resource_exhausted (the disk is full),
   /// unavailable, conflict (another process owns the log), hash_mismatch (a run of keys is damaged).
   Result<std::vector<Outcome>> append(std::span<const NewEvent> events, const BatchProof* proof,
-                                      const std::function<void(std::span<const Outcome>)>& counted);
+                                      const std::function<void(std::span<const Outcome>, Instant arrived)>& counted);
 
   /// Saves a state together with the place in the log that it stands for. `begin` runs while no event is between log
   /// and `counted`, and should take no time; then `more` is called until it returns false, while events go on. One at a
@@ -119,6 +122,11 @@ class Ledger {
 
   /// Events from `from` on up to, not including, `until`, in the order of their arrival.
   Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit) const;
+  /// Calls `visit` for the proof of each batch up to `until`, with all its leaves.
+  Result<> scan_proofs(BlockAddress until,
+                       const std::function<Result<>(const BlockReader::Proof&, std::span<const Hash256>)>& visit) const;
+  /// Runs `fn` while no event is between log and `counted`; returns where the log ends then.
+  BlockAddress pause(const std::function<void()>& fn);
   /// A block at or before the first one that arrived at `when` or later.
   Result<BlockAddress> first_at(Instant when) const;
   /// Waits until no run of keys is being written or merged.
@@ -132,6 +140,8 @@ class Ledger {
   Result<> start(const Restore& restore, const Replay& replay);
   Result<BlockAddress> load_checkpoint(const Restore& restore);
   Result<> begin_log();
+  Result<> scan_blocks(BlockAddress from, BlockAddress until,
+                       const std::function<Result<>(BlockAddress, BlockReader&)>& visit) const;
   Result<> load(BlockAddress from, BlockAddress state_from, const Replay& replay);
   Result<> write(std::span<Waiting* const> group);
   Result<> decide(std::span<Waiting* const> group, Instant arrived, std::vector<KeyHash>& inserted);
@@ -139,7 +149,6 @@ class Ledger {
   Result<EventId> id_of_known(const KnownKey& known);
   void maintain();
   std::filesystem::path checkpoint_path(BlockAddress address) const;
-  KeyHash key_of(AttributionNumber attribution, const RecordView& record) const;
 
   const std::unique_ptr<BlockLog> log_;
   io::FileSystem& files_;
@@ -147,7 +156,7 @@ class Ledger {
   const Clock& clock_;
   Telemetry& telemetry_;
   const LedgerOptions options_;
-  ByteArray<32> hash_key_{};
+  KeyHasher key_hash_;
   Subjects subjects_;
   Subjects::Mark written_;  ///< definitions that are in the log ...
   Subjects::Mark defined_;  ///< ... and with the block that is being written
@@ -156,7 +165,7 @@ class Ledger {
   std::condition_variable changed_;
   std::vector<Waiting*> queue_;
   bool writing_ = false;
-  bool checkpoint_wanted_ = false;
+  bool paused_ = false;
   std::size_t inside_ = 0;  ///< calls of `append` that have begun
   Position position_;
 

@@ -25,6 +25,7 @@ struct Attribution {
   SubjectNumber subscription = 0;          ///< 0: nobody is billed
   std::vector<SubjectNumber> ancestors{};  ///< root first, without the agent
   bool counts_for(SubjectNumber subject) const {
+    if (subject == 0) return false;
     return subject == agent || subject == subscription || std::ranges::find(ancestors, subject) != ancestors.end();
   }
   friend bool operator==(const Attribution&, const Attribution&) = default;

@@ -47,6 +47,15 @@ class MeteringClient final : public Metering {
     return events;
   }
 
+  Result<UsageVerification> verify_usage(const Context& ctx) override {
+    const auto response =
+        CRETO_TRY(call<v1::VerifyUsageResponse>(ctx, "VerifyUsage", v1::VerifyUsageRequest(), repeatable));
+    UsageVerification found{response.events(), response.batches(), response.counters(), {}, {}};
+    if (response.head().size() != found.head.size()) return proto::bad_field("head", "must have 32 bytes");
+    std::ranges::copy(response.head(), found.head.begin());
+    found.problems.assign(response.problems().begin(), response.problems().end());
+    return found;
+  }
   Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) override {
     v1::RejectedEventRequest request;
     request.set_id(std::string(id));

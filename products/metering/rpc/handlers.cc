@@ -139,6 +139,18 @@ void register_events(rpc::Service& service, Metering& metering) {
         CRETO_TRY(metering.drop_rejected(ctx, request.id()));
         return v1::DropRejectedEventResponse();
       });
+  service.unary<v1::VerifyUsageRequest, v1::VerifyUsageResponse>(
+      "VerifyUsage", {.audited = true, .idempotent = true},
+      [&metering](const Context& ctx, const v1::VerifyUsageRequest&) -> Result<v1::VerifyUsageResponse> {
+        const UsageVerification found = CRETO_TRY(metering.verify_usage(ctx));
+        v1::VerifyUsageResponse out;
+        out.set_events(found.events);
+        out.set_batches(found.batches);
+        out.set_counters(found.counters);
+        out.set_head(std::string(as_text(found.head)));
+        for (const std::string& problem : found.problems) out.add_problems(problem);
+        return out;
+      });
   service.unary<v1::ListRejectedEventsRequest, v1::ListRejectedEventsResponse>(
       "ListRejectedEvents", {.idempotent = true},
       [&metering](const Context& ctx,

@@ -63,9 +63,9 @@ class House {
   Result<std::vector<Outcome>> send(const std::vector<Sent>& sent, std::string_view envelope = {}) {
     return send_to(*ledger, sent, envelope, clock.now());
   }
-  static Result<std::vector<Outcome>> send_to(Ledger& ledger, const std::vector<Sent>& sent, std::string_view envelope,
-                                              Instant now,
-                                              const std::function<void(std::span<const Outcome>)>& counted = {}) {
+  static Result<std::vector<Outcome>> send_to(
+      Ledger& ledger, const std::vector<Sent>& sent, std::string_view envelope, Instant now,
+      const std::function<void(std::span<const Outcome>, Instant)>& counted = {}) {
     const SubjectNumber agent = ledger.subjects().number("org", "service:a");
     const AttributionNumber whom = ledger.subjects().number(Attribution{agent, 0, {}});
     std::vector<Bytes> bytes(sent.size());
@@ -295,7 +295,7 @@ class Counted {
     limits_.add(facts, now(), notices);
   }
   Result<std::vector<Outcome>> send(const std::vector<House::Sent>& sent) {
-    return House::send_to(*ledger, sent, {}, now(), [this](std::span<const Outcome> outcomes) {
+    return House::send_to(*ledger, sent, {}, now(), [this](std::span<const Outcome> outcomes, Instant) {
       count(static_cast<std::size_t>(std::ranges::count(outcomes, Kind::accepted, &Outcome::kind)));
     });
   }

@@ -742,6 +742,12 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   ASSERT_EQ(usage.size(), 1u);
   EXPECT_EQ(usage[0].events, 2);
   EXPECT_EQ(usage[0].units, 4);
+  ASSERT_TRUE(metering->set_quota(ctx, quota("pages", *parent, 100, "pages_read")));
+  const UsageVerification verified = metering->verify_usage(ctx).value();
+  EXPECT_EQ(verified.events, 2u);
+  EXPECT_EQ(verified.batches, 1u);
+  EXPECT_GT(verified.counters, 4u);
+  EXPECT_EQ(verified.problems, std::vector<std::string>());
   batch.records.pop_back();
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
 }

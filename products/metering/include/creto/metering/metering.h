@@ -116,6 +116,15 @@ struct RecordBatch {
   std::optional<Signature> signature{};
 };
 
+/// What a recount of all events found.
+struct UsageVerification {
+  std::uint64_t events = 0;
+  std::uint64_t batches = 0;          ///< whose signatures were verified
+  std::uint64_t counters = 0;         ///< that were compared
+  Hash256 head{};                     ///< of the usage log
+  std::vector<std::string> problems;  ///< at most 100; empty: all agrees
+};
+
 /// An event that could not be taken and waits for a human.
 struct RejectedEvent {
   std::string id;     ///< event id, or the bus' message id where there is none
@@ -167,6 +176,10 @@ class Metering : public contracts::CostTrigger, public contracts::MessageCostTra
   virtual Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) = 0;
   /// Gives one up for good.
   virtual Result<> drop_rejected(const Context& ctx, std::string_view id) = 0;
+
+  /// Reads the whole usage log again: every block's hash, every batch's signature, no key twice; counts all events anew
+  /// and compares with what was counted as they came. Takes as long as the log is large; events are taken meanwhile.
+  virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
 
   // --- plans and subscriptions
   /// A plan's next version, or the newest one where it has the same content.
