@@ -10,6 +10,7 @@
 
 #include "cli/csv.h"
 #include "creto/common/clock.h"
+#include "creto/common/id.h"
 #include "creto/io/files.h"
 #include "creto/metering/usage_log.h"
 
@@ -31,6 +32,8 @@ struct Given {
   std::filesystem::path log;
   metering::UsageLogFilter filter;
   std::string since;
+  Json report = Json::object();  ///< of `report`, by field
+  std::vector<std::string> properties;
 };
 
 /// How far an import has come, in a file beside the imported one.
@@ -170,6 +173,29 @@ Result<Output> import_usage(const Given& given, const cli::CallOptions& options)
   return import.output();
 }
 
+/// One use, now unless told otherwise.
+Result<Output> report_usage(const Given& given, const cli::CallOptions& options) {
+  Json event = given.report;
+  for (auto field = event.begin(); field != event.end();)
+    field = field->empty() ? event.erase(field) : std::next(field);
+  const Instant now = system_clock().now();
+  if (!event.contains("time")) event["time"] = to_rfc3339(now);
+  if (!event.contains("idempotency_key")) event["idempotency_key"] = EventId::fresh(now).to_string();
+  Json properties = Json::object();
+  for (const std::string& property : given.properties) {
+    const std::size_t equals = property.find('=');
+    if (equals == property.npos) return invalid(fmt::format("--property `{}`: must be NAME=VALUE", property));
+    properties[property.substr(0, equals)] = property.substr(equals + 1);
+  }
+  event["properties"] = std::move(properties);
+  const Home home = CRETO_TRY(Home::locate());
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
+  Import import(*server);
+  CRETO_TRY(import.add(1, std::move(event)));
+  CRETO_TRY(import.send());
+  return import.output();
+}
+
 Result<Output> verify_usage(const cli::CallOptions& options) {
   const Home home = CRETO_TRY(Home::locate());
   const auto server = CRETO_TRY(cli::Server::connect(home, options));
@@ -220,6 +246,23 @@ void add_metering_commands(const MakeCommand& command, std::function<Result<cli:
   import->add_option("--format", given->format, "jsonl or csv; default: by the file's name");
   import->add_flag("--restart", given->restart,
                    "from the beginning: what was taken before is known and not taken twice");
+  CLI::App* report = command("metering report", "one use, reported by you", [given, options]() -> Result<Output> {
+    const cli::CallOptions call = CRETO_TRY(options());
+    return report_usage(*given, call);
+  });
+  const auto field = [&](const char* option, const char* name, const char* help) {
+    Json& value = given->report[name] = "";
+    return report->add_option(option, value.get_ref<std::string&>(), help);
+  };
+  field("AGENT", "agent", "whose use: an identity")->required();
+  field("TYPE", "usage_type", "what was used")->required();
+  field("--units", "units", "how much of it; default: 1");
+  field("--cost", "cost", "what it cost, where that is known");
+  field("--currency", "currency", "of the cost, as USD");
+  field("--time", "time", "RFC 3339; default: now");
+  field("--key", "idempotency_key", "the same again is the same use; default: a new one");
+  field("--source", "source", "who counted; default: the agent");
+  report->add_option("--property", given->properties, "NAME=VALUE");
   command("metering verify", "count all usage again and compare; every hash, every signature, no event twice",
           [options]() -> Result<Output> {
             cli::CallOptions call = CRETO_TRY(options());

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Usage through every door of a real server: files, REST with JSON and CloudEvents; verified, dumped, and there after a kill.
+
+    metering_test.py --creto BINARY
+"""
+import argparse
+import datetime
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import urllib.request
+
+from installation import HUMAN, Installation, require
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+class Doors(Installation):
+    def rest(self, path, body, content_type):
+        with open(os.path.join(self.home, "ports.json"), encoding="utf-8") as file:
+            address = json.load(file)["rest"]
+        context = ssl.create_default_context(cafile=os.path.join(self.home, "ca.pem"))
+        context.load_cert_chain(os.path.join(self.home, "human", "client.pem"), os.path.join(self.home, "human", "client.key"))
+        request = urllib.request.Request(f"https://{address}{path}", json.dumps(body).encode(), {"Content-Type": content_type})
+        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+            return json.load(answer)["items"]
+
+    def used(self):
+        rows = self.creto("usage", "show", HUMAN).get("rows", [])
+        return {row["event_type"]: (int(row["events"]), int(row["units"])) for row in rows}
+
+
+def play(doors):
+    doors.initialise(settings='services = ["metering", "oversight", "messaging"]\n')
+    doors.serve()
+    at = now()
+    lines = [json.dumps({"agent": HUMAN, "usage_type": "pages", "idempotency_key": f"line-{i}", "time": at, "units": "2"}) for i in range(2500)]
+    lines[7] = "no json"
+    lines[8] = json.dumps({"agent": HUMAN, "usage_type": "pages", "idempotency_key": "x", "time": at, "units": "-2"})
+    lines.append(json.dumps({"specversion": "1.0", "id": "c", "source": "gate", "type": "visits", "subject": HUMAN, "time": at, "data": {"units": 3}}))
+    file = doors.file("events.jsonl", "\n".join(lines) + "\n")
+    imported = subprocess.run([doors.creto.binary, "--json", "metering", "import", file], env=doors.creto.env, capture_output=True, text=True)
+    require(imported.returncode == 1, f"the import left with {imported.returncode}: {imported.stderr}")
+    told = json.loads(imported.stdout)
+    require((told["taken"], told["refused"]) == (2499, 2) and told["refusals"][0].startswith("line 8: "), f"the import tells {told}")
+    require(doors.used() == {"pages": (2498, 4996), "visits": (1, 3)}, f"used: {doors.used()}")
+    require(not os.path.exists(file + ".progress"), "progress is left behind")
+
+    table = doors.file("events.csv", f'agent,usage_type,idempotency_key,time,units,model_id\r\n{HUMAN},tokens,t-1,{at},5,"a,b"\r\n{HUMAN},tokens,t-2,{at},,m\r\n')
+    require(doors.creto("metering", "import", table) == {"taken": 2, "known": 0, "refused": 0, "refusals": []}, "the table is not taken")
+    require(doors.creto("metering", "import", table)["known"] == 2, "a repetition is taken twice")
+
+    report = {"agent": HUMAN, "usage_type": "rooms", "idempotency_key": "r-1", "time": at}
+    one = doors.rest("/v1/usage", report, "application/json")
+    many = doors.rest("/v1/usage", [report, {**report, "idempotency_key": "r-2"}, {**report, "units": "9"}], "application/json")
+    require(one[0]["event_id"] == many[0]["event_id"] and many[0]["duplicate"], f"a repetition by REST: {one}, {many}")
+    require(many[2]["error"]["code"] == "MT-409", f"other content under the same key: {many[2]}")
+    event = {"specversion": "1.0", "id": "e-1", "source": "/gate/1", "type": "visits", "subject": HUMAN, "time": at, "data": {"units": "4", "room": "south"}}
+    require("error" not in doors.rest("/v1/cloudevents", event, "application/cloudevents+json")[0], "a CloudEvent is refused")
+    batch = doors.rest("/v1/cloudevents", [event, {**event, "id": "e-2"}, {"specversion": "1.0"}], "application/cloudevents-batch+json")
+    require(batch[0].get("duplicate") and "error" not in batch[1] and batch[2]["error"]["code"] == "MT-400", f"a batch: {batch}")
+    before = {"pages": (2498, 4996), "rooms": (2, 2), "tokens": (2, 6), "visits": (3, 11)}
+    require(doors.used() == before, f"used: {doors.used()}")
+
+    doors.stop(signal.SIGKILL)
+    dumped = subprocess.run([doors.creto.binary, "metering", "dump"], env=doors.creto.env, capture_output=True, text=True, check=True).stdout.splitlines()
+    require(len(dumped) == sum(events for events, _ in before.values()), f"{len(dumped)} events are dumped")
+    require({json.loads(line)["agent"] for line in dumped} == {HUMAN}, "events of others")
+    doors.serve()
+    require(doors.used() == before, f"used after a kill: {doors.used()}")
+    verified = doors.creto("metering", "verify")
+    require(int(verified["events"]) == len(dumped) and not verified.get("problems"), f"verified: {verified}")
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--creto", default=os.environ.get("CRETO_BIN"))
+    doors = Doors(os.path.abspath(options.parse_args().creto), "metering")
+    try:
+        play(doors)
+    finally:
+        doors.stop()
+        shutil.rmtree(doors.work, ignore_errors=True)
+    print("usage comes in through every door, once")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
