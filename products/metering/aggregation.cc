@@ -15,8 +15,18 @@ bool matches(const std::map<std::string, std::vector<std::string>>& filter, cons
   });
 }
 
-bool wants_number(Aggregation aggregation) {
-  return aggregation == Aggregation::sum || aggregation == Aggregation::max || aggregation == Aggregation::latest;
+/// The metric's conversion without its rounding.
+Result<Decimal> scaled(const Metric& metric, const Decimal& aggregate) {
+  const Decimal units = CRETO_TRY(Decimal::multiply(aggregate, metric.multiply_by));
+  if (metric.divide_by == Decimal(1)) return units;
+  return Decimal::divide(units, metric.divide_by);
+}
+
+constexpr std::string_view operation_property = "operation";
+
+bool removes(const Properties& properties) {
+  const auto found = properties.find(operation_property);
+  return found != properties.end() && found->second == "remove";
 }
 
 }  // namespace
@@ -26,15 +36,38 @@ bool counts(const Metric& metric, const UsageFact& fact) {
   return std::ranges::none_of(metric.ignore, [&](const auto& filter) { return matches(filter, *fact.properties); });
 }
 
-Aggregator::Aggregator(Metric metric, bool keep_values) : metric_(std::move(metric)), keep_values_(keep_values) {
+Aggregator::Aggregator(Metric metric, bool keep_values, UsageWindow window)
+    : metric_(std::move(metric)), keep_values_(keep_values), window_(window) {
+  if (!metric_.expression.empty()) expression_ = Expression::parse(metric_.expression).value();
   if (metric_.group_by.empty()) groups_.try_emplace("");
 }
 
+/// What depends on the order of time, or on all values at once, is reckoned at the end.
+bool Aggregator::keeps_every_value() const {
+  return keep_values_ || metric_.prorated || metric_.aggregation == Aggregation::weighted_sum ||
+         metric_.aggregation == Aggregation::percentile ||
+         (metric_.aggregation == Aggregation::unique_count && metric_.carried);
+}
+
+Result<Decimal> Aggregator::number_of(const UsageFact& fact) const {
+  const auto lookup = [&](std::string_view name) -> const std::string* {
+    const auto found = fact.properties->find(name);
+    return found == fact.properties->end() ? nullptr : &found->second;
+  };
+  const auto value = [&]() -> Result<Decimal> {
+    if (expression_) return expression_->evaluate(lookup);
+    return Decimal::parse(*lookup(metric_.property));
+  }();
+  if (value) return *value;
+  return Error(Product::metering, ErrorKind::invalid_input,
+               fmt::format("event `{}`: {}", fact.id.to_string(), value.error().message()));
+}
+
 Result<> Aggregator::add(const UsageFact& fact) {
+  if (fact.time >= window_.part.end || (fact.time < window_.part.begin && !metric_.carried)) return {};
   if (!counts(metric_, fact)) return {};
 
   const std::string* property = nullptr;
-  Decimal number;
   if (!metric_.property.empty()) {
     const auto found = fact.properties->find(metric_.property);
     if (found == fact.properties->end()) {
@@ -42,60 +75,139 @@ Result<> Aggregator::add(const UsageFact& fact) {
                    fmt::format("event `{}` has no property `{}`", fact.id.to_string(), metric_.property));
     }
     property = &found->second;
-    if (wants_number(metric_.aggregation) || keep_values_) number = CRETO_TRY(Decimal::parse(*property));
   }
+  const bool by_number = metric_.aggregation != Aggregation::count && metric_.aggregation != Aggregation::unique_count;
+  const bool changes_level = metric_.carried || metric_.prorated || metric_.aggregation == Aggregation::weighted_sum;
+  const bool removed = changes_level && removes(*fact.properties);
+  Decimal number;
+  if (by_number || keep_values_) number = CRETO_TRY(number_of(fact));
+  if (removed) number = number.negated();
 
-  std::string group;
+  std::string_view group;
   if (!metric_.group_by.empty()) {
     if (const auto found = fact.properties->find(metric_.group_by); found != fact.properties->end())
       group = found->second;
   }
-  const auto existing = groups_.find(group);
-  const Decimal before = existing == groups_.end() ? Decimal() : existing->second.number;
-  const bool first = existing == groups_.end() || existing->second.events == 0;
-  Decimal after = before;
-  if (metric_.aggregation == Aggregation::sum) after = CRETO_TRY(Decimal::add(before, number));
-  if (metric_.aggregation == Aggregation::max) after = first ? number : std::max(before, number);
+  auto existing = groups_.find(group);
+  Decimal after = existing == groups_.end() ? Decimal() : existing->second.number;
+  if (metric_.aggregation == Aggregation::sum) after = CRETO_TRY(Decimal::add(after, number));
+  if (metric_.aggregation == Aggregation::max) {
+    const bool first = existing == groups_.end() || existing->second.events == 0;
+    after = first ? number : std::max(after, number);
+  }
 
   // Nothing fails from here on.
-  State& state = groups_[group];
+  if (existing == groups_.end()) existing = groups_.try_emplace(std::string(group)).first;
+  State& state = existing->second;
   state.number = after;
-  ++state.events;
-  if (metric_.aggregation == Aggregation::unique_count) state.unique.insert(*property);
+  if (window_.part.contains(fact.time)) ++state.events;
+  if (metric_.aggregation == Aggregation::unique_count && !keeps_every_value()) state.unique.insert(*property);
   if (metric_.aggregation == Aggregation::latest) {
     if (!state.latest || std::tie(state.latest->time, state.latest->id) < std::tie(fact.time, fact.id)) {
-      state.latest = Latest{fact.time, fact.id, number};
+      state.latest = Value{fact.time, fact.id, number};
     }
   }
-  if (keep_values_) state.values.push_back({fact.time, fact.id, number});
+  if (keeps_every_value()) {
+    state.values.push_back({fact.time, fact.id, number,
+                            by_number  ? std::string()
+                            : property ? *property
+                                       : "",
+                            removed});
+  }
   return {};
+}
+
+/// Days of the window's part from that of `when` to its end; what was there before counts from its beginning.
+std::int64_t Aggregator::days_left(Instant when) const {
+  return std::max<std::int64_t>(0, window_.days_end - window_.days->before(std::max(when, window_.part.begin)));
+}
+
+Result<Decimal> Aggregator::aggregate(const State& state, std::vector<Value>& ordered, Usage& usage) const {
+  switch (metric_.aggregation) {
+    case Aggregation::count:
+      return Decimal(state.events);
+    case Aggregation::max:
+      return state.number;
+    case Aggregation::latest:
+      return state.latest ? state.latest->number : Decimal();
+    case Aggregation::percentile: {
+      if (ordered.empty()) return Decimal();
+      const Decimal product =
+          CRETO_TRY(Decimal::multiply(metric_.percentile, Decimal(static_cast<std::int64_t>(ordered.size()))));
+      const Decimal share = CRETO_TRY(Decimal::multiply(product, Decimal::literal("0.01")));
+      const Decimal rank = CRETO_TRY(share.round(0, Decimal::Rounding::up));
+      const auto at = static_cast<std::ptrdiff_t>(CRETO_TRY(rank.to_integer())) - 1;
+      std::vector<Decimal> numbers;
+      for (const Value& value : ordered) numbers.push_back(value.number);
+      std::ranges::nth_element(numbers, numbers.begin() + at);
+      return numbers[static_cast<std::size_t>(at)];
+    }
+    case Aggregation::weighted_sum: {
+      Decimal level_time;
+      for (const Value& value : ordered) {
+        const Nanos there = window_.part.end - std::max(value.time, window_.part.begin);
+        const Decimal weighted = CRETO_TRY(Decimal::multiply(value.number, Decimal(there.count())));
+        level_time = CRETO_TRY(Decimal::add(level_time, weighted));
+      }
+      return Decimal::divide(level_time, Decimal((window_.full.end - window_.full.begin).count()));
+    }
+    case Aggregation::sum:
+      if (!metric_.prorated) return state.number;
+      break;
+    case Aggregation::unique_count:
+      if (!keeps_every_value()) return Decimal(static_cast<std::int64_t>(state.unique.size()));
+      break;
+  }
+
+  // What comes and goes. Of a unique count only the first of a value comes, and only what is there goes; whoever goes
+  // was there that day.
+  std::set<std::string_view> present;
+  Decimal full;
+  Decimal days;
+  for (const Value& value : ordered) {
+    Decimal change = value.number;
+    std::int64_t left = days_left(value.time);
+    if (metric_.aggregation == Aggregation::unique_count) {
+      const bool changed = value.removed ? present.erase(value.text) > 0 : present.insert(value.text).second;
+      if (!changed) continue;
+      change = Decimal(value.removed ? -1 : 1);
+      if (value.removed && value.time >= window_.part.begin) left = std::max<std::int64_t>(0, left - 1);
+    }
+    full = CRETO_TRY(Decimal::add(full, change));
+    const Decimal change_days = CRETO_TRY(Decimal::multiply(change, Decimal(left)));
+    days = CRETO_TRY(Decimal::add(days, change_days));
+    if (metric_.prorated) {
+      const Decimal prorated = CRETO_TRY(Decimal::divide(change_days, Decimal(window_.days->total())));
+      const Decimal full_units = CRETO_TRY(scaled(metric_, change));
+      const Decimal prorated_units = CRETO_TRY(scaled(metric_, prorated));
+      usage.changes.push_back({full_units, prorated_units});
+    }
+  }
+  if (!metric_.prorated) return full;
+  usage.full_units = CRETO_TRY(scaled(metric_, full));
+  return Decimal::divide(days, Decimal(window_.days->total()));
 }
 
 Result<std::vector<Usage>> Aggregator::finish() const {
   std::vector<Usage> result;
   for (const auto& [group, state] : groups_) {
-    Decimal aggregate = state.number;
-    if (metric_.aggregation == Aggregation::count) aggregate = Decimal(state.events);
-    if (metric_.aggregation == Aggregation::unique_count) {
-      aggregate = Decimal(static_cast<std::int64_t>(state.unique.size()));
-    }
-    if (metric_.aggregation == Aggregation::latest && state.latest) aggregate = state.latest->value;
-
     Usage usage;
     usage.group = group;
     usage.events = state.events;
-    usage.units = CRETO_TRY(convert_units(metric_, aggregate));
     std::vector<Value> ordered = state.values;
     std::ranges::sort(ordered, {}, [](const Value& value) { return std::tie(value.time, value.id); });
-    for (const Value& value : ordered) usage.values.push_back(value.value);
+    const Decimal aggregated = CRETO_TRY(aggregate(state, ordered, usage));
+    usage.units = CRETO_TRY(convert_units(metric_, aggregated));
+    if (keep_values_) {
+      for (const Value& value : ordered) usage.values.push_back(value.number);
+    }
     result.push_back(std::move(usage));
   }
   return result;
 }
 
 Result<Decimal> convert_units(const Metric& metric, const Decimal& aggregate) {
-  Decimal units = CRETO_TRY(Decimal::multiply(aggregate, metric.multiply_by));
-  if (metric.divide_by != Decimal(1)) units = CRETO_TRY(Decimal::divide(units, metric.divide_by));
+  Decimal units = CRETO_TRY(scaled(metric, aggregate));
   if (metric.rounding == UnitRounding::none) return units;
 
   Decimal::Rounding rounding = Decimal::Rounding::half_up;

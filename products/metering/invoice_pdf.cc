@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "creto/common/time_zone.h"
 #include "invoicing.h"
 
 namespace creto::metering {
@@ -59,29 +60,36 @@ std::string grouped(std::string number) {
   return number;
 }
 
-std::string date(Instant instant) {
-  const std::chrono::year_month_day day(std::chrono::floor<std::chrono::days>(instant));
+std::string date(std::chrono::local_days local) {
+  const std::chrono::year_month_day day(local);
   static constexpr std::array<std::string_view, 12> months = {"January",   "February", "March",    "April",
                                                               "May",       "June",     "July",     "August",
                                                               "September", "October",  "November", "December"};
   return fmt::format("{} {} {}", static_cast<unsigned>(day.day()), months[static_cast<unsigned>(day.month()) - 1],
                      static_cast<int>(day.year()));
 }
-/// Midnight ends a period with the day before; any other moment is told to the minute.
-std::string period_text(Period period) {
-  const auto short_date = [](Instant at) {
-    std::string text = date(at);
+/// Midnight ends a period with the day before; any other moment is told to the minute. In the account's time.
+std::string period_text(Period period, const TimeZone& zone) {
+  const auto short_date = [](std::chrono::local_days day) {
+    std::string text = date(day);
     const auto month = text.find(' ') + 1;
     return text.substr(0, month + 3) + text.substr(text.find(' ', month));
   };
   const auto moment = [&](Instant at) {
-    const auto day = std::chrono::floor<std::chrono::days>(at);
-    const auto minutes = std::chrono::duration_cast<std::chrono::minutes>(at - day).count();
-    return minutes == 0 ? short_date(at) : fmt::format("{}, {:02}:{:02}", short_date(at), minutes / 60, minutes % 60);
+    const auto day = zone.day_of(at);
+    if (zone.day_begin(day) == at) return short_date(day);
+    const auto minutes = std::chrono::floor<std::chrono::minutes>(zone.local(at) - day).count();
+    return fmt::format("{}, {:02}:{:02}", short_date(day), minutes / 60, minutes % 60);
   };
-  const bool midnight = std::chrono::floor<std::chrono::days>(period.end) == period.end;
-  return fmt::format("{} to {} (UTC)", moment(period.begin),
-                     midnight ? short_date(period.end - Nanos(1)) : moment(period.end));
+  const bool midnight = zone.day_begin(zone.day_of(period.end)) == period.end;
+  return fmt::format("{} to {}", moment(period.begin),
+                     midnight ? short_date(zone.day_of(period.end - Nanos(1))) : moment(period.end));
+}
+/// A zone that this machine no longer knows reads as UTC, and is named so.
+TimeZone zone_of(const Invoice& invoice) { return TimeZone::load(invoice.time_zone).value_or(TimeZone()); }
+
+std::string number_of(const Invoice& invoice) {
+  return invoice.number == 0 ? std::string("Draft") : invoice_number_text(invoice.number);
 }
 
 class Sheet {
@@ -90,7 +98,7 @@ class Sheet {
     HPDF_SetCompressionMode(document_.get(), HPDF_COMP_ALL);
     regular_ = HPDF_GetFont(document_.get(), "Helvetica", "WinAnsiEncoding");
     bold_ = HPDF_GetFont(document_.get(), "Helvetica-Bold", "WinAnsiEncoding");
-    const std::string title = invoice_number_text(invoice.number);
+    const std::string title = number_of(invoice);
     HPDF_SetInfoAttr(document_.get(), HPDF_INFO_TITLE, title.c_str());
     // The invoice's own time, so that the same invoice gives the same bytes.
     const std::chrono::year_month_day day(std::chrono::floor<std::chrono::days>(invoice.issued_at));
@@ -130,12 +138,11 @@ class Sheet {
   /// Cut with an ellipsis where it is wider than `limit`.
   void text_within(float x, float at_y, std::string_view content, float size, Colour colour, float limit,
                    bool bold = false) {
-    std::string encoded = latin1(content);
-    if (width(encoded, size, bold) > limit) {
-      while (!encoded.empty() && width(encoded + "...", size, bold) > limit) encoded.pop_back();
-      encoded += "...";
-    }
-    draw(x, at_y, encoded, size, colour, bold);
+    draw(x, at_y, shortened(latin1(content), size, limit, bold), size, colour, bold);
+  }
+  void text_right_within(float x, float at_y, std::string_view content, float size, Colour colour, float limit) {
+    const std::string encoded = shortened(latin1(content), size, limit, false);
+    draw(x - width(encoded, size, false), at_y, encoded, size, colour, false);
   }
   void line(float at_y, Colour colour = rule, float thickness = 0.75f) {
     HPDF_Page_SetRGBStroke(page_, colour.r, colour.g, colour.b);
@@ -154,8 +161,7 @@ class Sheet {
     for (std::size_t i = 0; i < pages_.size(); ++i) {
       page_ = pages_[i];
       line(margin - 10);
-      text(margin, margin - 24, fmt::format("{}  ·  {}", invoice_number_text(invoice_.number), invoice_.id.to_string()),
-           7.5f, grey);
+      text(margin, margin - 24, fmt::format("{}  ·  {}", number_of(invoice_), invoice_.id.to_string()), 7.5f, grey);
       text_right(right, margin - 24, fmt::format("Page {} of {}", i + 1, pages_.size()), 7.5f, grey);
     }
     HPDF_SaveToStream(document_.get());
@@ -170,6 +176,11 @@ class Sheet {
   float y = 0;
 
  private:
+  std::string shortened(std::string encoded, float size, float limit, bool bold) {
+    if (width(encoded, size, bold) <= limit) return encoded;
+    while (!encoded.empty() && width(encoded + "...", size, bold) > limit) encoded.pop_back();
+    return encoded + "...";
+  }
   void draw(float x, float at_y, const std::string& encoded, float size, Colour colour, bool bold) {
     HPDF_Page_BeginText(page_);
     HPDF_Page_SetFontAndSize(page_, bold ? bold_ : regular_, size);
@@ -201,17 +212,31 @@ void table_head(Sheet& sheet) {
   sheet.y -= row_height + 2;
 }
 
+/// What the entry says of itself, with what it is reckoned on.
+std::string entry_text(const InvoiceEntry& entry, const std::string& base) {
+  if (entry.rate.is_zero()) return entry.description;
+  return fmt::format("{} ({} % of {})", entry.description, entry.rate.to_string(), base);
+}
+
+void keep_room(Sheet& sheet, float height) {
+  if (sheet.y >= margin + height) return;
+  sheet.new_page();
+  sheet.y -= 20;
+}
+
 Bytes draw(const Invoice& invoice, std::string_view issuer) {
   Sheet sheet(invoice);
+  const TimeZone zone = zone_of(invoice);
   const int places = invoice.currency.places();
   const auto money = [&](const Decimal& amount) { return grouped(amount.to_fixed(places)); };
 
   sheet.box(0, page_height - 10, page_width, 10, accent);
   sheet.y -= 24;
-  sheet.text(margin, sheet.y, issuer, 13, accent, true);
-  sheet.text_right(right, sheet.y - 4, "Invoice", 26, ink, true);
+  sheet.text_within(margin, sheet.y, issuer, 13, accent, 300, true);
+  sheet.text_right(right, sheet.y - 4, invoice.status == InvoiceStatus::draft ? "Draft invoice" : "Invoice", 26, ink,
+                   true);
   sheet.y -= 28;
-  sheet.text_right(right, sheet.y, invoice_number_text(invoice.number), 10, grey);
+  sheet.text_right(right, sheet.y, number_of(invoice), 10, grey);
   sheet.y -= 38;
 
   const float second = 330;
@@ -222,38 +247,63 @@ Bytes draw(const Invoice& invoice, std::string_view issuer) {
   field(margin, "BILLED TO", invoice.agent, right - margin);
   sheet.y -= 42;
   field(margin, "SUBSCRIPTION", invoice.subscription.to_string(), second - margin - 16);
-  field(second, "ISSUED", date(invoice.issued_at), right - second);
+  std::string issued = date(zone.day_of(invoice.issued_at));
+  if (invoice.due_at) issued += fmt::format(", due {}", date(zone.day_of(*invoice.due_at)));
+  field(second, "ISSUED", issued, right - second);
   sheet.y -= 42;
   field(margin, "PLAN", fmt::format("{} (version {})", invoice.plan_name, invoice.plan_version), second - margin - 16);
-  field(second, "PERIOD", period_text(invoice.period), right - second);
+  field(second, "PERIOD", period_text(invoice.period, zone), right - second);
   sheet.y -= 52;
 
   table_head(sheet);
   for (const InvoiceLine& line : invoice.lines) {
-    if (sheet.y < margin + 90) {
+    if (sheet.y < margin + 60) {
       sheet.new_page();
       sheet.y -= 20;
       table_head(sheet);
     }
-    const std::string description =
+    std::string description =
         line.group.empty() ? line.description : fmt::format("{} ({})", line.description, line.group);
-    sheet.text_within(margin, sheet.y, description, 9.5f, ink, 240);
+    if (line.kind == LineKind::adjustment) description = "Adjustment: " + description;
+    const bool other_period = line.period != invoice.period;
+    sheet.text_within(margin, sheet.y + (other_period ? 4.f : 0.f), description, 9.5f, ink, 240);
+    if (other_period) sheet.text_within(margin, sheet.y - 5, period_text(line.period, zone), 7, grey, 240);
     sheet.text_right(units_column, sheet.y, grouped(line.units.to_string()), 9.5f, ink);
-    if (line.events > 0) sheet.text_right(events_column, sheet.y, grouped(std::to_string(line.events)), 9.5f, grey);
+    if (line.events != 0) sheet.text_right(events_column, sheet.y, grouped(std::to_string(line.events)), 9.5f, grey);
     sheet.text_right(right, sheet.y, money(line.amount), 9.5f, ink);
     sheet.line(sheet.y - 9);
     sheet.y -= row_height;
   }
 
+  if (!invoice.entries.empty()) {
+    keep_room(sheet, 70);
+    sheet.y -= 4;
+    sheet.text_right(events_column, sheet.y, "Subtotal", 9.5f, ink, true);
+    sheet.text_right(right, sheet.y, money(invoice.fees), 9.5f, ink, true);
+    sheet.y -= 18;
+    for (const InvoiceEntry& entry : invoice.entries) {
+      keep_room(sheet, 50);
+      sheet.text_right_within(events_column, sheet.y, entry_text(entry, money(entry.base)), 9.5f, grey,
+                              events_column - margin);
+      sheet.text_right(right, sheet.y, money(entry.amount), 9.5f, ink);
+      sheet.y -= 18;
+    }
+  }
+  keep_room(sheet, 60);
   sheet.y -= 10;
   sheet.text_right(events_column, sheet.y, "Total", 11, ink, true);
   sheet.text_right(right, sheet.y, fmt::format("{} {}", invoice.currency.code(), money(invoice.total)), 13, ink, true);
-  sheet.y -= 34;
-  if (sheet.y < margin + 40) {
-    sheet.new_page();
-    sheet.y -= 20;
+  sheet.y -= 18;
+  if (!invoice.credited.is_zero()) {
+    sheet.text_right(right, sheet.y,
+                     fmt::format("{} {} are credited to you.", invoice.currency.code(), money(invoice.credited)), 8.5f,
+                     grey);
   }
-  sheet.text(margin, sheet.y, "Each fee is computed exactly and rounded once, half up. Times are UTC.", 8, grey);
+  sheet.y -= 16;
+  keep_room(sheet, 40);
+  sheet.text(margin, sheet.y,
+             fmt::format("Each fee is computed exactly and rounded once, half up. Times are those of {}.", zone.name()),
+             8, grey);
   if (invoice.signature) {
     sheet.text(
         margin, sheet.y - 12,

@@ -3,47 +3,57 @@
 #include <span>
 #include <vector>
 
-#include "aggregation.h"
-#include "creto/metering/metering.h"
+#include "creto/metering/billing.h"
 
 namespace creto::metering {
 
-/// Adds up a period's events and prices them: the one path from usage to money.
-class InvoiceDraft {
- public:
-  /// `active_from`: the subscription's start; the base fee is due for each calendar month whose first active moment
-  /// lies in `period`.
-  InvoiceDraft(const Plan& plan, Period period, Instant active_from);
-
-  /// Each accepted event once, in any order. Errors: those of Aggregator; the event then counts for no charge.
-  Result<> add(const UsageFact& fact);
-
-  struct Priced {
-    std::vector<InvoiceLine> lines;
-    Decimal total;
-  };
-  Result<Priced> finish() const;
-
- private:
-  const Plan& plan_;
-  Period period_;
-  Instant active_from_;
-  std::vector<Aggregator> aggregators_;  ///< one per charge
+/// A coupon as it was when it was applied to a subscription.
+struct AppliedCoupon {
+  Coupon coupon;
+  std::optional<int> periods_left{};  ///< none: forever
 };
 
-/// How many calendar months (UTC) have their first moment at or after `active_from` inside `period`.
-std::int64_t months_begun(Period period, Instant active_from);
+/// What stands between an invoice's fees and its total.
+struct Reckoning {
+  std::vector<InvoiceEntry> billed{};  ///< of interim invoices; amounts not positive
+  std::span<const AppliedCoupon> coupons{};
+  std::span<const Tax> taxes{};
+  std::span<Credit> credits{};  ///< of who is billed; their balances are lowered
+  Instant when{};
+};
 
-/// The canonical JSON of everything but signature and delivery (docs/formats.md, "Invoice").
+/// Fills `fees`, `entries`, `total` and `credited` from the lines. The order: fees, what is billed already, coupons,
+/// taxes, credits. Percentages are rounded once each, half up. Fixed coupons are for period invoices only.
+Result<> total_up(Invoice& invoice, const Reckoning& reckoning);
+
+/// What interim invoices after this one have to take off: its fees and what it took off itself.
+Result<Decimal> billed_by(const Invoice& invoice);
+
+/// The canonical JSON of everything but status, signature and delivery (docs/formats.md, "Invoice").
 Result<std::string> invoice_document(const Invoice& invoice);
-/// The inverse, for what the store kept.
+/// The inverse, for what the store kept; reads every version there was. The status is `finalized`.
 Result<Invoice> invoice_from_document(std::string document);
 
-/// "INV-000042".
-std::string invoice_number_text(std::int64_t number);
-
-/// The invoice on A4, for people. The same invoice gives the same bytes.
-/// Errors: internal where the PDF library fails.
+/// The invoice on A4, for people. The same invoice gives the same bytes. Errors: internal where the PDF library fails.
 Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer);
+
+/// The bytes of an invoice that are signed, or are the leaf of a batch.
+std::string invoice_leaf(std::string_view document);
+/// What the signature of a batch is over.
+std::string batch_text(std::uint64_t size, const Hash256& root);
+/// The Merkle tree (RFC 6962, SHA-256) over invoices' leaves, in their order.
+class InvoiceBatch {
+ public:
+  /// Requires: at least one.
+  explicit InvoiceBatch(std::vector<Hash256> leaf_hashes);
+  static Hash256 leaf_hash(std::string_view document);
+  std::uint64_t size() const { return levels_.front().size(); }
+  const Hash256& root() const { return root_; }
+  InvoiceProof proof(std::uint64_t index) const;
+
+ private:
+  std::vector<std::vector<Hash256>> levels_;  ///< complete subtrees of 2^level leaves
+  Hash256 root_{};
+};
 
 }  // namespace creto::metering

@@ -19,39 +19,76 @@ Result<Decimal> price(const StandardPrice& standard, const Usage& usage) {
   return times(standard.per_unit, usage.units);
 }
 
-/// Units below zero (corrections may do that) are priced by the first tier, so
-/// that they lower the amount.
-template <class UnitPrice>
-Result<Decimal> by_tier(const std::vector<Tier>& tiers, const Decimal& units, UnitPrice unit_price) {
-  Decimal total;
-  Decimal below;
+/// The tier's price of what moves the level from `below` to `above`, and its flat fee where the move enters it.
+/// `visit(tier, part)` gets each tier's share of the move, which is negative where the level falls. Levels below zero
+/// (corrections may do that) are the first tier's, so that they lower the amount.
+template <class Visit>
+Result<> split_by_tier(const std::vector<Tier>& tiers, const Decimal& from, const Decimal& to, Visit visit) {
+  const bool rises = from <= to;
+  const Decimal& low = rises ? from : to;
+  const Decimal& high = rises ? to : from;
+  std::optional<Decimal> lower;
   for (const Tier& tier : tiers) {
-    const bool last = !tier.up_to || units <= *tier.up_to;
-    const Decimal upper = last ? units : *tier.up_to;
-    const Decimal inside = CRETO_TRY(Decimal::subtract(upper, below));
-    const Decimal part = CRETO_TRY(unit_price(tier, inside));
-    const Decimal with_flat = CRETO_TRY(Decimal::add(part, tier.flat));
-    total = CRETO_TRY(Decimal::add(total, with_flat));
-    if (last) return total;
-    below = *tier.up_to;
+    const Decimal begin = lower ? std::max(*lower, low) : low;
+    const Decimal end = tier.up_to ? std::min(*tier.up_to, high) : high;
+    if (end > begin) {
+      const Decimal part = CRETO_TRY(Decimal::subtract(end, begin));
+      CRETO_TRY(visit(tier, rises ? part : part.negated()));
+    }
+    lower = tier.up_to;
   }
-  CRETO_ASSERT(!"the last tier is open");
+  return {};
+}
+
+/// Prorated units, change by change: the full units say in which tiers a change lies, and are paid by the prorated.
+template <class UnitPrice>
+Result<Decimal> by_changes(const std::vector<Tier>& tiers, const std::vector<Usage::Change>& changes,
+                           UnitPrice unit_price) {
+  Decimal total = tiers.front().flat;
+  Decimal level;
+  Decimal highest;
+  for (const Usage::Change& change : changes) {
+    if (change.full.is_zero()) continue;
+    const Decimal next = CRETO_TRY(Decimal::add(level, change.full));
+    CRETO_TRY(split_by_tier(tiers, level, next, [&](const Tier& tier, const Decimal& part) -> Result<> {
+      Decimal units = part;
+      if (change.prorated != change.full) {
+        const Decimal share = CRETO_TRY(times(change.prorated, part));
+        units = CRETO_TRY(Decimal::divide(share, change.full));
+      }
+      const Decimal amount = CRETO_TRY(unit_price(tier, units));
+      total = CRETO_TRY(Decimal::add(total, amount));
+      return {};
+    }));
+    for (std::size_t i = 1; i < tiers.size() && next > *tiers[i - 1].up_to; ++i) {
+      if (highest > *tiers[i - 1].up_to) continue;
+      total = CRETO_TRY(Decimal::add(total, tiers[i].flat));
+    }
+    highest = std::max(highest, next);
+    level = next;
+  }
   return total;
 }
 
+template <class UnitPrice>
+Result<Decimal> by_tier(const std::vector<Tier>& tiers, const Usage& usage, UnitPrice unit_price) {
+  if (usage.full_units) return by_changes(tiers, usage.changes, unit_price);
+  return by_changes(tiers, {{usage.units, usage.units}}, unit_price);
+}
+
 Result<Decimal> price(const GraduatedPrice& graduated, const Usage& usage) {
-  return by_tier(graduated.tiers, usage.units,
+  return by_tier(graduated.tiers, usage,
                  [](const Tier& tier, const Decimal& units) { return times(tier.per_unit, units); });
 }
 
 Result<Decimal> price(const GraduatedPercentagePrice& graduated, const Usage& usage) {
-  return by_tier(graduated.tiers, usage.units,
+  return by_tier(graduated.tiers, usage,
                  [](const Tier& tier, const Decimal& units) { return percent_of(tier.per_unit, units); });
 }
 
 Result<Decimal> price(const VolumePrice& volume, const Usage& usage) {
-  const auto tier =
-      std::ranges::find_if(volume.tiers, [&](const Tier& t) { return !t.up_to || usage.units <= *t.up_to; });
+  const Decimal& full = usage.full_units ? *usage.full_units : usage.units;
+  const auto tier = std::ranges::find_if(volume.tiers, [&](const Tier& t) { return !t.up_to || full <= *t.up_to; });
   CRETO_ASSERT(tier != volume.tiers.end());
   const Decimal part = CRETO_TRY(times(tier->per_unit, usage.units));
   return Decimal::add(part, tier->flat);
@@ -102,16 +139,30 @@ Result<Decimal> price(const DynamicPrice& dynamic, const Usage& usage) {
 
 }  // namespace
 
+bool prices_by_event(const Price& price) {
+  return std::holds_alternative<PercentagePrice>(price) || std::holds_alternative<DynamicPrice>(price);
+}
+
 Result<Decimal> exact_amount(const Price& rule, const Usage& usage) {
   return std::visit([&](const auto& kind) { return price(kind, usage); }, rule);
 }
 
 Result<Fee> price_usage(const Charge& charge, const Usage& usage, const Currency& currency) {
-  const Decimal exact = CRETO_TRY(exact_amount(charge.price, usage));
-  const Decimal due = std::max(exact, charge.minimum);
-  const Money unrounded{due, currency};
-  Money amount = CRETO_TRY(unrounded.rounded());
-  return Fee{usage.units, usage.events, exact, std::move(amount)};
+  Usage billable = usage;
+  if (!charge.free_units.is_zero() && usage.units > Decimal()) {
+    const Decimal rest = CRETO_TRY(Decimal::subtract(usage.units, charge.free_units));
+    billable.units = std::max(Decimal(), rest);
+  }
+  const Decimal gross = CRETO_TRY(exact_amount(charge.price, billable));
+  Decimal exact = gross;
+  if (!charge.discount_percent.is_zero()) {
+    const Decimal discount = CRETO_TRY(percent_of(charge.discount_percent, gross));
+    exact = CRETO_TRY(Decimal::subtract(gross, discount));
+  }
+  if (charge.maximum) exact = std::min(exact, *charge.maximum);
+  const Money unrounded{exact, currency};
+  const Money amount = CRETO_TRY(unrounded.rounded());
+  return Fee{usage.units, usage.events, gross, exact, amount.amount};
 }
 
 }  // namespace creto::metering

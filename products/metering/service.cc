@@ -44,9 +44,9 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
   CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
     rules_.quotas = CRETO_TRY(store::all_quotas(tx));
     rules_.thresholds = CRETO_TRY(store::all_thresholds(tx));
-    const auto subscriptions = CRETO_TRY(store::all_subscriptions(tx));
-    for (const auto& [org, subscription] : subscriptions) {
-      subscriptions_[{org, subscription.agent}].push_back(subscription);
+    auto subscriptions = CRETO_TRY(billing::all_subscriptions(tx));
+    for (StoredSubscription& stored : subscriptions) {
+      subscriptions_[{stored.org, stored.subscription.agent}].push_back(std::move(stored.subscription));
     }
     return {};
   }));
@@ -237,38 +237,39 @@ Result<> MeteringService::attach(bus::Bus& bus) {
                        {.attempts_max = 1'000});
 }
 
+Result<std::vector<UsageRow>> MeteringService::usage(const Context& ctx, const UsageQuery& query) {
+  if (query.subject.empty()) return error(ErrorKind::invalid_input, "subject: is required");
+  const SubjectNumber subject = ledger_->subjects().find(ctx.org, query.subject);
+  std::map<std::string, UsageRow, std::less<>> rows;
+  if (subject == 0) return std::vector<UsageRow>();
+  CRETO_TRY(ledger_->scan({}, ledger_->position().end, [&](const StoredEvent& event) -> Result<> {
+    if (!ledger_->subjects().attribution(event.attribution).counts_for(subject)) return {};
+    const RecordView& record = event.record;
+    if (record.time < query.from || record.time >= query.until) return {};
+    if (!query.event_type.empty() && record.type != query.event_type) return {};
+    auto row = rows.find(record.type);
+    if (row == rows.end()) {
+      const std::string type(record.type);
+      row = rows.emplace(type, UsageRow{type, 0, 0, Money{Decimal(), options_.currency}}).first;
+    }
+    ++row->second.events;
+    row->second.units = add_saturating(row->second.units, record.whole_units);
+    const Money cost{from_nano_money(intake_->cost_of(record)), options_.currency};
+    row->second.cost = CRETO_TRY(Money::add(row->second.cost, cost));
+    return {};
+  }));
+  std::vector<UsageRow> all;
+  for (auto& [type, row] : rows) all.push_back(std::move(row));
+  return all;
+}
+
 Result<> MeteringService::tick() {
   const Instant now = clock_.now();
   limits_.expire(now);
-  Context ctx = Context::of_service(self_);
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
-  const auto unfinished =
-      CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return store::unfinished_invoices(tx); }));
-  for (const auto& [org, id] : unfinished) {
-    ctx.org = org;
-    Invoice invoice = CRETO_TRY(get_invoice(ctx, id));
-    CRETO_TRY(finish_invoice(ctx, std::move(invoice)));
-  }
-
-  // Months that are over.
-  const Instant month = calendar_window(WindowKind::month, now).begin;
-  std::vector<std::pair<std::string, Subscription>> all;
-  {
-    const std::shared_lock rules(rules_mutex_);
-    for (const auto& [key, of_agent] : subscriptions_) {
-      for (const Subscription& subscription : of_agent) all.emplace_back(key.first, subscription);
-    }
-  }
-  for (const auto& [org, subscription] : all) {
-    const Instant end = subscription.ended_at && *subscription.ended_at < month ? *subscription.ended_at : month;
-    if (subscription.started_at >= end) continue;
-    ctx.org = org;
-    auto invoice = issue_invoice(ctx, subscription.id, end);
-    if (!invoice && invoice.error().kind() != ErrorKind::conflict) return std::move(invoice).error();
-  }
-  return {};
+  return run_billing();
 }
 
 /// Notices whose publication failed, and those of events that a crash cut off from theirs.
@@ -322,6 +323,7 @@ Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, 
                                                        Telemetry& telemetry, MeteringOptions options) {
   CRETO_TRY(audit::prepare(database));
   CRETO_TRY(store::migrate(database));
+  CRETO_TRY(billing::migrate(database));
   auto service =
       std::make_unique<MeteringService>(database, nhi, timestamps, delivery, clock, telemetry, std::move(options));
   CRETO_TRY(service->start(files, directory));

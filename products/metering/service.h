@@ -6,11 +6,13 @@
 #include <set>
 #include <shared_mutex>
 
+#include "billing_store.h"
 #include "counters.h"
 #include "creto/authz/authz.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/metering/metering.h"
 #include "creto/nhi/nhi.h"
+#include "facts.h"
 #include "intake.h"
 #include "invoicing.h"
 #include "ledger/ledger.h"
@@ -62,6 +64,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) override;
   Result<std::vector<Plan>> list_plans(const Context& ctx) override;
   Result<Subscription> subscribe(const Context& ctx, const NewSubscription& subscription) override;
+  Result<Subscription> change_subscription(const Context& ctx, const SubscriptionId& id,
+                                           const SubscriptionChange& change) override;
   Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) override;
   Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) override;
   Result<std::vector<Subscription>> list_subscriptions(const Context& ctx, std::string_view agent) override;
@@ -86,6 +90,18 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<std::vector<Invoice>> list_invoices(const Context& ctx,
                                              const std::optional<SubscriptionId>& subscription) override;
   Result<Bytes> invoice_pdf(const Context& ctx, const InvoiceId& id) override;
+  Result<Invoice> settle_invoice(const Context& ctx, const InvoiceId& id, InvoiceStatus status,
+                                 std::string_view settlement) override;
+  Result<CreditNote> issue_credit_note(const Context& ctx, const InvoiceId& invoice, const Decimal& amount,
+                                       std::string_view reason) override;
+  Result<std::vector<CreditNote>> list_credit_notes(const Context& ctx, const InvoiceId& invoice) override;
+  Result<Credit> grant_credit(const Context& ctx, const NewCredit& credit) override;
+  Result<Credit> void_credit(const Context& ctx, const CreditId& id) override;
+  Result<std::vector<Credit>> list_credits(const Context& ctx, std::string_view agent) override;
+  Result<TopUp> set_top_up(const Context& ctx, const TopUp& top_up) override;
+  Result<Coupon> put_coupon(const Context& ctx, const Coupon& coupon) override;
+  Result<std::vector<Coupon>> list_coupons(const Context& ctx) override;
+  Result<> apply_coupon(const Context& ctx, const SubscriptionId& subscription, std::string_view coupon) override;
 
   Result<std::optional<contracts::OversightTrigger>> check_cost_threshold(const Context& ctx,
                                                                           const contracts::BillableEvent& event,
@@ -148,9 +164,17 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
                                                  const contracts::BillableEvent& event) const;
   Error refusal(const Verdict& verdict, Instant now) const;
 
-  Result<InvoiceDraft::Priced> price_usage_of(const Context& ctx, const Subscription& subscription, const Seen& before,
-                                              const Seen& invoice);
-  Result<Invoice> finish_invoice(const Context& ctx, Invoice invoice);
+  FactSource facts() const { return {*ledger_, options_.event_ahead_max}; }
+  void remember(const std::string& org, const Subscription& subscription);
+  Result<> run_billing();
+  Result<> bill_due();
+  Result<std::size_t> bill_some(Context& ctx, Instant now);
+  Result<std::size_t> finalize_some(Context& ctx, Instant now);
+  void log_failure(const Context& ctx, const std::string& of, const Error& why);
+  Result<> bill_interims();
+  Result<> sign_invoices(const Context& ctx);
+  Result<> give_back_credits(sql::Tx& tx, const Context& ctx, const Invoice& invoice);
+  Result<> finish_top_up(sql::Tx& tx, const Context& ctx, const Invoice& invoice);
   Result<> deliver(const Context& ctx, const InvoiceId& id);
   Result<> on_usage(const Context& ctx, std::string_view message_id, std::uint32_t attempt, const std::string& body);
   Result<> on_decision(const Context& ctx, const std::string& body);
@@ -190,6 +214,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   BlockAddress recorded_;  ///< end of the log in the last audit record; of `tick`
   std::mutex checkpoint_mutex_;
   std::uint64_t saved_events_ = 0;  ///< of the last checkpoint
+  std::mutex signing_mutex_;        ///< one batch at a time
   std::mutex identity_mutex_;
   std::set<std::string> orgs_with_identity_;
 };

@@ -90,8 +90,25 @@ class MeteringClient final : public Metering {
     request.set_agent(subscription.agent);
     request.set_plan_id(subscription.plan_id);
     request.set_plan_version(subscription.plan_version);
+    request.set_quantity(subscription.quantity.to_string());
+    request.set_billing_time(std::string(to_string(subscription.billing_time)));
+    request.set_time_zone(subscription.time_zone);
+    if (!subscription.overrides.empty()) *request.mutable_overrides() = CRETO_TRY(struct_of(subscription.overrides));
     const auto response =
         CRETO_TRY(call<v1::Subscription>(ctx, "Subscribe", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    return from_proto(response);
+  }
+  Result<Subscription> change_subscription(const Context& ctx, const SubscriptionId& id,
+                                           const SubscriptionChange& change) override {
+    v1::ChangeSubscriptionRequest request;
+    request.set_id(id.to_string());
+    request.set_plan_id(change.terms.plan_id);
+    request.set_plan_version(change.terms.plan_version);
+    request.set_quantity(change.terms.quantity.to_string());
+    if (!change.terms.overrides.empty()) *request.mutable_overrides() = CRETO_TRY(struct_of(change.terms.overrides));
+    request.set_at_period_end(change.at_period_end);
+    const auto response = CRETO_TRY(
+        call<v1::Subscription>(ctx, "ChangeSubscription", request, {.idempotent = !ctx.idempotency_key.empty()}));
     return from_proto(response);
   }
   Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) override {
@@ -210,6 +227,75 @@ class MeteringClient final : public Metering {
     const auto response =
         CRETO_TRY(call<v1::InvoicePdf>(ctx, "GetInvoicePdf", about<v1::GetInvoiceRequest>(id.to_string()), repeatable));
     return to_bytes(response.pdf());
+  }
+  Result<Invoice> settle_invoice(const Context& ctx, const InvoiceId& id, InvoiceStatus status,
+                                 std::string_view settlement) override {
+    v1::SettleInvoiceRequest request;
+    request.set_id(id.to_string());
+    request.set_status(std::string(to_string(status)));
+    request.set_settlement(std::string(settlement));
+    const auto response = CRETO_TRY(call<v1::Invoice>(ctx, "SettleInvoice", request, repeatable));
+    return from_proto(response);
+  }
+  Result<CreditNote> issue_credit_note(const Context& ctx, const InvoiceId& invoice, const Decimal& amount,
+                                       std::string_view reason) override {
+    v1::IssueCreditNoteRequest request;
+    request.set_invoice(invoice.to_string());
+    request.set_amount(amount.to_string());
+    request.set_reason(std::string(reason));
+    const auto response =
+        CRETO_TRY(call<v1::CreditNote>(ctx, "IssueCreditNote", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    return from_proto(response);
+  }
+  Result<std::vector<CreditNote>> list_credit_notes(const Context& ctx, const InvoiceId& invoice) override {
+    v1::ListCreditNotesRequest request;
+    request.set_invoice(invoice.to_string());
+    const auto response = CRETO_TRY(call<v1::ListCreditNotesResponse>(ctx, "ListCreditNotes", request, repeatable));
+    return all_of<CreditNote>(response.credit_notes());
+  }
+  Result<Credit> grant_credit(const Context& ctx, const NewCredit& credit) override {
+    v1::GrantCreditRequest request;
+    request.set_agent(credit.agent);
+    request.set_description(credit.description);
+    *request.mutable_amount() = to_proto(credit.amount);
+    request.set_priority(credit.priority);
+    if (credit.effective_at) proto::set_time(request.mutable_effective_at(), *credit.effective_at);
+    if (credit.expires_at) proto::set_time(request.mutable_expires_at(), *credit.expires_at);
+    if (credit.reset) *request.mutable_reset() = to_proto(*credit.reset);
+    const auto response =
+        CRETO_TRY(call<v1::Credit>(ctx, "GrantCredit", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    return from_proto(response);
+  }
+  Result<Credit> void_credit(const Context& ctx, const CreditId& id) override {
+    const auto response =
+        CRETO_TRY(call<v1::Credit>(ctx, "VoidCredit", about<v1::VoidCreditRequest>(id.to_string()), repeatable));
+    return from_proto(response);
+  }
+  Result<std::vector<Credit>> list_credits(const Context& ctx, std::string_view agent) override {
+    v1::ListCreditsRequest request;
+    request.set_agent(std::string(agent));
+    const auto response = CRETO_TRY(call<v1::ListCreditsResponse>(ctx, "ListCredits", request, repeatable));
+    return all_of<Credit>(response.credits());
+  }
+  Result<TopUp> set_top_up(const Context& ctx, const TopUp& top_up) override {
+    const auto response = CRETO_TRY(call<v1::TopUp>(ctx, "SetTopUp", to_proto(top_up), repeatable));
+    return from_proto(response);
+  }
+  Result<Coupon> put_coupon(const Context& ctx, const Coupon& coupon) override {
+    const std::string json = CRETO_TRY(to_json(coupon));
+    v1::PutCouponRequest request;
+    *request.mutable_coupon() = CRETO_TRY(struct_of(json));
+    return document(ctx, "PutCoupon", request, coupon_from_json);
+  }
+  Result<std::vector<Coupon>> list_coupons(const Context& ctx) override {
+    return documents(ctx, "ListCoupons", v1::ListCouponsRequest(), coupon_from_json);
+  }
+  Result<> apply_coupon(const Context& ctx, const SubscriptionId& subscription, std::string_view coupon) override {
+    v1::ApplyCouponRequest request;
+    request.set_subscription(subscription.to_string());
+    request.set_coupon(std::string(coupon));
+    CRETO_TRY(call<v1::ApplyCouponResponse>(ctx, "ApplyCoupon", request, {.idempotent = !ctx.idempotency_key.empty()}));
+    return {};
   }
 
   Result<std::optional<contracts::OversightTrigger>> check_cost_threshold(const Context& ctx,
@@ -338,6 +424,15 @@ class MeteringClient final : public Metering {
     Req request;
     request.set_id(std::string(id));
     return request;
+  }
+  template <class Domain, class Repeated>
+  static Result<std::vector<Domain>> all_of(const Repeated& messages) {
+    std::vector<Domain> all;
+    for (const auto& one : messages) {
+      Domain domain = CRETO_TRY(from_proto(one));
+      all.push_back(std::move(domain));
+    }
+    return all;
   }
   template <class Req, class Parse>
   auto document(const Context& ctx, std::string_view method, const Req& request, Parse parse)

@@ -44,22 +44,56 @@ Result<Money> from_proto(const common::v1::Money& money, std::string_view field)
   return Money{*amount, *std::move(currency)};
 }
 
+Result<Decimal> decimal_from(const std::string& text, std::string_view field, const Decimal& otherwise) {
+  if (text.empty()) return otherwise;
+  const auto value = Decimal::parse(text);
+  if (!value) return bad_field(field, "must be a decimal");
+  return *value;
+}
+
+Result<std::string> overrides_from(const google::protobuf::Struct& overrides) {
+  if (overrides.fields().empty()) return std::string();
+  return json_of(overrides);
+}
+
 v1::Subscription to_proto(const Subscription& subscription) {
   v1::Subscription out;
   out.set_id(subscription.id.to_string());
   out.set_agent(subscription.agent);
-  out.set_plan_id(subscription.plan_id);
-  out.set_plan_version(subscription.plan_version);
   proto::set_time(out.mutable_started_at(), subscription.started_at);
   if (subscription.ended_at) proto::set_time(out.mutable_ended_at(), *subscription.ended_at);
+  out.set_billing_time(std::string(to_string(subscription.billing_time)));
+  out.set_time_zone(subscription.time_zone);
+  for (const SubscriptionTerms& terms : subscription.terms) {
+    auto* one = out.add_terms();
+    one->set_plan_id(terms.plan_id);
+    one->set_plan_version(terms.plan_version);
+    one->set_quantity(terms.quantity.to_string());
+    // Stored overrides were a Struct before, or were validated as one JSON object.
+    if (!terms.overrides.empty()) {
+      if (auto overrides = struct_of(terms.overrides)) *one->mutable_overrides() = *std::move(overrides);
+    }
+    proto::set_time(one->mutable_from(), terms.from);
+    out.set_plan_id(terms.plan_id);
+    out.set_plan_version(terms.plan_version);
+  }
   return out;
 }
 
 Result<Subscription> from_proto(const v1::Subscription& subscription) {
   const SubscriptionId id = CRETO_TRY(proto::from_id<SubscriptionId>(subscription.id(), "id"));
-  Subscription out{id, subscription.agent(), subscription.plan_id(), subscription.plan_version(), {}, {}};
+  Subscription out{.id = id, .agent = subscription.agent(), .time_zone = subscription.time_zone()};
+  out.billing_time = CRETO_TRY(billing_time_from_string(subscription.billing_time()));
   out.started_at = CRETO_TRY(proto::from_time(subscription.started_at(), "started_at"));
   if (subscription.has_ended_at()) out.ended_at = CRETO_TRY(proto::from_time(subscription.ended_at(), "ended_at"));
+  if (subscription.terms().empty()) return bad_field("terms", "must not be empty");
+  for (const auto& one : subscription.terms()) {
+    SubscriptionTerms terms{.plan_id = one.plan_id(), .plan_version = one.plan_version()};
+    terms.quantity = CRETO_TRY(decimal_from(one.quantity(), "quantity", Decimal(1)));
+    terms.overrides = CRETO_TRY(overrides_from(one.overrides()));
+    terms.from = CRETO_TRY(proto::from_time(one.from(), "from"));
+    out.terms.push_back(std::move(terms));
+  }
   return out;
 }
 
@@ -132,16 +166,126 @@ v1::Invoice to_proto(const Invoice& invoice) {
   v1::Invoice out;
   out.set_document(invoice.document);
   if (invoice.signature) proto::set_signature(out.mutable_signature(), *invoice.signature);
+  if (invoice.proof) {
+    auto* proof = out.mutable_proof();
+    proof->set_size(invoice.proof->size);
+    proof->set_index(invoice.proof->index);
+    proof->set_root(proto::to_text(invoice.proof->root));
+    for (const Hash256& hash : invoice.proof->path) proof->add_path(proto::to_text(hash));
+  }
   out.set_pdf_object(invoice.pdf_object);
   out.set_sent(invoice.sent);
+  out.set_status(std::string(to_string(invoice.status)));
+  out.set_settlement(invoice.settlement);
   return out;
+}
+
+static Result<Hash256> hash_from(const std::string& bytes) {
+  Hash256 hash{};
+  if (bytes.size() != hash.size()) return bad_field("proof", "must have hashes of 32 bytes");
+  std::ranges::copy(bytes, hash.begin());
+  return hash;
 }
 
 Result<Invoice> from_proto(const v1::Invoice& invoice) {
   Invoice out = CRETO_TRY(invoice_from_document(invoice.document()));
+  out.status = CRETO_TRY(invoice_status_from_string(invoice.status()));
   if (invoice.has_signature()) out.signature = proto::from_signature(invoice.signature());
+  if (invoice.has_proof()) {
+    InvoiceProof proof{.size = invoice.proof().size(), .index = invoice.proof().index()};
+    proof.root = CRETO_TRY(hash_from(invoice.proof().root()));
+    for (const std::string& one : invoice.proof().path()) {
+      const Hash256 hash = CRETO_TRY(hash_from(one));
+      proof.path.push_back(hash);
+    }
+    out.proof = std::move(proof);
+  }
   out.pdf_object = invoice.pdf_object();
   out.sent = invoice.sent();
+  out.settlement = invoice.settlement();
+  return out;
+}
+
+v1::CreditNote to_proto(const CreditNote& note) {
+  v1::CreditNote out;
+  out.set_id(note.id.to_string());
+  out.set_number(note.number);
+  out.set_invoice(note.invoice.to_string());
+  out.set_amount(note.amount.to_string());
+  out.set_reason(note.reason);
+  proto::set_time(out.mutable_issued_at(), note.issued_at);
+  out.set_document(note.document);
+  return out;
+}
+
+Result<CreditNote> from_proto(const v1::CreditNote& note) {
+  const auto id = CRETO_TRY(proto::from_id<CreditNoteId>(note.id(), "id"));
+  const auto invoice = CRETO_TRY(proto::from_id<InvoiceId>(note.invoice(), "invoice"));
+  CreditNote out{.id = id, .number = note.number(), .invoice = invoice, .reason = note.reason()};
+  out.amount = CRETO_TRY(decimal_from(note.amount(), "amount", Decimal()));
+  out.issued_at = CRETO_TRY(proto::from_time(note.issued_at(), "issued_at"));
+  out.document = note.document();
+  return out;
+}
+
+v1::CreditReset to_proto(const CreditReset& reset) {
+  v1::CreditReset out;
+  out.set_interval(std::string(to_string(reset.interval)));
+  out.set_rollover_min(reset.rollover_min.to_string());
+  out.set_rollover_max(reset.rollover_max.to_string());
+  return out;
+}
+
+Result<CreditReset> from_proto(const v1::CreditReset& reset) {
+  CreditReset out;
+  out.interval = CRETO_TRY(interval_from_string(reset.interval()));
+  out.rollover_min = CRETO_TRY(decimal_from(reset.rollover_min(), "reset.rollover_min", Decimal()));
+  out.rollover_max = CRETO_TRY(decimal_from(reset.rollover_max(), "reset.rollover_max", Decimal()));
+  return out;
+}
+
+v1::Credit to_proto(const Credit& credit) {
+  v1::Credit out;
+  out.set_id(credit.id.to_string());
+  out.set_agent(credit.agent);
+  out.set_description(credit.description);
+  out.set_currency(credit.currency.code());
+  out.set_amount(credit.amount.to_string());
+  out.set_balance(credit.balance.to_string());
+  out.set_priority(credit.priority);
+  proto::set_time(out.mutable_effective_at(), credit.effective_at);
+  if (credit.expires_at) proto::set_time(out.mutable_expires_at(), *credit.expires_at);
+  if (credit.voided_at) proto::set_time(out.mutable_voided_at(), *credit.voided_at);
+  if (credit.reset) *out.mutable_reset() = to_proto(*credit.reset);
+  return out;
+}
+
+Result<Credit> from_proto(const v1::Credit& credit) {
+  const auto id = CRETO_TRY(proto::from_id<CreditId>(credit.id(), "id"));
+  Credit out{.id = id, .agent = credit.agent(), .description = credit.description()};
+  out.currency = CRETO_TRY(Currency::parse(credit.currency()));
+  out.amount = CRETO_TRY(decimal_from(credit.amount(), "amount", Decimal()));
+  out.balance = CRETO_TRY(decimal_from(credit.balance(), "balance", Decimal()));
+  out.priority = credit.priority();
+  out.effective_at = CRETO_TRY(proto::from_time(credit.effective_at(), "effective_at"));
+  if (credit.has_expires_at()) out.expires_at = CRETO_TRY(proto::from_time(credit.expires_at(), "expires_at"));
+  if (credit.has_voided_at()) out.voided_at = CRETO_TRY(proto::from_time(credit.voided_at(), "voided_at"));
+  if (credit.has_reset()) out.reset = CRETO_TRY(from_proto(credit.reset()));
+  return out;
+}
+
+v1::TopUp to_proto(const TopUp& top_up) {
+  v1::TopUp out;
+  out.set_agent(top_up.agent);
+  *out.mutable_amount() = to_proto(top_up.amount);
+  out.set_below(top_up.below.to_string());
+  return out;
+}
+
+Result<TopUp> from_proto(const v1::TopUp& top_up) {
+  TopUp out{.agent = top_up.agent()};
+  out.amount = CRETO_TRY(from_proto(top_up.amount(), "amount"));
+  out.below = CRETO_TRY(decimal_from(top_up.below(), "below", Decimal()));
   return out;
 }
 

@@ -32,6 +32,11 @@ void set_chain(Request& request, const DelegationChain& chain) {
   for (const Identity& identity : chain) request.add_delegation_chain(identity.text());
 }
 
+/// A decimal; empty is `otherwise`.
+Result<Decimal> decimal_from(const std::string& text, std::string_view field, const Decimal& otherwise);
+/// Overrides as JSON; empty where there are none.
+Result<std::string> overrides_from(const google::protobuf::Struct& overrides);
+
 v1::Subscription to_proto(const Subscription& subscription);
 Result<Subscription> from_proto(const v1::Subscription& subscription);
 v1::QuotaState to_proto(const QuotaState& state);
@@ -42,6 +47,14 @@ v1::QuotaDecision to_proto(const contracts::QuotaDecision& decision);
 Result<contracts::QuotaDecision> from_proto(const v1::QuotaDecision& decision);
 v1::Invoice to_proto(const Invoice& invoice);
 Result<Invoice> from_proto(const v1::Invoice& invoice);
+v1::CreditNote to_proto(const CreditNote& note);
+Result<CreditNote> from_proto(const v1::CreditNote& note);
+v1::CreditReset to_proto(const CreditReset& reset);
+Result<CreditReset> from_proto(const v1::CreditReset& reset);
+v1::Credit to_proto(const Credit& credit);
+Result<Credit> from_proto(const v1::Credit& credit);
+v1::TopUp to_proto(const TopUp& top_up);
+Result<TopUp> from_proto(const v1::TopUp& top_up);
 v1::BillableEvent to_proto(const contracts::BillableEvent& event);
 Result<contracts::BillableEvent> from_proto(const v1::BillableEvent& event);
 v1::CostThreshold to_proto(const contracts::CostThreshold& threshold);

@@ -190,8 +190,24 @@ void register_plans(rpc::Service& service, Metering& metering) {
   service.unary<v1::SubscribeRequest, v1::Subscription>(
       "Subscribe", {.resource = of_agent},
       [&metering](const Context& ctx, const v1::SubscribeRequest& request) -> Result<v1::Subscription> {
-        return answer<v1::Subscription>(
-            metering.subscribe(ctx, {request.agent(), request.plan_id(), request.plan_version()}));
+        NewSubscription wanted{request.agent(), request.plan_id(), request.plan_version()};
+        wanted.quantity = CRETO_TRY(decimal_from(request.quantity(), "quantity", Decimal(1)));
+        if (!request.billing_time().empty()) {
+          wanted.billing_time = CRETO_TRY(billing_time_from_string(request.billing_time()));
+        }
+        if (!request.time_zone().empty()) wanted.time_zone = request.time_zone();
+        wanted.overrides = CRETO_TRY(overrides_from(request.overrides()));
+        return answer<v1::Subscription>(metering.subscribe(ctx, wanted));
+      });
+  service.unary<v1::ChangeSubscriptionRequest, v1::Subscription>(
+      "ChangeSubscription", {},
+      [&metering](const Context& ctx, const v1::ChangeSubscriptionRequest& request) -> Result<v1::Subscription> {
+        const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
+        SubscriptionChange change{.terms = {.plan_id = request.plan_id(), .plan_version = request.plan_version()},
+                                  .at_period_end = request.at_period_end()};
+        change.terms.quantity = CRETO_TRY(decimal_from(request.quantity(), "quantity", Decimal(1)));
+        change.terms.overrides = CRETO_TRY(overrides_from(request.overrides()));
+        return answer<v1::Subscription>(metering.change_subscription(ctx, id, change));
       });
   service.unary<v1::EndSubscriptionRequest, v1::Subscription>(
       "EndSubscription", {.idempotent = true},
@@ -324,6 +340,95 @@ void register_invoices(rpc::Service& service, Metering& metering) {
       });
 }
 
+void register_credits(rpc::Service& service, Metering& metering) {
+  service.unary<v1::GetInvoiceRequest, v1::InvoiceCsv>(
+      "GetInvoiceCsv", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::GetInvoiceRequest& request) -> Result<v1::InvoiceCsv> {
+        const auto id = CRETO_TRY(proto::from_id<InvoiceId>(request.id(), "id"));
+        const Invoice invoice = CRETO_TRY(metering.get_invoice(ctx, id));
+        v1::InvoiceCsv out;
+        out.set_csv(invoice_csv(invoice));
+        return out;
+      });
+  service.unary<v1::SettleInvoiceRequest, v1::Invoice>(
+      "SettleInvoice", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::SettleInvoiceRequest& request) -> Result<v1::Invoice> {
+        const auto id = CRETO_TRY(proto::from_id<InvoiceId>(request.id(), "id"));
+        const auto status = CRETO_TRY(invoice_status_from_string(request.status()));
+        return answer<v1::Invoice>(metering.settle_invoice(ctx, id, status, request.settlement()));
+      });
+  service.unary<v1::IssueCreditNoteRequest, v1::CreditNote>(
+      "IssueCreditNote", {},
+      [&metering](const Context& ctx, const v1::IssueCreditNoteRequest& request) -> Result<v1::CreditNote> {
+        const auto id = CRETO_TRY(proto::from_id<InvoiceId>(request.invoice(), "invoice"));
+        const Decimal amount = CRETO_TRY(decimal_from(request.amount(), "amount", Decimal()));
+        return answer<v1::CreditNote>(metering.issue_credit_note(ctx, id, amount, request.reason()));
+      });
+  service.unary<v1::ListCreditNotesRequest, v1::ListCreditNotesResponse>(
+      "ListCreditNotes", {.idempotent = true},
+      [&metering](const Context& ctx,
+                  const v1::ListCreditNotesRequest& request) -> Result<v1::ListCreditNotesResponse> {
+        const auto id = CRETO_TRY(proto::from_id<InvoiceId>(request.invoice(), "invoice"));
+        const auto all = CRETO_TRY(metering.list_credit_notes(ctx, id));
+        v1::ListCreditNotesResponse out;
+        for (const CreditNote& one : all) *out.add_credit_notes() = to_proto(one);
+        return out;
+      });
+  service.unary<v1::GrantCreditRequest, v1::Credit>(
+      "GrantCredit", {.resource = of_agent},
+      [&metering](const Context& ctx, const v1::GrantCreditRequest& request) -> Result<v1::Credit> {
+        NewCredit credit{.agent = request.agent(), .description = request.description()};
+        credit.amount = CRETO_TRY(from_proto(request.amount(), "amount"));
+        if (request.has_priority()) credit.priority = request.priority();
+        if (request.has_effective_at()) {
+          credit.effective_at = CRETO_TRY(proto::from_time(request.effective_at(), "effective_at"));
+        }
+        if (request.has_expires_at()) {
+          credit.expires_at = CRETO_TRY(proto::from_time(request.expires_at(), "expires_at"));
+        }
+        if (request.has_reset()) credit.reset = CRETO_TRY(from_proto(request.reset()));
+        return answer<v1::Credit>(metering.grant_credit(ctx, credit));
+      });
+  service.unary<v1::VoidCreditRequest, v1::Credit>(
+      "VoidCredit", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::VoidCreditRequest& request) -> Result<v1::Credit> {
+        const auto id = CRETO_TRY(proto::from_id<CreditId>(request.id(), "id"));
+        return answer<v1::Credit>(metering.void_credit(ctx, id));
+      });
+  service.unary<v1::ListCreditsRequest, v1::ListCreditsResponse>(
+      "ListCredits", {.idempotent = true, .resource = of_agent},
+      [&metering](const Context& ctx, const v1::ListCreditsRequest& request) -> Result<v1::ListCreditsResponse> {
+        const auto all = CRETO_TRY(metering.list_credits(ctx, request.agent()));
+        v1::ListCreditsResponse out;
+        for (const Credit& one : all) *out.add_credits() = to_proto(one);
+        return out;
+      });
+  service.unary<v1::TopUp, v1::TopUp>("SetTopUp", {.idempotent = true, .resource = of_agent},
+                                      [&metering](const Context& ctx, const v1::TopUp& request) -> Result<v1::TopUp> {
+                                        const TopUp top_up = CRETO_TRY(from_proto(request));
+                                        return answer<v1::TopUp>(metering.set_top_up(ctx, top_up));
+                                      });
+  service.unary<v1::PutCouponRequest, v1::Document>(
+      "PutCoupon", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::PutCouponRequest& request) -> Result<v1::Document> {
+        const std::string json = CRETO_TRY(json_of(request.coupon()));
+        const Coupon coupon = CRETO_TRY(coupon_from_json(json));
+        return document(metering.put_coupon(ctx, coupon));
+      });
+  service.unary<v1::ListCouponsRequest, v1::Documents>(
+      "ListCoupons", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListCouponsRequest&) -> Result<v1::Documents> {
+        return documents(metering.list_coupons(ctx));
+      });
+  service.unary<v1::ApplyCouponRequest, v1::ApplyCouponResponse>(
+      "ApplyCoupon", {},
+      [&metering](const Context& ctx, const v1::ApplyCouponRequest& request) -> Result<v1::ApplyCouponResponse> {
+        const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.subscription(), "subscription"));
+        CRETO_TRY(metering.apply_coupon(ctx, id, request.coupon()));
+        return v1::ApplyCouponResponse();
+      });
+}
+
 void register_contracts(rpc::Service& service, Metering& metering) {
   service.unary<v1::CheckCostThresholdRequest, v1::CheckCostThresholdResponse>(
       "CheckCostThreshold", {.inline_call = true, .idempotent = true},
@@ -453,6 +558,7 @@ void register_metering(rpc::Dispatcher& dispatcher, Metering& metering) {
   register_plans(service, metering);
   register_limits(service, metering);
   register_invoices(service, metering);
+  register_credits(service, metering);
   register_contracts(service, metering);
 }
 

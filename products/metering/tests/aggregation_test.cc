@@ -31,9 +31,13 @@ std::vector<Event> sample() {
   return events;
 }
 
-Result<std::vector<Usage>> total(Metric metric, const std::vector<Event>& events, bool keep = false) {
+const Period thirty_days{from_unix_ns(0), from_unix_ns(0) + std::chrono::days(30)};
+
+Result<std::vector<Usage>> total(Metric metric, const std::vector<Event>& events, bool keep = false,
+                                 Period part = thirty_days) {
   metric.event_type = "calls";
-  Aggregator aggregator(std::move(metric), keep);
+  const PeriodDays days(thirty_days, TimeZone());
+  Aggregator aggregator(std::move(metric), keep, {part, thirty_days, days.before(part.end), &days});
   for (const Event& event : events) CRETO_TRY(aggregator.add(event.fact()));
   return aggregator.finish();
 }
@@ -86,6 +90,56 @@ TEST(Aggregation, RefusesAPropertyThatIsNoNumber) {
   EXPECT_FALSE(total({.event_type = "", .aggregation = Aggregation::sum, .property = "v"}, events));
   events[0].properties.clear();
   EXPECT_FALSE(total({.event_type = "", .aggregation = Aggregation::sum, .property = "v"}, events));
+}
+
+Event on(std::uint8_t id, double day, Properties properties) {
+  return {id_of(id), thirty_days.begin + Nanos(static_cast<std::int64_t>(day * 86'400e9)), std::move(properties)};
+}
+Decimal one(const Metric& metric, const std::vector<Event>& events, Period part = thirty_days) {
+  return total(metric, events, false, part).value().at(0).units;
+}
+
+TEST(Aggregation, WeighsALevelByTime) {
+  const Metric metric{.aggregation = Aggregation::weighted_sum, .property = "v"};
+  const std::vector<Event> events = {on(1, 0, {{"v", "10"}}), on(2, 15, {{"v", "6"}}), on(3, 24, {{"v", "-16"}})};
+  EXPECT_EQ(one(metric, events), Decimal::literal("9.8"));  // 10 * 24 + 6 * 9 over 30 days
+  Metric carried = metric;
+  carried.carried = true;
+  EXPECT_EQ(one(carried, {on(1, -40, {{"v", "10"}})}), Decimal(10));
+  EXPECT_EQ(one(metric, {on(1, -40, {{"v", "10"}})}), Decimal(0));
+  EXPECT_EQ(one(metric, {on(1, 0, {{"v", "10"}})}, {thirty_days.begin, thirty_days.begin + std::chrono::days(15)}),
+            Decimal(5));
+}
+
+TEST(Aggregation, TakesPercentilesByRank) {
+  std::vector<Event> events;
+  for (std::uint8_t i = 1; i <= 20; ++i) events.push_back(on(i, 1, {{"v", std::to_string((i * 7) % 20 + 1)}}));
+  const auto percentile = [&](const char* p) {
+    return one({.aggregation = Aggregation::percentile, .property = "v", .percentile = Decimal::literal(p)}, events);
+  };
+  EXPECT_EQ(percentile("50"), Decimal(10));
+  EXPECT_EQ(percentile("95"), Decimal(19));
+  EXPECT_EQ(percentile("95.1"), Decimal(20));
+  EXPECT_EQ(percentile("0.1"), Decimal(1));
+}
+
+TEST(Aggregation, EvaluatesAnExpressionPerEvent) {
+  const Metric metric{.aggregation = Aggregation::sum, .expression = "ceil(ms / 1000) * gb"};
+  EXPECT_EQ(one(metric, {on(1, 1, {{"ms", "1500"}, {"gb", "0.5"}}), on(2, 2, {{"ms", "1000"}, {"gb", "2"}})}),
+            Decimal(3));
+  EXPECT_FALSE(total(metric, {on(1, 1, {{"ms", "1500"}})}));
+}
+
+TEST(Aggregation, CarriesSeatsOverAndTakesThemOutAgain) {
+  Metric seats{.aggregation = Aggregation::unique_count, .property = "user", .carried = true};
+  const std::vector<Event> events = {
+      on(1, -10, {{"user", "a"}}), on(2, -5, {{"user", "b"}}), on(3, -4, {{"user", "b"}, {"operation", "remove"}}),
+      on(4, 3, {{"user", "c"}}),   on(5, 4, {{"user", "c"}}),  on(6, 9, {{"user", "z"}, {"operation", "remove"}})};
+  EXPECT_EQ(one(seats, events), Decimal(2));
+  seats.prorated = true;
+  seats.rounding = UnitRounding::half_up;
+  seats.places = 4;
+  EXPECT_EQ(one(seats, events), Decimal::literal("1.9"));  // a whole, c from the fourth day on
 }
 
 }  // namespace

@@ -7,6 +7,9 @@
 #include <fstream>
 #include <random>
 
+#include "credits.h"
+#include "rating.h"
+
 namespace creto::metering {
 namespace {
 
@@ -36,8 +39,8 @@ std::vector<Event> sample_events() {
   const auto add = [&](std::string type, Properties properties) {
     ByteArray<16> bytes{};
     bytes[15] = static_cast<std::uint8_t>(events.size());
-    events.push_back({EventId::from_bytes(bytes), november.begin + std::chrono::hours(events.size()), std::move(type),
-                      std::move(properties)});
+    events.push_back({EventId::from_bytes(bytes), at("2026-11-29T21:00:00Z") + std::chrono::hours(events.size()),
+                      std::move(type), std::move(properties)});
   };
   for (int i = 0; i < 3; ++i) add("sandbox_allocated", {{"sandbox_id", "sb"}});
   for (int i = 0; i < 7; ++i)
@@ -50,17 +53,23 @@ std::vector<Event> sample_events() {
   return events;
 }
 
-InvoiceDraft::Priced price(const Plan& plan, const std::vector<Event>& events) {
-  InvoiceDraft draft(plan, november, at("2026-11-29T20:00:00Z"));
-  for (const Event& event : events) EXPECT_TRUE(draft.add({event.id, event.time, event.type, &event.properties}));
-  return draft.finish().value();
+RatedPeriod two_days(const Plan& plan) {
+  const Period active{at("2026-11-29T20:00:00Z"), november.end};
+  return {
+      .full = november, .phases = {{std::make_shared<Plan>(plan), Decimal(1), active}}, .subscribed_at = active.begin};
+}
+std::vector<InvoiceLine> price(const Plan& plan, const std::vector<Event>& events) {
+  Rating rating(two_days(plan));
+  for (const Event& event : events) EXPECT_TRUE(rating.add({event.id, event.time, event.type, &event.properties}));
+  return rating.finish().value();
 }
 
 Invoice sample_invoice(std::size_t repeat = 1) {
   const Plan plan = sample_plan();
-  const auto priced = price(plan, sample_events());
-  ByteArray<16> bytes{1, 2, 3};
+  const std::vector<InvoiceLine> lines = price(plan, sample_events());
+  const ByteArray<16> bytes{1, 2, 3};
   Invoice invoice{.id = InvoiceId::from_bytes(bytes),
+                  .status = InvoiceStatus::finalized,
                   .number = 42,
                   .subscription = SubscriptionId::from_bytes(bytes),
                   .agent = "agent:nhi:ed25519:4vJ9JU1bJJE96FWSJKvHsmmFADCg4gpZQff4P3bkLKi",
@@ -69,32 +78,27 @@ Invoice sample_invoice(std::size_t repeat = 1) {
                   .plan_name = plan.name,
                   .period = {at("2026-11-29T20:00:00Z"), at("2026-12-01T00:00:00Z")},
                   .issued_at = at("2026-12-01T00:05:00Z"),
-                  .currency = plan.currency,
-                  .lines = {},
-                  .total = priced.total,
-                  .document = {},
-                  .signature = Signature{"hybrid-ed25519-ml-dsa-65", {1}},
-                  .pdf_object = {},
-                  .sent = false};
-  for (std::size_t i = 0; i < repeat; ++i)
-    invoice.lines.insert(invoice.lines.end(), priced.lines.begin(), priced.lines.end());
+                  .currency = plan.currency};
+  for (std::size_t i = 0; i < repeat; ++i) invoice.lines.insert(invoice.lines.end(), lines.begin(), lines.end());
+  EXPECT_TRUE(total_up(invoice, {}));
   invoice.document = invoice_document(invoice).value();
+  invoice.signature = Signature{"hybrid-ed25519-ml-dsa-65", {1}};
   return invoice;
 }
 
 TEST(Invoice, AddsUpToTheCent) {
-  const auto priced = price(sample_plan(), sample_events());
-  ASSERT_EQ(priced.lines.size(), 6u);
-  EXPECT_EQ(priced.lines[0].amount, d("19"));
-  EXPECT_EQ(priced.lines[1].amount, d("0.15"));
+  const Invoice invoice = sample_invoice();
+  ASSERT_EQ(invoice.lines.size(), 6u);
+  EXPECT_EQ(invoice.lines[0].amount, d("1.27"));  // 19 * 2 / 30 days
+  EXPECT_EQ(invoice.lines[1].amount, d("0.15"));
   // careful-2: 2468 + 4936 + 7404 = 14.808 thousand; gullible-1: 1234 + 3702 + 6170 + 8638 = 19.744 thousand
-  EXPECT_EQ(priced.lines[2].group, "careful-2");
-  EXPECT_EQ(priced.lines[2].exact, d("0.04202"));
-  EXPECT_EQ(priced.lines[3].exact, d("0.05436"));
-  EXPECT_EQ(priced.lines[4].amount, d("0.04"));
+  EXPECT_EQ(invoice.lines[2].group, "careful-2");
+  EXPECT_EQ(invoice.lines[2].exact, d("0.04202"));
+  EXPECT_EQ(invoice.lines[3].exact, d("0.05436"));
+  EXPECT_EQ(invoice.lines[4].amount, d("0.04"));
   // 3.30125 + 20 + 20 + 1.075
-  EXPECT_EQ(priced.lines[5].exact, d("44.37625"));
-  EXPECT_EQ(priced.total, d("63.66"));
+  EXPECT_EQ(invoice.lines[5].exact, d("44.37625"));
+  EXPECT_EQ(invoice.total, d("45.93"));
 }
 
 TEST(Invoice, DoesNotDependOnTheOrderOfDelivery) {
@@ -105,22 +109,89 @@ TEST(Invoice, DoesNotDependOnTheOrderOfDelivery) {
   for (int i = 0; i < 50; ++i) {
     std::ranges::shuffle(events, random);
     const auto again = price(plan, events);
-    ASSERT_EQ(again.lines.size(), expected.lines.size());
-    for (std::size_t line = 0; line < again.lines.size(); ++line) {
-      EXPECT_EQ(again.lines[line].exact, expected.lines[line].exact);
-      EXPECT_EQ(again.lines[line].events, expected.lines[line].events);
+    ASSERT_EQ(again.size(), expected.size());
+    for (std::size_t line = 0; line < again.size(); ++line) {
+      EXPECT_EQ(again[line].exact, expected[line].exact);
+      EXPECT_EQ(again[line].events, expected[line].events);
     }
   }
 }
 
-TEST(Invoice, ChargesTheBaseFeeOncePerBegunMonth) {
-  const Instant start = at("2026-11-29T20:00:00Z");
-  EXPECT_EQ(months_begun({start, at("2026-11-30T00:00:00Z")}, start), 1);
-  EXPECT_EQ(months_begun({at("2026-11-30T00:00:00Z"), at("2026-12-01T00:00:00Z")}, start), 0);
-  EXPECT_EQ(months_begun({at("2026-11-30T00:00:00Z"), at("2026-12-01T00:00:01Z")}, start), 1);
-  EXPECT_EQ(months_begun({at("2026-12-01T00:00:00Z"), at("2027-01-01T00:00:00Z")}, start), 1);
-  EXPECT_EQ(months_begun({start, at("2027-02-15T00:00:00Z")}, start), 4);
-  EXPECT_EQ(months_begun({at("2026-11-01T00:00:00Z"), at("2026-12-01T00:00:00Z")}, at("2026-11-01T00:00:00Z")), 1);
+TEST(Invoice, FollowsItsOrder) {
+  Invoice invoice = sample_invoice();
+  invoice.lines.resize(1);
+  invoice.lines[0].amount = d("100");
+  std::vector<AppliedCoupon> coupons(2);
+  coupons[0].coupon = {.id = "ten", .name = "Ten percent", .percent = d("10")};
+  coupons[1].coupon = {.id = "five", .name = "Five off", .amount = Money{d("5"), Currency::usd()}};
+  const std::vector<Tax> taxes = {{"vat", "VAT", d("19")}, {"city", "City", d("1.5")}};
+  std::vector<Credit> credits = {
+      {.id = CreditId::from_bytes({2}), .balance = d("30"), .priority = 1},
+      {.id = CreditId::from_bytes({1}), .balance = d("30"), .priority = 0},
+      {.id = CreditId::from_bytes({3}), .currency = Currency::parse("EUR").value(), .balance = d("30")}};
+  ASSERT_TRUE(total_up(invoice, {.billed = {{.kind = InvoiceEntryKind::billed, .amount = d("-20")}},
+                                 .coupons = coupons,
+                                 .taxes = taxes,
+                                 .credits = credits}));
+  std::vector<std::string> amounts;
+  for (const InvoiceEntry& entry : invoice.entries) amounts.push_back(entry.amount.to_string());
+  // 100 - 20 = 80; 10 % of it; 5; taxes on 67; credits by priority
+  EXPECT_EQ(amounts, (std::vector<std::string>{"-20", "-8", "-5", "12.73", "1.01", "-30", "-30"}));
+  EXPECT_EQ(invoice.total, d("20.74"));
+  EXPECT_EQ(credits[2].balance, d("30"));
+}
+
+TEST(Invoice, OwesBackWhatWouldMakeItNegative) {
+  Invoice invoice = sample_invoice();
+  invoice.lines.resize(1);
+  invoice.lines[0].amount = d("-38.39");
+  ASSERT_TRUE(total_up(invoice, {}));
+  EXPECT_EQ(invoice.total, d("0"));
+  EXPECT_EQ(invoice.credited, d("38.39"));
+}
+
+TEST(Invoice, ReadsDocumentsOfTheFirstVersion) {
+  const Invoice old =
+      invoice_from_document(
+          R"({"agent":"human:ada@example.com","currency":"USD","id":"inv-01890a5d-ac96-774b-bcce-b302099a8057","issued_at":"2026-12-01T00:05:00Z","lines":[{"amount":"19.00","charge":"base_fee","description":"P","events":"0","exact":"19","group":"","model":"flat","units":"1"}],"number":"7","period":{"begin":"2026-11-01T00:00:00Z","end":"2026-12-01T00:00:00Z"},"plan":{"id":"p","name":"P","version":"1"},"schema_version":1,"subscription":"sub-01890a5d-ac96-774b-bcce-b302099a8057","total":"19.00"})")
+          .value();
+  EXPECT_EQ(old.number, 7);
+  EXPECT_EQ(old.total, d("19"));
+  EXPECT_EQ(old.lines.at(0).kind, LineKind::base_fee);
+  EXPECT_EQ(old.lines.at(0).period, old.period);
+}
+
+TEST(Invoice, IsCsvThatNoSpreadsheetRuns) {
+  Invoice invoice = sample_invoice();
+  invoice.lines.resize(2);
+  invoice.lines[0].description = "=HYPERLINK(\"x\"), a";
+  invoice.lines[1].description = "-2+3";
+  const std::string csv = invoice_csv(invoice);
+  EXPECT_NE(csv.find("\"'=HYPERLINK(\"\"x\"\"), a\""), std::string::npos);
+  EXPECT_NE(csv.find(",'-2+3,"), std::string::npos);
+  EXPECT_NE(csv.find("INV-000042,usage,sandboxes,"), std::string::npos);
+}
+
+TEST(InvoiceBatch, EachInvoiceProvesThatItIsInIt) {
+  for (const std::size_t size : {1u, 2u, 3u, 7u, 100u}) {
+    std::vector<Invoice> invoices;
+    std::vector<Hash256> leaves;
+    for (std::size_t i = 0; i < size; ++i) {
+      Invoice invoice = sample_invoice();
+      invoice.number = static_cast<std::int64_t>(i) + 1;
+      invoice.document = invoice_document(invoice).value();
+      leaves.push_back(InvoiceBatch::leaf_hash(invoice.document));
+      invoices.push_back(std::move(invoice));
+    }
+    const InvoiceBatch batch(leaves);
+    for (std::size_t i = 0; i < size; ++i) {
+      invoices[i].proof = batch.proof(i);
+      EXPECT_EQ(signed_text(invoices[i]).value(), batch_text(size, batch.root()));
+      Invoice forged = invoices[i];
+      forged.document.replace(forged.document.find("\"total\":\"45"), 11, "\"total\":\"44");
+      EXPECT_FALSE(signed_text(forged));
+    }
+  }
 }
 
 TEST(Invoice, SurvivesItsDocument) {
@@ -141,6 +212,30 @@ TEST(InvoicePdf, IsAPdfAndTheSameForTheSameInvoice) {
       std::ofstream(std::string(directory) + "/invoice-" + std::to_string(repeat) + ".pdf")
           .write(reinterpret_cast<const char*>(pdf.data()), static_cast<std::streamsize>(pdf.size()));
     }
+  }
+}
+
+TEST(InvoicePdf, ShowsWhatLeadsFromFeesToTotal) {
+  Invoice invoice = sample_invoice(3);
+  invoice.due_at = at("2026-12-15T00:05:00Z");
+  invoice.lines[1].kind = LineKind::adjustment;
+  invoice.lines[1].period = {at("2026-10-01T00:00:00Z"), at("2026-11-01T00:00:00Z")};
+  std::vector<AppliedCoupon> coupons(1);
+  coupons[0].coupon = {.id = "ten", .name = "Welcome", .percent = d("10")};
+  const std::vector<Tax> taxes = {{"vat", "VAT", d("19")}};
+  std::vector<Credit> credits = {
+      {.id = CreditId::from_bytes({2}), .description = std::string(300, 'c'), .balance = d("30")}};
+  ASSERT_TRUE(total_up(
+      invoice,
+      {.billed = {{.kind = InvoiceEntryKind::billed, .description = "Billed with INV-000041", .amount = d("-20")}},
+       .coupons = coupons,
+       .taxes = taxes,
+       .credits = credits}));
+  const Bytes pdf = render_pdf(invoice, "Creto").value();
+  EXPECT_TRUE(as_text(pdf).starts_with("%PDF-"));
+  if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
+    std::ofstream(std::string(directory) + "/invoice-entries.pdf")
+        .write(reinterpret_cast<const char*>(pdf.data()), static_cast<std::streamsize>(pdf.size()));
   }
 }
 

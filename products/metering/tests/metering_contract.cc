@@ -31,28 +31,10 @@ using contracts::BillingPeriod;
 using creto::testing::Where;
 using creto::testing::Wire;
 
-class Mailbox final : public InvoiceDelivery {
+class NoMailbox final : public InvoiceDelivery {
  public:
-  Result<std::string> keep(const Context&, const Invoice& invoice, BytesView pdf) override {
-    const std::scoped_lock lock(mutex_);
-    kept.emplace_back(invoice.number, to_bytes(pdf));
-    return "default/invoices/" + invoice.id.to_string();
-  }
-  Result<> send(const Context&, const Invoice& invoice, BytesView) override {
-    const std::scoped_lock lock(mutex_);
-    if (failures > 0) {
-      --failures;
-      return Error(Product::messaging, ErrorKind::unavailable, "nobody answers");
-    }
-    sent.push_back(invoice.number);
-    return {};
-  }
-  int failures = 0;
-  std::vector<std::pair<std::int64_t, Bytes>> kept;
-  std::vector<std::int64_t> sent;
-
- private:
-  std::mutex mutex_;
+  Result<std::string> keep(const Context&, const Invoice&, BytesView) override { return std::string("nowhere"); }
+  Result<> send(const Context&, const Invoice&, BytesView) override { return {}; }
 };
 
 class MeteringContract : public ::testing::TestWithParam<Where> {
@@ -179,7 +161,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
   creto::testing::FaultFiles files;
-  Mailbox mailbox;
+  NoMailbox mailbox;
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<nhi::Nhi> registry;
   std::unique_ptr<consensus::CeilingStore> ceiling_;
@@ -433,97 +415,6 @@ TEST_P(MeteringContract, MessagesAreTrackedOnceAndLimited) {
   EXPECT_EQ(decision.used, 1);
 }
 
-TEST_P(MeteringContract, PlansHaveVersionsAndSubscriptionsKeepTheirs) {
-  const Plan plan = plan_from_json(plan_text).value();
-  EXPECT_EQ(metering->put_plan(ctx, plan)->version, 1);
-  EXPECT_EQ(metering->put_plan(ctx, plan)->version, 1);
-  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
-  Plan dearer = plan;
-  dearer.base_fee = Decimal(29);
-  EXPECT_EQ(metering->put_plan(ctx, dearer)->version, 2);
-  EXPECT_EQ(metering->get_subscription(ctx, subscription.id)->plan_version, 1);
-  EXPECT_EQ(metering->get_plan(ctx, "agent-standard", 1)->base_fee, Decimal(19));
-  EXPECT_EQ(metering->list_plans(ctx)->size(), 1u);
-  EXPECT_EQ(code(metering->subscribe(ctx, {parent->text(), "agent-standard", 0})), "MT-409");
-  EXPECT_EQ(code(metering->subscribe(ctx, {child->text(), "nothing", 0})), "MT-404");
-  ASSERT_TRUE(metering->end_subscription(ctx, subscription.id));
-  EXPECT_TRUE(metering->end_subscription(ctx, subscription.id)->ended_at);
-  EXPECT_TRUE(metering->subscribe(ctx, {parent->text(), "agent-standard", 2}));
-  EXPECT_EQ(metering->list_subscriptions(ctx, parent->text())->size(), 2u);
-}
-
-TEST_P(MeteringContract, AnInvoiceBillsEverythingOnceAndIsSigned) {
-  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
-  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
-  clock.advance(1h);
-  for (int i = 0; i < 12; ++i)
-    ASSERT_TRUE(metering->ingest(ctx, event(i % 2 == 0 ? *parent : *child, keyed(std::to_string(i)))));
-  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "s")));
-  clock.advance(1h);
-  const Instant until = clock.now();
-  const Invoice invoice = metering->issue_invoice(ctx, subscription.id, until).value();
-  EXPECT_EQ(invoice.number, 1);
-  // 19 + 1000 * 0.01 + 200 * 0.001 + 0.5
-  EXPECT_EQ(invoice.total, Decimal::literal("29.7"));
-  ASSERT_TRUE(invoice.signature);
-  const Identity self = Identity::service("metering").value();
-  const std::string signed_text = "creto.invoice.v1\n" + invoice.document;
-  EXPECT_TRUE(registry->verify(ctx, self, as_bytes(signed_text), *invoice.signature, "creto.invoice.v1"));
-  EXPECT_EQ(metering->issue_invoice(ctx, subscription.id, until)->id, invoice.id);
-  EXPECT_TRUE(as_text(metering->invoice_pdf(ctx, invoice.id).value()).starts_with("%PDF-"));
-  // A late event goes to the next invoice; the month is paid.
-  Draft late = keyed("late");
-  late.when = until - 30min;
-  ASSERT_TRUE(metering->ingest(ctx, event(*parent, late)));
-  clock.advance(1h);
-  const Invoice next = metering->issue_invoice(ctx, subscription.id, {}).value();
-  EXPECT_EQ(next.number, 2);
-  EXPECT_EQ(next.total, Decimal(1));
-  EXPECT_EQ(next.period.begin, until);
-  EXPECT_EQ(metering->list_invoices(ctx, subscription.id)->size(), 2u);
-  EXPECT_EQ(code(metering->issue_invoice(ctx, subscription.id, until - 1s)), "MT-409");
-}
-
-TEST_P(MeteringContract, AnInvoiceDoesNotDependOnOrderOrRepetitionOfDelivery) {
-  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
-  std::vector<std::string> totals;
-  std::mt19937_64 random(13);
-  for (const Identity& who : {*parent, *child}) {
-    const Subscription subscription = metering->subscribe(ctx, {who.text(), "agent-standard", 0}).value();
-    clock.advance(1min);
-    std::vector<std::string> deliveries;
-    for (int i = 0; i < 15; ++i) {
-      Draft draft = keyed(std::to_string(i));
-      draft.units = std::to_string(50 + i * 7);
-      deliveries.push_back(event(who, draft));
-    }
-    for (int i = 0; i < 15; ++i) deliveries.push_back(deliveries[random() % 15]);
-    std::ranges::shuffle(deliveries, random);
-    for (std::size_t i = 0; i < deliveries.size();) {
-      const std::size_t size = std::min<std::size_t>(1 + random() % 6, deliveries.size() - i);
-      const auto answers = metering->ingest_batch(ctx, std::span(deliveries).subspan(i, size));
-      ASSERT_TRUE(answers) << answers.error().to_string();
-      i += size;
-    }
-    clock.advance(1min);
-    totals.push_back(metering->issue_invoice(ctx, subscription.id, {})->total.to_string());
-  }
-  EXPECT_EQ(totals[0], totals[1]);
-}
-
-TEST_P(MeteringContract, MonthsAreBilledWhenTheyAreOver) {
-  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
-  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
-  ASSERT_TRUE(local->tick());
-  EXPECT_TRUE(metering->list_invoices(ctx, subscription.id)->empty());
-  clock.set(from_rfc3339("2026-12-01T00:00:01Z").value());
-  ASSERT_TRUE(local->tick());
-  ASSERT_TRUE(local->tick());
-  const auto invoices = metering->list_invoices(ctx, subscription.id).value();
-  ASSERT_EQ(invoices.size(), 1u);
-  EXPECT_EQ(invoices[0].total, Decimal(19));
-}
-
 TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
   with_bus();
   ASSERT_FALSE(HasFatalFailure());
@@ -593,22 +484,6 @@ TEST_P(MeteringContract, WhatTheBusBringsInVainWaitsForAHuman) {
   ASSERT_EQ(rejected.size(), 1u);
   EXPECT_EQ(rejected[0].body, forged);
   EXPECT_NE(rejected[0].error.find("MT-401"), std::string::npos);
-}
-
-TEST_P(MeteringContract, InvoicesAreKeptAndSentUntilItSucceeds) {
-  with_bus();
-  ASSERT_FALSE(HasFatalFailure());
-  mailbox.failures = 1;
-  ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
-  const Subscription subscription = metering->subscribe(ctx, {parent->text(), "agent-standard", 0}).value();
-  clock.advance(1h);
-  const Invoice invoice = metering->issue_invoice(ctx, subscription.id, {}).value();
-  for (int i = 0; i < 200 && !carrier->wait_until_idle(20ms); ++i) clock.advance(1s);
-  const Invoice sent = metering->get_invoice(ctx, invoice.id).value();
-  EXPECT_TRUE(sent.sent);
-  EXPECT_FALSE(sent.pdf_object.empty());
-  EXPECT_EQ(mailbox.kept.size(), 1u);
-  EXPECT_EQ(mailbox.sent, std::vector<std::int64_t>{1});
 }
 
 TEST_P(MeteringContract, TheQuotaEnforcerRefusesInsideAuthorization) {

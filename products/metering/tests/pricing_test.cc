@@ -70,21 +70,29 @@ TEST(Percentage, LeavesFreeWhatBothAllowancesLeaveFree) {
 }
 
 TEST(Fee, RoundsOnceHalfUpToTheCurrency) {
-  Charge charge{.id = "c", .description = "c", .metric = {}, .price = StandardPrice{d("0.005")}, .minimum = {}};
-  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd()).value().amount.to_string(), "0.01 USD");
-  EXPECT_EQ(price_usage(charge, units("3"), Currency::usd()).value().amount.to_string(), "0.02 USD");
-  EXPECT_EQ(price_usage(charge, units("3"), Currency::parse("JPY").value()).value().amount.to_string(), "0 JPY");
+  const Charge charge{.id = "c", .price = StandardPrice{d("0.005")}};
+  const Currency yen = Currency::parse("JPY").value();
+  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd())->amount, d("0.01"));
+  EXPECT_EQ(price_usage(charge, units("3"), Currency::usd())->amount, d("0.02"));
+  EXPECT_EQ(price_usage(charge, units("3"), yen)->amount, d("0"));
 }
 
-TEST(Fee, IsAtLeastTheMinimum) {
-  Charge charge{.id = "c", .description = "c", .metric = {}, .price = StandardPrice{d("1")}, .minimum = d("5")};
-  EXPECT_EQ(price_usage(charge, units("1"), Currency::usd()).value().amount.to_string(), "5.00 USD");
-  EXPECT_EQ(price_usage(charge, units("7"), Currency::usd()).value().amount.to_string(), "7.00 USD");
+TEST(Fee, IsLoweredByFreeUnitsThenDiscountThenMaximum) {
+  Charge charge{.id = "c", .price = StandardPrice{d("2")}, .free_units = d("10"), .discount_percent = d("25")};
+  EXPECT_EQ(price_usage(charge, units("9"), Currency::usd())->amount, d("0"));
+  EXPECT_EQ(price_usage(charge, units("30"), Currency::usd())->amount, d("30"));
+  charge.maximum = d("20");
+  const Fee fee = price_usage(charge, units("30"), Currency::usd()).value();
+  EXPECT_EQ(fee.gross, d("40"));
+  EXPECT_EQ(fee.amount, d("20"));
+}
+
+TEST(Graduated, PricesCorrectionsBelowZeroByTheFirstTier) {
+  EXPECT_EQ(amount(GraduatedPrice{tiers}, units("-3")), "-28");
 }
 
 TEST(Fee, FailsRatherThanApproximate) {
-  Charge charge{
-      .id = "c", .description = "c", .metric = {}, .price = StandardPrice{d("0.1234567890123456789")}, .minimum = {}};
+  const Charge charge{.id = "c", .price = StandardPrice{d("0.1234567890123456789")}};
   EXPECT_FALSE(price_usage(charge, units("98765432109876543210987"), Currency::usd()));
 }
 
@@ -141,6 +149,33 @@ TEST(Plan, SurvivesItsOwnJson) {
        .minimum = {}});
   const std::string json = to_json(plan).value();
   EXPECT_EQ(to_json(plan_from_json(json).value()).value(), json);
+}
+
+TEST(Plan, SaysByWhichConventionItsTiersAreWritten) {
+  const std::string ranges =
+      R"({"id":"p","tiers":"ranges","charges":[{"id":"c","model":"graduated","metric":{"event_type":"x"},"price":{"tiers":[
+        {"from":"0","to":"10","per_unit":"10","flat":"2"},{"from":"11","to":"20","per_unit":"5","flat":"3"},{"from":"21","per_unit":"1","flat":"4"}]}}]})";
+  const Plan plan = plan_from_json(ranges).value();
+  for (const char* used : {"0", "10", "11", "20", "21"}) {
+    EXPECT_EQ(amount(plan.charges[0].price, units(used)), amount(GraduatedPrice{tiers}, units(used)));
+  }
+  const std::string json = to_json(plan).value();
+  EXPECT_NE(json.find(R"("from":"11")"), std::string::npos);
+  EXPECT_EQ(to_json(plan_from_json(json).value()).value(), json);
+  std::string gap = ranges;
+  gap.replace(gap.find("\"11\""), 4, "\"12\"");
+  EXPECT_FALSE(plan_from_json(gap));
+  std::string broken = ranges;
+  broken.replace(broken.find("\"10\""), 4, "\"9.5\"");
+  EXPECT_FALSE(plan_from_json(broken));
+}
+
+TEST(Plan, SurvivesItsOwnJsonWithEverythingInIt) {
+  const std::string json =
+      R"({"base_fee":"10","base_fee_in_advance":true,"charges":[{"description":"Seats","discount_percent":"5","id":"seats","in_advance":true,"maximum":"100","metric":{"aggregation":"unique_count","carried":true,"divide_by":"1","event_type":"seat","multiply_by":"1","places":0,"property":"user","prorated":true,"rounding":"none"},"minimum":"2","model":"standard","price":{"per_unit":"3"}},{"description":"p99","free_units":"7","id":"p99","metric":{"aggregation":"percentile","divide_by":"1","event_type":"call","expression":"ms + 1","multiply_by":"1","percentile":"99","places":0,"rounding":"none"},"minimum":"0","model":"standard","price":{"per_unit":"3"}}],"currency":"EUR","grace_days":3,"id":"p","interval":"quarterly","minimum_commitment":"50","name":"P","payment_days":14,"progressive_step":"5","progressive_thresholds":["10","20"],"schema_version":2,"taxes":[{"id":"vat","name":"VAT","rate":"19"}],"trial_days":14,"version":0})";
+  const auto plan = plan_from_json(json);
+  ASSERT_TRUE(plan) << plan.error().to_string();
+  EXPECT_EQ(to_json(*plan).value(), json);
 }
 
 TEST(Plan, NamesWhatIsWrongByItsPath) {

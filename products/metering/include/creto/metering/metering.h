@@ -16,6 +16,7 @@
 #include "creto/contracts/cost_trigger.h"
 #include "creto/contracts/message_cost_tracker.h"
 #include "creto/contracts/spending.h"
+#include "creto/metering/billing.h"
 #include "creto/metering/plan.h"
 #include "creto/metering/quota.h"
 
@@ -46,12 +47,6 @@ struct Ingested {
   bool duplicate = false;
 };
 
-struct NewSubscription {
-  std::string agent;  ///< identity of an agent, human or service
-  std::string plan_id;
-  std::int64_t plan_version = 0;  ///< 0: the newest
-};
-
 struct UsageQuery {
   std::string subject;     ///< an identity: its own use and that of all below it; or a subscription
   std::string event_type;  ///< empty: all
@@ -63,48 +58,6 @@ struct UsageRow {
   std::int64_t events = 0;
   std::int64_t units = 0;  ///< whole units, as quotas count them
   Money cost;              ///< as the events stated it, in the accounting currency
-};
-
-struct InvoiceLine {
-  std::string charge;  ///< the charge's id; "base_fee" for the plan's own
-  std::string description;
-  std::string model;
-  std::string group;  ///< value of the metric's group_by
-  Decimal units;
-  std::int64_t events = 0;
-  Decimal exact;  ///< before the fee's one rounding
-  Decimal amount;
-};
-
-/// Final when it exists; never changed afterwards.
-struct Invoice {
-  InvoiceId id;
-  std::int64_t number = 0;  ///< 1, 2, 3, ... without gaps in the organization
-  SubscriptionId subscription;
-  std::string agent;  ///< billed
-  std::string plan_id;
-  std::int64_t plan_version = 0;
-  std::string plan_name;
-  Period period;  ///< begins where the invoice before ended
-  Instant issued_at{};
-  Currency currency = Currency::usd();
-  std::vector<InvoiceLine> lines;
-  Decimal total;
-  std::string document;                ///< canonical JSON (docs/formats.md, "Invoice"): what is signed
-  std::optional<Signature> signature;  ///< hybrid, of service:metering
-  std::string pdf_object;              ///< where storage keeps the PDF; empty until it is there
-  bool sent = false;
-};
-
-/// Where invoices go when they are made. App wires storage, messaging and webhooks behind it. Thread-safe.
-class InvoiceDelivery {
- public:
-  virtual ~InvoiceDelivery() = default;
-  /// Keeps the PDF under Compliance; returns its place. Called again after a crash: the same key must not make a second
-  /// object that differs.
-  virtual Result<std::string> keep(const Context& ctx, const Invoice& invoice, BytesView pdf) = 0;
-  /// Tells who is billed. Called until it succeeds, so at least once.
-  virtual Result<> send(const Context& ctx, const Invoice& invoice, BytesView pdf) = 0;
 };
 
 /// Usage in bulk: encoded creto.metering.v1.UsageRecord each (docs/formats.md, "Usage record"), for any agents.
@@ -156,7 +109,10 @@ struct CostForecast {
 /// crash what they held is free again, and what was used arrives as events. Usage counts when it is durable.
 ///
 /// Errors of every call: invalid_input naming the field; not_found; unavailable.
-class Metering : public contracts::CostTrigger, public contracts::MessageCostTracker, public contracts::SpendingLimits {
+class Metering : public Billing,
+                 public contracts::CostTrigger,
+                 public contracts::MessageCostTracker,
+                 public contracts::SpendingLimits {
  public:
   // --- events (docs/formats.md, "Usage event")
   /// Takes one EventEnvelope with a "runtime_usage" or "message_usage" payload, as received: canonical JSON, signed by
@@ -181,20 +137,6 @@ class Metering : public contracts::CostTrigger, public contracts::MessageCostTra
   /// and compares with what was counted as they came. Takes as long as the log is large; events are taken meanwhile.
   virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
 
-  // --- plans and subscriptions
-  /// A plan's next version, or the newest one where it has the same content.
-  virtual Result<Plan> put_plan(const Context& ctx, const Plan& plan) = 0;
-  /// `version` 0: the newest.
-  virtual Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) = 0;
-  virtual Result<std::vector<Plan>> list_plans(const Context& ctx) = 0;  ///< the newest of each, by id
-  /// From now on. Errors: already_exists where the agent has one that has not ended.
-  virtual Result<Subscription> subscribe(const Context& ctx, const NewSubscription& subscription) = 0;
-  /// Usage after now is no longer billed to it. Idempotent.
-  virtual Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) = 0;
-  virtual Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) = 0;
-  /// Newest first; of one agent unless empty; at most 1 000.
-  virtual Result<std::vector<Subscription>> list_subscriptions(const Context& ctx, std::string_view agent) = 0;
-
   // --- limits
   /// Creates or replaces. Use so far stays counted. Errors: resource_exhausted over 256 quotas of one subject.
   virtual Result<Quota> set_quota(const Context& ctx, const Quota& quota) = 0;
@@ -216,19 +158,7 @@ class Metering : public contracts::CostTrigger, public contracts::MessageCostTra
   virtual Result<CostForecast> forecast_cost(const Context& ctx, const Identity& agent,
                                              contracts::BillingPeriod period) = 0;
 
-  // --- usage and invoices
   virtual Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) = 0;  ///< by event type
-  /// Bills a subscription from where its last invoice ended until `until` (default: now): the base fee for every
-  /// calendar month begun in between, and all accepted events before `until` that no invoice has yet. Events that come
-  /// later go to the next one. Repeating with the same `until` (or idempotency key) returns the first invoice. Errors:
-  /// invalid_input for a future `until`; conflict where the last invoice already reaches beyond it.
-  virtual Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
-                                        std::optional<Instant> until) = 0;
-  virtual Result<Invoice> get_invoice(const Context& ctx, const InvoiceId& id) = 0;
-  /// Newest first; of one subscription unless none; at most 1 000.
-  virtual Result<std::vector<Invoice>> list_invoices(const Context& ctx,
-                                                     const std::optional<SubscriptionId>& subscription) = 0;
-  virtual Result<Bytes> invoice_pdf(const Context& ctx, const InvoiceId& id) = 0;
 };
 
 /// The service in this process.
@@ -238,7 +168,7 @@ class LocalMetering : public Metering {
   virtual authz::Extension& quota_enforcer() = 0;
   /// Subscribes to metering.events.> , metering.invoices and oversight.decisions. Call once.
   virtual Result<> attach(bus::Bus& bus) = 0;
-  /// What is due: holds that end, monthly invoices, invoices not yet signed, idempotency keys past their window. Call
+  /// What is due: holds that end, invoices, their signatures, idempotency keys past their window. Call
   /// it every few minutes.
   virtual Result<> tick() = 0;
   virtual HealthStatus health() = 0;

@@ -1,0 +1,549 @@
+#include "biller.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "credits.h"
+#include "service_words.h"
+
+namespace creto::metering {
+namespace {
+
+constexpr int credit_of_ours_priority = 0;  // what we owe is taken before what was bought
+
+bool is_trouble(const Error& failed) {
+  switch (failed.kind()) {
+    case ErrorKind::invalid_input:
+    case ErrorKind::not_found:
+    case ErrorKind::conflict:
+    case ErrorKind::already_exists:
+    case ErrorKind::too_large:
+      return false;
+    default:
+      return true;
+  }
+}
+
+bool by_usage(LineKind kind) {
+  return kind == LineKind::usage || kind == LineKind::minimum || kind == LineKind::commitment ||
+         kind == LineKind::adjustment;
+}
+
+bool wants_interim(const Plan& plan) {
+  return !plan.progressive_thresholds.empty() || plan.progressive_step > Decimal() ||
+         std::ranges::any_of(plan.charges, &Charge::in_advance);
+}
+
+Result<TimeZone> zone_of(const Subscription& subscription) { return TimeZone::load(subscription.time_zone); }
+
+}  // namespace
+
+/// An invoice in the making.
+struct Biller::Job {
+  StoredSubscription* stored = nullptr;
+  StoredInvoice out;
+  bool exists = false;                 ///< as a draft in the store
+  std::shared_ptr<const Plan> plan{};  ///< in force when the period ends: its taxes, its payment days
+  std::optional<Rating> rating{};
+  Period facts{};                 ///< what the rating wants to see
+  std::optional<Instant> late{};  ///< the earliest event of before the period that no invoice has seen
+  std::vector<StoredCredit> credits{};
+  std::vector<AppliedCoupon> coupons{};
+  std::optional<Error> failed{};
+
+  Invoice& invoice() { return out.invoice; }
+  const Subscription& subscription() const { return stored->subscription; }
+};
+
+Result<std::shared_ptr<const Plan>> Biller::plan_of(const SubscriptionTerms& terms) {
+  auto& known = plans_[{terms.plan_id, terms.plan_version, terms.overrides}];
+  if (known) return known;
+  const auto plan = CRETO_TRY(billing::find_plan(tx_, ctx_.org, terms.plan_id, terms.plan_version));
+  if (!plan) return not_found("plan", terms.plan_id);
+  Plan merged = CRETO_TRY(with_overrides(*plan, terms.overrides));
+  known = std::make_shared<const Plan>(std::move(merged));
+  return known;
+}
+
+Result<Period> Biller::period_of(const Subscription& subscription, Instant when) {
+  const auto plan = CRETO_TRY(plan_of(subscription.terms_at(when)));
+  TimeZone zone = CRETO_TRY(zone_of(subscription));
+  return period_at({plan->interval, subscription.billing_time, subscription.started_at, std::move(zone)}, when);
+}
+
+Result<> Biller::schedule(StoredSubscription& stored) {
+  const Subscription& subscription = stored.subscription;
+  for (const SubscriptionTerms& terms : subscription.terms) {
+    const auto plan = CRETO_TRY(plan_of(terms));
+    stored.watched = stored.watched || wants_interim(*plan);
+  }
+  if (!stored.opened) {
+    stored.due_at = subscription.started_at;
+    return {};
+  }
+  stored.due_at.reset();
+  if (subscription.ended_at && stored.billed_until >= *subscription.ended_at) return {};
+  const Period full = CRETO_TRY(period_of(subscription, stored.billed_until));
+  stored.due_at = subscription.ended_at ? std::min(full.end, *subscription.ended_at) : full.end;
+  return {};
+}
+
+Result<std::vector<InvoiceLine>> Biller::opening_lines(const Subscription& subscription, Instant begin) {
+  const SubscriptionTerms& terms = subscription.terms_at(begin);
+  const auto plan = CRETO_TRY(plan_of(terms));
+  const Period full = CRETO_TRY(period_of(subscription, begin));
+  const TimeZone zone = CRETO_TRY(zone_of(subscription));
+  return base_fee_in_advance({plan, terms.quantity, {begin, full.end}}, full, subscription.started_at, zone);
+}
+
+/// What the subscription was on from `begin` to `end`, inside one period.
+Result<RatedPeriod> Biller::rated_period(const Subscription& subscription, Instant begin, Instant end) {
+  RatedPeriod rated;
+  rated.full = CRETO_TRY(period_of(subscription, begin));
+  rated.zone = CRETO_TRY(zone_of(subscription));
+  rated.subscribed_at = subscription.started_at;
+  rated.ends = subscription.ended_at == end;
+  for (Instant from = begin; from < end;) {
+    const SubscriptionTerms& terms = subscription.terms_at(from);
+    const auto next = std::ranges::upper_bound(subscription.terms, from, {}, &SubscriptionTerms::from);
+    const Instant until = next == subscription.terms.end() ? end : std::min(end, next->from);
+    const auto plan = CRETO_TRY(plan_of(terms));
+    rated.phases.push_back({plan, terms.quantity, {from, until}});
+    from = until;
+  }
+  return rated;
+}
+
+Invoice Biller::blank_invoice(const Subscription& subscription, InvoiceKind kind, Period period, const Plan& plan) {
+  Invoice invoice{.id = InvoiceId::fresh(now_), .kind = kind, .subscription = subscription.id};
+  invoice.agent = subscription.agent;
+  invoice.plan_id = plan.id;
+  invoice.plan_version = plan.version;
+  invoice.plan_name = plan.name;
+  invoice.period = period;
+  invoice.time_zone = subscription.time_zone;
+  invoice.currency = plan.currency;
+  return invoice;
+}
+
+/// Everything of a period's invoice that does not need its events. A subscription without `due_at` has none.
+Result<Biller::Job> Biller::job_of(StoredSubscription& stored, InvoiceKind kind, Period period) {
+  const Subscription& subscription = stored.subscription;
+  const auto plan = CRETO_TRY(plan_of(subscription.terms_at(period.end - Nanos(1))));
+  Job job{.stored = &stored, .out = {.invoice = blank_invoice(subscription, kind, period, *plan)}};
+  job.plan = plan;
+  job.out.log_end = facts_.end();
+  if (kind == InvoiceKind::opening) {
+    job.invoice().lines = CRETO_TRY(opening_lines(subscription, period.begin));
+    return job;
+  }
+  // An interim invoice sees the period as if nothing else happened in it.
+  const Period full = CRETO_TRY(period_of(subscription, period.begin));
+  const Instant rated_until = kind == InvoiceKind::interim ? full.end : period.end;
+  RatedPeriod rated = CRETO_TRY(rated_period(subscription, period.begin, rated_until));
+  job.rating.emplace(std::move(rated));
+  job.facts = {job.rating->looks_back() ? subscription.started_at : period.begin, period.end};
+  return job;
+}
+
+Result<> Biller::read_facts(std::span<Job> jobs) {
+  std::vector<FactRange> ranges;
+  std::vector<Job*> of_range;
+  for (Job& job : jobs) {
+    if (!job.rating) continue;
+    const Instant late_before = job.invoice().kind == InvoiceKind::period ? job.invoice().period.begin : Instant::min();
+    ranges.push_back({job.subscription().id, job.facts, late_before, job.stored->seen});
+    of_range.push_back(&job);
+  }
+  const auto late = CRETO_TRY(facts_.read(ctx_.org, ranges, [&](std::size_t range, const UsageFact& fact) -> Result<> {
+    Job& job = *of_range[range];
+    if (job.failed) return {};
+    if (auto added = job.rating->add(fact); !added) job.failed = std::move(added).error();
+    return {};
+  }));
+  for (std::size_t i = 0; i < of_range.size(); ++i) of_range[i]->late = late[i];
+  return {};
+}
+
+/// What arrived or was corrected for earlier periods after their invoices: each is rated again, and the difference to
+/// what was billed for it is due.
+Result<> Biller::add_adjustments(Job& job) {
+  const Instant begin = job.invoice().period.begin;
+  if (!job.late || begin <= job.subscription().started_at) return {};
+  const auto earlier = CRETO_TRY(billing::invoices_between(tx_, ctx_.org, job.subscription().id, InvoiceKind::period,
+                                                           job.subscription().started_at, begin));
+  std::vector<const StoredInvoice*> final;
+  for (const StoredInvoice& one : earlier) {
+    // Invoices from before there was a log were made by other rules; they stay as they are.
+    if (one.invoice.status != InvoiceStatus::draft && one.log_end.segment > 0) final.push_back(&one);
+  }
+  for (const StoredInvoice* one : final) {
+    const Period period = one->invoice.period;
+    if (period.end <= *job.late) continue;
+    std::vector<InvoiceLine> before;
+    for (const StoredInvoice& any : earlier) {
+      for (const InvoiceLine& line : any.invoice.lines) {
+        if (by_usage(line.kind) && period.contains(line.period.begin)) before.push_back(line);
+      }
+    }
+    RatedPeriod rated = CRETO_TRY(rated_period(job.subscription(), period.begin, period.end));
+    Rating again(std::move(rated));
+    const FactRange range{job.subscription().id,
+                          {again.looks_back() ? job.subscription().started_at : period.begin, period.end},
+                          Instant::min(),
+                          facts_.end()};
+    CRETO_TRY(facts_.read(ctx_.org, std::span(&range, 1),
+                          [&](std::size_t, const UsageFact& fact) { return again.add(fact); }));
+    std::vector<InvoiceLine> now = CRETO_TRY(again.finish());
+    std::erase_if(now, [](const InvoiceLine& line) { return !by_usage(line.kind); });
+    const std::vector<InvoiceLine> changed = CRETO_TRY(adjustments(before, now));
+    job.invoice().lines.insert(job.invoice().lines.end(), changed.begin(), changed.end());
+  }
+  return {};
+}
+
+Result<std::vector<InvoiceEntry>> Biller::billed_entries(const Job& job) {
+  const Invoice& invoice = job.out.invoice;
+  std::vector<InvoiceEntry> entries;
+  const auto interims = CRETO_TRY(billing::invoices_between(tx_, ctx_.org, job.subscription().id, InvoiceKind::interim,
+                                                            invoice.period.begin, invoice.period.end));
+  for (const StoredInvoice& one : interims) {
+    const Decimal billed = CRETO_TRY(billed_by(one.invoice));
+    entries.push_back({InvoiceEntryKind::billed,
+                       one.invoice.id.to_string(),
+                       "Billed with " + invoice_number_text(one.invoice.number),
+                       {},
+                       {},
+                       billed.negated()});
+  }
+  return entries;
+}
+
+Result<> Biller::reckon(Job& job) {
+  Invoice& invoice = job.invoice();
+  Reckoning reckoning;
+  reckoning.when = now_;
+  if (invoice.kind == InvoiceKind::period) {
+    invoice.lines = CRETO_TRY(job.rating->finish());
+    CRETO_TRY(add_adjustments(job));
+    if (job.subscription().ended_at != invoice.period.end) {
+      std::vector<InvoiceLine> next = CRETO_TRY(opening_lines(job.subscription(), invoice.period.end));
+      invoice.lines.insert(invoice.lines.end(), next.begin(), next.end());
+    }
+  } else if (invoice.kind == InvoiceKind::interim) {
+    invoice.lines = CRETO_TRY(job.rating->usage_so_far());
+  }
+  if (job.rating && job.stored->watched) reckoning.billed = CRETO_TRY(billed_entries(job));
+  if (invoice.kind != InvoiceKind::top_up) {
+    if (!extras_) extras_ = CRETO_TRY(billing::extras(tx_, ctx_.org));
+    if (extras_->coupons) job.coupons = CRETO_TRY(billing::applied_coupons(tx_, ctx_.org, invoice.subscription));
+    if (extras_->credits) job.credits = CRETO_TRY(billing::list_credits(tx_, ctx_.org, invoice.agent));
+    reckoning.taxes = job.plan->taxes;
+  }
+  std::vector<Credit> credits;
+  for (StoredCredit& stored : job.credits) {
+    CRETO_TRY(catch_up(stored.credit, stored.reset_at, now_));
+    credits.push_back(stored.credit);
+  }
+  reckoning.coupons = job.coupons;
+  reckoning.credits = credits;
+  CRETO_TRY(total_up(invoice, reckoning));
+  for (std::size_t i = 0; i < credits.size(); ++i) job.credits[i].credit = credits[i];
+  return {};
+}
+
+/// Stores a reckoned invoice and all that goes with it.
+Result<> Biller::conclude(Job& job) {
+  Invoice& invoice = job.invoice();
+  const bool final = invoice.status != InvoiceStatus::draft;
+  invoice.document = CRETO_TRY(invoice_document(invoice));
+  if (job.exists) {
+    CRETO_TRY(billing::finalize(tx_, ctx_.org, job.out));
+  } else {
+    CRETO_TRY(billing::insert_invoice(tx_, ctx_.org, job.out));
+  }
+  if (!final) return {};
+  if (invoice.kind == InvoiceKind::period) {
+    job.stored->seen = job.out.log_end;
+    if (job.exists) CRETO_TRY(billing::put_seen(tx_, ctx_.org, invoice.subscription, job.out.log_end));
+    for (const AppliedCoupon& coupon : job.coupons) {
+      CRETO_TRY(billing::use_coupon(tx_, ctx_.org, invoice.subscription, coupon.coupon.id));
+    }
+  }
+  if (!invoice.credited.is_zero()) {
+    const Credit owed{.id = CreditId::fresh(now_),
+                      .agent = invoice.agent,
+                      .description = "Credit of " + invoice_number_text(invoice.number),
+                      .currency = invoice.currency,
+                      .amount = invoice.credited,
+                      .balance = invoice.credited,
+                      .priority = credit_of_ours_priority,
+                      .effective_at = now_};
+    CRETO_TRY(billing::put_credit(tx_, ctx_.org, {owed, {}}));
+    extras_->credits = true;
+  }
+  return {};
+}
+
+/// After an invoice took credits: where too little is left, more is asked for.
+Result<> Biller::top_up_after(const Job& job) {
+  const Invoice& invoice = job.out.invoice;
+  if (invoice.status == InvoiceStatus::draft || invoice.kind == InvoiceKind::top_up || !extras_->credits) return {};
+  const auto rule = CRETO_TRY(billing::find_top_up(tx_, ctx_.org, invoice.agent));
+  if (!rule || !rule->pending.empty() || rule->top_up.amount.amount.is_zero()) return {};
+  Decimal balance;
+  for (const StoredCredit& stored : job.credits) {
+    if (stored.credit.currency != rule->top_up.amount.currency) continue;
+    balance = CRETO_TRY(Decimal::add(balance, worth(stored.credit, now_)));
+  }
+  if (balance >= rule->top_up.below) return {};
+  Job purchase{
+      .stored = job.stored,
+      .out = {.invoice = blank_invoice(job.subscription(), InvoiceKind::top_up, {now_, now_ + Nanos(1)}, *job.plan)}};
+  purchase.plan = job.plan;
+  purchase.out.log_end = facts_.end();
+  Invoice& bought = purchase.invoice();
+  bought.currency = rule->top_up.amount.currency;
+  bought.lines.push_back({.kind = LineKind::purchase,
+                          .charge = "credits",
+                          .description = "Prepaid credits",
+                          .model = "flat",
+                          .period = bought.period,
+                          .units = Decimal(1),
+                          .exact = rule->top_up.amount.amount,
+                          .amount = rule->top_up.amount.amount});
+  CRETO_TRY(reckon(purchase));
+  const std::int64_t number = CRETO_TRY(billing::next_numbers(tx_, ctx_.org, "invoice", 1));
+  make_final(purchase, number);
+  CRETO_TRY(conclude(purchase));
+  CRETO_TRY(billing::set_top_up_pending(tx_, ctx_.org, invoice.agent, bought.id.to_string()));
+  return audit_change(tx_, ctx_, "top_up_invoiced", "metering:invoice:" + bought.id.to_string());
+}
+
+void Biller::make_final(Job& job, std::int64_t number) const {
+  Invoice& invoice = job.invoice();
+  invoice.status = InvoiceStatus::finalized;
+  invoice.number = number;
+  invoice.issued_at = now_;
+  if (job.plan->payment_days > 0) invoice.due_at = now_ + std::chrono::days(job.plan->payment_days);
+}
+
+/// From jobs to stored invoices. Jobs that fail take no number.
+Result<std::vector<Result<Invoice>>> Biller::run(std::vector<Job>& jobs) {
+  CRETO_TRY(read_facts(jobs));
+  std::int64_t finals = 0;
+  for (Job& job : jobs) {
+    if (job.failed) continue;
+    if (auto reckoned = reckon(job); !reckoned) {
+      if (is_trouble(reckoned.error())) return std::move(reckoned).error();
+      job.failed = std::move(reckoned).error();
+    } else if (job.out.finalize_at <= now_) {
+      ++finals;
+    }
+    // Two subscriptions of one agent share its credits: the next one must see what this one took.
+    if (!job.failed && !job.credits.empty() && job.out.finalize_at <= now_) {
+      for (const StoredCredit& stored : job.credits) CRETO_TRY(billing::put_credit(tx_, ctx_.org, stored));
+    }
+  }
+  std::int64_t number = 0;
+  if (finals > 0) number = CRETO_TRY(billing::next_numbers(tx_, ctx_.org, "invoice", finals));
+  const std::int64_t first = number;
+
+  std::vector<Result<Invoice>> answers;
+  for (Job& job : jobs) {
+    if (job.failed) {
+      answers.emplace_back(*job.failed);
+      continue;
+    }
+    if (job.out.finalize_at <= now_) {
+      make_final(job, number++);
+    } else {
+      job.invoice().issued_at = job.out.finalize_at;
+    }
+    CRETO_TRY(conclude(job));
+    CRETO_TRY(top_up_after(job));
+    answers.emplace_back(job.invoice());
+  }
+  if (jobs.size() == 1 && finals == 1) {
+    const Invoice& invoice = jobs.front().invoice();
+    CRETO_TRY(audit_change(
+        tx_, ctx_, "invoice_generated", "metering:invoice:" + invoice.id.to_string(),
+        fmt::format(R"({{"number":"{}","total":"{}","currency":"{}"}})", invoice_number_text(invoice.number),
+                    invoice.total.to_string(), invoice.currency.code())));
+  } else if (finals > 0) {
+    CRETO_TRY(audit_change(
+        tx_, ctx_, "invoices_generated",
+        fmt::format("metering:invoices:{}-{}", invoice_number_text(first), invoice_number_text(number - 1))));
+  }
+  return answers;
+}
+
+Result<std::vector<Result<Invoice>>> Biller::bill(std::span<StoredSubscription> due, bool drafts) {
+  std::vector<Job> jobs;
+  std::vector<std::optional<Error>> refused(due.size());
+  std::vector<std::size_t> of_job;
+  for (std::size_t i = 0; i < due.size(); ++i) {
+    StoredSubscription& stored = due[i];
+    const auto job = [&]() -> Result<Job> {
+      if (!stored.opened) {
+        const Period full = CRETO_TRY(period_of(stored.subscription, stored.subscription.started_at));
+        return job_of(stored, InvoiceKind::opening, {stored.subscription.started_at, full.end});
+      }
+      CRETO_TRY(schedule(stored));
+      CRETO_ASSERT(stored.due_at.has_value());
+      return job_of(stored, InvoiceKind::period, {stored.billed_until, *stored.due_at});
+    };
+    auto made = job();
+    if (!made) {
+      if (is_trouble(made.error())) return std::move(made).error();
+      refused[i] = std::move(made).error();
+      continue;
+    }
+    if (drafts && made->out.invoice.kind == InvoiceKind::period) {
+      made->out.finalize_at = made->out.invoice.period.end + std::chrono::days(made->plan->grace_days);
+    }
+    jobs.push_back(*std::move(made));
+    of_job.push_back(i);
+  }
+  auto answers = CRETO_TRY(run(jobs));
+  std::vector<Result<Invoice>> result;
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < due.size(); ++i) {
+    if (refused[i]) {
+      result.emplace_back(*refused[i]);
+      continue;
+    }
+    Result<Invoice>& answer = answers[next++];
+    if (answer) {
+      StoredSubscription& stored = due[i];
+      if (answer->kind == InvoiceKind::opening) {
+        stored.opened = true;
+      } else {
+        stored.billed_until = answer->period.end;
+        stored.watched = false;  // interim invoices of the period are dealt with
+      }
+      CRETO_TRY(schedule(stored));
+      CRETO_TRY(billing::put_progress(tx_, stored));
+    }
+    result.push_back(std::move(answer));
+  }
+  return result;
+}
+
+Result<Biller::Job> Biller::draft_job(const StoredInvoice& draft, std::list<StoredSubscription>& keep) {
+  auto stored = CRETO_TRY(billing::find_subscription(tx_, ctx_.org, draft.invoice.subscription));
+  if (!stored) return not_found("subscription", draft.invoice.subscription.to_string());
+  keep.push_back(*std::move(stored));
+  keep.back().watched = true;  // its period may have had interim invoices
+  Job job = CRETO_TRY(job_of(keep.back(), draft.invoice.kind, draft.invoice.period));
+  job.exists = true;
+  job.invoice().id = draft.invoice.id;
+  return job;
+}
+
+Result<std::vector<Result<Invoice>>> Biller::finalize(std::span<const StoredInvoice> drafts) {
+  std::list<StoredSubscription> subscriptions;
+  std::vector<Job> jobs;
+  std::vector<std::optional<Error>> refused(drafts.size());
+  for (std::size_t i = 0; i < drafts.size(); ++i) {
+    auto job = draft_job(drafts[i], subscriptions);
+    if (!job) {
+      if (is_trouble(job.error())) return std::move(job).error();
+      refused[i] = std::move(job).error();
+      continue;
+    }
+    jobs.push_back(*std::move(job));
+  }
+  auto answers = CRETO_TRY(run(jobs));
+  std::vector<Result<Invoice>> result;
+  std::size_t next = 0;
+  for (const auto& error : refused) {
+    if (error) {
+      result.emplace_back(*error);
+    } else {
+      result.push_back(std::move(answers[next++]));
+    }
+  }
+  return result;
+}
+
+Result<Invoice> Biller::preview(const StoredInvoice& draft) {
+  std::list<StoredSubscription> subscriptions;
+  Job job = CRETO_TRY(draft_job(draft, subscriptions));
+  CRETO_TRY(read_facts(std::span(&job, 1)));
+  if (job.failed) return *job.failed;
+  CRETO_TRY(reckon(job));
+  Invoice& invoice = job.invoice();
+  invoice.issued_at = draft.finalize_at;
+  invoice.document = CRETO_TRY(invoice_document(invoice));
+  return std::move(invoice);
+}
+
+Result<bool> Biller::interim_is_due(Job& job) {
+  Decimal billed;
+  Decimal billed_in_advance;
+  const auto interims = CRETO_TRY(billing::invoices_between(tx_, ctx_.org, job.subscription().id, InvoiceKind::interim,
+                                                            job.invoice().period.begin, job.invoice().period.end));
+  const auto sum = [](std::span<const InvoiceLine> lines, auto counts) -> Result<Decimal> {
+    Decimal total;
+    for (const InvoiceLine& line : lines) {
+      if (counts(line)) total = CRETO_TRY(Decimal::add(total, line.amount));
+    }
+    return total;
+  };
+  const auto in_advance = [&](const InvoiceLine& line) {
+    const auto charge = std::ranges::find(job.plan->charges, line.charge, &Charge::id);
+    return charge != job.plan->charges.end() && charge->in_advance;
+  };
+  const auto any = [](const InvoiceLine&) { return true; };
+  if (!interims.empty()) {
+    billed = CRETO_TRY(sum(interims.back().invoice.lines, any));
+    billed_in_advance = CRETO_TRY(sum(interims.back().invoice.lines, in_advance));
+  }
+  const std::vector<InvoiceLine> lines = CRETO_TRY(job.rating->usage_so_far());
+  const Decimal used = CRETO_TRY(sum(lines, any));
+  const Decimal used_in_advance = CRETO_TRY(sum(lines, in_advance));
+  if (used_in_advance > billed_in_advance) return true;
+  const auto crossed =
+      CRETO_TRY(thresholds_crossed(job.plan->progressive_thresholds, job.plan->progressive_step, billed, used));
+  return !crossed.empty();
+}
+
+Result<std::vector<std::size_t>> Biller::wanting_interim(std::span<StoredSubscription> watched) {
+  std::vector<Job> jobs;
+  std::vector<std::size_t> of_job;
+  for (std::size_t i = 0; i < watched.size(); ++i) {
+    if (now_ <= watched[i].billed_until) continue;
+    auto job = job_of(watched[i], InvoiceKind::interim, {watched[i].billed_until, now_});
+    if (!job) {
+      if (is_trouble(job.error())) return std::move(job).error();
+      continue;
+    }
+    jobs.push_back(*std::move(job));
+    of_job.push_back(i);
+  }
+  CRETO_TRY(read_facts(jobs));
+  std::vector<std::size_t> wanting;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    if (jobs[i].failed) continue;
+    const bool due = CRETO_TRY(interim_is_due(jobs[i]));
+    if (due) wanting.push_back(of_job[i]);
+  }
+  return wanting;
+}
+
+Result<Invoice> Biller::bill_interim(StoredSubscription& stored, Instant until) {
+  CRETO_ASSERT(until > stored.billed_until);
+  std::vector<Job> jobs;
+  {
+    Job job = CRETO_TRY(job_of(stored, InvoiceKind::interim, {stored.billed_until, until}));
+    jobs.push_back(std::move(job));
+  }
+  stored.watched = true;  // the period's invoice has to look for it
+  CRETO_TRY(billing::put_progress(tx_, stored));
+  auto answers = CRETO_TRY(run(jobs));
+  return std::move(answers.front());
+}
+
+}  // namespace creto::metering

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <list>
+#include <map>
+#include <memory>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "billing_store.h"
+#include "creto/common/context.h"
+#include "creto/common/id.h"
+#include "facts.h"
+#include "rating.h"
+
+namespace creto::metering {
+
+/// Makes the invoices of one organization inside one transaction: loads, rates, reckons, stores. Not thread-safe.
+/// What needs events runs in `with_facts`, and fails with internal where they have to be fetched first.
+class Biller {
+ public:
+  /// What it is given must outlive it.
+  Biller(sql::Tx& tx, const Context& ctx, Instant now, FactSource& facts)
+      : tx_(tx), ctx_(ctx), now_(now), facts_(facts) {}
+
+  /// A plan with overrides, read once.
+  Result<std::shared_ptr<const Plan>> plan_of(const SubscriptionTerms& terms);
+  /// Fills `due_at` and `watched` from what is billed and what is agreed on.
+  Result<> schedule(StoredSubscription& stored);
+
+  /// The base fee in advance of the period that `begin` lies in, from then on.
+  Result<std::vector<InvoiceLine>> opening_lines(const Subscription& subscription, Instant begin);
+  /// The whole period around `when`.
+  Result<Period> period_of(const Subscription& subscription, Instant when);
+
+  /// Bills what each is due next (an opening or a period), in one pass over the events. With `drafts`, periods of plans
+  /// with a grace become drafts. One answer each; where it is an error that subscription has not changed. Trouble with
+  /// the database fails the whole.
+  Result<std::vector<Result<Invoice>>> bill(std::span<StoredSubscription> due, bool drafts);
+  /// Makes drafts final.
+  Result<std::vector<Result<Invoice>>> finalize(std::span<const StoredInvoice> drafts);
+  /// As it would be if it were made final now; nothing is stored.
+  Result<Invoice> preview(const StoredInvoice& draft);
+
+  /// Which running periods have reached a threshold, or have new usage that is billed in advance; in one pass over the
+  /// events. A subscription that cannot be rated wants nothing.
+  Result<std::vector<std::size_t>> wanting_interim(std::span<StoredSubscription> watched);
+  /// An interim invoice over the running period's usage until `until`. Requires: that lies in the period.
+  Result<Invoice> bill_interim(StoredSubscription& stored, Instant until);
+
+ private:
+  struct Job;
+  Result<RatedPeriod> rated_period(const Subscription& subscription, Instant begin, Instant end);
+  Invoice blank_invoice(const Subscription& subscription, InvoiceKind kind, Period period, const Plan& plan);
+  Result<Job> job_of(StoredSubscription& stored, InvoiceKind kind, Period period);
+  Result<Job> draft_job(const StoredInvoice& draft, std::list<StoredSubscription>& keep);
+  Result<> read_facts(std::span<Job> jobs);
+  Result<> add_adjustments(Job& job);
+  Result<std::vector<InvoiceEntry>> billed_entries(const Job& job);
+  Result<bool> interim_is_due(Job& job);
+  Result<> reckon(Job& job);
+  void make_final(Job& job, std::int64_t number) const;
+  Result<> conclude(Job& job);
+  Result<> top_up_after(const Job& job);
+  Result<std::vector<Result<Invoice>>> run(std::vector<Job>& jobs);
+
+  sql::Tx& tx_;
+  const Context& ctx_;
+  const Instant now_;
+  FactSource& facts_;
+  std::map<std::tuple<std::string, std::int64_t, std::string>, std::shared_ptr<const Plan>> plans_;
+  std::optional<billing::Extras> extras_;
+};
+
+}  // namespace creto::metering

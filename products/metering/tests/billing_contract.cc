@@ -1,0 +1,490 @@
+// What every Billing keeps, whether it runs here over either database or at the other end of a connection.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <mutex>
+#include <random>
+
+#include "creto/common/event.h"
+#include "creto/common/time_zone.h"
+#include "creto/consensus/timestamp_source.h"
+#include "creto/contracts/events.h"
+#include "creto/io/bus.h"
+#include "creto/metering/metering_rpc.h"
+#include "creto/nhi/nhi.h"
+#include "creto/testing/databases.h"
+#include "creto/testing/fake_clock.h"
+#include "creto/testing/fault_files.h"
+#include "creto/testing/sealer.h"
+#include "creto/testing/wire.h"
+
+namespace creto::metering {
+namespace {
+
+using namespace std::chrono_literals;
+using creto::testing::Where;
+using creto::testing::Wire;
+
+Decimal d(std::string_view text) { return Decimal::literal(text); }
+Instant at(std::string_view text) { return from_rfc3339(text).value(); }
+
+class Mailbox final : public InvoiceDelivery {
+ public:
+  Result<std::string> keep(const Context&, const Invoice& invoice, BytesView pdf) override {
+    const std::scoped_lock lock(mutex_);
+    kept.emplace_back(invoice.number, to_bytes(pdf));
+    return "default/invoices/" + invoice.id.to_string();
+  }
+  Result<> send(const Context&, const Invoice& invoice, BytesView) override {
+    const std::scoped_lock lock(mutex_);
+    if (failures > 0) {
+      --failures;
+      return Error(Product::messaging, ErrorKind::unavailable, "nobody answers");
+    }
+    sent.push_back(invoice.number);
+    return {};
+  }
+  int failures = 0;
+  std::vector<std::pair<std::int64_t, Bytes>> kept;
+  std::vector<std::int64_t> sent;
+
+ private:
+  std::mutex mutex_;
+};
+
+class BillingContract : public ::testing::TestWithParam<Where> {
+ protected:
+  BillingContract() {
+    db = database_.open();
+    registry = nhi::create_nhi(*db, sealer_, clock).value();
+    ceiling_ = consensus::create_ceiling_store(*db, "test").value();
+    time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
+                                               {.node = "test", .renew_in_background = false})
+                .value();
+    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry()).value();
+    metering = local.get();
+    if (GetParam() == Where::grpc) {
+      wire_.emplace(clock);
+      register_metering(wire_->dispatcher(), *local);
+      client_ = create_metering_client(wire_->connect());
+      metering = client_.get();
+    }
+    EXPECT_TRUE(registry->ensure_service(ctx, *ctx.caller));
+    for (const char* name : {"ada", "bob", "eve"}) agents.push_back(agent(name));
+  }
+  ~BillingContract() override { carrier.reset(); }
+
+  Identity agent(std::string name) {
+    auto made = registry->register_agent(
+        ctx,
+        {.name = std::move(name), .type = nhi::AgentType::autonomous, .owner = {}, .valid_for = {}, .attributes = {}});
+    EXPECT_TRUE(made) << made.error().to_string();
+    const Identity owner = *ctx.caller;
+    EXPECT_TRUE(registry->create_delegation(
+        Context::of(owner, {owner}), {owner, made->identity, {}, {"*"}, clock.now() + 24h * 300, {}, {}, {}, {}}));
+    return made->identity;
+  }
+  void put_plan(const std::string& members) {
+    const auto plan = plan_from_json(
+        R"({"id":"p","name":"Plan",)" + members +
+        R"(,"charges":[{"id":"tokens","description":"Tokens","model":"graduated","metric":{"event_type":"inference_tokens","aggregation":"sum","property":"units"},
+            "price":{"tiers":[{"up_to":"1000","per_unit":"0.01"},{"per_unit":"0.001"}]}}]})");
+    ASSERT_TRUE(plan) << plan.error().to_string();
+    const auto put = metering->put_plan(ctx, *plan);
+    ASSERT_TRUE(put) << put.error().to_string();
+  }
+  Subscription subscribe(const Identity& who) {
+    const auto made = metering->subscribe(ctx, {.agent = who.text(), .plan_id = "p"});
+    EXPECT_TRUE(made) << made.error().to_string();
+    return *made;
+  }
+  std::string event(const Identity& who, const std::string& key, const std::string& units,
+                    std::optional<Instant> when = {}) {
+    const contracts::RuntimeUsageEvent usage{
+        "inference_tokens",
+        key,
+        R"({"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p"})",
+        Decimal::literal(units),
+        {}};
+    Timestamp time = time_->now();
+    time.physical_ns = unix_ns(when.value_or(clock.now()));
+    EventEnvelope envelope{
+        "runtime_usage", EventId::fresh(clock.now()), who, {*ctx.caller, who}, time, usage.to_json().value(), {}};
+    envelope.signature =
+        registry->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    return envelope.to_json().value();
+  }
+  void use(const Identity& who, const std::string& units, std::optional<Instant> when = {}) {
+    const auto taken = metering->ingest(ctx, event(who, fmt::format("k{}", ++keys_), units, when));
+    ASSERT_TRUE(taken) << taken.error().to_string();
+  }
+  Decimal balance(const Identity& who) {
+    Decimal sum;
+    for (const Credit& one : metering->list_credits(ctx, who.text()).value()) {
+      sum = Decimal::add(sum, one.balance).value();
+    }
+    return sum;
+  }
+  void go(std::string_view when) {
+    clock.set(at(when));
+    const auto ticked = local->tick();
+    ASSERT_TRUE(ticked) << ticked.error().to_string();
+  }
+  /// Of a subscription, oldest first.
+  std::vector<Invoice> invoices(const Subscription& subscription) {
+    auto all = metering->list_invoices(ctx, subscription.id).value();
+    std::ranges::reverse(all);
+    return all;
+  }
+  void expect_verified(const Invoice& invoice) {
+    ASSERT_TRUE(invoice.signature);
+    const auto text = signed_text(invoice);
+    ASSERT_TRUE(text) << text.error().to_string();
+    const Identity self = Identity::service("metering").value();
+    EXPECT_TRUE(registry->verify(ctx, self, as_bytes(*text), *invoice.signature, invoice_signature_context));
+  }
+  template <class T>
+  static std::string code(const Result<T>& result) {
+    return result ? "ok" : result.error().code();
+  }
+
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  creto::testing::FakeClock clock{at("2026-11-10T12:00:00Z")};
+  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
+  creto::testing::TestSealer sealer_;
+  creto::testing::FaultFiles files;
+  Mailbox mailbox;
+  std::unique_ptr<sql::Database> db;
+  std::unique_ptr<nhi::Nhi> registry;
+  std::unique_ptr<consensus::CeilingStore> ceiling_;
+  std::unique_ptr<consensus::TimestampSource> time_;
+  std::unique_ptr<LocalMetering> local;
+  std::optional<Wire> wire_;
+  std::unique_ptr<Metering> client_;
+  std::unique_ptr<bus::Bus> carrier;
+  Metering* metering = nullptr;
+  std::vector<Identity> agents;
+  int keys_ = 0;
+};
+
+TEST_P(BillingContract, PlansHaveVersionsAndSubscriptionsKeepTheirs) {
+  put_plan(R"("base_fee":"19")");
+  const Subscription subscription = subscribe(agents[0]);
+  put_plan(R"("base_fee":"19")");
+  EXPECT_EQ(metering->get_plan(ctx, "p", 0)->version, 1);
+  put_plan(R"("base_fee":"29")");
+  EXPECT_EQ(metering->get_plan(ctx, "p", 0)->version, 2);
+  EXPECT_EQ(metering->get_plan(ctx, "p", 1)->base_fee, d("19"));
+  EXPECT_EQ(metering->list_plans(ctx)->size(), 1u);
+  EXPECT_EQ(metering->get_subscription(ctx, subscription.id)->terms.at(0).plan_version, 1);
+  EXPECT_EQ(code(metering->subscribe(ctx, {.agent = agents[0].text(), .plan_id = "p"})), "MT-409");
+  EXPECT_EQ(code(metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "none"})), "MT-404");
+  EXPECT_EQ(code(metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "p", .quantity = d("0")})), "MT-400");
+  EXPECT_FALSE(metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "p", .time_zone = "Mars/Olympus"}));
+  EXPECT_FALSE(metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "p", .overrides = R"({"id":"q"})"}));
+  clock.advance(1h);
+  EXPECT_TRUE(metering->end_subscription(ctx, subscription.id)->ended_at);
+  EXPECT_TRUE(metering->end_subscription(ctx, subscription.id)->ended_at);
+  EXPECT_TRUE(metering->subscribe(ctx, {.agent = agents[0].text(), .plan_id = "p", .plan_version = 2}));
+  EXPECT_EQ(metering->list_subscriptions(ctx, agents[0].text())->size(), 2u);
+}
+
+TEST_P(BillingContract, PeriodsAreBilledWhenTheyAreOverAndSignedAsOneBatch) {
+  put_plan(R"("base_fee":"30")");
+  std::vector<Subscription> all;
+  for (const Identity& who : agents) {
+    all.push_back(subscribe(who));
+    clock.advance(1min);
+    use(who, "1200");
+  }
+  ASSERT_TRUE(local->tick());
+  EXPECT_TRUE(invoices(all[0]).empty());
+  go("2026-12-01T00:00:01Z");
+  ASSERT_TRUE(local->tick());
+  std::set<std::int64_t> numbers;
+  for (const Subscription& one : all) {
+    const auto made = invoices(one);
+    ASSERT_EQ(made.size(), 1u);
+    // 21 of 30 days; 1000 * 0.01 + 200 * 0.001
+    EXPECT_EQ(made[0].total, d("31.2"));
+    EXPECT_EQ(made[0].period, (Period{one.started_at, at("2026-12-01T00:00:00Z")}));
+    ASSERT_TRUE(made[0].proof);
+    EXPECT_EQ(made[0].proof->size, 3u);
+    expect_verified(made[0]);
+    numbers.insert(made[0].number);
+  }
+  EXPECT_EQ(numbers, (std::set<std::int64_t>{1, 2, 3}));
+}
+
+TEST_P(BillingContract, AnInterimInvoiceBillsUsageSoFarAndThePeriodTakesItOff) {
+  put_plan(R"("base_fee":"30")");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  use(agents[0], "1000");
+  clock.advance(1h);
+  const Instant until = clock.now();
+  const Invoice interim = metering->issue_invoice(ctx, subscription.id, until).value();
+  EXPECT_EQ(interim.kind, InvoiceKind::interim);
+  EXPECT_EQ(interim.total, d("10"));
+  EXPECT_FALSE(interim.proof);
+  expect_verified(interim);
+  EXPECT_EQ(metering->issue_invoice(ctx, subscription.id, until)->id, interim.id);
+  EXPECT_TRUE(as_text(metering->invoice_pdf(ctx, interim.id).value()).starts_with("%PDF-"));
+  EXPECT_EQ(code(metering->issue_invoice(ctx, subscription.id, until - 1s)), "MT-409");
+  EXPECT_EQ(code(metering->issue_invoice(ctx, subscription.id, until + 1s)), "MT-400");
+  use(agents[0], "500", until - 30min);  // late for the interim invoice, in time for the period
+  go("2026-12-01T00:00:01Z");
+  const auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 2u);
+  EXPECT_EQ(made[1].fees, d("31.5"));  // 21 + 10.50
+  EXPECT_EQ(made[1].total, d("21.5"));
+}
+
+TEST_P(BillingContract, ReachedThresholdsAreBilledAtOnce) {
+  put_plan(R"("base_fee":"0","progressive_thresholds":["5","10.1"])");
+  const Subscription subscription = subscribe(agents[0]);
+  for (const char* units : {"400", "200", "100", "500"}) {
+    clock.advance(1h);
+    use(agents[0], units);
+    clock.advance(1h);
+    ASSERT_TRUE(local->tick());
+  }
+  auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 2u);
+  EXPECT_EQ(made[0].total, d("6"));
+  EXPECT_EQ(made[1].total, d("4.2"));
+  go("2026-12-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().total, d("0"));
+}
+
+TEST_P(BillingContract, EventsAreInTheDraftOfTheirPeriodOrAnAdjustmentOnTheNext) {
+  put_plan(R"("base_fee":"0","grace_days":2,"minimum_commitment":"3")");
+  const Subscription subscription = subscribe(agents[0]);
+  go("2026-12-01T00:00:01Z");
+  auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].status, InvoiceStatus::draft);
+  EXPECT_EQ(made[0].number, 0);
+  use(agents[0], "100", at("2026-11-20T00:00:00Z"));
+  EXPECT_EQ(metering->get_invoice(ctx, made[0].id)->total, d("2.1"));  // 1.00 and what lacks to 3 * 21 / 30
+  EXPECT_EQ(code(metering->settle_invoice(ctx, made[0].id, InvoiceStatus::paid, "x")), "MT-409");
+  go("2026-12-03T00:00:01Z");
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].status, InvoiceStatus::finalized);
+  EXPECT_EQ(made[0].number, 1);
+  EXPECT_EQ(made[0].total, d("2.1"));
+  expect_verified(made[0]);
+
+  clock.advance(1h);
+  use(agents[0], "1000", at("2026-11-21T00:00:00Z"));  // 1100 in November: 10.10 instead of 2.10
+  use(agents[0], "400");
+  go("2027-01-03T00:00:01Z");
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 2u);
+  std::vector<InvoiceLine> late = made[1].lines;
+  std::erase_if(late, [](const InvoiceLine& line) { return line.kind != LineKind::adjustment; });
+  ASSERT_EQ(late.size(), 2u);
+  EXPECT_EQ(late[0].amount, d("9.1"));
+  EXPECT_EQ(late[1].amount, d("-1.1"));
+  EXPECT_EQ(made[1].total, d("12"));  // 4.00 and 8.00
+  go("2027-02-03T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().total, d("3"));  // adjusted once
+}
+
+TEST_P(BillingContract, InvoicesDoNotDependOnOrderOrRepetitionOfDelivery) {
+  put_plan(R"("base_fee":"0")");
+  std::vector<std::string> totals;
+  std::mt19937_64 random(13);
+  for (const Identity& who : agents) {
+    const Subscription subscription = subscribe(who);
+    clock.advance(1min);
+    std::vector<std::string> deliveries;
+    for (int i = 0; i < 15; ++i) deliveries.push_back(event(who, std::to_string(i), std::to_string(50 + i * 7)));
+    for (int i = 0; i < 15; ++i) deliveries.push_back(deliveries[random() % 15]);
+    std::ranges::shuffle(deliveries, random);
+    for (std::size_t i = 0; i < deliveries.size();) {
+      const std::size_t size = std::min<std::size_t>(1 + random() % 6, deliveries.size() - i);
+      ASSERT_TRUE(metering->ingest_batch(ctx, std::span(deliveries).subspan(i, size)));
+      i += size;
+    }
+    clock.advance(1min);
+    totals.push_back(metering->issue_invoice(ctx, subscription.id, {})->total.to_string());
+  }
+  EXPECT_EQ(totals[0], totals[1]);
+  EXPECT_EQ(totals[0], totals[2]);
+}
+
+TEST_P(BillingContract, AChangeOfTermsIsProratedByDays) {
+  put_plan(R"("base_fee":"31","base_fee_in_advance":true)");
+  go("2026-12-01T00:00:00Z");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  ASSERT_TRUE(local->tick());
+  auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].kind, InvoiceKind::opening);
+  EXPECT_EQ(made[0].total, d("31"));
+
+  clock.set(at("2026-12-11T15:00:00Z"));
+  use(agents[0], "100");
+  clock.advance(1h);
+  const auto changed = metering->change_subscription(
+      ctx, subscription.id,
+      {.terms = {.plan_id = "p",
+                 .quantity = d("2"),
+                 .overrides = R"({"charges":{"tokens":{"model":"standard","price":{"tiers":null,"per_unit":"1"}}}})"}});
+  ASSERT_TRUE(changed) << changed.error().to_string();
+  EXPECT_EQ(changed->terms.size(), 2u);
+  clock.advance(1h);
+  use(agents[0], "3");
+  const auto pending = metering->change_subscription(
+      ctx, subscription.id, {.terms = {.plan_id = "p", .quantity = d("3")}, .at_period_end = true});
+  ASSERT_TRUE(pending) << pending.error().to_string();
+  EXPECT_EQ(pending->terms.back().from, at("2027-01-01T00:00:00Z"));
+  go("2027-01-01T00:00:01Z");
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 2u);
+  // usage 1.00 and 3.00; 21 days back, 2 * 21 days more; January three times
+  EXPECT_EQ(made[1].total, d("118"));
+
+  clock.set(at("2027-01-10T12:00:00Z"));
+  ASSERT_TRUE(metering->end_subscription(ctx, subscription.id));
+  ASSERT_TRUE(local->tick());
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 3u);
+  EXPECT_EQ(made[2].total, d("0"));
+  EXPECT_EQ(made[2].credited, d("63"));  // 3 * 21 days
+  const auto credits = metering->list_credits(ctx, agents[0].text()).value();
+  ASSERT_EQ(credits.size(), 1u);
+  EXPECT_EQ(credits[0].balance, d("63"));
+  EXPECT_EQ(code(metering->change_subscription(ctx, subscription.id, {.terms = {.plan_id = "p"}})), "MT-409");
+  go("2027-03-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).size(), 3u);
+}
+
+TEST_P(BillingContract, CouponsTaxesAndCreditsFollowInTheirOrder) {
+  put_plan(R"("base_fee":"0","taxes":[{"id":"vat","name":"VAT 20 %","rate":"20"}],"payment_days":14)");
+  const Subscription subscription = subscribe(agents[0]);
+  ASSERT_TRUE(metering->put_coupon(ctx, {.id = "half", .name = "Half", .percent = d("50"), .periods = 1}));
+  EXPECT_EQ(metering->list_coupons(ctx)->at(0).periods, 1);
+  ASSERT_TRUE(metering->apply_coupon(ctx, subscription.id, "half"));
+  EXPECT_EQ(code(metering->apply_coupon(ctx, subscription.id, "half")), "MT-409");
+  EXPECT_EQ(code(metering->apply_coupon(ctx, subscription.id, "none")), "MT-404");
+  ASSERT_TRUE(metering->grant_credit(
+      ctx, {.agent = agents[0].text(), .description = "Later", .amount = {d("3")}, .priority = 60}));
+  const Credit first =
+      metering
+          ->grant_credit(ctx, {.agent = agents[0].text(), .description = "First", .amount = {d("2")}, .priority = 1})
+          .value();
+  const Credit gone =
+      metering->grant_credit(ctx, {.agent = agents[0].text(), .description = "Gone", .amount = {d("9")}, .priority = 0})
+          .value();
+  EXPECT_EQ(metering->void_credit(ctx, gone.id)->balance, d("0"));
+  EXPECT_EQ(code(metering->grant_credit(ctx, {.agent = agents[0].text(), .description = "x", .amount = {d("0.001")}})),
+            "MT-400");
+  ASSERT_TRUE(metering->set_top_up(ctx, {.agent = agents[0].text(), .amount = {d("50")}, .below = d("3")}));
+
+  clock.advance(1h);
+  use(agents[0], "700");
+  go("2026-12-01T00:00:01Z");
+  auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 2u);
+  // 7.00 - 3.50 = 3.50; 0.70 tax; 4.20 - 2 - 2.20
+  EXPECT_EQ(made[0].total, d("0"));
+  ASSERT_EQ(made[0].entries.size(), 4u);
+  EXPECT_EQ(made[0].entries[2].id, first.id.to_string());
+  EXPECT_EQ(made[0].entries[3].amount, d("-2.2"));
+  EXPECT_EQ(made[0].due_at, made[0].issued_at + 24h * 14);
+  EXPECT_EQ(made[1].kind, InvoiceKind::top_up);
+  ASSERT_TRUE(metering->settle_invoice(ctx, made[1].id, InvoiceStatus::paid, "transfer 1"));
+  ASSERT_EQ(metering->list_credits(ctx, agents[0].text())->size(), 4u);
+  EXPECT_EQ(balance(agents[0]), d("50.8"));
+
+  // Voiding gives back what it took.
+  EXPECT_EQ(metering->settle_invoice(ctx, made[0].id, InvoiceStatus::voided, "a mistake")->status,
+            InvoiceStatus::voided);
+  EXPECT_EQ(code(metering->settle_invoice(ctx, made[0].id, InvoiceStatus::paid, "x")), "MT-409");
+  EXPECT_EQ(balance(agents[0]), d("55"));
+
+  use(agents[0], "700");
+  go("2027-01-01T00:00:01Z");
+  // The coupon was for one period.
+  const Invoice next = invoices(subscription).back();
+  EXPECT_EQ(next.fees, d("7"));
+  EXPECT_TRUE(
+      std::ranges::none_of(next.entries, [](const InvoiceEntry& one) { return one.kind == InvoiceEntryKind::coupon; }));
+}
+
+TEST_P(BillingContract, ACreditNoteOwesPartOfAnInvoiceBack) {
+  put_plan(R"("base_fee":"30")");
+  const Subscription subscription = subscribe(agents[0]);
+  go("2026-12-01T00:00:01Z");
+  const Invoice invoice = invoices(subscription).at(0);
+  const CreditNote note = metering->issue_credit_note(ctx, invoice.id, d("15"), "an outage").value();
+  EXPECT_EQ(note.number, 1);
+  EXPECT_NE(note.document.find("\"amount\":\"15.00\""), std::string::npos);
+  EXPECT_EQ(code(metering->issue_credit_note(ctx, invoice.id, d("6.01"), "more")), "MT-409");
+  EXPECT_EQ(metering->issue_credit_note(ctx, invoice.id, d("6"), "more")->number, 2);
+  EXPECT_EQ(metering->list_credit_notes(ctx, invoice.id)->size(), 2u);
+  go("2027-01-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().total, d("9"));  // 30 - 21
+}
+
+TEST_P(BillingContract, PeriodsAreThoseOfTheAccountsTimeZone) {
+  if (!TimeZone::load("America/New_York")) GTEST_SKIP() << "no time zone database here";
+  put_plan(R"("base_fee":"30","interval":"monthly")");
+  clock.set(at("2027-02-28T20:00:00Z"));
+  const auto subscription = metering->subscribe(ctx, {.agent = agents[0].text(),
+                                                      .plan_id = "p",
+                                                      .billing_time = BillingTime::anniversary,
+                                                      .time_zone = "America/New_York"});
+  ASSERT_TRUE(subscription) << subscription.error().to_string();
+  EXPECT_EQ(metering->get_subscription(ctx, subscription->id)->time_zone, "America/New_York");
+  go("2027-03-28T03:59:59Z");
+  EXPECT_TRUE(invoices(*subscription).empty());
+  go("2027-03-28T04:00:00Z");  // summer began in between
+  const auto made = invoices(*subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].total, d("30"));
+}
+
+TEST_P(BillingContract, OneThatCannotBeBilledHoldsUpNoOther) {
+  put_plan(R"("base_fee":"30")");
+  const Subscription good = subscribe(agents[0]);
+  const auto plan = plan_from_json(
+      R"({"id":"q","charges":[{"id":"c","model":"standard","metric":{"event_type":"inference_tokens","aggregation":"sum","property":"nothing"},"price":{"per_unit":"1"}}]})");
+  ASSERT_TRUE(metering->put_plan(ctx, *plan));
+  const auto bad = metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "q"});
+  ASSERT_TRUE(bad);
+  clock.advance(1h);
+  use(agents[1], "1");
+  go("2026-12-01T00:00:01Z");
+  EXPECT_EQ(invoices(good).size(), 1u);
+  EXPECT_EQ(invoices(good).at(0).number, 1);
+  EXPECT_TRUE(invoices(*bad).empty());
+  EXPECT_EQ(code(metering->issue_invoice(ctx, bad->id, {})), "MT-400");
+}
+
+TEST_P(BillingContract, InvoicesAreKeptAndSentUntilItSucceeds) {
+  carrier = bus::create_embedded_bus(*db, clock, no_telemetry(), {.poll_interval = 10ms}).value();
+  ASSERT_TRUE(local->attach(*carrier));
+  mailbox.failures = 1;
+  put_plan(R"("base_fee":"30")");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  const Invoice invoice = metering->issue_invoice(ctx, subscription.id, {}).value();
+  for (int i = 0; i < 200 && !carrier->wait_until_idle(20ms); ++i) clock.advance(1s);
+  const Invoice sent = metering->get_invoice(ctx, invoice.id).value();
+  EXPECT_TRUE(sent.sent);
+  EXPECT_FALSE(sent.pdf_object.empty());
+  EXPECT_EQ(mailbox.kept.size(), 1u);
+  EXPECT_EQ(mailbox.sent, std::vector<std::int64_t>{1});
+}
+
+INSTANTIATE_TEST_SUITE_P(, BillingContract, everywhere(), database_name);
+
+}  // namespace
+}  // namespace creto::metering
