@@ -30,6 +30,7 @@ namespace creto::authz {
 namespace {
 
 constexpr std::size_t batch_max = 1'000;
+constexpr std::size_t sources_max = 8;
 constexpr std::size_t context_attributes_max = 1'000;
 constexpr Nanos grant_max = std::chrono::days(30);
 constexpr Nanos idempotency_window = std::chrono::hours(24);
@@ -628,7 +629,38 @@ class AuthzService final : public Authz {
 
   Decision answer(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, bool counts) {
     Trail trail;
-    PolicyDecision decided = policies_say(ctx, request, snapshot, trail);
+    const OrgState* state = snapshot.org(ctx.org);
+    const bool cacheable = state && !snapshot.stale && options_.cache_entries != 0 && request.override_token.empty();
+    DecisionCache::Place place;
+    std::optional<CacheNote> note;
+    if (cacheable || log_) {
+      begin(trail, ctx, request, state);
+      // What is likely to be found is fetched while the clock is read.
+      if (cacheable) place = cache_.look(*trail.key);
+      trail.at = clock_.monotonic();
+      if (cacheable) note = cache_.find(place, trail.at);
+    }
+    RateWindows* const rate = note && note->rate != 0 ? state->rate(note->rate) : nullptr;
+    const bool known = note && (note->rate == 0 || rate != nullptr);
+    if (known) {
+      probe_.hit();
+      trail.cached = true;
+      trail.entities = note->entities;
+      trail.policy = note->policy;
+      // What nobody else has a say in is the way that has to be short.
+      if (rate == nullptr && snapshot.extensions.empty()) return logged(trail, request, 0, Allow{});
+    }
+    PolicyDecision decided{Allow{}, {}, rate};
+    if (!known) {
+      decided = evaluate(ctx, request, snapshot, nullptr, log_ ? &trail : nullptr);
+      if (cacheable) {
+        probe_.miss();
+        // With the one rate that it depends on, if any: a choice of several is made anew each time.
+        if (allowed(decided.decision) && decided.further_rates.empty())
+          cache_.insert(place, trail.at, options_.cache_ttl,
+                        {decided.rate == nullptr ? 0 : decided.rate->number(), trail.entities, trail.policy});
+      }
+    }
     Decision& decision = decided.decision;
     const std::size_t said = decision.index();
     if (!std::holds_alternative<Deny>(decision)) {
@@ -641,42 +673,24 @@ class AuthzService final : public Authz {
       by(DecidedBy::extension, [&] { restrict(ctx, request, snapshot, decision); });
       if (counts && allowed(decision)) by(DecidedBy::rate, [&] { limit(request, decided, true); });
     }
+    return logged(trail, request, said, std::move(decision));
+  }
+
+  /// Writes the request down. The sources' versions come before what they are asked: an answer can only be filed as
+  /// older than it is.
+  void begin(Trail& trail, const Context& ctx, const CheckRequest& request, const OrgState* state) {
+    std::array<std::uint64_t, sources_max> versions;  // not cleared: most services have no source
+    const std::size_t count = sources_.size();
+    for (std::size_t i = 0; i < count; ++i) versions[i] = sources_[i]->version();
+    trail.key.emplace(ctx.org, state ? state->version : 0, std::span(versions).first(count), request);
+  }
+
+  /// `decision`, once it is sure to be in the log.
+  Decision logged(Trail& trail, const CheckRequest& request, std::size_t said, Decision decision) {
     if (log_ && !log_->append(trail, request, said, decision))
       decision = Deny{.reason = "the decision log cannot be written", .policy = {}, .transient = true};
     if (!allowed(decision)) probe_.refused();
-    return std::move(decision);
-  }
-
-  PolicyDecision policies_say(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, Trail& trail) {
-    const OrgState* state = snapshot.org(ctx.org);
-    const bool cacheable = state && !snapshot.stale && options_.cache_entries != 0 && request.override_token.empty();
-    if (!cacheable && !log_) return evaluate(ctx, request, snapshot, nullptr, nullptr);
-    // The sources' versions come before what they are asked: an answer can only be filed as older than it is.
-    std::array<std::uint64_t, 8> versions{};
-    const std::size_t count = std::min(versions.size(), sources_.size());
-    for (std::size_t i = 0; i < count; ++i) versions[i] = sources_[i]->version();
-    const CacheKey& key =
-        trail.key.emplace(ctx.org, state ? state->version : 0, std::span(versions).first(count), request);
-    trail.at = clock_.monotonic();
-    Trail* const wanted = log_ ? &trail : nullptr;
-    if (!cacheable) return evaluate(ctx, request, snapshot, nullptr, wanted);
-    if (const auto note = cache_.find(key, trail.at)) {
-      RateWindows* windows = note->rate == 0 ? nullptr : state->rate(note->rate);
-      if (windows != nullptr || note->rate == 0) {
-        probe_.hit();
-        trail.cached = true;
-        trail.entities = note->entities;
-        trail.policy = note->policy;
-        return {Allow{}, {}, windows};
-      }
-    }
-    probe_.miss();
-    PolicyDecision decided = evaluate(ctx, request, snapshot, nullptr, wanted);
-    // With the one rate that it depends on, if any: a choice of several is made anew each time.
-    if (allowed(decided.decision) && decided.further_rates.empty())
-      cache_.insert(key, trail.at, options_.cache_ttl,
-                    {decided.rate == nullptr ? 0 : decided.rate->number(), trail.entities, trail.policy});
-    return decided;
+    return decision;
   }
 
   /// Makes it RateLimited where none of its rates has room. `counts` takes the room of the first that has.
@@ -753,7 +767,7 @@ class AuthzService final : public Authz {
     if (trail) {
       trail->add_policies(evaluation, result);
       trail->add_entities(entities.take_loaded());
-      trail->lifts = std::move(lifts);
+      if (!lifts.empty()) trail->make_further().lifts = std::move(lifts);
     }
     if (explanation) {
       explanation->snapshot = state->version;
@@ -1229,7 +1243,7 @@ Result<std::unique_ptr<Authz>> create_authz(sql::Database& database, const Clock
                                             std::vector<const EntitySource*> sources, Secret override_key,
                                             AuthzOptions options) {
   if (override_key.size() != 32) return error(ErrorKind::invalid_input, "the override key has 32 bytes");
-  if (sources.size() > 8) return error(ErrorKind::invalid_input, "at most 8 entity sources");
+  if (sources.size() > sources_max) return error(ErrorKind::invalid_input, "at most 8 entity sources");
   auto service = std::make_unique<AuthzService>(database, clock, telemetry, std::move(sources), override_key, options);
   CRETO_TRY(service->start());
   return std::unique_ptr<Authz>(std::move(service));

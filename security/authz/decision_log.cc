@@ -158,11 +158,13 @@ std::uint64_t name_of(const SourceEntities& entities) {
 void Trail::add_entities(SourceEntities given) {
   if (given.empty()) return;
   entities = name_of(given);
-  loaded = std::make_unique<const SourceEntities>(std::move(given));
+  make_further().loaded = std::make_unique<const SourceEntities>(std::move(given));
 }
 
 void Trail::add_policies(const cedar::Evaluation& evaluation, const PolicyDecision& result) {
-  const auto add = [&](const cedar::PlannedPolicy* one) { (policy ? more.emplace_back() : policy) = one; };
+  const auto add = [&](const cedar::PlannedPolicy* one) {
+    (policy ? make_further().policies.emplace_back() : policy) = one;
+  };
   const auto add_named = [&](const PolicyId& id) {
     for (const auto* forbid : evaluation.forbids)
       if (forbid->id == id) return add(forbid);
@@ -364,14 +366,18 @@ bool DecisionLog::append(Trail& trail, const CheckRequest& request, std::size_t 
 
   const BytesView written = key->written();
   const bool has_arguments = request.arguments_hash != Hash256{};
-  if (trail.more.size() > policies_max) trail.more.resize(policies_max);
+  std::span<const cedar::PlannedPolicy* const> policies;
+  if (trail.further)
+    policies = std::span(trail.further->policies).first(std::min(policies_max, trail.further->policies.size()));
   // Only what did not come from the cache has more to say, so only that may allocate.
   thread_local Bytes more;
   more.clear();
   if (!trail.cached || trail.by != DecidedBy::policies) {
-    for (const auto* policy : trail.more) put(more, policy);
-    put(more, static_cast<std::uint32_t>(trail.lifts.size()));
-    for (const auto& lift : trail.lifts) {
+    for (const auto* policy : policies) put(more, policy);
+    const std::span<const OverrideGrant::Lift> lifts =
+        trail.further ? std::span(trail.further->lifts) : std::span<OverrideGrant::Lift>();
+    put(more, static_cast<std::uint32_t>(lifts.size()));
+    for (const auto& lift : lifts) {
       put_text(more, lift.forbid);
       put_text(more, lift.oversight_policy);
     }
@@ -399,10 +405,10 @@ bool DecisionLog::append(Trail& trail, const CheckRequest& request, std::size_t 
                   .key_bytes = static_cast<std::uint32_t>(written.size()),
                   .at = trail.at.time_since_epoch().count(),
                   .entities = trail.entities,
-                  .loaded = trail.loaded.release(),
+                  .loaded = trail.further ? trail.further->loaded.release() : nullptr,
                   .policy = trail.policy,
                   .more_bytes = static_cast<std::uint32_t>(more.size()),
-                  .more_policies = static_cast<std::uint32_t>(trail.more.size()),
+                  .more_policies = static_cast<std::uint32_t>(policies.size()),
                   .outcome = static_cast<std::uint8_t>(decision.index()),
                   .said = static_cast<std::uint8_t>(said),
                   .by = static_cast<std::uint8_t>(trail.by),

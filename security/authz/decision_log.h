@@ -28,15 +28,20 @@ struct Trail {
   DecidedBy by = DecidedBy::policies;
   bool cached = false;
   std::uint64_t entities = 0;  ///< names what the sources gave: equal names, equal entities; 0: nothing
-  std::unique_ptr<const SourceEntities> loaded;   ///< that, unless the decision was cached
-  const cedar::PlannedPolicy* policy = nullptr;   ///< that determined it
-  std::vector<const cedar::PlannedPolicy*> more;  ///< further ones
-  std::vector<OverrideGrant::Lift> lifts;         ///< of the override token
+  const cedar::PlannedPolicy* policy = nullptr;  ///< that determined it
+  /// What there is only where policies were run: by itself, so that who finds an answer need not even clear it.
+  struct Further {
+    std::unique_ptr<const SourceEntities> loaded;       ///< what `entities` names
+    std::vector<const cedar::PlannedPolicy*> policies;  ///< that determined it too
+    std::vector<OverrideGrant::Lift> lifts;             ///< of the override token
+  };
+  std::optional<Further> further;
 
   /// Takes what the sources gave.
-  void add_entities(SourceEntities loaded);
+  void add_entities(SourceEntities given);
   /// Takes what determined `result`.
   void add_policies(const cedar::Evaluation& evaluation, const PolicyDecision& result);
+  Further& make_further() { return further ? *further : further.emplace(); }
 };
 
 /// Every decision, in segments whose hashes are in the audit log. Thread-safe.

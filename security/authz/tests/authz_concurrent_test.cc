@@ -37,9 +37,13 @@ CheckRequest request_number(std::int64_t n) {
           .override_token = {}};
 }
 
+DecisionCache::Place place(const DecisionCache& cache, const CheckRequest& request) {
+  return cache.look(CacheKey("org", 1, {}, request));
+}
+
 TEST(DecisionCache, RemembersUntilTheEndOfItsTime) {
   DecisionCache cache(64);
-  const CacheKey key("org", 1, {}, request_number(1));
+  const auto key = place(cache, request_number(1));
   const Monotonic start{std::chrono::seconds(100)};
   EXPECT_FALSE(cache.find(key, start));
   cache.insert(key, start, std::chrono::seconds(60));
@@ -50,14 +54,15 @@ TEST(DecisionCache, RemembersUntilTheEndOfItsTime) {
 TEST(DecisionCache, KeepsWhatIsUsedAndStaysWithinItsSize) {
   DecisionCache cache(8);
   const Monotonic start{std::chrono::seconds(100)};
-  const CacheKey used("org", 1, {}, request_number(0));
+  const auto number = [&](std::int64_t n) { return place(cache, request_number(n)); };
+  const auto used = number(0);
   cache.insert(used, start, std::chrono::hours(1));
   for (std::int64_t n = 1; n <= 1'000; ++n) {
     const Monotonic now = start + std::chrono::seconds(n);
     EXPECT_TRUE(cache.find(used, now)) << n;
-    cache.insert(CacheKey("org", 1, {}, request_number(n)), now, std::chrono::hours(1));
+    cache.insert(number(n), now, std::chrono::hours(1));
   }
-  EXPECT_FALSE(cache.find(CacheKey("org", 1, {}, request_number(1)), start + std::chrono::seconds(1'001)));
+  EXPECT_FALSE(cache.find(number(1), start + std::chrono::seconds(1'001)));
 }
 
 TEST(DecisionCache, TellsKeysApartInEveryPart) {
@@ -83,20 +88,22 @@ TEST(DecisionCache, TellsKeysApartInEveryPart) {
   for (std::size_t i = 0; i < keys.size(); ++i) {
     DecisionCache cache(64);
     const Monotonic now{std::chrono::seconds(1)};
-    cache.insert(keys[i], now, std::chrono::hours(1));
+    cache.insert(cache.look(keys[i]), now, std::chrono::hours(1));
     for (std::size_t j = 0; j < keys.size(); ++j)
-      EXPECT_EQ(cache.find(keys[j], now).has_value(), i == j) << i << " " << j;
+      EXPECT_EQ(cache.find(cache.look(keys[j]), now).has_value(), i == j) << i << " " << j;
   }
 }
 
 TEST(DecisionCache, ReadersNeverSeeHalfAnEntry) {
-  DecisionCache cache(8);  // one set: everybody meets
+  DecisionCache cache(8);  // two sets: everybody meets
   const Monotonic now{std::chrono::seconds(1)};
+  const auto number = [&](std::int64_t n) { return place(cache, request_number(n)); };
   std::atomic<bool> stop{false};
-  std::atomic<int> wrong{0};
+  std::atomic<int> wrong{0}, hits{0};
   std::thread writer([&] {
     for (std::int64_t n = 0; n < 20'000; ++n) {
-      cache.insert(CacheKey("org", 1, {}, request_number(n * 2)), now, std::chrono::hours(1));
+      const auto own = static_cast<std::uint64_t>(n * 2);
+      cache.insert(number(n * 2), now, std::chrono::hours(1), {.rate = own, .entities = ~own});
     }
     stop = true;
   });
@@ -104,14 +111,29 @@ TEST(DecisionCache, ReadersNeverSeeHalfAnEntry) {
   for (int r = 0; r < 2; ++r) {
     readers.emplace_back([&] {
       for (std::int64_t n = 0; !stop; n = (n + 1) % 20'000) {
-        if (cache.find(CacheKey("org", 1, {}, request_number(n * 2 + 1)), now)) ++wrong;
-        (void)cache.find(CacheKey("org", 1, {}, request_number(n * 2)), now);
+        if (cache.find(number(n * 2 + 1), now)) ++wrong;
+        const auto note = cache.find(number(n * 2), now);
+        if (!note) continue;
+        ++hits;
+        if (note->rate != static_cast<std::uint64_t>(n * 2) || note->entities != ~note->rate) ++wrong;
       }
     });
   }
   writer.join();
   for (auto& reader : readers) reader.join();
-  EXPECT_EQ(wrong, 0) << "odd requests were never stored";
+  EXPECT_EQ(wrong, 0) << "odd requests were never stored, and each has its own note";
+}
+
+TEST(Fingerprint, IsOfTheWordsAndOfTheKey) {
+  const FingerprintKey one, other;
+  std::vector<std::uint64_t> words{1, 2, 3, 0};
+  const auto of = [&](const FingerprintKey& key, std::size_t count) { return key.of(std::span(words).first(count)); };
+  const Fingerprint three = of(one, 3);
+  EXPECT_EQ(of(one, 3), three);
+  EXPECT_NE(of(one, 4), three) << "a zero at the end counts";
+  EXPECT_NE(of(other, 3), three);
+  words[1] = 4;
+  EXPECT_NE(of(one, 3), three);
 }
 
 TEST(Snapshots, APinHoldsWhatItSawWhileOthersPublish) {
