@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <latch>
 #include <memory>
 #include <random>
 #include <sstream>
@@ -85,23 +86,37 @@ std::vector<double> decisions(const Size& size, Detail detail) {
       [&] { (void)decide(*loaded, scratch, request, detail); });
 }
 
-/// Decisions a second on so many threads.
+/// Decisions a second on so many threads, from when all of them run.
 double throughput(const Size& size, unsigned threads) {
-  constexpr std::size_t calls = 1'000'000;
+  constexpr std::size_t calls = 300'000;
+  std::latch ready(threads + 1);
   std::vector<std::jthread> all;
-  const auto began = std::chrono::steady_clock::now();
   for (unsigned thread = 0; thread < threads; ++thread) {
     all.emplace_back([&, thread] {
       Engine::Scratch scratch;
+      ready.arrive_and_wait();
       for (std::size_t i = 0; i < calls; ++i) {
         const auto& [loaded, request] = size.requests[(i + thread * 101) % size.requests.size()];
         (void)decide(*loaded, scratch, request, Detail::decision);
       }
     });
   }
+  ready.arrive_and_wait();
+  const auto began = std::chrono::steady_clock::now();
   all.clear();
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
   return static_cast<double>(calls) * threads / took.count();
+}
+
+/// What two threads do more than one: each round measures both, so that what else the machine does befalls both.
+double scaling(const Size& size) {
+  std::vector<double> rounds;
+  for (int round = 0; round < 15; ++round) {
+    const double one = throughput(size, 1);
+    rounds.push_back(throughput(size, 2) / one);
+  }
+  std::sort(rounds.begin(), rounds.end());
+  return percentile(rounds, 0.5);
 }
 
 /// Ten thousand policies over a hundred types.
@@ -194,8 +209,7 @@ int run(int argc, char** argv) {
                800, 250);
     const double growth = ns(decisions(large, Detail::decision), 0.5) / ns(decisions(small, Detail::decision), 0.5);
     report.add(fmt::format("growth from n = 5 to n = 200, {}", app), growth, "x", 1.5, 1.1);
-    const double one = throughput(middle, 1);
-    report.add(fmt::format("throughput on 2 threads against 1, {}", app), throughput(middle, 2) / one, "x", 1.8, 2.0,
+    report.add(fmt::format("throughput on 2 threads against 1, {}", app), scaling(middle), "x", 1.8, 2.0,
                creto::testing::BenchReport::Better::higher);
   }
   many_policies(report, timer);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <map>
+#include <span>
 #include <utility>
 
 #include "creto/common/assert.h"
@@ -13,16 +14,19 @@ namespace creto::authz::cedar {
 Engine::Engine(const PolicySet& policies, EntityStore& store) {
   std::vector<Member> members;
   members.reserve(policies.policies().size());
-  for (const auto& policy : policies.policies()) members.push_back({next_order_++, link(policy, store)});
+  for (const auto& policy : policies.policies()) members.push_back(link(next_order_++, policy, store));
   rebuild(members);
 }
 
-std::shared_ptr<const Engine::Linked> Engine::link(std::shared_ptr<const PlannedPolicy> policy, EntityStore& store) {
+Engine::Member Engine::link(std::uint32_t order, std::shared_ptr<const PlannedPolicy> policy, EntityStore& store) {
   auto linked = std::make_shared<Linked>();
-  linked->numbers.reserve(policy->program.literals().size());
-  for (const EntityUid* uid : policy->program.literals()) linked->numbers.push_back(store.intern(*uid));
+  const auto& literals = policy->program.literals();
+  if (literals.size() > linked->few.size()) linked->many.resize(literals.size());
+  EntityId* number = linked->many.empty() ? linked->few.data() : linked->many.data();
+  for (const EntityUid* uid : literals) *number++ = store.intern(*uid);
   linked->policy = std::move(policy);
-  return linked;
+  const bool forbids = linked->policy->ast.effect == Effect::forbid;
+  return {order, forbids, std::move(linked)};
 }
 
 std::uint64_t Engine::key(Shape shape, std::uint64_t action, std::uint64_t principal, std::uint64_t resource) {
@@ -33,7 +37,7 @@ std::uint64_t Engine::key(Shape shape, std::uint64_t action, std::uint64_t princ
 Engine::Filing Engine::filing(const Linked& linked) {
   using Scope = ScopeConstraint::Kind;
   const PolicyAst& ast = linked.policy->ast;
-  const EntityId* number = linked.numbers.data();
+  const EntityId* number = linked.numbers();
   const auto side = [&number](const ScopeConstraint& scope) -> std::pair<Aspect, std::uint64_t> {
     const EntityId* own = number;
     number += scope.entities.size();
@@ -116,6 +120,9 @@ void Engine::count(const Filing& filed) {
   shapes_present_ |= 1u << filed.shape.index();
 }
 
+/// More policies than these are not run before what was fetched for them is gone again.
+constexpr std::size_t prefetched = 8;
+
 /// A part has about so many entries; four times as many, and there are more parts.
 constexpr std::size_t part_size = 32;
 
@@ -162,16 +169,16 @@ void Engine::replace(const PlannedPolicy* removed, std::shared_ptr<const Planned
   std::uint32_t order = next_order_;
   if (removed != nullptr) {
     // The names are in the store already, with the numbers they always had.
-    const auto linked =
-        link(std::shared_ptr<const PlannedPolicy>(std::shared_ptr<const PlannedPolicy>(), removed), store);
-    const Filing filed = filing(*linked);
+    const Member old =
+        link(0, std::shared_ptr<const PlannedPolicy>(std::shared_ptr<const PlannedPolicy>(), removed), store);
+    const Filing filed = filing(*old.linked);
     for (const std::uint64_t key : filed.keys) order = part(key).remove(key, removed);
     entries_ -= filed.keys.size();
     if (!filed.keys.empty() && --of_shape_[filed.shape.index()] == 0) shapes_present_ &= ~(1u << filed.shape.index());
   }
   if (added != nullptr) {
     if (order == next_order_) ++next_order_;
-    const Member member{order, link(std::move(added), store)};
+    const Member member = link(order, std::move(added), store);
     const Filing filed = filing(*member.linked);
     for (const std::uint64_t key : filed.keys) part(key).add(key, member);
     entries_ += filed.keys.size();
@@ -196,7 +203,7 @@ void Engine::collect(std::vector<Candidate>& out, std::uint64_t key) const {
   if (bucket == nullptr) return;
   const Member* member = part.members.data() + bucket->first;
   for (const Member* end = member + bucket->count; member != end; ++member)
-    out.push_back({member->order, member->linked.get()});
+    out.push_back({member->order, member->forbids, member->linked.get()});
 }
 
 /// Every policy whose scope could match; two keys that collide only bring one more, which its own scope turns away.
@@ -251,13 +258,17 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
     collect(scratch.candidates, frame, action.ancestors);
   }
   if (frame.trouble) return false;
+  // Of many policies these have not been seen for long: all that is read of them is fetched at once, not piece by piece.
+  const std::size_t soon = std::min(scratch.candidates.size(), prefetched);
+  for (const Candidate& candidate : std::span(scratch.candidates).first(soon))
+    candidate.linked->policy->program.prefetch();
 
   const auto run = [&](Effect effect, bool first_suffices) {
     auto& satisfied = effect == Effect::permit ? scratch.result.permits : scratch.result.forbids;
     for (const Candidate& candidate : scratch.candidates) {
+      if (candidate.forbids != (effect == Effect::forbid)) continue;
       const PlannedPolicy& policy = *candidate.linked->policy;
-      if (policy.ast.effect != effect) continue;
-      switch (policy.program.run(frame, candidate.linked->numbers)) {
+      switch (policy.program.run(frame, candidate.linked->numbers())) {
         case Program::Outcome::no:
           break;
         case Program::Outcome::yes:

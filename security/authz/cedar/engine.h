@@ -32,6 +32,7 @@ class Engine {
   struct Linked;  // a policy and the numbers of what it names
   struct Candidate {
     std::uint32_t order = 0;
+    bool forbids = false;
     const Linked* linked = nullptr;
   };
 
@@ -69,10 +70,14 @@ class Engine {
 
   struct Linked {
     std::shared_ptr<const PlannedPolicy> policy;
-    std::vector<EntityId> numbers;
+    std::array<EntityId, 8> few = {};  ///< the numbers, where that is room enough: then they lie with the rest
+    std::vector<EntityId> many;
+
+    const EntityId* numbers() const { return many.empty() ? few.data() : many.data(); }
   };
   struct Member {
     std::uint32_t order = 0;  ///< its place among all policies
+    bool forbids = false;     ///< its effect, here so that only who runs it fetches the policy
     std::shared_ptr<const Linked> linked;
   };
   /// What the index files a policy under: one shape, and a key for each action it names.
@@ -100,7 +105,7 @@ class Engine {
 
   static std::uint64_t key(Shape shape, std::uint64_t action, std::uint64_t principal, std::uint64_t resource);
   static Filing filing(const Linked& linked);
-  static std::shared_ptr<const Linked> link(std::shared_ptr<const PlannedPolicy> policy, EntityStore& store);
+  static Member link(std::uint32_t order, std::shared_ptr<const PlannedPolicy> policy, EntityStore& store);
   /// The upper half of a key chooses the part, the lower the bucket.
   std::size_t part_of(std::uint64_t key) const { return (key >> 32) & (parts_.size() - 1); }
   void count(const Filing& filed);

@@ -256,7 +256,7 @@ Value ContextView::to_record() const {
 
 class Machine {
  public:
-  Machine(const Program& program, Frame& frame, std::span<const EntityId> numbers)
+  Machine(const Program& program, Frame& frame, const EntityId* numbers)
       : program_(program), frame_(frame), numbers_(numbers) {}
 
   Program::Outcome run() {
@@ -274,9 +274,7 @@ class Machine {
   using Code = Program::Code;
   using Kind = Cell::Kind;
 
-  Cell name(std::uint32_t literal) const {
-    return Cell::of(*program_.literals_.data()[literal], numbers_.data()[literal]);
-  }
+  Cell name(std::uint32_t literal) const { return Cell::of(*program_.literals_.data()[literal], numbers_[literal]); }
   std::uint32_t operand_at(const Program::Instruction& at, std::uint32_t index) const {
     return at.count <= at.operands.size() ? at.operands.data()[index] : program_.operands_[at.operands[0] + index];
   }
@@ -288,7 +286,7 @@ class Machine {
       case Scope::any:
         return true;
       case Scope::equal:
-        return entity.id == numbers_.data()[scope.first];
+        return entity.id == numbers_[scope.first];
       case Scope::is:
         return entity.uid->type == *scope.type;
       case Scope::is_in:
@@ -308,7 +306,7 @@ class Machine {
       case Code::constant:
         return at.constant;
       case Code::name:
-        return Cell::of(*at.uid, numbers_.data()[at.a]);
+        return Cell::of(*at.uid, numbers_[at.a]);
       case Code::principal:
         return frame_.principal;
       case Code::action:
@@ -680,10 +678,10 @@ class Machine {
 
   const Program& program_;
   Frame& frame_;
-  const std::span<const EntityId> numbers_;
+  const EntityId* const numbers_;
 };
 
-Program::Outcome Program::run(Frame& frame, std::span<const EntityId> numbers) const {
+Program::Outcome Program::run(Frame& frame, const EntityId* numbers) const {
   return Machine(*this, frame, numbers).run();
 }
 
