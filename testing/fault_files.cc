@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 
 namespace creto::testing {
 namespace {
@@ -43,8 +44,10 @@ class FaultFiles::Open final : public io::WritableFile {
     return {};
   }
   Result<> sync() override {
-    std::lock_guard lock(files_.mutex_);
+    std::unique_lock lock(files_.mutex_);
+    files_.unstalled_.wait(lock, [this] { return !files_.stalled_; });
     CRETO_TRY(usable());
+    if (std::exchange(files_.sync_fails_, false)) return refusal(ErrorKind::unavailable, path_);
     inode_->durable = inode_->content;
     return {};
   }
@@ -123,6 +126,19 @@ void FaultFiles::set_disk_bytes_max(std::uint64_t bytes) {
   std::lock_guard lock(mutex_);
   disk_bytes_max_ = bytes;
 }
+void FaultFiles::stall_syncs(bool stall) {
+  {
+    std::lock_guard lock(mutex_);
+    stalled_ = stall;
+  }
+  unstalled_.notify_all();
+}
+
+void FaultFiles::fail_sync() {
+  std::lock_guard lock(mutex_);
+  sync_fails_ = true;
+}
+
 void FaultFiles::flip_bit(const fs::path& path, std::uint64_t bit) {
   std::lock_guard lock(mutex_);
   Inode& inode = *names_.at(key_of(path));

@@ -4,14 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
-#include "creto/audit/audit_log.h"
 #include "creto/common/assert.h"
-#include "creto/crypto/hash.h"
 #include "creto/crypto/random.h"
-#include "creto/io/sql.h"
-#include "decision_files.h"
 
 namespace creto::authz {
 namespace {
@@ -20,16 +15,6 @@ namespace {
 constexpr std::size_t block_bytes = 256 << 10;
 /// Of those that determined one decision.
 constexpr std::size_t policies_max = 1'000;
-/// Hashed at once, so that what waits in the rings does not wait long.
-constexpr std::size_t hash_bytes = 1 << 20;
-constexpr Nanos purge_interval = std::chrono::minutes(1);
-constexpr Nanos retry_interval = std::chrono::seconds(1);
-
-constexpr sql::Migration migrations[] = {{1, "segments", R"(
-CREATE TABLE authz_decision_segments (
-  log TEXT NOT NULL, sequence BIGINT NOT NULL, sha3_256 TEXT NOT NULL, bytes BIGINT NOT NULL, decisions BIGINT NOT NULL,
-  last_at BIGINT NOT NULL, purged BIGINT NOT NULL CHECK (purged IN (0, 1)), PRIMARY KEY (log, sequence))
-)"}};
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
@@ -129,13 +114,6 @@ std::uint64_t next_id() {
   return ++last;
 }
 
-Result<> append_all(io::Journal& journal, const std::vector<Bytes>& blocks) {
-  for (const Bytes& block : blocks) CRETO_TRY(journal.append(block));
-  return {};
-}
-
-crypto::Hasher& hasher_of(const std::shared_ptr<void>& hasher) { return *static_cast<crypto::Hasher*>(hasher.get()); }
-
 }  // namespace
 
 std::uint64_t name_of(const SourceEntities& entities) {
@@ -181,69 +159,28 @@ void Trail::add_policies(const cedar::Evaluation& evaluation, const PolicyDecisi
   for (const PolicyId& id : result.lifted) add_named(id);
 }
 
-/// The names and units of what is measured.
-class DecisionLog::Probe {
- public:
-  explicit Probe(Telemetry& telemetry)
-      : telemetry_(telemetry),
-        decisions_(telemetry.counter("authz_decision_log_decisions_total", "decisions written to the decision log")),
-        bytes_(telemetry.counter("authz_decision_log_bytes_total", "bytes written to the decision log")),
-        segments_(
-            telemetry.counter("authz_decision_log_segments_total", "segments sealed and entered in the audit log")),
-        purged_(telemetry.counter("authz_decision_log_purged_total", "segments removed for age or size")),
-        refused_(telemetry.counter("authz_decision_log_refused_total",
-                                   "checks denied because the decision log could not take their decision")),
-        failures_(telemetry.counter("authz_decision_log_failures_total", "writes to the decision log that failed")) {}
+/// What is being filled.
+struct DecisionLog::Filling {
+  Filling(const ByteArray<16>& log, std::uint64_t sequence, Instant created, Monotonic began_)
+      : segment(std::make_shared<SegmentKeeper::Segment>(sequence)), writer(log, sequence, created), began(began_) {}
 
-  void wrote(std::uint64_t decisions, std::size_t bytes) {
-    decisions_.add(decisions);
-    bytes_.add(bytes);
-  }
-  void sealed() { segments_.add(); }
-  void purged() { purged_.add(); }
-  void refused() { refused_.add(); }
-  void failed(std::string_view step, const Error& error) {
-    failures_.add();
-    telemetry_.error("authz", "decision_log_failed", {{"step", step}, {"error", error.to_string()}});
-  }
-  void recovered(const std::string& file) { telemetry_.warn("authz", "decision_log_recovered", {{"file", file}}); }
-  void missing(const std::string& file) { telemetry_.error("authz", "decision_log_segment_missing", {{"file", file}}); }
-
- private:
-  Telemetry& telemetry_;
-  Counter& decisions_;
-  Counter& bytes_;
-  Counter& segments_;
-  Counter& purged_;
-  Counter& refused_;
-  Counter& failures_;
-};
-
-struct DecisionLog::Segment {
-  Segment(std::unique_ptr<io::Journal> journal_, const ByteArray<16>& log, std::uint64_t sequence_, Instant created,
-          Monotonic began_)
-      : journal(std::move(journal_)), writer(log, sequence_, created), sequence(sequence_), began(began_) {}
-
-  std::unique_ptr<io::Journal> journal;
+  const std::shared_ptr<SegmentKeeper::Segment> segment;
   SegmentWriter writer;
-  const std::uint64_t sequence;
   const Monotonic began;
-  std::uint64_t written = 0;  ///< decisions
+  std::uint64_t bytes = 0, blocks = 0;  ///< handed over
+  std::uint64_t decisions = 0;          ///< in these
   std::uint64_t refused = 0;
   Instant first = Instant::max(), last = Instant::min();
-  bool synced = true;
 };
 
-DecisionLog::DecisionLog(sql::Database& database, io::FileSystem& files, const Clock& clock, Telemetry& telemetry,
-                         DecisionLogOptions options, std::size_t source_versions, Nanos note_ttl)
-    : database_(database),
-      files_(files),
-      clock_(clock),
+DecisionLog::DecisionLog(const Clock& clock, Telemetry& telemetry, DecisionLogOptions options,
+                         std::size_t source_versions, Nanos note_ttl)
+    : clock_(clock),
       options_(std::move(options)),
       source_versions_(source_versions),
       note_ttl_(note_ttl),
       id_(next_id()),
-      probe_(std::make_unique<Probe>(telemetry)) {}
+      probe_(telemetry) {}
 
 Result<std::unique_ptr<DecisionLog>> DecisionLog::open(sql::Database& database, io::FileSystem& files,
                                                        const Clock& clock, Telemetry& telemetry,
@@ -255,34 +192,15 @@ Result<std::unique_ptr<DecisionLog>> DecisionLog::open(sql::Database& database, 
     return error(ErrorKind::invalid_input, "decision_log.ring_bytes: 64 KiB to 256 MiB");
   if (options.request_bytes_max > options.ring_bytes / 4)
     return error(ErrorKind::invalid_input, "decision_log.request_bytes_max: at most a quarter of ring_bytes");
-  auto log = std::unique_ptr<DecisionLog>(
-      new DecisionLog(database, files, clock, telemetry, std::move(options), source_versions, note_ttl));
-  CRETO_TRY(log->start());
+  auto log =
+      std::unique_ptr<DecisionLog>(new DecisionLog(clock, telemetry, std::move(options), source_versions, note_ttl));
+  log->keeper_ = CRETO_TRY(SegmentKeeper::open(database, files, clock, log->probe_, log->options_));
+  if (log->options_.write_in_background) log->thread_ = std::thread([&log = *log] { log.run(); });
   return log;
 }
 
-Result<> DecisionLog::start() {
-  CRETO_TRY(sql::migrate(database_, "authz_decisions", migrations));
-  CRETO_TRY(audit::prepare(database_));
-  CRETO_TRY(files_.create_directories(options_.directory));
-  const auto name = options_.directory / decision_log_name_file;
-  if (!CRETO_TRY(files_.exists(name))) {
-    const auto drawn = crypto::random_array<16>();
-    CRETO_TRY(io::write_durably(files_, name, as_bytes(hex(drawn) + "\n")));
-  }
-  log_ = CRETO_TRY(read_log_name(files_, options_.directory));
-  const std::lock_guard lock(consuming_);
-  CRETO_TRY(recover());
-  CRETO_TRY(purge());
-  const Monotonic now = clock_.monotonic();
-  next_sync_ = now + options_.sync_interval;
-  next_purge_ = now + purge_interval;
-  next_seal_ = now;
-  if (options_.write_in_background) thread_ = std::thread([this] { run(); });
-  return {};
-}
-
 DecisionLog::~DecisionLog() {
+  if (!keeper_) return;  // it could not be opened
   {
     const std::lock_guard lock(waiting_mutex_);
     stopping_ = true;
@@ -290,7 +208,7 @@ DecisionLog::~DecisionLog() {
   wake_.notify_all();
   room_.notify_all();
   if (thread_.joinable()) thread_.join();
-  if (const auto done = rotate(); !done) probe_->failed("close", done.error());
+  if (const auto done = rotate(); !done) probe_.failed("close", done.error());
   // What could not be written still owns its entities.
   for (const auto& ring : rings_) {
     ring->rewind();
@@ -339,7 +257,7 @@ std::byte* DecisionLog::wait_for_room(DecisionRing& ring, std::size_t bytes) {
   wake_.notify_one();
   (void)room_.wait_for(lock, options_.wait_max, [&] {
     place = ring.reserve(bytes);
-    return place != nullptr || stopping_ || stuck_.load(std::memory_order_relaxed);
+    return place != nullptr || stopping_ || keeper_->is_stuck();
   });
   --waiting_;
   return place;
@@ -398,7 +316,7 @@ bool DecisionLog::append(Trail& trail, const CheckRequest& request, std::size_t 
   if (!place && size <= ring.record_bytes_max()) place = wait_for_room(ring, size);
   if (!place) {
     refused_.fetch_add(1, std::memory_order_relaxed);
-    probe_->refused();
+    probe_.refused();
     return false;
   }
   const Head head{.size = static_cast<std::uint32_t>(size),
@@ -432,7 +350,7 @@ bool DecisionLog::append(Trail& trail, const CheckRequest& request, std::size_t 
   return true;
 }
 
-// --- the writing thread
+// --- the filling thread
 // ---------------------------------------------------------------------------------------------------------
 
 void DecisionLog::run() {
@@ -440,43 +358,20 @@ void DecisionLog::run() {
     bool busy = false;
     {
       const std::lock_guard lock(consuming_);
-      const auto step = [&](std::string_view name, const Result<>& done) {
-        if (!done) probe_->failed(name, done.error());
-        return done.has_value();
-      };
+      busy = drain() && busy_;
       const Monotonic now = clock_.monotonic();
-      (void)step("write", drain());
-      busy = busy_;
-      if (now >= next_sync_) {
-        next_sync_ = now + options_.sync_interval;
-        if (segment_ && !segment_->synced) {
-          const bool done = step("sync", segment_->journal->sync());
-          segment_->synced = true;
-          if (!done) segment_.reset();  // what is in the file is found again by `recover`
-        }
-      }
-      const bool due = segment_ && (segment_->journal->size_bytes() >= options_.segment_bytes ||
-                                    now - segment_->began >= options_.segment_age);
-      if (due) (void)step("close", close_segment());
-      if (now >= next_seal_ && !step("seal", seal(false))) {
-        next_seal_ = now + retry_interval;
-        const std::lock_guard waiting(waiting_mutex_);
-        closed_pending_ = false;
-      }
-      if (now >= next_purge_) {
-        next_purge_ = now + purge_interval;
-        (void)step("purge", purge());
+      const bool due =
+          filling_ && (filling_->bytes >= options_.segment_bytes || now - filling_->began >= options_.segment_age);
+      if (due) close_segment();
+      if (now >= next_forgetting_) {
+        next_forgetting_ = now + std::chrono::minutes(1);
         std::erase_if(source_entities_,
                       [&](const auto& entry) { return now - entry.second.used > note_ttl_ + std::chrono::minutes(1); });
       }
     }
     std::unique_lock lock(waiting_mutex_);
     if (stopping_) return;
-    if (stuck_.load(std::memory_order_relaxed)) {
-      (void)wake_.wait_for(lock, retry_interval, [this] { return stopping_; });
-      continue;
-    }
-    if (closed_pending_ || busy) continue;
+    if (busy) continue;
     asleep_.store(true, std::memory_order_relaxed);
     (void)wake_.wait_for(lock, options_.write_interval, [this] { return woken_ || stopping_; });
     asleep_.store(false, std::memory_order_relaxed);
@@ -485,24 +380,27 @@ void DecisionLog::run() {
 }
 
 Result<> DecisionLog::flush() {
-  const std::lock_guard lock(consuming_);
-  CRETO_TRY(drain());
-  if (!segment_ || segment_->synced) return {};
-  auto synced = segment_->journal->sync();
-  if (!synced) segment_.reset();
-  if (segment_) segment_->synced = true;
-  return synced;
+  // What waits for the disk may be so much that the rest of the rings has room only behind it.
+  for (bool all = false; !all;) {
+    {
+      const std::lock_guard lock(consuming_);
+      all = drain();
+    }
+    CRETO_TRY(keeper_->write_out());
+  }
+  return {};
 }
 
 Result<> DecisionLog::rotate() {
-  const std::lock_guard lock(consuming_);
-  CRETO_TRY(drain());
-  CRETO_TRY(close_segment());
-  CRETO_TRY(seal(true));
-  return purge();
+  CRETO_TRY(flush());
+  {
+    const std::lock_guard lock(consuming_);
+    close_segment();
+  }
+  return keeper_->settle();
 }
 
-Result<> DecisionLog::drain() {
+bool DecisionLog::drain() {
   // A state that nobody held before the rings were emptied is in no record that is still to come.
   std::vector<std::pair<std::string, std::int64_t>> unused;
   {
@@ -523,47 +421,41 @@ Result<> DecisionLog::drain() {
   }
   const Monotonic now = clock_.monotonic();
   const Nanos to_wall = clock_.now().time_since_epoch() - now.time_since_epoch();
+  if (filling_ && filling_->segment->is_lost()) filling_.reset();
   std::vector<DecisionRing*> touched;
-  Result<> outcome;
   busy_ = false;
   for (const auto& ring : rings) {
     // No more than what it can hold, so that a thread that decides without pause does not keep the others waiting.
     std::size_t seen = 0;
-    for (auto record = ring->next(); !record.empty(); record = ring->next()) {
+    while (!keeper_->is_full()) {
+      const auto record = ring->next();
+      if (record.empty()) break;
       seen += record.size();
       if (touched.empty() || touched.back() != ring.get()) touched.push_back(ring.get());
-      if (!segment_) outcome = open_segment();
-      if (!outcome) break;
+      if (!filling_) open_segment();
       add(record, now, to_wall);
-      if (segment_->writer.block_size() >= block_bytes) outcome = write_block(touched);
-      if (!outcome) break;
-      if (seen >= ring->capacity()) {
-        busy_ = true;
-        break;
-      }
+      if (filling_->writer.block_size() >= block_bytes) hand_over(touched);
+      if (seen < ring->capacity()) continue;
+      busy_ = true;
+      break;
     }
-    if (!outcome) break;
   }
-  if (outcome && (!touched.empty() || refused_.load(std::memory_order_relaxed) > 0)) {
-    if (!segment_) outcome = open_segment();
-    if (outcome) outcome = write_block(touched);
+  const bool all = !keeper_->is_full();
+  if (!touched.empty() || (all && refused_.load(std::memory_order_relaxed) > 0)) {
+    if (!filling_) open_segment();
+    hand_over(touched);
   }
-  for (DecisionRing* ring : touched) ring->rewind();
   last_state_ = {};
-  stuck_.store(!outcome, std::memory_order_relaxed);
-  if (!outcome) {
-    segment_.reset();
-    return outcome;
-  }
+  if (!all) return false;
   const std::lock_guard lock(states_mutex_);
-  // Twice seen unused: the first time was before what has just been written.
+  // Twice seen unused: the first time was before what has just been handed over.
   for (const auto& [org, version] : unused) {
     const auto seen = std::pair(org, version);
     if (std::find(unused_states_.begin(), unused_states_.end(), seen) != unused_states_.end())
       states_[org].erase(version);
   }
   unused_states_ = std::move(unused);
-  return {};
+  return true;
 }
 
 void DecisionLog::add(std::span<std::byte> record, Monotonic now, Nanos to_wall) {
@@ -624,9 +516,9 @@ void DecisionLog::add(std::span<std::byte> record, Monotonic now, Nanos to_wall)
   const auto [org, version] = DecodedKey::place_of(decision.key, source_versions_);
   decision.state = state_of(org, version);
   decision.state_unknown = (!decision.state && version != 0) || (head.entities != 0 && !decision.source_entities);
-  segment_->writer.add(decision);
-  segment_->first = std::min(segment_->first, decision.at);
-  segment_->last = std::max(segment_->last, decision.at);
+  filling_->writer.add(decision);
+  filling_->first = std::min(filling_->first, decision.at);
+  filling_->last = std::max(filling_->last, decision.at);
 }
 
 const OrgState* DecisionLog::state_of(std::string_view org, std::int64_t version) {
@@ -641,235 +533,48 @@ const OrgState* DecisionLog::state_of(std::string_view org, std::int64_t version
   return last_state_.state.get();
 }
 
-Result<> DecisionLog::write_block(std::vector<DecisionRing*>& touched) {
+void DecisionLog::open_segment() {
+  filling_ = std::make_unique<Filling>(keeper_->log(), keeper_->draw_sequence(), clock_.now(), clock_.monotonic());
+  // By itself, so that it is found without reading more.
+  std::vector<DecisionRing*> none;
+  hand_over(none);
+}
+
+void DecisionLog::close_segment() {
+  if (!filling_) return;
+  const std::unique_ptr<Filling> filling = std::move(filling_);
+  const bool doubtful = filling->segment->is_doubtful();
+  filling->writer.add_end(doubtful);
+  SegmentKeeper::Summary end{.decisions = filling->decisions,
+                             .refused = filling->refused,
+                             .first = filling->first,
+                             .last = filling->last,
+                             .recovered = doubtful};
+  if (filling->decisions == 0) end.first = end.last = clock_.now();
+  std::vector<Bytes> blocks = filling->writer.take();
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    SegmentKeeper::Block block{filling->segment, filling->blocks++, std::move(blocks[i])};
+    if (i + 1 == blocks.size()) block.end = end;
+    keeper_->take(std::move(block));
+  }
+}
+
+/// What the segment's writer has; the rings have room again.
+void DecisionLog::hand_over(std::vector<DecisionRing*>& touched) {
+  Filling& filling = *filling_;
   const std::uint64_t refused = refused_.load(std::memory_order_relaxed);
-  if (refused > 0) segment_->writer.add_refused(refused);
-  const std::vector<Bytes> blocks = segment_->writer.take();
-  CRETO_TRY(append_all(*segment_->journal, blocks));
-  std::size_t bytes = 0;
-  for (const Bytes& block : blocks) bytes += block.size();
-  segment_->synced = false;
+  if (refused > 0) filling.writer.add_refused(refused);
   refused_.fetch_sub(refused, std::memory_order_relaxed);
-  segment_->refused += refused;
-  probe_->wrote(segment_->writer.decisions() - segment_->written, bytes);
-  segment_->written = segment_->writer.decisions();
+  filling.refused += refused;
+  std::uint64_t fresh = filling.writer.decisions() - std::exchange(filling.decisions, filling.writer.decisions());
+  for (Bytes& block : filling.writer.take()) {
+    filling.bytes += block.size();
+    keeper_->take({filling.segment, filling.blocks++, std::move(block), std::exchange(fresh, 0)});
+  }
   for (DecisionRing* ring : touched) ring->release();
   touched.clear();
   const std::lock_guard lock(waiting_mutex_);
   if (waiting_ > 0) room_.notify_all();
-  return {};
-}
-
-// --- files
-// ---------------------------------------------------------------------------------------------------------------
-
-std::filesystem::path DecisionLog::path(std::uint64_t sequence, bool open) const {
-  return options_.directory / segment_name(sequence, open);
-}
-
-Result<> DecisionLog::open_segment() {
-  // One may be left from a write that failed.
-  CRETO_TRY(recover());
-  auto journal = CRETO_TRY(io::Journal::open(files_, path(next_sequence_, true), [](BytesView) { return Result<>(); }));
-  segment_ = std::make_unique<Segment>(std::move(journal), log_, next_sequence_, clock_.now(), clock_.monotonic());
-  ++next_sequence_;
-  // By itself, so that it is found without reading more.
-  return append_all(*segment_->journal, segment_->writer.take());
-}
-
-Result<> DecisionLog::close_segment() {
-  if (!segment_) return {};
-  const std::unique_ptr<Segment> segment = std::move(segment_);
-  segment->writer.add_end(false);
-  CRETO_TRY(append_all(*segment->journal, segment->writer.take()));
-  CRETO_TRY(segment->journal->sync());
-  Closed closed{.sequence = segment->sequence,
-                .bytes = segment->journal->size_bytes(),
-                .decisions = segment->written,
-                .refused = segment->refused,
-                .first = segment->first,
-                .last = segment->last,
-                .hasher = {}};
-  if (segment->written == 0) closed.first = closed.last = clock_.now();
-  segment->journal.reset();
-  CRETO_TRY(files_.rename(path(closed.sequence, true), path(closed.sequence, false)));
-  CRETO_TRY(files_.sync_directory(options_.directory));
-  closed_.push_back(std::move(closed));
-  return {};
-}
-
-/// Finishes open files that nobody writes, and finds closed ones that were not entered.
-Result<> DecisionLog::recover() {
-  const auto segments = CRETO_TRY(list_segments(files_, options_.directory));
-  std::map<std::int64_t, bool> entered;  // and whether it was purged
-  CRETO_TRY(database_.read(own_context(), [&](sql::Tx& tx) -> Result<> {
-    const auto rows =
-        CRETO_TRY(tx.query("SELECT sequence, purged FROM authz_decision_segments WHERE log = $1", {hex(log_)}));
-    entered.clear();
-    for (const sql::Row row : rows) entered[row.integer(0)] = row.integer(1) != 0;
-    return {};
-  }));
-  if (!entered.empty())
-    next_sequence_ = std::max(next_sequence_, static_cast<std::uint64_t>(entered.rbegin()->first) + 1);
-  std::map<std::uint64_t, bool> present;
-  for (const SegmentName& segment : segments) {
-    next_sequence_ = std::max(next_sequence_, segment.sequence + 1);
-    present[segment.sequence] = segment.open;
-  }
-  for (const auto& [sequence, purged] : entered) {
-    const auto number = static_cast<std::uint64_t>(sequence);
-    if (purged) {
-      CRETO_TRY(files_.remove(path(number, false)));
-      present.erase(number);
-    } else if (!present.contains(number)) {
-      probe_->missing(path(number, false).string());
-    }
-  }
-  for (const auto& [sequence, open] : present) {
-    const bool waits = std::any_of(closed_.begin(), closed_.end(),
-                                   [&, number = sequence](const Closed& closed) { return closed.sequence == number; });
-    if (waits || entered.contains(static_cast<std::int64_t>(sequence))) continue;
-    Result<> whole;
-    if (open) {
-      whole = finish_open_segment(files_, options_.directory, log_, sequence, clock_.now());
-      if (whole) probe_->recovered(path(sequence, true).string());
-    }
-    if (whole) {
-      auto closed = describe(sequence);
-      if (closed) closed_.push_back(*std::move(closed));
-      if (!closed) whole = std::move(closed).error();
-    }
-    if (whole) continue;
-    const ErrorKind kind = whole.error().kind();
-    if (kind != ErrorKind::hash_mismatch && kind != ErrorKind::invalid_input) return whole;
-    // No crash leaves this: it is kept for whoever looks into it, and the audit log says so.
-    probe_->failed("recover", whole.error());
-    CRETO_TRY(enter_damaged(sequence, whole.error()));
-    CRETO_TRY(files_.rename(path(sequence, open), options_.directory / fmt::format("{:010}.damaged", sequence)));
-  }
-  return {};
-}
-
-Result<DecisionLog::Closed> DecisionLog::describe(std::uint64_t sequence) {
-  const SegmentFile file = CRETO_TRY(SegmentFile::read(files_, path(sequence, false)));
-  SegmentReader reader;
-  CRETO_TRY(file.each(reader, [](const SegmentReader::Decided&) { return Result<>(); }));
-  Closed closed{.sequence = sequence,
-                .bytes = file.size(),
-                .decisions = reader.decisions(),
-                .refused = reader.refused(),
-                .first = reader.first_at(),
-                .last = reader.last_at(),
-                .recovered = reader.recovered(),
-                .hasher = {}};
-  if (closed.decisions == 0) closed.first = closed.last = clock_.now();
-  return closed;
-}
-
-/// Enters closed segments: all of them, or goes on a little with the first.
-Result<> DecisionLog::seal(bool all) {
-  while (!closed_.empty()) {
-    Closed& closed = closed_.front();
-    if (!closed.hasher) closed.hasher = std::make_shared<crypto::Hasher>(crypto::HashAlgorithm::sha3_256);
-    const Bytes part = CRETO_TRY(files_.read_at(path(closed.sequence, false), closed.hashed, hash_bytes));
-    hasher_of(closed.hasher).update(part);
-    closed.hashed += part.size();
-    if (part.size() == hash_bytes) {
-      if (all) continue;
-      break;
-    }
-    const Hash256 hash = hasher_of(closed.hasher).finish();
-    closed.hashed = 0;  // where entering fails, all of it again
-    CRETO_TRY(enter(closed, hash));
-    probe_->sealed();
-    closed_.pop_front();
-    if (!all) break;
-  }
-  const std::lock_guard lock(waiting_mutex_);
-  closed_pending_ = !closed_.empty();
-  return {};
-}
-
-Context DecisionLog::own_context() const {
-  Context ctx = Context::of_service(Identity::service("authz").value());
-  ctx.org = options_.org;
-  return ctx;
-}
-
-Result<> DecisionLog::enter(const Closed& closed, const Hash256& hash) {
-  const Context ctx = own_context();
-  const std::string log = hex(log_);
-  return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-    const auto sequence = static_cast<std::int64_t>(closed.sequence);
-    CRETO_TRY(
-        tx.exec("INSERT INTO authz_decision_segments (log, sequence, sha3_256, bytes, decisions, last_at, purged) "
-                "VALUES ($1, $2, $3, $4, $5, $6, 0)",
-                {log, sequence, hex(hash), static_cast<std::int64_t>(closed.bytes),
-                 static_cast<std::int64_t>(closed.decisions), unix_ns(closed.last)}));
-    auto record =
-        audit::AuditRecord::of(ctx, std::string(segment_sealed_event), segment_resource(log_, closed.sequence));
-    record.metadata = Json{{"sha3_256", hex(hash)},
-                           {"bytes", closed.bytes},
-                           {"decisions", closed.decisions},
-                           {"refused", closed.refused},
-                           {"first", to_rfc3339(closed.first)},
-                           {"last", to_rfc3339(closed.last)},
-                           {"recovered", closed.recovered}}
-                          .dump();
-    CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-    return {};
-  });
-}
-
-Result<> DecisionLog::enter_damaged(std::uint64_t sequence, const Error& why) {
-  const Context ctx = own_context();
-  return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-    auto record = audit::AuditRecord::of(ctx, std::string(segment_damaged_event), segment_resource(log_, sequence),
-                                         audit::Outcome::failure);
-    record.outcome_detail = why.to_string().substr(0, 1024);
-    CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-    return {};
-  });
-}
-
-Result<> DecisionLog::purge() {
-  struct Row {
-    std::int64_t sequence, bytes, last_at;
-    std::string hash;
-  };
-  const Context ctx = own_context();
-  const std::string log = hex(log_);
-  std::vector<Row> kept;
-  CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
-    const auto rows =
-        CRETO_TRY(tx.query("SELECT sequence, bytes, last_at, sha3_256 FROM authz_decision_segments "
-                           "WHERE log = $1 AND purged = 0 ORDER BY sequence",
-                           {log}));
-    kept.clear();
-    for (const sql::Row row : rows) kept.push_back({row.integer(0), row.integer(1), row.integer(2), row.text(3)});
-    return {};
-  }));
-  std::uint64_t total = 0;
-  for (const Row& row : kept) total += static_cast<std::uint64_t>(row.bytes);
-  const std::int64_t oldest = unix_ns(clock_.now() - options_.age_max);
-  for (const Row& row : kept) {
-    const bool too_old = row.last_at < oldest;
-    if (!too_old && total <= options_.bytes_max) break;
-    total -= static_cast<std::uint64_t>(row.bytes);
-    CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-      CRETO_TRY(tx.exec("UPDATE authz_decision_segments SET purged = 1 WHERE log = $1 AND sequence = $2",
-                        {log, row.sequence}));
-      auto record = audit::AuditRecord::of(ctx, std::string(segment_purged_event),
-                                           segment_resource(log_, static_cast<std::uint64_t>(row.sequence)));
-      record.metadata = Json{{"sha3_256", row.hash}, {"for", too_old ? "age" : "size"}}.dump();
-      CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-      return {};
-    }));
-    // Where this fails, `recover` does it: the record stands.
-    CRETO_TRY(files_.remove(path(static_cast<std::uint64_t>(row.sequence), false)));
-    probe_->purged();
-  }
-  return {};
 }
 
 }  // namespace creto::authz

@@ -2,8 +2,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -13,9 +11,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "cache_key.h"
 #include "creto/authz/authz.h"
 #include "creto/io/files.h"
-#include "decision_cache.h"
+#include "decision_keeper.h"
 #include "decision_ring.h"
 #include "decision_segment.h"
 
@@ -46,9 +45,10 @@ struct Trail {
 
 /// Every decision, in segments whose hashes are in the audit log. Thread-safe.
 ///
-/// The deciding thread puts its record into a ring of its own; one thread here writes them all to the file. So a record
-/// is in memory alone for `write_interval` and on disk after `sync_interval`; a crash may lose that much, and the log
-/// tells (`recovered`). Otherwise none is lost: where a ring stays full, `append` waits and then says no, and the
+/// The deciding thread puts its record into a ring of its own; one thread here makes blocks of them all, which another
+/// (`SegmentKeeper`) brings to disk. So a record is in memory alone for `write_interval` and on disk after
+/// `sync_interval`; a crash may lose that much, and the log tells (`recovered`). While a disk stalls it is more, up to
+/// `behind_bytes_max`. Otherwise none is lost: where a ring stays full, `append` waits and then says no, and the
 /// decision must not be given.
 class DecisionLog {
  public:
@@ -73,55 +73,35 @@ class DecisionLog {
   Result<> rotate();
 
  private:
-  struct Segment;
-  /// A file that was closed and whose hash is still to be entered.
-  struct Closed {
-    std::uint64_t sequence = 0;
-    std::uint64_t bytes = 0, hashed = 0;
-    std::uint64_t decisions = 0, refused = 0;
-    Instant first{}, last{};
-    bool recovered = false;
-    std::shared_ptr<void> hasher;
-  };
+  struct Filling;
   struct Known {
     std::shared_ptr<const SourceEntities> entities;
     Monotonic used{};
   };
-  class Probe;
 
-  DecisionLog(sql::Database& database, io::FileSystem& files, const Clock& clock, Telemetry& telemetry,
-              DecisionLogOptions options, std::size_t source_versions, Nanos note_ttl);
-  Result<> start();
+  DecisionLog(const Clock& clock, Telemetry& telemetry, DecisionLogOptions options, std::size_t source_versions,
+              Nanos note_ttl);
   void run();
 
   DecisionRing& ring();
   std::byte* wait_for_room(DecisionRing& ring, std::size_t bytes);
 
   // With `consuming_` held:
-  Result<> drain();
+  /// Hands over what the rings hold. False where so much waits for the disk that it could not take all.
+  bool drain();
   void add(std::span<std::byte> record, Monotonic now, Nanos to_wall);
   const OrgState* state_of(std::string_view org, std::int64_t version);
-  Result<> write_block(std::vector<DecisionRing*>& touched);
-  Result<> open_segment();
-  Result<> close_segment();
-  Result<> recover();
-  Result<> seal(bool all);
-  Result<> enter(const Closed& closed, const Hash256& hash);
-  Result<> enter_damaged(std::uint64_t sequence, const Error& why);
-  Result<> purge();
-  Result<Closed> describe(std::uint64_t sequence);
-  std::filesystem::path path(std::uint64_t sequence, bool open) const;
-  Context own_context() const;
+  void open_segment();
+  void close_segment();
+  void hand_over(std::vector<DecisionRing*>& touched);
 
-  sql::Database& database_;
-  io::FileSystem& files_;
   const Clock& clock_;
   const DecisionLogOptions options_;
   const std::size_t source_versions_;
   const Nanos note_ttl_;
   const std::uint64_t id_;  ///< tells logs of this process apart
-  const std::unique_ptr<Probe> probe_;
-  ByteArray<16> log_{};  ///< names the directory
+  DecisionLogProbe probe_;
+  std::unique_ptr<SegmentKeeper> keeper_;
 
   std::mutex states_mutex_;
   /// More than one of a version where it was loaded again: they are equal, but their policies are other objects.
@@ -132,11 +112,9 @@ class DecisionLog {
   std::vector<std::shared_ptr<DecisionRing>> rings_;
 
   std::mutex consuming_;
-  std::unique_ptr<Segment> segment_;
+  std::unique_ptr<Filling> filling_;
   std::unordered_map<std::uint64_t, Known> source_entities_;
-  std::deque<Closed> closed_;
-  std::uint64_t next_sequence_ = 1;
-  Monotonic next_sync_{}, next_purge_{}, next_seal_{};
+  Monotonic next_forgetting_{};
   std::vector<std::pair<std::string, std::int64_t>> unused_states_;
   bool busy_ = false;        ///< the last `drain` left something
   LoggedDecision decision_;  ///< reused from record to record
@@ -146,11 +124,10 @@ class DecisionLog {
   } last_state_;  ///< of the record before, during one `drain`
 
   std::atomic<std::uint64_t> refused_{0};
-  std::atomic<bool> stuck_{false};   ///< the last write failed
-  std::atomic<bool> asleep_{false};  ///< the writing thread waits for `write_interval` to pass
+  std::atomic<bool> asleep_{false};  ///< the filling thread waits for `write_interval` to pass
   std::mutex waiting_mutex_;
   std::condition_variable wake_, room_;
-  bool woken_ = false, stopping_ = false, closed_pending_ = false;
+  bool woken_ = false, stopping_ = false;
   std::size_t waiting_ = 0;
   std::thread thread_;
 };

@@ -63,7 +63,11 @@ class DecisionRing {
   /// The oldest record that was not read; empty where there is none. Valid until `release`.
   std::span<std::byte> next() {
     while (true) {
-      if (read_ == head_.load(std::memory_order_acquire)) return {};
+      if (read_ == seen_) {
+        // Only now: each look takes the line away from who writes it.
+        seen_ = head_.load(std::memory_order_acquire);
+        if (read_ == seen_) return {};
+      }
       const std::size_t at = read_ & (size_ - 1);
       const std::uint64_t first = words_[at / 8];
       const auto bytes = static_cast<std::uint32_t>(first);
@@ -98,6 +102,7 @@ class DecisionRing {
   std::uint64_t freed_ = 0;     ///< the writer's last look at `tail_`
   alignas(64) std::atomic<std::uint64_t> tail_{0};
   std::uint64_t read_ = 0;  ///< the reader's
+  std::uint64_t seen_ = 0;  ///< the reader's last look at `head_`
 };
 
 }  // namespace creto::authz

@@ -258,7 +258,7 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
     collect(scratch.candidates, frame, action.ancestors);
   }
   if (frame.trouble) return false;
-  // Of many policies these have not been seen for long: all that is read of them is fetched at once, not piece by piece.
+  // Of many policies these have not been seen for long: all that is read of them is fetched at once.
   const std::size_t soon = std::min(scratch.candidates.size(), prefetched);
   for (const Candidate& candidate : std::span(scratch.candidates).first(soon))
     candidate.linked->policy->program.prefetch();

@@ -32,7 +32,8 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       return response;
     };
   };
-  service.unary<v1::CheckRequest, v1::CheckResponse>("Check", {.inline_call = true, .idempotent = true}, decide(&Authz::check));
+  service.unary<v1::CheckRequest, v1::CheckResponse>("Check", {.inline_call = true, .idempotent = true},
+                                                     decide(&Authz::check));
   service.unary<v1::CheckRequest, v1::CheckResponse>("Admit", {.inline_call = true}, decide(&Authz::admit));
   service.unary<v1::CheckBatchRequest, v1::CheckBatchResponse>(
       "CheckBatch", {.idempotent = true},

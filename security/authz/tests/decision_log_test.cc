@@ -404,10 +404,10 @@ class DecisionLogFiles : public ::testing::Test {
     state_->plan();
     EXPECT_TRUE(files.create_directories("/log"));
   }
-  Result<std::unique_ptr<DecisionLog>> open(DecisionLogOptions options = {}) {
+  Result<std::unique_ptr<DecisionLog>> open(DecisionLogOptions options = {}, bool in_background = false) {
     options.directory = "/log";
-    options.write_in_background = false;
-    options.wait_max = std::chrono::milliseconds(1);
+    options.write_in_background = in_background;
+    options.wait_max = in_background ? std::chrono::seconds(10) : std::chrono::milliseconds(1);
     auto log = DecisionLog::open(*db, files, clock, no_telemetry(), options, 0, std::chrono::minutes(1));
     if (log) (*log)->publish("default", state_);
     return log;
@@ -565,7 +565,7 @@ TEST_F(DecisionLogFiles, LosesNothingThatWasFlushedWhereverItDies) {
 }
 
 TEST_F(DecisionLogFiles, AFullDiskRefusesAndALaterWriteLosesNothing) {
-  auto log = open({.request_bytes_max = 4'096, .ring_bytes = 64 << 10}).value();
+  auto log = open({.request_bytes_max = 4'096, .ring_bytes = 64 << 10, .behind_bytes_max = 64 << 10}).value();
   ASSERT_TRUE(append(*log));
   ASSERT_TRUE(log->flush());
   files.set_disk_bytes_max(1);
@@ -580,6 +580,43 @@ TEST_F(DecisionLogFiles, AFullDiskRefusesAndALaterWriteLosesNothing) {
   const auto ids = logged();
   ASSERT_EQ(ids.size(), appended_);
   for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(ids[i], std::to_string(i));
+}
+
+TEST_F(DecisionLogFiles, ADiskThatStallsHoldsNobodyUpBeforeTheBound) {
+  auto log = open({.request_bytes_max = 4'096,
+                   .ring_bytes = 64 << 10,
+                   .write_interval = std::chrono::milliseconds(1),
+                   .sync_interval = std::chrono::milliseconds(1)},
+                  true)
+                 .value();
+  files.stall_syncs(true);
+  // Many times what a ring holds.
+  for (int i = 0; i < 5'000; ++i) {
+    ASSERT_TRUE(append(*log)) << i;
+    clock.advance(std::chrono::milliseconds(1));
+  }
+  EXPECT_LT(logged().size(), appended_) << "the disk did stall";
+  files.stall_syncs(false);
+  ASSERT_TRUE(log->rotate());
+  const auto ids = logged();
+  ASSERT_EQ(ids.size(), appended_);
+  for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(ids[i], std::to_string(i));
+}
+
+TEST_F(DecisionLogFiles, ASyncThatFailedLeavesADoubtThatTheAuditLogTells) {
+  auto log = open().value();
+  ASSERT_TRUE(append(*log));
+  ASSERT_TRUE(log->flush());
+  ASSERT_TRUE(append(*log));
+  files.fail_sync();
+  ASSERT_FALSE(log->flush());
+  ASSERT_TRUE(append(*log));
+  ASSERT_TRUE(log->rotate());
+  EXPECT_EQ(logged().size(), 3u);
+  auto entries = audited("authz_decision_segment");
+  ASSERT_EQ(entries.size(), 1u);
+  std::erase(entries[0], '\\');
+  EXPECT_NE(entries[0].find(R"("recovered":true)"), std::string::npos) << entries[0];
 }
 
 TEST_F(DecisionLogFiles, WritesAStateThatIsLargerThanARecordOfAJournal) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -30,6 +31,10 @@ class FaultFiles final : public io::FileSystem {
   bool dead() const;
   /// Writes that would make all files larger than this together fail with resource_exhausted.
   void set_disk_bytes_max(std::uint64_t bytes);
+  /// While true, a `sync` of a file waits: a disk that stalls.
+  void stall_syncs(bool stall);
+  /// The next `sync` of a file fails with unavailable; what was written stays as it is.
+  void fail_sync();
   /// Flips one bit of a file, durably: damage.
   void flip_bit(const std::filesystem::path& path, std::uint64_t bit);
 
@@ -57,6 +62,8 @@ class FaultFiles final : public io::FileSystem {
   Result<std::unique_ptr<io::WritableFile>> open(const std::filesystem::path& path, bool empty);
 
   mutable std::mutex mutex_;
+  std::condition_variable unstalled_;
+  bool stalled_ = false, sync_fails_ = false;
   Names names_;          // what a process sees
   Names durable_names_;  // what is left after a crash
   std::uint64_t steps_ = 0;

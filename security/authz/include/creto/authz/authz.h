@@ -299,7 +299,8 @@ class Authz {
 ///
 /// The log is a folder of segments; see docs/formats.md, "Decision log". A decision that cannot be logged is not given:
 /// the check denies, and says that this is trouble. A crash of the process loses at most `write_interval` of decisions,
-/// one of the machine `sync_interval`; the audit log then says that the segment was recovered.
+/// one of the machine `sync_interval`, and either what a stalled disk has not taken; the audit log then says that the
+/// segment was recovered.
 struct DecisionLogOptions {
   std::filesystem::path directory{};
   std::string org = "default";             ///< whose audit log names the segments
@@ -309,6 +310,7 @@ struct DecisionLogOptions {
   Nanos age_max = std::chrono::days(30);     ///< of a segment's last decision
   std::size_t request_bytes_max = 64 << 10;  ///< of one request; its context is left out where it is longer
   std::size_t ring_bytes = 1 << 20;          ///< for each thread that checks
+  std::size_t behind_bytes_max = 64 << 20;   ///< what may wait in memory while the disk or the database stalls
   Nanos write_interval = std::chrono::milliseconds(10);
   Nanos sync_interval = std::chrono::seconds(1);
   Nanos wait_max = std::chrono::milliseconds(500);  ///< how long a check waits for room before it denies
