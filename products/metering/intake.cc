@@ -29,11 +29,11 @@ std::string_view source_of(const RecordView& record) { return record.source.empt
 struct Intake::Known {
   CountsFor counts_for{};  ///< attribution 0: nothing
   std::uint64_t version = 0;
-  Instant asked_at{};
+  Instant asked_at{}, good_until{};
   Instant from{}, until{};
 
-  bool holds(std::uint64_t now_version, Instant when, Instant now, Nanos ttl) const {
-    return counts_for.attribution != 0 && version == now_version && now >= asked_at && now - asked_at < ttl &&
+  bool holds(std::uint64_t now_version, Instant when, Instant now) const {
+    return counts_for.attribution != 0 && version == now_version && now >= asked_at && now < good_until &&
            when >= from && when < until;
   }
 };
@@ -86,7 +86,7 @@ void Intake::attribute(const Context& ctx, Work& work, Instant now) {
     }
     for (std::size_t i = 0; i < count; ++i) {
       const bool there = numbers[i] != 0 && numbers[i] < known_.size() &&
-                         known_[numbers[i]].holds(version, work.events[i].record.time, now, options_.attribution_ttl);
+                         known_[numbers[i]].holds(version, work.events[i].record.time, now);
       if (!there) {
         unknown.push_back(i);
         continue;
@@ -143,7 +143,8 @@ Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent
   const std::unique_lock lock(known_mutex_);
   if (known_.size() <= attribution.agent)
     known_.resize(std::max<std::size_t>(attribution.agent + 1, known_.size() * 2));
-  known_[attribution.agent] = {counts_for, version, now, found.from, found.until};
+  known_[attribution.agent] = {counts_for, version,    now, std::min(found.good_until, now + options_.attribution_ttl),
+                               found.from, found.until};
   return counts_for;
 }
 

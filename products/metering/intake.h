@@ -23,7 +23,8 @@ class Attributor {
     DelegationChain chain;     ///< root first; with or without the agent
     std::string subscription;  ///< that is billed; empty: nobody
     Instant from = Instant::min();
-    Instant until = Instant::max();  ///< event times in [from, until) have this subscription
+    Instant until = Instant::max();       ///< event times in [from, until) have this subscription
+    Instant good_until = Instant::max();  ///< the chain ends by itself then
   };
   /// Errors: not_found where the agent is not known.
   virtual Result<Attributed> attribute(const Context& ctx, const Identity& agent, Instant when) = 0;

@@ -14,6 +14,12 @@ constexpr std::uint32_t checkpoint_segments = 8;     // full segments between ch
 constexpr std::uint64_t checkpoint_events = 10'000;  // at least, for `tick` to make one
 constexpr std::uint32_t unknown_agent_attempts = 4;  // the delivery and three retries (001 §4.1)
 
+/// How long an answer of nhi holds that nothing here has changed. A change by another process raises no signal; SQLite
+/// has none.
+Nanos attribution_ttl(sql::Database& database) {
+  return database.dialect() == sql::Dialect::postgres ? Nanos(std::chrono::seconds(60)) : std::chrono::hours(1);
+}
+
 }  // namespace
 
 MeteringProbe::MeteringProbe(Telemetry& telemetry)
@@ -107,7 +113,8 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
   intake_ = std::make_unique<Intake>(ledger, limits_, static_cast<Attributor&>(*this), clock_,
                                      IntakeOptions{.currency = options_.currency,
                                                    .event_age_max = options_.event_age_max,
-                                                   .event_ahead_max = options_.event_ahead_max});
+                                                   .event_ahead_max = options_.event_ahead_max,
+                                                   .attribution_ttl = attribution_ttl(database_)});
   if (counters.empty()) return {};
   auto younger = limits_.load(counters);
   if (!younger) {

@@ -36,6 +36,7 @@ Result<Attributor::Attributed> MeteringService::attribute(const Context& ctx, co
     auto chain = nhi_.get_delegation_chain(ctx, agent);
     if (chain) {
       found.chain = chain->identities();
+      found.good_until = chain->valid_until;
     } else if (chain.error().category() == ErrorCategory::transient) {
       return std::move(chain).error();
     }

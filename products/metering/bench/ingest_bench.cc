@@ -162,7 +162,8 @@ struct House {
     ledger = Ledger::open(
                  std::move(log), io::real_files(), directory, system_clock(), no_telemetry(), {},
                  [&](Ledger& opened, BytesView) -> Result<> {
-                   intake = std::make_unique<Intake>(opened, limits, population, system_clock(), IntakeOptions{});
+                   intake = std::make_unique<Intake>(opened, limits, population, system_clock(),
+                                                     IntakeOptions{.attribution_ttl = std::chrono::hours(1)});
                    return {};
                  },
                  [&](const StoredEvent&) { return Result<>(); })
