@@ -1,6 +1,8 @@
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -20,6 +22,7 @@
 #include "creto/io/http_server.h"
 #include "metering_commands.h"
 #include "policy_commands.h"
+#include "usage_command.h"
 
 namespace creto::app {
 namespace {
@@ -308,6 +311,33 @@ int run(int argc, char** argv) {
   one_each(provision_command->add_option("--policy", policy_files, "file with a Cedar policy ID.cedar; repeatable"));
   provision_command->add_option("--image", provision.image, "of a first sandbox");
   one_each(provision_command->add_option("--command", provision.command, "what runs in it, word by word; repeatable"));
+
+  UsageOptions usage;
+  CLI::App* usage_command =
+      command("usage show", "what was used: a table, CSV, bars or a picture", [&](const Home& home) -> Result<Output> {
+        const cli::CallOptions options = CRETO_TRY(options_of(flags));
+        winsize terminal{};
+        if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &terminal) == 0 && terminal.ws_col > 0) usage.columns = terminal.ws_col;
+        return show_usage(home, options, usage);
+      });
+  usage_command->add_option("SUBJECT", usage.subject, "an identity: its own use and all below it; or a subscription");
+  usage_command->add_option("--type", usage.type, "of the event");
+  usage_command
+      ->add_option("--by", usage.by,
+                   "type, agent, owner, ancestor, subscription, property:NAME, hour, day, week, month; comma between")
+      ->delimiter(',')
+      ->capture_default_str();
+  one_each(usage_command->add_option("--where", usage.where, "PROPERTY=VALUE; repeatable"));
+  usage_command->add_option("--from", usage.from, "RFC 3339, or how long ago: 30d");
+  usage_command->add_option("--until", usage.until, "likewise");
+  usage_command->add_option("--zone", usage.zone, "in which days are meant: Europe/Berlin; default: UTC");
+  usage_command->add_option("--order", usage.order, "keys, events, units or cost");
+  usage_command->add_option("--top", usage.top, "only so many, the largest first");
+  usage_command->add_option("--measure", usage.measure, "what is drawn and ranked: events, units or cost")
+      ->capture_default_str();
+  usage_command->add_flag("--csv", usage.csv, "CSV (RFC 4180)");
+  usage_command->add_flag("--plot", usage.plot, "bars");
+  usage_command->add_option("--svg", usage.svg, "also draw a picture into this file");
 
   std::string request_id, notes, response;
   for (const bool approve : {true, false}) {

@@ -33,7 +33,7 @@ class Doors(Installation):
 
     def used(self):
         rows = self.creto("usage", "show", HUMAN).get("rows", [])
-        return {row["event_type"]: (int(row["events"]), int(row["units"])) for row in rows}
+        return {row["keys"][0]: (int(row["events"]), int(row["units"])) for row in rows}
 
 
 def play(doors):

@@ -5,6 +5,7 @@
 #include "creto/contracts/events.h"
 #include "creto/io/bus.h"
 #include "service_words.h"
+#include "usage_query.h"
 #include "window.h"
 
 namespace creto::metering {
@@ -84,6 +85,7 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
         return {};
       }));
   recorded_ = ledger_->position().end;
+  columns_ = CRETO_TRY(ColumnStore::open(*ledger_, files, directory / "columns", telemetry_));
   rules_ = {};
   return {};
 }
@@ -93,6 +95,7 @@ MeteringService::~MeteringService() {
   if (auto saved = checkpoint(); !saved) {
     telemetry_.log(LogLevel::warn, "metering", "checkpoint_failed", nullptr, {{"error", saved.error().to_string()}});
   }
+  columns_.reset();
   ledger_.reset();
 }
 
@@ -244,30 +247,18 @@ Result<> MeteringService::attach(bus::Bus& bus) {
                        {.attempts_max = 1'000});
 }
 
-Result<std::vector<UsageRow>> MeteringService::usage(const Context& ctx, const UsageQuery& query) {
-  if (query.subject.empty()) return error(ErrorKind::invalid_input, "subject: is required");
-  const SubjectNumber subject = ledger_->subjects().find(ctx.org, query.subject);
-  std::map<std::string, UsageRow, std::less<>> rows;
-  if (subject == 0) return std::vector<UsageRow>();
-  CRETO_TRY(ledger_->scan({}, ledger_->position().end, [&](const StoredEvent& event) -> Result<> {
-    if (!ledger_->subjects().attribution(event.attribution).counts_for(subject)) return {};
-    const RecordView& record = event.record;
-    if (record.time < query.from || record.time >= query.until) return {};
-    if (!query.event_type.empty() && record.type != query.event_type) return {};
-    auto row = rows.find(record.type);
-    if (row == rows.end()) {
-      const std::string type(record.type);
-      row = rows.emplace(type, UsageRow{type, 0, 0, Money{Decimal(), options_.currency}}).first;
-    }
-    ++row->second.events;
-    row->second.units = add_saturating(row->second.units, record.whole_units);
-    const Money cost{from_nano_money(intake_->cost_of(record)), options_.currency};
-    row->second.cost = CRETO_TRY(Money::add(row->second.cost, cost));
+Result<UsageReport> MeteringService::usage(const Context& ctx, const UsageQuery& query) {
+  CRETO_TRY(check_usage_query(query));
+  const auto go_on = [&]() -> Result<> {
+    if (ctx.expired(clock_)) return error(ErrorKind::timeout, "the deadline passed");
+    return {};
+  };
+  UsageReport report;
+  CRETO_TRY(columns_->use([&](const ColumnStore::All& all) -> Result<> {
+    report = CRETO_TRY(query_usage(all, ledger_->subjects(), ctx.org, options_.currency, query, go_on));
     return {};
   }));
-  std::vector<UsageRow> all;
-  for (auto& [type, row] : rows) all.push_back(std::move(row));
-  return all;
+  return report;
 }
 
 Result<> MeteringService::tick() {
@@ -276,6 +267,7 @@ Result<> MeteringService::tick() {
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
+  CRETO_TRY(columns_->seal_all());
   return run_billing();
 }
 

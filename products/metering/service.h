@@ -15,6 +15,7 @@
 #include "facts.h"
 #include "intake.h"
 #include "invoicing.h"
+#include "ledger/column_store.h"
 #include "ledger/ledger.h"
 #include "store.h"
 
@@ -83,7 +84,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> delete_threshold(const Context& ctx, std::string_view id) override;
   Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) override;
 
-  Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) override;
+  Result<UsageReport> usage(const Context& ctx, const UsageQuery& query) override;
   Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
                                 std::optional<Instant> until) override;
   Result<Invoice> get_invoice(const Context& ctx, const InvoiceId& id) override;
@@ -196,6 +197,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   };
   Rules rules_;
   std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<ColumnStore> columns_;
   std::unique_ptr<Intake> intake_;
   sql::Signal& identities_changed_;
   std::atomic<std::uint64_t> subscriptions_changed_{0};

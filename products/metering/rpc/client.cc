@@ -183,19 +183,9 @@ class MeteringClient final : public Metering {
     return documents(ctx, "ListThresholds", request, threshold_from_json);
   }
 
-  Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) override {
-    v1::GetUsageRequest request;
-    request.set_subject(query.subject);
-    request.set_event_type(query.event_type);
-    proto::set_time(request.mutable_from(), query.from);
-    if (query.until != Instant::max()) proto::set_time(request.mutable_until(), query.until);
-    const auto response = CRETO_TRY(call<v1::GetUsageResponse>(ctx, "GetUsage", request, repeatable));
-    std::vector<UsageRow> rows;
-    for (const auto& row : response.rows()) {
-      Money cost = CRETO_TRY(from_proto(row.cost(), "cost"));
-      rows.push_back({row.event_type(), row.events(), row.units(), std::move(cost)});
-    }
-    return rows;
+  Result<UsageReport> usage(const Context& ctx, const UsageQuery& query) override {
+    const auto response = CRETO_TRY(call<v1::GetUsageResponse>(ctx, "GetUsage", to_proto(query), repeatable));
+    return from_proto(response);
   }
   Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
                                 std::optional<Instant> until) override {

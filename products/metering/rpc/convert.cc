@@ -1,7 +1,9 @@
 #include "rpc/convert.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
@@ -160,6 +162,82 @@ Result<contracts::QuotaDecision> from_proto(const v1::QuotaDecision& decision) {
   contracts::QuotaDecision out{decision.allowed(), decision.quota_id(), decision.limit(), decision.used(), {}};
   if (decision.has_reset_at()) out.reset_at = CRETO_TRY(proto::from_time(decision.reset_at(), "reset_at"));
   return out;
+}
+
+v1::GetUsageRequest to_proto(const UsageQuery& query) {
+  v1::GetUsageRequest out;
+  out.set_subject(query.subject);
+  out.set_event_type(query.event_type);
+  proto::set_time(out.mutable_from(), query.from);
+  if (query.until != Instant::max()) proto::set_time(out.mutable_until(), query.until);
+  for (const UsageGrouping& grouping : query.group_by) out.add_group_by(to_string(grouping));
+  for (const PropertyMatch& filter : query.filters) {
+    for (const std::string& value : filter.values) out.add_where(fmt::format("{}={}", filter.property, value));
+  }
+  out.set_time_zone(query.zone.name());
+  out.set_order_by(std::string(to_string(query.order)));
+  out.set_limit(static_cast<std::int32_t>(query.limit));
+  return out;
+}
+
+Result<UsageQuery> from_proto(const v1::GetUsageRequest& request) {
+  UsageQuery query;
+  query.subject = request.subject();
+  query.event_type = request.event_type();
+  if (request.has_from()) query.from = CRETO_TRY(proto::from_time(request.from(), "from"));
+  if (request.has_until()) query.until = CRETO_TRY(proto::from_time(request.until(), "until"));
+  query.group_by.clear();
+  for (const std::string& text : request.group_by()) {
+    UsageGrouping grouping = CRETO_TRY(usage_grouping_from_string(text));
+    query.group_by.push_back(std::move(grouping));
+  }
+  for (const std::string& condition : request.where()) {
+    const std::size_t equals = condition.find('=');
+    if (equals == std::string::npos) return proto::bad_field("where", "must be <property>=<value>");
+    const std::string property = condition.substr(0, equals);
+    auto filter = std::ranges::find(query.filters, property, &PropertyMatch::property);
+    if (filter == query.filters.end()) filter = query.filters.insert(filter, {property, {}});
+    filter->values.push_back(condition.substr(equals + 1));
+  }
+  if (!request.time_zone().empty()) {
+    auto zone = TimeZone::load(request.time_zone());
+    if (!zone) return proto::bad_field("time_zone", "must be a name of the time zone database");
+    query.zone = *std::move(zone);
+  }
+  if (!request.order_by().empty()) query.order = CRETO_TRY(usage_order_from_string(request.order_by()));
+  if (request.limit() < 0) return proto::bad_field("limit", "must not be negative");
+  if (request.limit() > 0) query.limit = static_cast<std::size_t>(request.limit());
+  CRETO_TRY(check_usage_query(query));
+  return query;
+}
+
+v1::GetUsageResponse to_proto(const UsageReport& usage) {
+  v1::GetUsageResponse out;
+  for (const UsageRow& one : usage.rows) {
+    auto* row = out.add_rows();
+    for (const std::string& key : one.keys) row->add_keys(key);
+    row->set_events(one.events);
+    row->set_units(one.units.to_string());
+    *row->mutable_cost() = to_proto(one.cost);
+  }
+  out.set_groups(static_cast<std::int64_t>(usage.groups));
+  return out;
+}
+
+Result<UsageReport> from_proto(const v1::GetUsageResponse& response) {
+  UsageReport usage;
+  usage.groups = static_cast<std::size_t>(response.groups());
+  for (const auto& one : response.rows()) {
+    UsageRow row;
+    row.keys.assign(one.keys().begin(), one.keys().end());
+    row.events = one.events();
+    const auto units = Decimal::parse(one.units());
+    if (!units) return proto::bad_field("units", "must be a decimal number");
+    row.units = *units;
+    row.cost = CRETO_TRY(from_proto(one.cost(), "cost"));
+    usage.rows.push_back(std::move(row));
+  }
+  return usage;
 }
 
 v1::Invoice to_proto(const Invoice& invoice) {

@@ -289,19 +289,8 @@ void register_invoices(rpc::Service& service, Metering& metering) {
   service.unary<v1::GetUsageRequest, v1::GetUsageResponse>(
       "GetUsage", {.idempotent = true},
       [&metering](const Context& ctx, const v1::GetUsageRequest& request) -> Result<v1::GetUsageResponse> {
-        UsageQuery query{request.subject(), request.event_type(), {}, Instant::max()};
-        if (request.has_from()) query.from = CRETO_TRY(proto::from_time(request.from(), "from"));
-        if (request.has_until()) query.until = CRETO_TRY(proto::from_time(request.until(), "until"));
-        const auto rows = CRETO_TRY(metering.usage(ctx, query));
-        v1::GetUsageResponse out;
-        for (const UsageRow& one : rows) {
-          auto* row = out.add_rows();
-          row->set_event_type(one.event_type);
-          row->set_events(one.events);
-          row->set_units(one.units);
-          *row->mutable_cost() = to_proto(one.cost);
-        }
-        return out;
+        const UsageQuery query = CRETO_TRY(from_proto(request));
+        return answer<v1::GetUsageResponse>(metering.usage(ctx, query));
       });
   service.unary<v1::IssueInvoiceRequest, v1::Invoice>(
       "IssueInvoice", {},

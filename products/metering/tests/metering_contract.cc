@@ -191,10 +191,10 @@ TEST_P(MeteringContract, AnEventCountsOnceAndARepetitionReturnsTheFirst) {
   const auto other = metering->ingest(ctx, event(*parent, keyed("k1")));
   EXPECT_EQ(code(other), "MT-409");
   EXPECT_NE(other.error().message().find(first->id.to_string()), std::string::npos);
-  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = {}, .from = {}}).value();
+  const auto usage = metering->usage(ctx, {.subject = parent->text()}).value().rows;
   ASSERT_EQ(usage.size(), 1u);
   EXPECT_EQ(usage[0].events, 1);
-  EXPECT_EQ(usage[0].units, 100);
+  EXPECT_EQ(usage[0].units, Decimal(100));
 }
 
 TEST_P(MeteringContract, AQuotaForEachAgentMayLookAtProperties) {
@@ -259,7 +259,7 @@ TEST_P(MeteringContract, ABatchAnswersForEachEvent) {
   EXPECT_TRUE(answers[3]->duplicate);
   EXPECT_EQ(code(answers[4]), "MT-401");
   EXPECT_TRUE(answers[5]);
-  const auto used = metering->usage(ctx, {.subject = parent->text(), .event_type = {}, .from = {}}).value();
+  const auto used = metering->usage(ctx, {.subject = parent->text()}).value().rows;
   ASSERT_EQ(used.size(), 1u);
   EXPECT_EQ(used[0].events, 2);
 }
@@ -285,11 +285,46 @@ TEST_P(MeteringContract, EventsFarFromNowAreRefused) {
 TEST_P(MeteringContract, UsageCountsForEveryAncestor) {
   ASSERT_TRUE(metering->ingest(ctx, event(*child, keyed("k1"))));
   for (const Identity& who : {*child, *parent, *ctx.caller}) {
-    const auto usage =
-        metering->usage(ctx, {.subject = who.text(), .event_type = "inference_tokens", .from = {}}).value();
+    const auto usage = metering->usage(ctx, {.subject = who.text(), .event_type = "inference_tokens"}).value().rows;
     ASSERT_EQ(usage.size(), 1u) << who.text();
-    EXPECT_EQ(usage[0].units, 100);
+    EXPECT_EQ(usage[0].units, Decimal(100));
   }
+}
+
+TEST_P(MeteringContract, UsageIsGroupedFilteredAndRanked) {
+  Draft large = keyed("k1");
+  large.properties = R"({"input_tokens":"60","model_id":"large","output_tokens":"40","provider":"p"})";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, large)));
+  for (const char* key : {"k2", "k3"}) {
+    Draft small = keyed(key);
+    small.properties = R"({"input_tokens":"60","model_id":"small","output_tokens":"40","provider":"p"})";
+    ASSERT_TRUE(metering->ingest(ctx, event(*parent, small)));
+  }
+  using By = UsageGrouping::By;
+  UsageQuery query;
+  query.group_by = {{By::agent, {}}, {By::property, "model_id"}, {By::day, {}}};
+  query.zone = TimeZone::load("Europe/Berlin").value();
+  query.order = UsageOrder::units;
+  const UsageReport all = metering->usage(ctx, query).value();
+  const std::string day = to_rfc3339(clock.now()).substr(0, 10);
+  ASSERT_EQ(all.rows.size(), 2u);
+  EXPECT_EQ(all.rows[0].keys, (std::vector<std::string>{parent->text(), "small", day}));
+  EXPECT_EQ(all.rows[0].events, 2);
+  EXPECT_EQ(all.rows[0].units, Decimal(200));
+  EXPECT_EQ(all.rows[1].keys, (std::vector<std::string>{child->text(), "large", day}));
+
+  query.filters = {{"model_id", {"large", "huge"}}};
+  query.group_by = {};
+  const UsageReport filtered = metering->usage(ctx, query).value();
+  ASSERT_EQ(filtered.rows.size(), 1u);
+  EXPECT_EQ(filtered.rows[0].events, 1);
+
+  query.filters = {};
+  query.group_by = {{By::agent, {}}};
+  query.limit = 1;
+  EXPECT_EQ(metering->usage(ctx, query).value().groups, 2u);
+  query.limit = UsageQuery::rows_max + 1;
+  EXPECT_EQ(code(metering->usage(ctx, query)), "MT-400");
 }
 
 TEST_P(MeteringContract, AQuotaRefusesWithItsReset) {
@@ -538,7 +573,7 @@ TEST_P(MeteringContract, WhatWasUsedIsKnownAfterAStart) {
   EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
   EXPECT_EQ(metering->ingest(ctx, sandbox(*child, "2"))->duplicate, false);
   EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 2);
-  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = {}, .from = {}}).value();
+  const auto usage = metering->usage(ctx, {.subject = parent->text()}).value().rows;
   ASSERT_EQ(usage.size(), 1u);
   EXPECT_EQ(usage[0].events, 2);
 }
@@ -613,10 +648,10 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   EXPECT_TRUE(answers[3]->duplicate);
   EXPECT_EQ(code(answers[4]), "MT-409");
   EXPECT_EQ(code(answers[5]), "MT-400");
-  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = "pages_read", .from = {}}).value();
+  const auto usage = metering->usage(ctx, {.subject = parent->text(), .event_type = "pages_read"}).value().rows;
   ASSERT_EQ(usage.size(), 1u);
   EXPECT_EQ(usage[0].events, 2);
-  EXPECT_EQ(usage[0].units, 4);
+  EXPECT_EQ(usage[0].units, Decimal::literal("3.5"));
   ASSERT_TRUE(metering->set_quota(ctx, quota("pages", *parent, 100, "pages_read")));
   const UsageVerification verified = metering->verify_usage(ctx).value();
   EXPECT_EQ(verified.events, 2u);

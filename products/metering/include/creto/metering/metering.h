@@ -19,6 +19,7 @@
 #include "creto/metering/billing.h"
 #include "creto/metering/plan.h"
 #include "creto/metering/quota.h"
+#include "creto/metering/usage.h"
 
 namespace creto::sql {
 class Database;
@@ -45,19 +46,6 @@ namespace creto::metering {
 struct Ingested {
   EventId id;
   bool duplicate = false;
-};
-
-struct UsageQuery {
-  std::string subject;     ///< an identity: its own use and that of all below it; or a subscription
-  std::string event_type;  ///< empty: all
-  Instant from{};          ///< by the time of the event; half open
-  Instant until = Instant::max();
-};
-struct UsageRow {
-  std::string event_type;
-  std::int64_t events = 0;
-  std::int64_t units = 0;  ///< whole units, as quotas count them
-  Money cost;              ///< as the events stated it, in the accounting currency
 };
 
 /// Usage in bulk: encoded creto.metering.v1.UsageRecord each (docs/formats.md, "Usage record"), for any agents.
@@ -158,7 +146,9 @@ class Metering : public Billing,
   virtual Result<CostForecast> forecast_cost(const Context& ctx, const Identity& agent,
                                              contracts::BillingPeriod period) = 0;
 
-  virtual Result<std::vector<UsageRow>> usage(const Context& ctx, const UsageQuery& query) = 0;  ///< by event type
+  /// What was used, added up; an event counts as soon as it is accepted. Errors: resource_exhausted over a million
+  /// groups.
+  virtual Result<UsageReport> usage(const Context& ctx, const UsageQuery& query) = 0;
 };
 
 /// The service in this process.

@@ -1,0 +1,63 @@
+#include "usage_command.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "creto/common/clock.h"
+#include "creto/io/files.h"
+#include "usage_view.h"
+
+namespace creto::app {
+namespace {
+
+constexpr std::string_view method = "creto.metering.v1.MeteringService/GetUsage";
+
+Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
+
+Result<std::string> instant(std::string_view option, const std::string& text) {
+  if (const auto ago = parse_duration(text)) return to_rfc3339(system_clock().now() - *ago);
+  if (const auto at = from_rfc3339(text)) return to_rfc3339(*at);
+  return invalid(fmt::format("{} `{}`: must be RFC 3339 or a duration such as 30d", option, text));
+}
+
+Result<Json> request_of(const UsageOptions& usage) {
+  Json request = Json::object();
+  request["subject"] = usage.subject;
+  request["event_type"] = usage.type;
+  request["group_by"] = usage.by;
+  request["where"] = usage.where;
+  request["time_zone"] = usage.zone;
+  request["order_by"] = usage.order.empty() && usage.top > 0 ? usage.measure : usage.order;
+  request["limit"] = usage.top;
+  if (!usage.from.empty()) request["from"] = CRETO_TRY(instant("--from", usage.from));
+  if (!usage.until.empty()) request["until"] = CRETO_TRY(instant("--until", usage.until));
+  return request;
+}
+
+}  // namespace
+
+Result<Output> show_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage) {
+  if (usage.measure != "events" && usage.measure != "units" && usage.measure != "cost") {
+    return invalid(fmt::format("--measure `{}`: must be events, units or cost", usage.measure));
+  }
+  const Json request = CRETO_TRY(request_of(usage));
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
+  const Json response = CRETO_TRY(server->call(method, request));
+  Output output;
+  output.json = response.dump(2);
+  const Chart chart = usage_as_chart(response, usage.by, usage.measure);
+  if (!usage.svg.empty()) {
+    CRETO_TRY(io::write_durably(io::real_files(), usage.svg, as_bytes(chart_as_svg(chart)), 0644));
+  }
+  if (usage.csv) {
+    output.text = usage_as_csv(response, usage.by);
+  } else if (usage.plot) {
+    output.text = chart_as_text(chart, usage.columns);
+  } else {
+    output.text = usage_as_table(response, usage.by);
+  }
+  return output;
+}
+
+}  // namespace creto::app

@@ -1,0 +1,194 @@
+#include "column_store.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+
+namespace creto::metering {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view suffix = ".columns";
+
+std::optional<std::uint32_t> segment_of(std::string_view name) {
+  if (!name.ends_with(suffix)) return std::nullopt;
+  name.remove_suffix(suffix.size());
+  std::uint32_t segment = 0;
+  const char* end = name.data() + name.size();
+  const auto parsed = std::from_chars(name.data(), end, segment);
+  if (parsed.ec != std::errc() || parsed.ptr != end || segment == 0) return std::nullopt;
+  return segment;
+}
+
+/// Adds what `columns` has of `whose` before `until`.
+Result<> locate_in(const Columns& columns, std::span<const AttributionNumber> whose, Instant until,
+                   std::vector<RowPlace>& found) {
+  const std::int64_t until_slot = unix_ns(until) / time_slot.count();
+  if (columns.rows() == 0 || columns.range(Column::time_slot).least > until_slot) return {};
+  const Numbers present = CRETO_TRY(columns.numbers(Column::attributions));
+  std::vector<bool> wanted(present.size());
+  bool any = false;
+  std::size_t at = 0;
+  for (const AttributionNumber number : whose) {
+    if (whose.size() * 16 < present.size()) {
+      at = present.lower_bound(number);
+    } else {
+      while (at < present.size() && present.at(at) < number) ++at;
+    }
+    if (at == present.size()) break;
+    if (present.at(at) == number) any = wanted[at] = true;
+  }
+  if (!any) return {};
+  const Numbers attribution = CRETO_TRY(columns.numbers(Column::attribution));
+  const Numbers block_row = CRETO_TRY(columns.numbers(Column::block_row));
+  const Numbers block_offset = CRETO_TRY(columns.numbers(Column::block_offset));
+  const Numbers slot = CRETO_TRY(columns.numbers(Column::time_slot));
+  Numbers in_slot;
+  const bool cut = columns.range(Column::time_slot).most >= until_slot;
+  if (cut) in_slot = CRETO_TRY(columns.numbers(Column::time_in_slot));
+  std::array<std::uint32_t, 4096> codes;
+  std::size_t block = 0;
+  for (std::size_t from = 0; from < columns.rows(); from += codes.size()) {
+    const std::size_t count = std::min<std::size_t>(codes.size(), columns.rows() - from);
+    attribution.read(from, std::span(codes).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!wanted[codes[i]]) continue;
+      const std::size_t row = from + i;
+      if (cut && slot.at(row) * time_slot.count() + in_slot.at(row) >= unix_ns(until)) continue;
+      while (block + 1 < block_row.size() && static_cast<std::size_t>(block_row.at(block + 1)) <= row) ++block;
+      found.push_back({{columns.begin().segment, static_cast<std::uint32_t>(block_offset.at(block))},
+                       static_cast<std::uint32_t>(row - static_cast<std::size_t>(block_row.at(block)))});
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+ColumnStore::ColumnStore(Ledger& ledger, io::FileSystem& files, fs::path directory, Telemetry& telemetry)
+    : ledger_(ledger),
+      files_(files),
+      directory_(std::move(directory)),
+      telemetry_(telemetry),
+      log_(ledger.key_hash("", "", "columns")) {}
+
+fs::path ColumnStore::path_of(std::uint32_t segment) const {
+  return directory_ / fmt::format("{:08}{}", segment, suffix);
+}
+
+Result<std::unique_ptr<ColumnStore>> ColumnStore::open(Ledger& ledger, io::FileSystem& files, fs::path directory,
+                                                       Telemetry& telemetry) {
+  auto store = std::unique_ptr<ColumnStore>(new ColumnStore(ledger, files, std::move(directory), telemetry));
+  CRETO_TRY(files.create_directories(store->directory_));
+  const std::uint32_t growing = ledger.position().end.segment;
+  const auto names = CRETO_TRY(files.list(store->directory_));
+  for (const std::string& name : names) {
+    const fs::path path = store->directory_ / name;
+    const auto segment = segment_of(name);
+    auto columns = segment && *segment < growing ? Columns::open(files, path)
+                                                 : Error(Product::metering, ErrorKind::not_found, "not of this log");
+    const bool good = columns && (*columns)->log() == store->log_ && (*columns)->begin() == BlockAddress{*segment, 0};
+    if (good) {
+      store->sealed_.emplace(*segment, *std::move(columns));
+      continue;
+    }
+    telemetry.log(LogLevel::warn, "metering", "columns_unusable", nullptr, {{"path", path.string()}});
+    CRETO_TRY(files.remove(path));
+  }
+  return store;
+}
+
+Result<Bytes> ColumnStore::image(BlockAddress from, BlockAddress until) const {
+  ColumnBuilder builder(log_, from);
+  CRETO_TRY(ledger_.scan(from, until, [&](const StoredEvent& event) { return builder.add(event); }));
+  return builder.image(until);
+}
+
+Result<> ColumnStore::seal(std::uint32_t segment) {
+  const std::scoped_lock lock(mutex_);
+  return seal_unlocked(segment);
+}
+
+Result<> ColumnStore::seal_all() {
+  const std::uint32_t growing = ledger_.position().end.segment;
+  // One at a time: a query need not wait for all of them.
+  for (std::uint32_t segment = 1; segment < growing; ++segment) CRETO_TRY(seal(segment));
+  return {};
+}
+
+Result<> ColumnStore::seal_unlocked(std::uint32_t segment) {
+  if (sealed_.contains(segment)) return {};
+  const Bytes bytes = CRETO_TRY(image({segment, 0}, {segment + 1, 0}));
+  CRETO_TRY(io::write_durably(files_, path_of(segment), bytes));
+  auto columns = CRETO_TRY(Columns::open(files_, path_of(segment)));
+  sealed_.emplace(segment, std::move(columns));
+  return {};
+}
+
+Result<ColumnStore::All> ColumnStore::all() {
+  const std::scoped_lock lock(mutex_);
+  const BlockAddress end = ledger_.position().end;
+  for (std::uint32_t segment = 1; segment < end.segment; ++segment) CRETO_TRY(seal_unlocked(segment));
+  if (!parts_.empty() && parts_.front().columns->begin().segment != end.segment) parts_.clear();
+  BlockAddress from{end.segment, 0};
+  if (!parts_.empty()) from = parts_.back().columns->end();
+  if (from < end) {
+    while (!parts_.empty() && parts_.back().bytes <= 2 * (end.offset - from.offset)) {
+      from = parts_.back().columns->begin();
+      parts_.pop_back();
+    }
+    Bytes bytes = CRETO_TRY(image(from, end));
+    auto columns = CRETO_TRY(Columns::of_image(std::move(bytes)));
+    parts_.push_back({std::move(columns), end.offset - from.offset});
+  }
+  All all;
+  all.reserve(sealed_.size() + parts_.size());
+  for (const auto& [segment, columns] : sealed_) all.push_back(columns);
+  for (const Part& part : parts_) all.push_back(part.columns);
+  return all;
+}
+
+Result<> ColumnStore::drop_damaged() {
+  const std::scoped_lock lock(mutex_);
+  for (auto one = sealed_.begin(); one != sealed_.end();) {
+    if (!one->second->damaged()) {
+      ++one;
+      continue;
+    }
+    telemetry_.log(LogLevel::warn, "metering", "columns_unusable", nullptr, {{"path", path_of(one->first).string()}});
+    CRETO_TRY(files_.remove(path_of(one->first)));
+    one = sealed_.erase(one);
+  }
+  return {};
+}
+
+Result<> ColumnStore::use(const std::function<Result<>(const All&)>& use) {
+  const All first = CRETO_TRY(all());
+  auto used = use(first);
+  if (used || used.error().kind() != ErrorKind::hash_mismatch) return used;
+  CRETO_TRY(drop_damaged());
+  const All again = CRETO_TRY(all());
+  return use(again);
+}
+
+Result<std::vector<RowPlace>> ColumnStore::locate(std::span<const AttributionNumber> whose, Instant until) {
+  std::vector<RowPlace> found;
+  CRETO_TRY(use([&](const All& all) -> Result<> {
+    found.clear();
+    for (const auto& columns : all) CRETO_TRY(locate_in(*columns, whose, until, found));
+    return {};
+  }));
+  return found;
+}
+
+std::size_t ColumnStore::memory_bytes() const {
+  const std::scoped_lock lock(mutex_);
+  std::size_t bytes = 0;
+  for (const Part& part : parts_) bytes += part.columns->image_bytes();
+  return bytes;
+}
+
+}  // namespace creto::metering
