@@ -176,8 +176,7 @@ Result<Output> import_usage(const Given& given, const cli::CallOptions& options)
 /// One use, now unless told otherwise.
 Result<Output> report_usage(const Given& given, const cli::CallOptions& options) {
   Json event = given.report;
-  for (auto field = event.begin(); field != event.end();)
-    field = *field == "" ? event.erase(field) : std::next(field);
+  for (auto field = event.begin(); field != event.end();) field = *field == "" ? event.erase(field) : std::next(field);
   const Instant now = system_clock().now();
   if (!event.contains("time")) event["time"] = to_rfc3339(now);
   if (!event.contains("idempotency_key")) event["idempotency_key"] = EventId::fresh(now).to_string();
