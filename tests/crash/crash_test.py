@@ -377,7 +377,7 @@ secret = "webhooks/OVERSIGHT"
         return self.call("sandboxes", "list", "--agent", agent).get("sandboxes", [])
 
     def usage(self, agent):
-        return {row["event_type"]: int(row["events"]) for row in self.call("usage", "show", agent).get("rows", [])}
+        return {row["keys"][0]: int(row["events"]) for row in self.call("usage", "show", agent).get("rows", [])}
 
     # --- what must hold
 
