@@ -31,6 +31,10 @@ class Doors(Installation):
         with urllib.request.urlopen(request, context=context, timeout=60) as answer:
             return json.load(answer)["items"]
 
+    def text(self, *arguments):
+        command = [self.creto.binary, *arguments]
+        return subprocess.run(command, env=self.creto.env, check=True, capture_output=True, timeout=60).stdout.decode()
+
     def used(self):
         rows = self.creto("usage", "show", HUMAN).get("rows", [])
         return {row["keys"][0]: (int(row["events"]), int(row["units"])) for row in rows}
@@ -76,6 +80,13 @@ def play(doors):
     require(doors.used() == before, f"used after a kill: {doors.used()}")
     verified = doors.creto("metering", "verify")
     require(int(verified["events"]) == len(dumped) and not verified.get("problems"), f"verified: {verified}")
+    usage = ["usage", "show", HUMAN, "--by", "type,day", "--top", "2", "--measure", "units"]
+    picture = os.path.join(doors.work, "usage.svg")
+    csv = doors.text(*usage, "--csv", "--svg", picture)
+    require(csv.startswith("type,day,events,units,cost,currency\r\n") and csv.count("\r\n") == 3, f"CSV: {csv}")
+    with open(picture, encoding="utf-8") as file:
+        require("units by type, day" in file.read(), "the picture has no title")
+    require("\u2588" in doors.text(*usage, "--plot"), "there are no bars")
 
 
 def main():
