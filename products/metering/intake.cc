@@ -274,6 +274,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
     }
     std::vector<Notice> notices;
     limits_.add(facts, arrived, notices);
+    untold_ += notices.size();
     for (Notice& notice : notices) {
       const std::uint32_t event = event_of[notice.fact];
       reached.push_back(
@@ -304,6 +305,7 @@ std::string Intake::recount(const StoredEvent& event, std::vector<Reached>& reac
   const Fact fact = fact_of(agent.org, accounts_of(event.attribution), event.record);
   std::vector<Notice> notices;
   limits_.add(std::span(&fact, 1), event.arrived, notices);
+  untold_ += notices.size();
   for (Notice& notice : notices) {
     reached.push_back({std::move(notice), event.id, Identity::parse(event.record.agent).value()});
   }

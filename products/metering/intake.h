@@ -61,12 +61,16 @@ class Intake {
 
   /// One answer per record, in order. Errors: those of Ledger::append; then nothing was taken.
   Result<Answers> take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached);
-  /// Likewise of events in envelopes, whose signatures were verified. `chains`: whom each counts for, where it is
-  /// known.
+  /// Likewise of events in envelopes, whose signatures were verified.
   Result<Answers> take(const Context& ctx, std::span<const Result<UsageEvent>> events, std::vector<Reached>& reached);
 
   /// Counts an event of the log again, at the start; returns its organization.
   std::string recount(const StoredEvent& event, std::vector<Reached>& reached);
+
+  /// How many limits were reached that nobody was told of yet: the counters know them as told already, so as long as
+  /// there are any, a checkpoint would lose them in a crash. Who tells one says so.
+  std::size_t untold() const { return untold_; }
+  void told() { --untold_; }
 
   /// What counts against limits of money: costs in the accounting currency.
   NanoMoney cost_of(const RecordView& record) const;
@@ -92,6 +96,7 @@ class Intake {
   const Clock& clock_;
   const IntakeOptions options_;
 
+  std::atomic<std::size_t> untold_{0};
   mutable std::shared_mutex known_mutex_;
   std::vector<Known> known_;                          ///< by the agent's subject number
   std::vector<std::vector<AccountNumber>> accounts_;  ///< by attribution

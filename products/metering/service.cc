@@ -92,6 +92,7 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
 
 MeteringService::~MeteringService() {
   if (!ledger_) return;
+  ledger_->stop();
   if (auto saved = checkpoint(); !saved) {
     telemetry_.log(LogLevel::warn, "metering", "checkpoint_failed", nullptr, {{"error", saved.error().to_string()}});
   }
@@ -141,8 +142,13 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
 Result<> MeteringService::checkpoint() {
   const std::scoped_lock one(checkpoint_mutex_);
   const std::uint64_t events = ledger_->position().events;
-  CRETO_TRY(ledger_->checkpoint([this](Bytes& out) { limits_.begin_copy(out); },
-                                [this](Bytes& out) { return limits_.write_copy(out); }));
+  CRETO_TRY(ledger_->checkpoint(
+      [this](Bytes& out) {
+        if (intake_->untold() > 0) return false;
+        limits_.begin_copy(out);
+        return true;
+      },
+      [this](Bytes& out) { return limits_.write_copy(out); }));
   saved_events_ = events;
   return {};
 }

@@ -211,13 +211,15 @@ Result<> MeteringService::tell(const Context& ctx, const Intake::Reached& reache
   const EventEnvelope envelope = CRETO_TRY(signed_envelope(ctx, contracts::CostThresholdExceededEvent::event_type,
                                                            reached.agent, chain, std::move(payload), id));
   const std::string body = CRETO_TRY(envelope.to_json());
-  return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     const bool first = CRETO_TRY(store::insert_notice(tx, ctx.org, notice));
     if (!first) return {};
     CRETO_TRY(bus::publish(tx, ctx, contracts::CostThresholdExceededEvent::subject, id.to_string(), body));
     return audit_change(tx, ctx, cost ? "cost_threshold_exceeded" : "quota_notice",
                         fmt::format("metering:{}:{}", cost ? "threshold" : "quota", notice.id));
-  });
+  }));
+  intake_->told();
+  return {};
 }
 
 Result<std::vector<RejectedEvent>> MeteringService::rejected_events(const Context& ctx, std::size_t limit) {

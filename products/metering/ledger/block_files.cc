@@ -127,8 +127,12 @@ class BlockFiles final : public BlockLog {
     if (last == 0)
       return Error(Product::metering, ErrorKind::not_found, fmt::format("`{}` has no usage log", directory_.string()));
     CRETO_TRY(recover(last));
-    if (last > 1 && size_ == magic.size()) head_ = CRETO_TRY(last_hash(last - 1));
-    return writes_ ? reopen() : Result<>();
+    if (last == 1 || size_ != magic.size()) return {};
+    // An empty segment: the one before may still be the one that was written when the process ended.
+    CRETO_TRY(recover(last - 1));
+    segment_ = last;
+    size_ = magic.size();
+    return {};
   }
 
   BlockAddress begin() const override { return {1, magic.size()}; }
@@ -212,8 +216,8 @@ class BlockFiles final : public BlockLog {
     CRETO_TRY(io::write_durably(files_, path_of(segment), as_bytes(magic)));
     segment_ = segment;
     size_ = magic.size();
-    file_.reset();
-    return reopen();
+    file_.reset();  // `append` opens the new one
+    return {};
   }
 
   /// Opens the present segment for writing where its durable content ends.
@@ -240,7 +244,10 @@ class BlockFiles final : public BlockLog {
     segment_ = segment;
     size_ = reader.offset();
     if (!writes_) return {};
-    if (!reader.at_end()) CRETO_TRY(refuse_damage(path, reader.offset(), end));
+    if (!reader.at_end()) {
+      CRETO_TRY(refuse_damage(path, reader.offset(), end));
+      CRETO_TRY(files_.truncate(path, size_));
+    }
     // What was read may never have been synced by the process before us.
     auto file = CRETO_TRY(files_.open_append(path));
     return file->sync();
@@ -254,19 +261,6 @@ class BlockFiles final : public BlockLog {
         return damaged(path, broken);
     }
     return {};
-  }
-
-  Result<Hash256> last_hash(std::uint32_t segment) {
-    const fs::path path = path_of(segment);
-    const std::uint64_t end = CRETO_TRY(files_.size(path));
-    SegmentReader reader(files_, path, magic.size(), end);
-    Hash256 last{};
-    while (!reader.at_end()) {
-      const auto block = CRETO_TRY(reader.next());
-      if (!block) return damaged(path, reader.offset());
-      last = block->hash;
-    }
-    return last;
   }
 
   io::FileSystem& files_;

@@ -76,7 +76,9 @@ Ledger::Ledger(std::unique_ptr<BlockLog> log, io::FileSystem& files, fs::path di
       telemetry_(telemetry),
       options_(options) {}
 
-Ledger::~Ledger() {
+Ledger::~Ledger() { stop(); }
+
+void Ledger::stop() {
   if (!maintenance_.joinable()) return;
   {
     const std::scoped_lock lock(maintenance_mutex_);
@@ -381,14 +383,16 @@ BlockAddress Ledger::pause(const std::function<void()>& fn) {
   return end;
 }
 
-Result<> Ledger::checkpoint(const std::function<void(Bytes&)>& begin, const std::function<bool(Bytes&)>& more) {
+Result<> Ledger::checkpoint(const std::function<bool(Bytes&)>& begin, const std::function<bool(Bytes&)>& more) {
   Bytes content;
   Bytes state;
   Subjects::Mark mark;
+  bool begun = false;
   const BlockAddress address = pause([&] {
     mark = written_;
-    begin(state);
+    begun = begin(state);
   });
+  if (!begun) return {};
   subjects_.write({}, mark, content);
   while (more(state)) {
   }

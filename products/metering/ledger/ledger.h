@@ -93,6 +93,8 @@ class Ledger {
                                               std::filesystem::path directory, const Clock& clock, Telemetry& telemetry,
                                               LedgerOptions options, const Restore& restore, const Replay& replay);
   ~Ledger();
+  /// Ends the maintenance thread, and with it the calls of `sealed`; the next start does what is left. Idempotent.
+  void stop();
 
   Subjects& subjects() { return subjects_; }
   const Subjects& subjects() const { return subjects_; }
@@ -108,9 +110,9 @@ class Ledger {
                                       const std::function<void(std::span<const Outcome>, Instant arrived)>& counted);
 
   /// Saves a state together with the place in the log that it stands for. `begin` runs while no event is between log
-  /// and `counted`, and should take no time; then `more` is called until it returns false, while events go on. One at a
-  /// time.
-  Result<> checkpoint(const std::function<void(Bytes&)>& begin, const std::function<bool(Bytes&)>& more);
+  /// and `counted`, and should take no time; where it returns false, nothing is saved. Then `more` is called until it
+  /// returns false, while events go on. One at a time.
+  Result<> checkpoint(const std::function<bool(Bytes&)>& begin, const std::function<bool(Bytes&)>& more);
 
   /// What came before, and its name: head and end of the log.
   struct Position {

@@ -180,11 +180,15 @@ TEST(Ledger, StartsFromItsCheckpointAndReplaysWhatCameAfter) {
   FaultFiles files;
   House house(files, {.segment_events_max = 10});
   for (int i = 0; i < 25; ++i) house.one(std::to_string(i));
-  ASSERT_TRUE(house.ledger->checkpoint([](Bytes& out) { layout::put_bytes(out, as_bytes("st")); },
-                                       [](Bytes& out) {
-                                         layout::put_bytes(out, as_bytes("a"));
-                                         return out.size() < 5;
-                                       }));
+  ASSERT_TRUE(house.ledger->checkpoint(
+      [](Bytes& out) {
+        layout::put_bytes(out, as_bytes("st"));
+        return true;
+      },
+      [](Bytes& out) {
+        layout::put_bytes(out, as_bytes("a"));
+        return out.size() < 5;
+      }));
   house.one("after");
   house.open();
   EXPECT_EQ(house.restored, "staaa");
@@ -204,6 +208,42 @@ TEST(Ledger, RefusesWhereTheDiskIsFullAndGoesOnWhenThereIsRoom) {
   files.set_disk_bytes_max(UINT64_MAX);
   EXPECT_EQ(house.one("b"), Kind::accepted);
   EXPECT_EQ(house.one("b"), Kind::duplicate);
+  house.open();
+  EXPECT_EQ(house.keys(), (std::multiset<std::string>{"a", "b"}));
+}
+
+TEST(Ledger, ASegmentThatCannotBeBegunIsBegunLater) {
+  for (const std::uint64_t room : {1u, 40u, 100u, 400u}) {
+    FaultFiles files;
+    House house(files, {.segment_events_max = 2});
+    EXPECT_EQ(house.one("a"), Kind::accepted);
+    EXPECT_EQ(house.one("b"), Kind::accepted);
+    files.set_disk_bytes_max(room);
+    EXPECT_FALSE(house.send({{"c"}})) << room;
+    EXPECT_FALSE(house.send({{"c"}})) << room;
+    files.set_disk_bytes_max(UINT64_MAX);
+    EXPECT_EQ(house.one("c"), Kind::accepted);
+    EXPECT_EQ(house.one("a"), Kind::duplicate);
+    files.crash();
+    house.open();
+    EXPECT_EQ(house.keys(), (std::multiset<std::string>{"a", "b", "c"}));
+  }
+}
+
+TEST(Ledger, AnEmptySegmentBehindATornOneIsNoDamage) {
+  FaultFiles files;
+  House house(files);
+  EXPECT_EQ(house.one("a"), Kind::accepted);
+  house.ledger.reset();
+  // The next segment was made, but its maker did not live to know; what he wrote last is torn.
+  ASSERT_TRUE(io::write_durably(files, "/usage/log/00000002.usage", as_bytes("CRETOU1\n")));
+  auto torn = files.open_append("/usage/log/00000001.usage", 0600).value();
+  ASSERT_TRUE(torn->append(as_bytes("CMB1 and then nothing")));
+  ASSERT_TRUE(torn->sync());
+  house.open();
+  ASSERT_NE(house.ledger, nullptr);
+  EXPECT_EQ(house.one("a"), Kind::duplicate);
+  EXPECT_EQ(house.one("b"), Kind::accepted);
   house.open();
   EXPECT_EQ(house.keys(), (std::multiset<std::string>{"a", "b"}));
 }
@@ -246,7 +286,7 @@ TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
         if ((*outcomes)[i].kind == Kind::accepted) EXPECT_FALSE(acknowledged.contains(batch[i].key));
         acknowledged.insert(batch[i].key);
       }
-      if (random() % 16 == 0) (void)house.ledger->checkpoint([](Bytes&) {}, [](Bytes&) { return false; });
+      if (random() % 16 == 0) (void)house.ledger->checkpoint([](Bytes&) { return true; }, [](Bytes&) { return false; });
     }
     house.ledger.reset();
     files.crash(random() | 1);
@@ -300,8 +340,12 @@ class Counted {
     });
   }
   Result<> checkpoint() {
-    return ledger->checkpoint([this](Bytes& out) { limits_.begin_copy(out); },
-                              [this](Bytes& out) { return limits_.write_copy(out); });
+    return ledger->checkpoint(
+        [this](Bytes& out) {
+          limits_.begin_copy(out);
+          return true;
+        },
+        [this](Bytes& out) { return limits_.write_copy(out); });
   }
   std::int64_t counted() { return limits_.state("org", quota_, now())->used; }
   std::multiset<std::string> keys() {
@@ -407,7 +451,8 @@ TEST(Ledger, ManyThreadsShareSyncsAndAgreeWhoWasFirst) {
             *ledger, {{fmt::format("{}-{}", t / 2, i)}, {fmt::format("{}-{}b", t / 2, i)}}, {}, clock.now());
         ASSERT_TRUE(outcomes) << outcomes.error().to_string();
         for (const Outcome& outcome : *outcomes) accepted += outcome.kind == Kind::accepted ? 1 : 0;
-        if (t == 0 && i % 30 == 0) ASSERT_TRUE(ledger->checkpoint([](Bytes&) {}, [](Bytes&) { return false; }));
+        if (t == 0 && i % 30 == 0)
+          ASSERT_TRUE(ledger->checkpoint([](Bytes&) { return true; }, [](Bytes&) { return false; }));
       }
     });
   }

@@ -594,6 +594,27 @@ TEST_P(MeteringContract, ADamagedCheckpointIsNoLoss) {
   EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
 }
 
+TEST_P(MeteringContract, ANoticeThatCouldNotBeGivenIsGivenAfterAStart) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  const auto given = [&] { return rows("SELECT count(*) FROM metering_notices"); };
+  ASSERT_TRUE(db->transaction(ctx, [](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("ALTER TABLE metering_notices RENAME TO metering_notices_away"));
+    return {};
+  }));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1"))) << "the event is durable, whatever becomes of the notice";
+  stop();
+  db = database_.open();
+  ASSERT_TRUE(db->transaction(ctx, [](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("ALTER TABLE metering_notices_away RENAME TO metering_notices"));
+    return {};
+  }));
+  db.reset();
+  start();
+  EXPECT_EQ(given(), 0);
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(given(), 1);
+}
+
 TEST_P(MeteringContract, AQuotaThatIsYoungerThanTheCheckpointCountsWhatWasBefore) {
   ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
   stop();
