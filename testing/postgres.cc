@@ -94,7 +94,7 @@ std::string tail(const fs::path& log) {
 
 class Server {
  public:
-  Server() : directory_("creto-pg"), owner_(::getpid()), user_(other_user()) {
+  explicit Server(bool syncs) : directory_("creto-pg"), owner_(::getpid()), user_(other_user()) {
     const fs::path binaries = find_binaries();
     const fs::path data = directory_ / "data";
     const fs::path log = directory_ / "log";
@@ -111,10 +111,11 @@ class Server {
     ::waitpid(init, &status, 0);
     if (status != 0) give_up("initdb failed: " + tail(log));
     // PR_SET_PDEATHSIG follows the thread that forked; a thread of its own that waits keeps it alive as long as we are.
-    keeper_ = std::thread([this, binaries, data, log] {
+    const std::string sync = syncs ? "on" : "off";
+    keeper_ = std::thread([this, binaries, data, log, sync] {
       pid_ = start({binaries / "postgres", "-D", data, "-k", directory_.path(), "-c", "listen_addresses=", "-c",
-                    "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200", "-c", "shared_buffers=16MB",
-                    "-c", "max_wal_size=64MB", "-c", "dynamic_shared_memory_type=mmap"},
+                    "fsync=" + sync, "-c", "full_page_writes=" + sync, "-c", "max_connections=200", "-c",
+                    "shared_buffers=16MB", "-c", "max_wal_size=64MB", "-c", "dynamic_shared_memory_type=mmap"},
                    user_, log);
       ::waitpid(pid_, nullptr, 0);
       gone_ = true;
@@ -167,7 +168,12 @@ class Server {
 }  // namespace
 
 std::string fresh_postgres_database() {
-  static Server server;
+  static Server server(false);
+  return server.create();
+}
+
+std::string durable_postgres_database() {
+  static Server server(true);
   return server.create();
 }
 

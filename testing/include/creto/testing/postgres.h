@@ -9,4 +9,7 @@ namespace creto::testing {
 /// PostgreSQL: a test that needs it must not pass without it.
 std::string fresh_postgres_database();
 
+/// Likewise, in another one that syncs what it commits: for timings.
+std::string durable_postgres_database();
+
 }  // namespace creto::testing
