@@ -184,6 +184,14 @@ bool equal_constant_time(BytesView a, BytesView b) {
 
 bool is_valid_utf8(std::string_view text) {
   while (!text.empty()) {
+    std::uint64_t next = 0;
+    if (text.size() >= sizeof next) {
+      std::memcpy(&next, text.data(), sizeof next);
+      if ((next & 0x8080808080808080) == 0) {
+        text.remove_prefix(sizeof next);
+        continue;
+      }
+    }
     const std::size_t length = character_length(text);
     if (length == 0) return false;
     text.remove_prefix(length);

@@ -1,27 +1,23 @@
 #pragma once
 
-#include <sys/mman.h>
-
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
 
 #include "creto/common/assert.h"
+#include "large_pages.h"
 
 namespace creto::metering {
 
 /// An array that only grows: its elements stay where they are and are read without a lock. Memory comes in chunks of
-/// `per_chunk` elements, in large pages where the machine has them, since a million accounts touched at random would
-/// otherwise miss the page table more often than the cache.
+/// `per_chunk` elements.
 ///
 /// Readers may use index i once they have learnt of it by something that was published after `make(i)`.
 template <class T, std::size_t per_chunk>
 class Chunks {
   static_assert((per_chunk & (per_chunk - 1)) == 0);
   static constexpr std::size_t chunks_max = 1 << 14;
-  static constexpr std::size_t page_bytes = std::size_t{2} << 20;
 
  public:
   static constexpr std::size_t size_max = chunks_max * per_chunk;
@@ -54,16 +50,8 @@ class Chunks {
   std::size_t size() const { return size_; }
 
  private:
-  static constexpr std::size_t chunk_bytes = per_chunk * sizeof(T);
-  static constexpr bool large = chunk_bytes >= page_bytes;
-
-  static constexpr auto alignment = std::align_val_t(large ? page_bytes : std::max<std::size_t>(alignof(T), 64));
-  static T* reserve() {
-    void* memory = ::operator new(chunk_bytes, alignment);
-    if constexpr (large) ::madvise(memory, chunk_bytes, MADV_HUGEPAGE);  // advice only
-    return static_cast<T*>(memory);
-  }
-  static void release(T* chunk) { ::operator delete(chunk, alignment); }
+  static T* reserve() { return LargePages<T>().allocate(per_chunk); }
+  static void release(T* chunk) { LargePages<T>().deallocate(chunk, per_chunk); }
 
   std::unique_ptr<std::atomic<T*>[]> chunks_;
   std::size_t size_ = 0;

@@ -21,41 +21,94 @@ std::uint64_t content_of(const Hash256& hash) {
   return content;
 }
 
+/// The first full second at or after `when`.
+std::uint32_t first_second_after(Instant when) {
+  const std::uint32_t second = seconds_of(when);
+  return from_unix_ns(std::int64_t{second} * 1'000'000'000) < when ? second + 1 : second;
+}
+
+/// How many agents ahead of the one that is looked at memory is asked for.
+constexpr std::size_t known_ahead = 16;
+
 std::string_view source_of(const RecordView& record) { return record.source.empty() ? record.agent : record.source; }
 
 }  // namespace
 
-/// What is known of an agent's attribution, and since when.
-struct Intake::Known {
-  CountsFor counts_for{};  ///< attribution 0: nothing
-  std::uint64_t version = 0;
-  Instant asked_at{}, good_until{};
-  Instant from{}, until{};
-
-  bool holds(std::uint64_t now_version, Instant when, Instant now) const {
-    return counts_for.attribution != 0 && version == now_version && now >= asked_at && now < good_until &&
-           when >= from && when < until;
-  }
-};
-
 /// A batch on its way. Records borrow from the caller, or from `encoded`.
 struct Intake::Work {
-  explicit Work(std::size_t size) : answers(size) {
-    events.reserve(size);
-    place.reserve(size);
-  }
   std::vector<std::optional<Result<Ingested>>> answers;
   std::vector<NewEvent> events;
-  std::vector<std::uint32_t> place;                      ///< of each event among the answers
+  std::vector<std::uint32_t> place;  ///< of each event among the answers
+  std::vector<KeyHash> agents;       ///< of each event
+  std::vector<std::array<AccountNumber, KnownAgent::accounts_max>> accounts_room;
   std::vector<std::span<const AccountNumber>> accounts;  ///< of each event
+  std::vector<std::uint32_t> unknown;                    ///< events whose agents have to be asked for
+  std::vector<Fact> facts;
+  std::vector<std::uint32_t> event_of;  ///< of each fact
   RecordScratch scratch;
   std::vector<Bytes> encoded;
 
+  void begin(std::size_t size) {
+    answers.assign(size, std::nullopt);
+    events.clear();
+    place.clear();
+    agents.clear();
+    accounts_room.resize(size);
+    accounts.assign(size, {});
+    unknown.clear();
+    scratch.clear();
+  }
   void refuse(std::size_t place, Error error) { answers[place] = std::move(error); }
-  void take(std::size_t where, NewEvent event) {
+  void take(std::size_t where, const KeyHash& agent, NewEvent event) {
     place.push_back(static_cast<std::uint32_t>(where));
+    agents.push_back(agent);
     events.push_back(std::move(event));
   }
+  /// Leaves out the events that were refused.
+  void drop_refused() {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < events.size(); ++i) {
+      if (answers[place[i]]) continue;
+      events[kept] = events[i];
+      place[kept] = place[i];
+      accounts[kept] = accounts[i];
+      ++kept;
+    }
+    events.resize(kept);
+    place.resize(kept);
+  }
+};
+
+/// Work whose memory is kept for the next batch, unless a rare large one made it grow.
+class Intake::Borrowed {
+ public:
+  Borrowed(Intake& intake, std::size_t size) : intake_(intake) {
+    {
+      const std::scoped_lock lock(intake_.idle_mutex_);
+      if (!intake_.idle_.empty()) {
+        work_ = std::move(intake_.idle_.back());
+        intake_.idle_.pop_back();
+      }
+    }
+    if (work_ == nullptr) work_ = std::make_unique<Work>();
+    work_->begin(size);
+  }
+  ~Borrowed() {
+    if (work_->answers.size() > kept_events_max) return;
+    work_->encoded.clear();
+    const std::scoped_lock lock(intake_.idle_mutex_);
+    if (intake_.idle_.size() < kept_max) intake_.idle_.push_back(std::move(work_));
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+
+  Work& operator*() const { return *work_; }
+
+ private:
+  static constexpr std::size_t kept_max = 16;
+  static constexpr std::size_t kept_events_max = 10'000;
+  Intake& intake_;
+  std::unique_ptr<Work> work_;
 };
 
 Intake::Intake(Ledger& ledger, Limits& limits, Attributor& attributor, const Clock& clock, IntakeOptions options)
@@ -72,58 +125,47 @@ Result<> Intake::check(const RecordView& record, Instant now) const {
 /// Fills in whom each event counts for. Events of unknown agents are refused and leave.
 void Intake::attribute(const Context& ctx, Work& work, Instant now) {
   const std::size_t count = work.events.size();
-  const std::uint64_t version = attributor_.version();
-  std::vector<std::string_view> names(count);
-  std::vector<SubjectNumber> numbers(count);
-  for (std::size_t i = 0; i < count; ++i) names[i] = work.events[i].record.agent;
-  ledger_.subjects().find(ctx.org, names, numbers);
-  work.accounts.resize(count);
-  std::vector<std::size_t> unknown;
+  const auto version = static_cast<std::uint32_t>(attributor_.version());
+  const std::uint32_t now_s = seconds_of(now);
   {
     const std::shared_lock lock(known_mutex_);
-    for (const SubjectNumber number : numbers) {
-      if (number < known_.size()) __builtin_prefetch(&known_[number]);
-    }
+    for (const KeyHash& agent : work.agents) known_.prefetch(agent);
+    for (std::size_t i = 0; i < std::min(known_ahead, count); ++i) known_.prefetch_likely(work.agents[i]);
     for (std::size_t i = 0; i < count; ++i) {
-      const bool there = numbers[i] != 0 && numbers[i] < known_.size() &&
-                         known_[numbers[i]].holds(version, work.events[i].record.time, now);
-      if (!there) {
-        unknown.push_back(i);
+      if (i + known_ahead < count) known_.prefetch_likely(work.agents[i + known_ahead]);
+      const KnownAgent* known = known_.find(work.agents[i]);
+      if (known == nullptr || !known->holds(version, seconds_of(work.events[i].record.time), now_s)) {
+        work.unknown.push_back(static_cast<std::uint32_t>(i));
         continue;
       }
-      const CountsFor& found = known_[numbers[i]].counts_for;
-      work.events[i].attribution = found.attribution;
-      work.accounts[i] = found.accounts;
-      __builtin_prefetch(found.accounts.data());
+      work.events[i].attribution = known->attribution;
+      work.accounts_room[i] = known->accounts;
+      const auto end = std::ranges::find(work.accounts_room[i], AccountNumber::none);
+      work.accounts[i] = {work.accounts_room[i].begin(), end};
     }
   }
-  std::size_t refused = 0;
-  for (const std::size_t i : unknown) {
-    auto found = ask(ctx, names[i], work.events[i].record.time, now);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (work.events[i].attribution != 0 && work.accounts[i].empty())
+      work.accounts[i] = accounts_of(work.events[i].attribution);
+  }
+  bool refused = false;
+  for (const std::uint32_t i : work.unknown) {
+    const RecordView& record = work.events[i].record;
+    auto found = ask(ctx, record.agent, work.agents[i], record.time, now);
     if (found) {
       work.events[i].attribution = found->attribution;
       work.accounts[i] = found->accounts;
     } else {
       work.refuse(work.place[i], std::move(found).error());
-      ++refused;
+      refused = true;
     }
   }
-  if (refused == 0) return;
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (work.events[i].attribution == 0) continue;
-    work.events[kept] = work.events[i];
-    work.place[kept] = work.place[i];
-    work.accounts[kept] = work.accounts[i];
-    ++kept;
-  }
-  work.events.resize(kept);
-  work.place.resize(kept);
-  work.accounts.resize(kept);
+  if (refused) work.drop_refused();
 }
 
 /// Whom `agent`'s use at `when` counts for, from who can tell.
-Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent, Instant when, Instant now) {
+Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when,
+                                      Instant now) {
   const std::uint64_t version = attributor_.version();
   const Identity identity = CRETO_TRY(Identity::parse(agent));
   const Attributor::Attributed found = CRETO_TRY(attributor_.attribute(ctx, identity, when));
@@ -140,11 +182,17 @@ Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent
   if (!found.subscription.empty()) attribution.subscription = subjects.number(ctx.org, found.subscription);
   const AttributionNumber number = subjects.number(attribution);
   const CountsFor counts_for{number, accounts_of(number)};
+  KnownAgent known{.agent = hash,
+                   .attribution = number,
+                   .version = static_cast<std::uint32_t>(version),
+                   .asked_s = seconds_of(now),
+                   .good_until_s = seconds_of(std::min(found.good_until, now + options_.attribution_ttl)),
+                   .from_s = first_second_after(found.from),
+                   .until_s = seconds_of(found.until)};
+  if (counts_for.accounts.size() <= known.accounts.size())
+    std::ranges::copy(counts_for.accounts, known.accounts.begin());
   const std::unique_lock lock(known_mutex_);
-  if (known_.size() <= attribution.agent)
-    known_.resize(std::max<std::size_t>(attribution.agent + 1, known_.size() * 2));
-  known_[attribution.agent] = {counts_for, version,    now, std::min(found.good_until, now + options_.attribution_ttl),
-                               found.from, found.until};
+  known_.put(known);
   return counts_for;
 }
 
@@ -191,7 +239,8 @@ Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accoun
 Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached) {
   CRETO_ASSERT(batch.leaves.size() == batch.records.size());
   const Instant now = clock_.now();
-  Work work(batch.records.size());
+  const Borrowed borrowed(*this, batch.records.size());
+  Work& work = *borrowed;
   BatchProof proof{.reporter = batch.reporter, .signature = {}, .leaves = {}};
   if (batch.signature != nullptr) proof.signature = *batch.signature;
   proof.leaves.resize(batch.signature == nullptr ? 0 : batch.records.size());
@@ -206,10 +255,11 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
       work.refuse(i, std::move(good).error());
       continue;
     }
-    work.take(i, {.record = *record,
-                  .attribution = 0,
-                  .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
-                  .content = content_of(batch.leaves[i])});
+    work.take(i, ledger_.name_hash(ctx.org, record->agent),
+              {.record = *record,
+               .attribution = 0,
+               .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
+               .content = content_of(batch.leaves[i])});
   }
   attribute(ctx, work, now);
   if (batch.signature != nullptr) {
@@ -223,7 +273,8 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
 Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<UsageEvent>> events,
                                      std::vector<Reached>& reached) {
   const Instant now = clock_.now();
-  Work work(events.size());
+  const Borrowed borrowed(*this, events.size());
+  Work& work = *borrowed;
   work.encoded.resize(events.size());
   for (std::size_t i = 0; i < events.size(); ++i) {
     if (!events[i]) {
@@ -250,12 +301,13 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
       work.refuse(i, std::move(good).error());
       continue;
     }
-    work.take(i, {.record = *record,
-                  .attribution = 0,
-                  .key = ledger_.key_hash(ctx.org, record->agent, record->key),
-                  .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
-                  .id = event.envelope.event_id,
-                  .envelope = event.document});
+    work.take(i, ledger_.name_hash(ctx.org, record->agent),
+              {.record = *record,
+               .attribution = 0,
+               .key = ledger_.key_hash(ctx.org, record->agent, record->key),
+               .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
+               .id = event.envelope.event_id,
+               .envelope = event.document});
   }
   attribute(ctx, work, now);
   return append(ctx, work, nullptr, reached);
@@ -264,19 +316,18 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
 Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const BatchProof* proof,
                                        std::vector<Reached>& reached) {
   const auto count = [&](std::span<const Outcome> outcomes, Instant arrived) {
-    std::vector<Fact> facts;
-    std::vector<std::uint32_t> event_of;
-    facts.reserve(outcomes.size());
+    work.facts.clear();
+    work.event_of.clear();
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
       if (outcomes[i].kind != Outcome::Kind::accepted) continue;
-      facts.push_back(fact_of(ctx.org, work.accounts[i], work.events[i].record));
-      event_of.push_back(static_cast<std::uint32_t>(i));
+      work.facts.push_back(fact_of(ctx.org, work.accounts[i], work.events[i].record));
+      work.event_of.push_back(static_cast<std::uint32_t>(i));
     }
     std::vector<Notice> notices;
-    limits_.add(facts, arrived, notices);
+    limits_.add(work.facts, arrived, notices);
     untold_ += notices.size();
     for (Notice& notice : notices) {
-      const std::uint32_t event = event_of[notice.fact];
+      const std::uint32_t event = work.event_of[notice.fact];
       reached.push_back(
           {std::move(notice), outcomes[event].id, Identity::parse(work.events[event].record.agent).value()});
     }

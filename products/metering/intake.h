@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <shared_mutex>
 #include <span>
 #include <string_view>
@@ -9,6 +10,7 @@
 
 #include "counters.h"
 #include "creto/metering/metering.h"
+#include "known_agents.h"
 #include "ledger/ledger.h"
 #include "usage_event.h"
 
@@ -77,7 +79,7 @@ class Intake {
 
  private:
   struct Work;
-  struct Known;
+  class Borrowed;
   Result<> check(const RecordView& record, Instant now) const;
   /// Whom an event counts for, in both numberings.
   struct CountsFor {
@@ -85,7 +87,7 @@ class Intake {
     std::span<const AccountNumber> accounts{};
   };
   void attribute(const Context& ctx, Work& work, Instant now);
-  Result<CountsFor> ask(const Context& ctx, std::string_view agent, Instant when, Instant now);
+  Result<CountsFor> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
   std::span<const AccountNumber> accounts_of(AttributionNumber attribution);
   Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
   Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record);
@@ -98,8 +100,10 @@ class Intake {
 
   std::atomic<std::size_t> untold_{0};
   mutable std::shared_mutex known_mutex_;
-  std::vector<Known> known_;                          ///< by the agent's subject number
+  KnownAgents known_;
   std::vector<std::vector<AccountNumber>> accounts_;  ///< by attribution
+  std::mutex idle_mutex_;
+  std::vector<std::unique_ptr<Work>> idle_;  ///< with memory that the next batch can use
 };
 
 /// What aggregation and pricing see of an event.

@@ -59,31 +59,31 @@ Bytes KeyHasher::beginning() const {
   return block;
 }
 
-KeyHash KeyHasher::operator()(std::string_view org, std::string_view source, std::string_view key) const {
-  // Sizes before texts: no two different triples have the same bytes.
+KeyHash KeyHasher::hash(std::initializer_list<BytesView> parts) const {
+  std::size_t size = 0;
+  for (const BytesView part : parts) size += part.size();
   std::array<std::uint8_t, 1024> room;
   Bytes large;
-  const std::size_t size = 8 + org.size() + source.size() + key.size();
-  std::uint8_t* out = room.data();
-  if (size > room.size()) {
-    large.resize(size);
-    out = large.data();
-  }
-  const auto sizes = std::array{static_cast<std::uint32_t>(org.size()), static_cast<std::uint32_t>(source.size())};
-  std::uint8_t* at = out;
-  const auto put = [&](const void* from, std::size_t bytes) {
-    if (bytes > 0) std::memcpy(at, from, bytes);
-    at += bytes;
-  };
-  put(sizes.data(), 8);
-  put(org.data(), org.size());
-  put(source.data(), source.size());
-  put(key.data(), key.size());
-  const Hash256 hash = crypto::blake3_keyed(key_, {out, size});
+  std::uint8_t* const bytes = size <= room.size() ? room.data() : (large.resize(size), large.data());
+  std::uint8_t* at = bytes;
+  for (const BytesView part : parts) at = std::ranges::copy(part, at).out;
+  const Hash256 hash = crypto::blake3_keyed(key_, {bytes, size});
   KeyHash result;
   std::memcpy(&result.high, hash.data(), 8);
   std::memcpy(&result.low, hash.data() + 8, 8);
   return result;
+}
+
+// Sizes before texts: nothing different has the same bytes.
+KeyHash KeyHasher::operator()(std::string_view org, std::string_view source, std::string_view key) const {
+  const auto sizes = std::array{static_cast<std::uint32_t>(org.size()), static_cast<std::uint32_t>(source.size())};
+  const BytesView before{reinterpret_cast<const std::uint8_t*>(sizes.data()), sizeof sizes};
+  return hash({before, as_bytes(org), as_bytes(source), as_bytes(key)});
+}
+
+KeyHash KeyHasher::of_name(std::string_view org, std::string_view name) const {
+  const auto size = static_cast<std::uint32_t>(org.size());
+  return hash({{reinterpret_cast<const std::uint8_t*>(&size), sizeof size}, as_bytes(org), as_bytes(name)});
 }
 
 KeyHash KeyHasher::operator()(const Subjects& subjects, AttributionNumber attribution, const RecordView& record) const {

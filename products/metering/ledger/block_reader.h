@@ -30,10 +30,13 @@ class KeyHasher {
   static KeyHasher fresh();
   Bytes beginning() const;
   KeyHash operator()(std::string_view org, std::string_view source, std::string_view key) const;
+  /// Of a name alone, for tables in memory. Says nothing about keys.
+  KeyHash of_name(std::string_view org, std::string_view name) const;
   /// Of an event whose attribution is known.
   KeyHash operator()(const Subjects& subjects, AttributionNumber attribution, const RecordView& record) const;
 
  private:
+  KeyHash hash(std::initializer_list<BytesView> parts) const;
   ByteArray<32> key_{};
 };
 

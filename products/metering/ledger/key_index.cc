@@ -7,6 +7,7 @@
 #include <charconv>
 #include <queue>
 
+#include "../number_table.h"
 #include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
 #include "layout.h"
@@ -21,7 +22,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view magic = "CRETOK1\n";
 constexpr std::size_t page_bytes = 4096;
 constexpr std::size_t page_entries = (page_bytes - 12) / sizeof(KnownKey);
-constexpr std::size_t bits_per_key = 12;
+constexpr std::size_t bits_per_key = 16;
 constexpr std::size_t merge_width = 8;
 constexpr std::size_t smallest_class = 1 << 17;
 constexpr std::size_t write_chunk = 4 << 20;
@@ -41,11 +42,12 @@ class Filter {
   struct alignas(64) Line {
     std::array<std::uint64_t, 8> words{};
   };
+  using Lines = std::vector<Line, LargePages<Line>>;
   static constexpr int probes = 7;
 
   Filter() = default;
   explicit Filter(std::size_t keys) : lines_(keys * bits_per_key / 512 + 1) {}
-  explicit Filter(std::vector<Line> lines) : lines_(std::move(lines)) {}
+  explicit Filter(Lines lines) : lines_(std::move(lines)) {}
 
   void add(const KeyHash& key) {
     Line& line = lines_[place(key)];
@@ -76,7 +78,7 @@ class Filter {
     }
     return true;
   }
-  std::vector<Line> lines_;
+  Lines lines_;
 };
 
 struct Footer {
@@ -95,70 +97,45 @@ Error damaged(const fs::path& path) {
 
 }  // namespace
 
-/// Open addressing with linear probing; a slot is empty where its segment is 0.
+/// Entries in the order of their arrival, found by a few bits of their keys: a key never seen costs one cache line.
 class KeyIndex::Table {
  public:
-  explicit Table(std::size_t capacity) : slots_(std::bit_ceil(std::max<std::size_t>(capacity, 1024))) {}
+  explicit Table(std::size_t expected) : numbers_(expected) { entries_.reserve(expected); }
 
-  void prefetch(const KeyHash& key) const { __builtin_prefetch(&slots_[start(key)]); }
+  void prefetch(const KeyHash& key) const { numbers_.prefetch(short_of(key)); }
   /// Of several the newest.
   const KnownKey* find(const KeyHash& key) const {
     const KnownKey* found = nullptr;
-    for (std::size_t at = start(key); slots_[at].segment != 0; at = (at + 1) & mask()) {
-      const KnownKey& slot = slots_[at];
-      if (slot.key == key && (found == nullptr || slot.arrived_s >= found->arrived_s)) found = &slot;
-    }
+    numbers_.find(short_of(key), [&](std::uint32_t number) {
+      const KnownKey& entry = entries_[number - 1];
+      if (entry.key == key && (found == nullptr || entry.arrived_s >= found->arrived_s)) found = &entry;
+      return false;
+    });
     return found;
   }
   void insert(const KnownKey& entry) {
-    CRETO_ASSERT(entry.segment != 0);
-    if ((size_ + 1) * 2 > slots_.size()) grow();
-    place(entry);
-    ++size_;
+    CRETO_ASSERT(entries_.size() < UINT32_MAX);
+    entries_.push_back(entry);
+    numbers_.insert(short_of(entry.key), static_cast<std::uint32_t>(entries_.size()));
   }
-  void erase(const KeyHash& key) {
-    const KnownKey* found = find(key);
-    CRETO_ASSERT(found != nullptr);
-    // What follows without a gap moves up, so that no search ends too early.
-    std::size_t hole = static_cast<std::size_t>(found - slots_.data());
-    for (std::size_t at = (hole + 1) & mask(); slots_[at].segment != 0; at = (at + 1) & mask()) {
-      const std::size_t from_start = (at - start(slots_[at].key)) & mask();
-      const std::size_t from_hole = (at - hole) & mask();
-      if (from_start < from_hole) continue;
-      slots_[hole] = slots_[at];
-      hole = at;
-    }
-    slots_[hole] = {};
-    --size_;
+  void erase_last(const KeyHash& key) {
+    CRETO_ASSERT(!entries_.empty() && entries_.back().key == key);
+    numbers_.erase(short_of(key), static_cast<std::uint32_t>(entries_.size()));
+    entries_.pop_back();
   }
-  std::size_t size() const { return size_; }
-  std::size_t capacity() const { return slots_.size(); }
+  std::size_t size() const { return entries_.size(); }
+  std::size_t memory_bytes() const { return entries_.capacity() * sizeof(KnownKey) + numbers_.memory_bytes(); }
   std::vector<KnownKey> sorted() const {
-    std::vector<KnownKey> entries;
-    entries.reserve(size_);
-    std::ranges::copy_if(slots_, std::back_inserter(entries), [](const KnownKey& slot) { return slot.segment != 0; });
+    std::vector<KnownKey> entries(entries_.begin(), entries_.end());
     std::ranges::sort(entries, before);
     return entries;
   }
 
  private:
-  std::size_t mask() const { return slots_.size() - 1; }
-  std::size_t start(const KeyHash& key) const { return static_cast<std::size_t>(key.high) & mask(); }
-  void place(const KnownKey& entry) {
-    std::size_t at = start(entry.key);
-    while (slots_[at].segment != 0) at = (at + 1) & mask();
-    slots_[at] = entry;
-  }
-  void grow() {
-    std::vector<KnownKey> old(slots_.size() * 2);
-    old.swap(slots_);
-    for (const KnownKey& slot : old) {
-      if (slot.segment != 0) place(slot);
-    }
-  }
+  static std::uint32_t short_of(const KeyHash& key) { return static_cast<std::uint32_t>(key.high); }
 
-  std::vector<KnownKey> slots_;
-  std::size_t size_ = 0;
+  std::vector<KnownKey, LargePages<KnownKey>> entries_;
+  NumberTable numbers_;
 };
 
 class KeyIndex::Run {
@@ -184,7 +161,7 @@ class KeyIndex::Run {
     if (!fits) return damaged(path);
     Bytes index = CRETO_TRY(files.read_at(path, magic.size() + footer.pages * page_bytes, index_bytes));
     if (index.size() != index_bytes || sum_of(footer, index) != footer.sum) return damaged(path);
-    std::vector<Filter::Line> lines(footer.filter_bytes / sizeof(Filter::Line));
+    Filter::Lines lines(footer.filter_bytes / sizeof(Filter::Line));
     std::memcpy(lines.data(), index.data(), footer.filter_bytes);
     std::vector<std::uint64_t> fences(footer.pages);
     if (!fences.empty()) std::memcpy(fences.data(), index.data() + footer.filter_bytes, footer.pages * 8);
@@ -448,11 +425,11 @@ Result<std::optional<KnownKey>> KeyIndex::find(const KeyHash& key, std::uint32_t
 }
 
 void KeyIndex::insert(const KnownKey& entry) { table_->insert(entry); }
-void KeyIndex::erase(const KeyHash& key) { table_->erase(key); }
+void KeyIndex::erase_last(const KeyHash& key) { table_->erase_last(key); }
 
 std::shared_ptr<const KeyIndex::Table> KeyIndex::freeze(std::uint32_t segment) {
   std::shared_ptr<const Table> full = std::move(table_);
-  table_ = std::make_shared<Table>(full->capacity());
+  table_ = std::make_shared<Table>(full->size());
   frozen_.push_back({segment, full});
   return full;
 }
@@ -526,8 +503,8 @@ Result<> KeyIndex::forget_before(std::uint32_t since_s) {
 }
 
 std::size_t KeyIndex::memory_bytes() const {
-  std::size_t bytes = table_->capacity() * sizeof(KnownKey);
-  for (const Frozen& frozen : frozen_) bytes += frozen.table->capacity() * sizeof(KnownKey);
+  std::size_t bytes = table_->memory_bytes();
+  for (const Frozen& frozen : frozen_) bytes += frozen.table->memory_bytes();
   for (const auto& run : runs_) bytes += run->memory_bytes();
   return bytes;
 }

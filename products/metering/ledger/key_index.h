@@ -32,7 +32,7 @@ struct KnownKey {
 static_assert(sizeof(KnownKey) == 40);
 
 /// Finds an idempotency key among hundreds of millions: new keys in a table in memory, older ones in sorted runs on
-/// disk behind filters (12 bits a key), so that a key never seen costs a few cache lines and no disk.
+/// disk behind filters (16 bits a key), so that a key never seen costs a few cache lines and no disk.
 ///
 /// A run covers a range of segments of the usage log and follows from it: one that is missing or damaged at the start
 /// is made again. Not thread-safe, except that `write_run` and `merge` may run beside all other calls.
@@ -50,8 +50,8 @@ class KeyIndex {
   /// The newest entry that arrived at `since_s` or later. Errors: those of reading a run.
   Result<std::optional<KnownKey>> find(const KeyHash& key, std::uint32_t since_s) const;
   void insert(const KnownKey& entry);
-  /// Of an entry just inserted.
-  void erase(const KeyHash& key);
+  /// Takes back the entry that was inserted last. Requires: it is of `key`, and no `freeze` came between.
+  void erase_last(const KeyHash& key);
 
   /// The entries of `segment`, all that were inserted since the last call. `find` sees them until a run of them is
   /// adopted; later ones go to a new table.

@@ -277,7 +277,7 @@ Result<> Ledger::write(std::span<Waiting* const> group) {
     }
   }
   if (!done) {
-    for (const KeyHash& key : inserted) index_->erase(key);
+    for (auto key = inserted.rbegin(); key != inserted.rend(); ++key) index_->erase_last(*key);
   }
   return done;
 }

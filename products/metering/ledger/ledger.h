@@ -102,6 +102,8 @@ class Ledger {
   KeyHash key_hash(std::string_view org, std::string_view source, std::string_view key) const {
     return key_hash_(org, source, key);
   }
+  /// A hash of a name under which tables in memory may know it.
+  KeyHash name_hash(std::string_view org, std::string_view name) const { return key_hash_.of_name(org, name); }
 
   /// One outcome per event, in order. Calls `counted` on this thread when what was accepted is durable, before a
   /// checkpoint can be taken. Errors: nothing of the batch was taken: resource_exhausted (the disk is full),

@@ -32,33 +32,6 @@ Error damaged() {
 
 }  // namespace
 
-template <class Same>
-std::uint32_t Subjects::Table::find(std::uint32_t hash, Same&& same) const {
-  const std::size_t mask = slots_.size() - 1;
-  for (std::size_t at = hash & mask; slots_[at].number != 0; at = (at + 1) & mask) {
-    if (slots_[at].hash == hash && same(slots_[at].number)) return slots_[at].number;
-  }
-  return 0;
-}
-
-void Subjects::Table::insert(std::uint32_t hash, std::uint32_t number) {
-  const auto place = [this](Slot slot) {
-    const std::size_t mask = slots_.size() - 1;
-    std::size_t at = slot.hash & mask;
-    while (slots_[at].number != 0) at = (at + 1) & mask;
-    slots_[at] = slot;
-  };
-  if ((size_ + 1) * 10 > slots_.size() * 6) {
-    std::vector<Slot> old(slots_.size() * 2);
-    old.swap(slots_);
-    for (const Slot& slot : old) {
-      if (slot.number != 0) place(slot);
-    }
-  }
-  place({hash, number});
-  ++size_;
-}
-
 SubjectNumber Subjects::find_unlocked(std::string_view org, std::string_view name, std::uint32_t hash) const {
   return subject_table_.find(hash, [&](std::uint32_t number) {
     const Subject& subject = subjects_[number - 1];
@@ -98,26 +71,6 @@ AttributionNumber Subjects::add(const Attribution& attribution, std::uint32_t ha
 SubjectNumber Subjects::find(std::string_view org, std::string_view name) const {
   const std::shared_lock lock(mutex_);
   return find_unlocked(org, name, hash_of(org, name));
-}
-
-void Subjects::find(std::string_view org, std::span<const std::string_view> names,
-                    std::span<SubjectNumber> numbers) const {
-  // Four steps through memory that is rarely in the cache; each is begun for all names before the next.
-  std::vector<std::uint32_t> hashes(names.size());
-  const std::shared_lock lock(mutex_);
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    hashes[i] = hash_of(org, names[i]);
-    __builtin_prefetch(&subject_table_.first(hashes[i]));
-  }
-  for (const std::uint32_t hash : hashes) {
-    const Slot& slot = subject_table_.first(hash);
-    if (slot.number != 0) __builtin_prefetch(&subjects_[slot.number - 1]);
-  }
-  for (const std::uint32_t hash : hashes) {
-    const Slot& slot = subject_table_.first(hash);
-    if (slot.number != 0) __builtin_prefetch(subjects_[slot.number - 1].name.data());
-  }
-  for (std::size_t i = 0; i < names.size(); ++i) numbers[i] = find_unlocked(org, names[i], hashes[i]);
 }
 
 SubjectNumber Subjects::number(std::string_view org, std::string_view name) {

@@ -4,11 +4,11 @@
 #include <cstdint>
 #include <deque>
 #include <shared_mutex>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "../number_table.h"
 #include "creto/common/bytes.h"
 #include "creto/common/result.h"
 #include "layout.h"
@@ -45,8 +45,6 @@ class Subjects {
   SubjectNumber number(std::string_view org, std::string_view name);
   /// 0 where it has none.
   SubjectNumber find(std::string_view org, std::string_view name) const;
-  /// Of many names of one organization at once, which is much faster than one by one.
-  void find(std::string_view org, std::span<const std::string_view> names, std::span<SubjectNumber> numbers) const;
   Subject subject(SubjectNumber number) const;
   AttributionNumber number(const Attribution& attribution);
   const Attribution& attribution(AttributionNumber number) const;
@@ -66,22 +64,6 @@ class Subjects {
   static void skip(layout::Reader& reader);
 
  private:
-  struct Slot {
-    std::uint32_t hash = 0;
-    std::uint32_t number = 0;
-  };
-  /// Open addressing over numbers.
-  class Table {
-   public:
-    template <class Same>
-    std::uint32_t find(std::uint32_t hash, Same&& same) const;
-    void insert(std::uint32_t hash, std::uint32_t number);
-    const Slot& first(std::uint32_t hash) const { return slots_[hash & (slots_.size() - 1)]; }
-
-   private:
-    std::vector<Slot> slots_ = std::vector<Slot>(1024);
-    std::size_t size_ = 0;
-  };
   SubjectNumber find_unlocked(std::string_view org, std::string_view name, std::uint32_t hash) const;
   SubjectNumber add(std::string_view org, std::string_view name, std::uint32_t hash);
   AttributionNumber add(const Attribution& attribution, std::uint32_t hash);
@@ -92,8 +74,8 @@ class Subjects {
   std::deque<std::string> texts_;  ///< pieces that names lie in
   std::deque<Subject> subjects_;
   std::deque<Attribution> attributions_;
-  Table subject_table_;
-  Table attribution_table_;
+  NumberTable subject_table_;
+  NumberTable attribution_table_;
 };
 
 }  // namespace creto::metering

@@ -65,10 +65,6 @@ class Cursor {
   const std::uint8_t* end_;
 };
 
-bool is_ascii(BytesView bytes) {
-  return std::ranges::all_of(bytes, [](std::uint8_t byte) { return byte < 0x80; });
-}
-
 Result<> check_amount(std::string_view field, std::string_view text) {
   if (small_integer(text)) return {};
   const auto amount = Decimal::parse(text);
@@ -104,13 +100,11 @@ Result<PropertyView> parse_property(BytesView bytes) {
   return property;
 }
 
-Result<> check(RecordView& record, BytesView bytes) {
-  if (!is_ascii(bytes)) {
-    const auto legible = [](std::string_view text) { return is_valid_utf8(text); };
-    const bool good = legible(record.key) && legible(record.source) && legible(record.agent) &&
-                      std::ranges::all_of(record.properties, legible, &PropertyView::second);
-    if (!good) return invalid("record", "must be UTF-8");
-  }
+Result<> check(RecordView& record) {
+  const auto legible = [](std::string_view text) { return is_valid_utf8(text); };
+  const bool good = legible(record.key) && legible(record.source) && legible(record.agent) &&
+                    std::ranges::all_of(record.properties, legible, &PropertyView::second);
+  if (!good) return invalid("record", "must be UTF-8");
   if (record.agent.empty() || record.agent.size() > 300) return invalid("agent", "must have 1 to 300 characters");
   if (record.source.size() > 300) return invalid("source", "must have at most 300 characters");
   if (!is_name(record.type)) return invalid("usage_type", name_rule);
@@ -243,7 +237,7 @@ Result<RecordView> parse_record(BytesView bytes, RecordScratch& scratch) {
   if ((seen >> field_time & 1) == 0) return invalid("time_unix_ns", "is required");
   record.properties = properties.first(count);
   scratch.give_back(record_properties_max - count);
-  CRETO_TRY(check(record, bytes));
+  CRETO_TRY(check(record));
   return record;
 }
 

@@ -1,0 +1,211 @@
+// The way of an event from its bytes to the counters: whom it counts for, and what happens to the rest of a batch.
+
+#include "intake.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "creto/testing/fake_clock.h"
+#include "creto/testing/fault_files.h"
+#include "ledger/batch_proof.h"
+#include "number_table.h"
+
+namespace creto::metering {
+namespace {
+
+using namespace std::chrono_literals;
+
+Identity agent(std::uint8_t number) {
+  ByteArray<32> key{};
+  key[0] = number;
+  return Identity::agent(key);
+}
+
+/// Says of an agent what a test has written down.
+class Registry final : public Attributor {
+ public:
+  std::map<std::string, Attributed, std::less<>> known;
+  std::uint64_t current = 1;
+  std::size_t asked = 0;
+
+  Result<Attributed> attribute(const Context&, const Identity& who, Instant) override {
+    ++asked;
+    const auto found = known.find(who.text());
+    if (found == known.end()) return Error(Product::metering, ErrorKind::not_found, "no such agent");
+    return found->second;
+  }
+  std::uint64_t version() const override { return current; }
+};
+
+class IntakeTest : public ::testing::Test {
+ protected:
+  IntakeTest() {
+    ledger_ = Ledger::open(
+                  open_block_files(files_, "/usage/log").value(), files_, "/usage", clock_, no_telemetry(), {},
+                  [](Ledger&, BytesView) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); })
+                  .value();
+    intake_ = std::make_unique<Intake>(*ledger_, limits_, registry_, clock_, IntakeOptions{});
+  }
+
+  Intake::Answers send(const std::vector<Identity>& agents, Nanos age = {}) {
+    std::vector<Bytes> bytes(agents.size());
+    std::vector<BytesView> records;
+    std::vector<Hash256> leaves;
+    for (std::size_t i = 0; i < agents.size(); ++i) {
+      encode_record({.bytes = {},
+                     .agent = agents[i].text(),
+                     .type = "tokens",
+                     .key = std::to_string(next_key_++),
+                     .time = clock_.now() - age,
+                     .units = "7"},
+                    bytes[i]);
+      records.emplace_back(bytes[i]);
+      leaves.push_back(record_leaf(bytes[i]));
+    }
+    std::vector<Intake::Reached> reached;
+    return intake_->take(ctx_, {.records = records, .reporter = "service:s", .leaves = leaves}, reached).value();
+  }
+  /// What a quota on `subject` has seen since it was put.
+  void watch(const std::string& subject) {
+    Quota quota;
+    quota.id = subject;
+    quota.subject = subject;
+    quota.event_type = "tokens";
+    quota.limit = 1'000'000;
+    quota.window = WindowKind::lifetime;
+    ASSERT_TRUE(limits_.put_quota(ctx_.org, quota, clock_.now()));
+    watched_[subject] = quota;
+  }
+  std::int64_t used(const std::string& subject) {
+    return limits_.state(ctx_.org, watched_.at(subject), clock_.now()).value().used;
+  }
+
+  const Context ctx_ = Context::of_service(Identity::service("s").value());
+  creto::testing::FakeClock clock_{from_rfc3339("2026-11-10T12:00:00.5Z").value()};
+  creto::testing::FaultFiles files_;
+  Limits limits_;
+  Registry registry_;
+  std::unique_ptr<Ledger> ledger_;
+  std::unique_ptr<Intake> intake_;
+  std::map<std::string, Quota> watched_;
+  int next_key_ = 0;
+};
+
+TEST_F(IntakeTest, AnEventCountsForEveryAncestorHoweverManyThereAre) {
+  for (std::uint8_t depth = 1; depth <= delegation_chain_max_depth; ++depth) {
+    Attributor::Attributed told;
+    for (std::uint8_t i = 0; i < depth; ++i) told.chain.push_back(agent(static_cast<std::uint8_t>(100 + i)));
+    told.chain.push_back(agent(depth));
+    told.subscription = "sub";
+    registry_.known[agent(depth).text()] = told;
+  }
+  watch("sub");
+  for (std::uint8_t i = 0; i < delegation_chain_max_depth; ++i) watch(agent(static_cast<std::uint8_t>(100 + i)).text());
+  std::vector<Identity> all;
+  for (std::uint8_t depth = 1; depth <= delegation_chain_max_depth; ++depth) all.push_back(agent(depth));
+  for (int round = 0; round < 3; ++round) {
+    for (const auto& answer : send(all)) EXPECT_TRUE(answer);
+  }
+  EXPECT_EQ(registry_.asked, all.size()) << "what was told holds";
+  EXPECT_EQ(used("sub"), 3 * 7 * static_cast<std::int64_t>(delegation_chain_max_depth));
+  for (std::uint8_t i = 0; i < delegation_chain_max_depth; ++i) {
+    EXPECT_EQ(used(agent(static_cast<std::uint8_t>(100 + i)).text()),
+              3 * 7 * static_cast<std::int64_t>(delegation_chain_max_depth - i));
+  }
+}
+
+TEST_F(IntakeTest, AnUnknownAgentIsRefusedAndTheRestOfTheBatchIsTaken) {
+  registry_.known[agent(1).text()].chain = {agent(1)};
+  registry_.known[agent(3).text()].chain = {agent(3)};
+  watch(agent(1).text());
+  watch(agent(3).text());
+  for (int round = 0; round < 2; ++round) {
+    const auto answers = send({agent(1), agent(2), agent(3), agent(2)});
+    ASSERT_EQ(answers.size(), 4u);
+    EXPECT_TRUE(answers[0]);
+    EXPECT_TRUE(answers[2]);
+    for (const std::size_t i : {1u, 3u}) {
+      ASSERT_FALSE(answers[i]);
+      EXPECT_EQ(answers[i].error().kind(), ErrorKind::not_found);
+    }
+  }
+  EXPECT_EQ(used(agent(1).text()), 14);
+  EXPECT_EQ(used(agent(3).text()), 14);
+}
+
+TEST_F(IntakeTest, ASubscriptionCountsInItsTimesOnly) {
+  auto& told = registry_.known[agent(1).text()];
+  told.chain = {agent(1)};
+  told.subscription = "new";
+  told.from = clock_.now() - 10s;  // in the middle of a second
+  watch("old");
+  watch("new");
+  EXPECT_TRUE(send({agent(1)})[0]);
+  EXPECT_TRUE(send({agent(1)}, 9s)[0]);
+  EXPECT_EQ(registry_.asked, 1u);
+  told.subscription = "old";
+  told.until = told.from;
+  told.from = Instant::min();
+  EXPECT_TRUE(send({agent(1)}, 10s + 1ms)[0]);
+  EXPECT_EQ(registry_.asked, 2u);
+  EXPECT_EQ(used("new"), 14);
+  EXPECT_EQ(used("old"), 7);
+}
+
+TEST_F(IntakeTest, AnAgentIsAskedForAgainWhenWhatWasToldMayHaveChanged) {
+  auto& told = registry_.known[agent(1).text()];
+  told.chain = {agent(50), agent(1)};
+  watch(agent(50).text());
+  EXPECT_TRUE(send({agent(1)})[0]);
+  told.chain = {agent(1)};
+  EXPECT_TRUE(send({agent(1)})[0]);
+  EXPECT_EQ(used(agent(50).text()), 14) << "nobody said that it changed";
+  ++registry_.current;
+  EXPECT_TRUE(send({agent(1)})[0]);
+  EXPECT_EQ(used(agent(50).text()), 14);
+  clock_.advance(IntakeOptions{}.attribution_ttl + 1s);
+  told.chain = {agent(50), agent(1)};
+  told.good_until = clock_.now() + 5s;
+  EXPECT_TRUE(send({agent(1)})[0]);
+  EXPECT_EQ(used(agent(50).text()), 21) << "it is not believed for ever";
+  clock_.advance(5s);
+  registry_.known.erase(agent(1).text());
+  EXPECT_FALSE(send({agent(1)})[0]) << "the chain has ended by itself";
+}
+
+TEST(NumberTable, FindsWhatWasInsertedAndNotErasedWhateverMeets) {
+  std::mt19937_64 random(7);
+  NumberTable table;
+  std::map<std::uint32_t, std::set<std::uint32_t>> expected;
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> there;
+  std::uint32_t next = 1;
+  for (int step = 0; step < 6'000; ++step) {
+    if (there.empty() || random() % 5 < 3) {
+      // Few hashes close to each other, also around the end of the slots.
+      const std::uint32_t hash = static_cast<std::uint32_t>(random() % 3'000) - 1'000;
+      table.insert(hash, next);
+      expected[hash].insert(next);
+      there.emplace_back(hash, next++);
+    } else {
+      std::swap(there[random() % there.size()], there.back());
+      const auto [hash, number] = there.back();
+      there.pop_back();
+      table.erase(hash, number);
+      expected[hash].erase(number);
+    }
+    const std::uint32_t asked = static_cast<std::uint32_t>(random() % 3'000) - 1'000;
+    std::set<std::uint32_t> found;
+    table.find(asked, [&](std::uint32_t number) {
+      found.insert(number);
+      return false;
+    });
+    ASSERT_EQ(found, expected[asked]) << step;
+  }
+}
+
+}  // namespace
+}  // namespace creto::metering
