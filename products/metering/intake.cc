@@ -329,7 +329,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
     for (Notice& notice : notices) {
       const std::uint32_t event = work.event_of[notice.fact];
       reached.push_back(
-          {std::move(notice), outcomes[event].id, Identity::parse(work.events[event].record.agent).value()});
+          {ctx.org, std::move(notice), outcomes[event].id, Identity::parse(work.events[event].record.agent).value()});
     }
   };
   if (!work.events.empty()) {
@@ -351,16 +351,26 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
   return answers;
 }
 
-std::string Intake::recount(const StoredEvent& event, std::vector<Reached>& reached) {
-  const Subjects::Subject agent = ledger_.subjects().subject(ledger_.subjects().attribution(event.attribution).agent);
-  const Fact fact = fact_of(agent.org, accounts_of(event.attribution), event.record);
+void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reached) {
+  if (facts_.size() == batch || event.arrived != arrived_) finish(reached);
+  arrived_ = event.arrived;
+  const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
+  facts_.push_back(intake_.fact_of(org, intake_.accounts_of(event.attribution), event.record));
+  events_.push_back({event.id, event.attribution});
+}
+
+void Intake::Recount::finish(std::vector<Reached>& reached) {
   std::vector<Notice> notices;
-  limits_.add(std::span(&fact, 1), event.arrived, notices);
-  untold_ += notices.size();
+  intake_.limits_.add(facts_, arrived_, notices);
+  intake_.untold_ += notices.size();
+  const Subjects& subjects = intake_.ledger_.subjects();
   for (Notice& notice : notices) {
-    reached.push_back({std::move(notice), event.id, Identity::parse(event.record.agent).value()});
+    const Event& event = events_[notice.fact];
+    const Subjects::Subject agent = subjects.subject(subjects.attribution(event.attribution).agent);
+    reached.push_back({std::string(agent.org), std::move(notice), event.id, Identity::parse(agent.name).value()});
   }
-  return std::string(agent.org);
+  facts_.clear();
+  events_.clear();
 }
 
 Properties properties_of(const RecordView& record) {

@@ -11,7 +11,7 @@
 namespace creto::metering {
 namespace {
 
-constexpr std::uint32_t checkpoint_segments = 8;     // full segments between checkpoints
+constexpr std::uint32_t checkpoint_segments = 4;     // full segments between checkpoints
 constexpr std::uint64_t checkpoint_events = 10'000;  // at least, for `tick` to make one
 constexpr std::uint32_t unknown_agent_attempts = 4;  // the delivery and three retries (001 §4.1)
 
@@ -65,6 +65,7 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
   } else {
     log = CRETO_TRY(open_block_files(files, directory / "log"));
   }
+  std::optional<Intake::Recount> recount;
   ledger_ = CRETO_TRY(Ledger::open(
       std::move(log), files, directory, clock_, telemetry_,
       {.idempotency_window = options_.idempotency_window,
@@ -76,14 +77,16 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
                               {{"error", saved.error().to_string()}});
              }
            }},
-      [this](Ledger& ledger, BytesView counters) { return restore(ledger, counters); },
-      [this](const StoredEvent& event) -> Result<> {
-        std::vector<Intake::Reached> of_event;
-        const std::string org = intake_->recount(event, of_event);
-        const std::scoped_lock lock(untold_mutex_);
-        for (Intake::Reached& one : of_event) untold_.push_back({org, std::move(one)});
+      [&](Ledger& ledger, BytesView counters) -> Result<> {
+        CRETO_TRY(restore(ledger, counters));
+        recount.emplace(*intake_);
+        return {};
+      },
+      [&](const StoredEvent& event) -> Result<> {
+        recount->add(event, untold_);
         return {};
       }));
+  recount->finish(untold_);
   recorded_ = ledger_->position().end;
   columns_ = CRETO_TRY(ColumnStore::open(*ledger_, files, directory / "columns", telemetry_));
   rules_ = {};
@@ -282,7 +285,7 @@ Result<> MeteringService::tick() {
 
 /// Notices whose publication failed, and those of events that a crash cut off from theirs.
 Result<> MeteringService::tell_what_waits() {
-  std::vector<Untold> waiting;
+  std::vector<Intake::Reached> waiting;
   {
     const std::scoped_lock lock(untold_mutex_);
     waiting.swap(untold_);
@@ -290,7 +293,7 @@ Result<> MeteringService::tell_what_waits() {
   for (std::size_t i = 0; i < waiting.size(); ++i) {
     Context ctx = Context::of_service(self_);
     ctx.org = waiting[i].org;
-    if (auto told = tell(ctx, waiting[i].reached); !told) {
+    if (auto told = tell(ctx, waiting[i]); !told) {
       const std::scoped_lock lock(untold_mutex_);
       untold_.insert(untold_.end(), std::make_move_iterator(waiting.begin() + static_cast<std::ptrdiff_t>(i)),
                      std::make_move_iterator(waiting.end()));

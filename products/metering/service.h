@@ -207,12 +207,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   /// All there ever were, by (org, agent), oldest first. Under `rules_mutex_`.
   std::map<std::pair<std::string, std::string>, std::vector<Subscription>> subscriptions_;
   /// Notices that could not be published yet.
-  struct Untold {
-    std::string org;
-    Intake::Reached reached;
-  };
   std::mutex untold_mutex_;
-  std::vector<Untold> untold_;
+  std::vector<Intake::Reached> untold_;
   BlockAddress recorded_;  ///< end of the log in the last audit record; of `tick`
   std::mutex checkpoint_mutex_;
   std::uint64_t saved_events_ = 0;  ///< of the last checkpoint

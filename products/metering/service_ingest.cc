@@ -183,7 +183,7 @@ Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx
       telemetry_.log(LogLevel::warn, "metering", "notice_waits", &ctx,
                      {{"limit", one.notice.id}, {"error", told.error().to_string()}});
       const std::scoped_lock lock(untold_mutex_);
-      untold_.push_back({ctx.org, std::move(one)});
+      untold_.push_back(std::move(one));
     }
   }
   return *std::move(answers);

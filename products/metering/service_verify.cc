@@ -121,11 +121,13 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   CRETO_TRY(counted.load(copy));
   Intake intake(*ledger_, recounted, static_cast<Attributor&>(*this), clock_, {.currency = options_.currency});
   std::vector<Intake::Reached> reached;
+  Intake::Recount recount(intake);
   CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
-    intake.recount(event, reached);
+    recount.add(event, reached);
     reached.clear();
     return {};
   }));
+  recount.finish(reached);
   const Subjects& subjects = ledger_->subjects();
   for (SubjectNumber number = 1; number <= subjects.mark().subjects; ++number) {
     const Subjects::Subject subject = subjects.subject(number);

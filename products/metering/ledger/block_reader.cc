@@ -87,8 +87,7 @@ KeyHash KeyHasher::of_name(std::string_view org, std::string_view name) const {
 }
 
 KeyHash KeyHasher::operator()(const Subjects& subjects, AttributionNumber attribution, const RecordView& record) const {
-  const Subjects::Subject agent = subjects.subject(subjects.attribution(attribution).agent);
-  return (*this)(agent.org, record.source.empty() ? record.agent : record.source, record.key);
+  return (*this)(subjects.org_of(attribution), record.source.empty() ? record.agent : record.source, record.key);
 }
 
 Result<> BlockReader::head() {

@@ -63,6 +63,9 @@ SubjectNumber Subjects::add(std::string_view org, std::string_view name, std::ui
 
 AttributionNumber Subjects::add(const Attribution& attribution, std::uint32_t hash) {
   attributions_.push_back(attribution);
+  const std::string_view org = subjects_[attribution.agent - 1].org;
+  const auto known = std::ranges::find_if(orgs_, [&](const std::string& one) { return one.data() == org.data(); });
+  attribution_orgs_.push_back(static_cast<std::uint32_t>(known - orgs_.begin()));
   const auto number = static_cast<AttributionNumber>(attributions_.size());
   attribution_table_.insert(hash, number);
   return number;
@@ -106,6 +109,12 @@ const Attribution& Subjects::attribution(AttributionNumber number) const {
   const std::shared_lock lock(mutex_);
   CRETO_ASSERT(number > 0 && number <= attributions_.size());
   return attributions_[number - 1];
+}
+
+std::string_view Subjects::org_of(AttributionNumber number) const {
+  const std::shared_lock lock(mutex_);
+  CRETO_ASSERT(number > 0 && number <= attribution_orgs_.size());
+  return orgs_[attribution_orgs_[number - 1]];
 }
 
 Subjects::Mark Subjects::mark() const {

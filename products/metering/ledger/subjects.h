@@ -48,6 +48,7 @@ class Subjects {
   Subject subject(SubjectNumber number) const;
   AttributionNumber number(const Attribution& attribution);
   const Attribution& attribution(AttributionNumber number) const;
+  std::string_view org_of(AttributionNumber number) const;
 
   /// How much has been written. What is beyond it goes into the next block.
   struct Mark {
@@ -74,6 +75,7 @@ class Subjects {
   std::deque<std::string> texts_;  ///< pieces that names lie in
   std::deque<Subject> subjects_;
   std::deque<Attribution> attributions_;
+  std::vector<std::uint32_t> attribution_orgs_;  ///< among `orgs_`: asked for with every event, which is fast if small
   NumberTable subject_table_;
   NumberTable attribution_table_;
 };
