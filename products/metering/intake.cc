@@ -40,7 +40,7 @@ struct Intake::Work {
   std::vector<NewEvent> events;
   std::vector<std::uint32_t> place;  ///< of each event among the answers
   std::vector<KeyHash> agents;       ///< of each event
-  std::vector<std::array<AccountNumber, KnownAgent::accounts_max>> accounts_room;
+  std::vector<Accounts> room;
   std::vector<std::span<const AccountNumber>> accounts;  ///< of each event
   std::vector<std::uint32_t> unknown;                    ///< events whose agents have to be asked for
   std::vector<Fact> facts;
@@ -53,7 +53,7 @@ struct Intake::Work {
     events.clear();
     place.clear();
     agents.clear();
-    accounts_room.resize(size);
+    room.resize(size);
     accounts.assign(size, {});
     unknown.clear();
     scratch.clear();
@@ -63,6 +63,13 @@ struct Intake::Work {
     place.push_back(static_cast<std::uint32_t>(where));
     agents.push_back(agent);
     events.push_back(std::move(event));
+  }
+  /// Those of an event, if there are not too many of them.
+  void take_accounts(std::size_t event, const KnownAgent& known) {
+    events[event].attribution = known.attribution;
+    std::ranges::copy(known.accounts, room[event].begin());
+    accounts[event] = {room[event].begin(), std::ranges::find(known.accounts, AccountNumber::none) -
+                                                known.accounts.begin() + room[event].begin()};
   }
   /// Leaves out the events that were refused.
   void drop_refused() {
@@ -138,34 +145,30 @@ void Intake::attribute(const Context& ctx, Work& work, Instant now) {
         work.unknown.push_back(static_cast<std::uint32_t>(i));
         continue;
       }
-      work.events[i].attribution = known->attribution;
-      work.accounts_room[i] = known->accounts;
-      const auto end = std::ranges::find(work.accounts_room[i], AccountNumber::none);
-      work.accounts[i] = {work.accounts_room[i].begin(), end};
+      work.take_accounts(i, *known);
     }
-  }
-  for (std::size_t i = 0; i < count; ++i) {
-    if (work.events[i].attribution != 0 && work.accounts[i].empty())
-      work.accounts[i] = accounts_of(work.events[i].attribution);
   }
   bool refused = false;
   for (const std::uint32_t i : work.unknown) {
     const RecordView& record = work.events[i].record;
-    auto found = ask(ctx, record.agent, work.agents[i], record.time, now);
-    if (found) {
-      work.events[i].attribution = found->attribution;
-      work.accounts[i] = found->accounts;
+    auto known = ask(ctx, record.agent, work.agents[i], record.time, now);
+    if (known) {
+      work.take_accounts(i, *known);
     } else {
-      work.refuse(work.place[i], std::move(found).error());
+      work.refuse(work.place[i], std::move(known).error());
       refused = true;
     }
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    const AttributionNumber attribution = work.events[i].attribution;
+    if (attribution != 0 && work.accounts[i].empty()) work.accounts[i] = accounts_of(attribution, work.room[i]);
   }
   if (refused) work.drop_refused();
 }
 
 /// Whom `agent`'s use at `when` counts for, from who can tell.
-Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when,
-                                      Instant now) {
+Result<KnownAgent> Intake::ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when,
+                               Instant now) {
   const std::uint64_t version = attributor_.version();
   const Identity identity = CRETO_TRY(Identity::parse(agent));
   const Attributor::Attributed found = CRETO_TRY(attributor_.attribute(ctx, identity, when));
@@ -181,7 +184,8 @@ Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent
   }
   if (!found.subscription.empty()) attribution.subscription = subjects.number(ctx.org, found.subscription);
   const AttributionNumber number = subjects.number(attribution);
-  const CountsFor counts_for{number, accounts_of(number)};
+  Accounts room{};
+  const auto accounts = accounts_of(number, room);
   KnownAgent known{.agent = hash,
                    .attribution = number,
                    .version = static_cast<std::uint32_t>(version),
@@ -189,31 +193,32 @@ Result<Intake::CountsFor> Intake::ask(const Context& ctx, std::string_view agent
                    .good_until_s = seconds_of(std::min(found.good_until, now + options_.attribution_ttl)),
                    .from_s = first_second_after(found.from),
                    .until_s = seconds_of(found.until)};
-  if (counts_for.accounts.size() <= known.accounts.size())
-    std::ranges::copy(counts_for.accounts, known.accounts.begin());
+  if (accounts.size() <= known.accounts.size()) std::ranges::copy(accounts, known.accounts.begin());
   const std::unique_lock lock(known_mutex_);
   known_.put(known);
-  return counts_for;
+  return known;
 }
 
-std::span<const AccountNumber> Intake::accounts_of(AttributionNumber number) {
+std::span<const AccountNumber> Intake::accounts_of(AttributionNumber number, Accounts& room) {
+  const Attribution& attribution = ledger_.subjects().attribution(number);
+  CRETO_ASSERT(attribution.ancestors.size() <= delegation_chain_max_depth);
+  std::size_t count = 0;
+  room[count++] = account_of(attribution.agent);
+  for (const SubjectNumber ancestor : attribution.ancestors) room[count++] = account_of(ancestor);
+  if (attribution.subscription != 0) room[count++] = account_of(attribution.subscription);
+  return std::span(room).first(count);
+}
+
+AccountNumber Intake::account_of(SubjectNumber subject) {
   {
     const std::shared_lock lock(known_mutex_);
-    if (number < accounts_.size() && !accounts_[number].empty()) return accounts_[number];
+    if (subject < accounts_.size() && accounts_[subject] != AccountNumber::none) return accounts_[subject];
   }
-  const Attribution& attribution = ledger_.subjects().attribution(number);
-  std::vector<AccountNumber> accounts;
-  const auto take = [&](SubjectNumber subject) {
-    const Subjects::Subject named = ledger_.subjects().subject(subject);
-    accounts.push_back(limits_.account(named.org, named.name));
-  };
-  take(attribution.agent);
-  for (const SubjectNumber ancestor : attribution.ancestors) take(ancestor);
-  if (attribution.subscription != 0) take(attribution.subscription);
+  const Subjects::Subject named = ledger_.subjects().subject(subject);
+  const AccountNumber account = limits_.account(named.org, named.name);
   const std::unique_lock lock(known_mutex_);
-  if (accounts_.size() <= number) accounts_.resize(std::max<std::size_t>(number + 1, accounts_.size() * 2));
-  if (accounts_[number].empty()) accounts_[number] = std::move(accounts);
-  return accounts_[number];
+  if (accounts_.size() <= subject) accounts_.resize(std::max<std::size_t>(subject + 1, accounts_.size() * 2));
+  return accounts_[subject] = account;
 }
 
 NanoMoney Intake::cost_of(const RecordView& record) const {
@@ -355,7 +360,8 @@ void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reache
   if (facts_.size() == batch || event.arrived != arrived_) finish(reached);
   arrived_ = event.arrived;
   const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
-  facts_.push_back(intake_.fact_of(org, intake_.accounts_of(event.attribution), event.record));
+  const auto accounts = intake_.accounts_of(event.attribution, accounts_[facts_.size()]);
+  facts_.push_back(intake_.fact_of(org, accounts, event.record));
   events_.push_back({event.id, event.attribution});
 }
 

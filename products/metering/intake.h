@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -67,6 +68,7 @@ class Intake {
   /// Likewise of events in envelopes, whose signatures were verified.
   Result<Answers> take(const Context& ctx, std::span<const Result<UsageEvent>> events, std::vector<Reached>& reached);
 
+  using Accounts = std::array<AccountNumber, accounts_per_use_max>;
   /// Counts events of the log again: many at once, which is much faster than one by one. Not thread-safe.
   class Recount {
    public:
@@ -82,6 +84,7 @@ class Intake {
     };
     Intake& intake_;
     Instant arrived_{};
+    std::vector<Accounts> accounts_ = std::vector<Accounts>(batch);
     std::vector<Fact> facts_;
     std::vector<Event> events_;
   };
@@ -98,14 +101,11 @@ class Intake {
   struct Work;
   class Borrowed;
   Result<> check(const RecordView& record, Instant now) const;
-  /// Whom an event counts for, in both numberings.
-  struct CountsFor {
-    AttributionNumber attribution = 0;
-    std::span<const AccountNumber> accounts{};
-  };
   void attribute(const Context& ctx, Work& work, Instant now);
-  Result<CountsFor> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
-  std::span<const AccountNumber> accounts_of(AttributionNumber attribution);
+  Result<KnownAgent> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
+  /// Those that an event counts for: the first ones of `room`.
+  std::span<const AccountNumber> accounts_of(AttributionNumber attribution, Accounts& room);
+  AccountNumber account_of(SubjectNumber subject);
   Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
   Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record);
 
@@ -118,7 +118,7 @@ class Intake {
   std::atomic<std::size_t> untold_{0};
   mutable std::shared_mutex known_mutex_;
   KnownAgents known_;
-  std::vector<std::vector<AccountNumber>> accounts_;  ///< by attribution
+  std::vector<AccountNumber> accounts_;  ///< by subject; none: not asked for yet
   std::mutex idle_mutex_;
   std::vector<std::unique_ptr<Work>> idle_;  ///< with memory that the next batch can use
 };

@@ -22,7 +22,7 @@ struct alignas(64) KnownAgent {
   // Seconds since 1970, rounded so that they say less rather than more.
   std::uint32_t asked_s = 0, good_until_s = 0;  ///< when it is now
   std::uint32_t from_s = 0, until_s = 0;        ///< when it was used
-  /// Up to the first `none`; all none: they are more than fit here.
+  /// Up to the first `none`; all none: they are more than fit here, and have to be looked up.
   std::array<AccountNumber, accounts_max> accounts{};
 
   bool holds(std::uint32_t now_version, std::uint32_t when_s, std::uint32_t now_s) const {

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "creto/common/assert.h"
+#include "creto/common/identity.h"
 
 namespace creto::metering {
 namespace {
@@ -177,7 +178,8 @@ Result<> Subjects::read(layout::Reader& reader) {
     attribution.subscription = reader.get<SubjectNumber>();
     attribution.ancestors.resize(reader.count(sizeof(SubjectNumber)));
     for (SubjectNumber& ancestor : attribution.ancestors) ancestor = reader.get<SubjectNumber>();
-    const bool good = known(attribution.agent) && (attribution.subscription == 0 || known(attribution.subscription)) &&
+    const bool good = attribution.ancestors.size() <= delegation_chain_max_depth && known(attribution.agent) &&
+                      (attribution.subscription == 0 || known(attribution.subscription)) &&
                       std::ranges::all_of(attribution.ancestors, known);
     if (!reader.ok() || !good) return damaged();
     if (next == attributions_.size()) {
