@@ -5,14 +5,12 @@
 // days, in $CRETO_BENCH_DATA or ~/.cache/creto/bench; the log they would follow from is left out. What a query reads
 // comes from there: first as after a start, with nothing of it in the page cache, then again and again.
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <cstdlib>
 #include <filesystem>
 #include <random>
 
 #include "creto/testing/bench.h"
+#include "creto/testing/bench_data.h"
 #include "ledger/column_store.h"
 #include "usage_query.h"
 
@@ -20,6 +18,9 @@ namespace creto::metering {
 namespace {
 
 namespace fs = std::filesystem;
+using creto::testing::bench_data;
+using creto::testing::forget_cached;
+using creto::testing::must;
 
 constexpr std::size_t agents = 10'000;
 constexpr std::size_t segment_events = 1'000'000;
@@ -28,19 +29,6 @@ constexpr int days = 30;
 constexpr std::uint64_t free_bytes_min = 20ULL << 30;
 
 const Instant first_day = from_rfc3339("2026-10-01T00:00:00Z").value();
-
-[[noreturn]] void give_up(const Error& error) {
-  fmt::print(stderr, "usage_bench: {}\n", error.to_string());
-  std::exit(1);
-}
-template <class T>
-T must(Result<T> result) {
-  if (!result) give_up(result.error());
-  return *std::move(result);
-}
-void must(const Result<>& result) {
-  if (!result) give_up(result.error());
-}
 
 /// Ten thousand agents, each below one of a hundred others, who are below one of ten people.
 void name_subjects(Subjects& subjects) {
@@ -109,14 +97,6 @@ class Source {
   const std::vector<std::string> projects_ = make_projects();
 };
 
-fs::path data_directory(std::size_t events) {
-  const char* given = std::getenv("CRETO_BENCH_DATA");
-  const char* home = std::getenv("HOME");
-  const fs::path base =
-      given != nullptr ? fs::path(given) : fs::path(home == nullptr ? "/tmp" : home) / ".cache/creto/bench";
-  return base / fmt::format("usage-columns-2-{}", events);
-}
-
 void make_data(const fs::path& directory, std::size_t events) {
   io::FileSystem& files = io::real_files();
   must(files.create_directories(directory));
@@ -144,21 +124,11 @@ ColumnStore::All open_all(const fs::path& directory) {
   return all;
 }
 
-/// Out of the page cache, those of this data alone.
-void forget(const fs::path& directory) {
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    const int fd = ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) continue;
-    ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    ::close(fd);
-  }
-}
-
 int run(int argc, char** argv) {
   creto::testing::BenchReport report(argc, argv);
   const char* given = std::getenv("CRETO_BENCH_EVENTS");
   const std::size_t events = given == nullptr ? 5'000'000 : std::strtoull(given, nullptr, 10);
-  const fs::path directory = data_directory(events);
+  const fs::path directory = bench_data(fmt::format("usage-columns-2-{}", events));
   if (!fs::exists(directory / "complete")) {
     const auto began = std::chrono::steady_clock::now();
     make_data(directory, events);
@@ -213,7 +183,7 @@ int run(int argc, char** argv) {
       ask();
       return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     };
-    forget(directory);
+    forget_cached(directory);
     all = open_all(directory);
     const double cold_s = took_s();
     std::vector<double> warm_s;
