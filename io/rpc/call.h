@@ -39,6 +39,8 @@ class Call {
   virtual void park() {}
   /// For a stream instead of `answer`. Null where the transport cannot.
   virtual std::shared_ptr<detail::Outlet> open_stream(std::size_t queue_max) = 0;
+  /// Whether it is one message of an exchange, which `fail` ends.
+  virtual bool in_exchange() const { return false; }
 };
 
 /// A registered method with all that is looked up once.

@@ -98,6 +98,53 @@ class ChannelImpl final : public Channel {
     return breaker_.run(read_all, [&](const Error& error) { return is_failure(error, answered, patient); });
   }
 
+  Result<> exchange_messages(const Context& ctx, std::string_view method, const Message& request,
+                             const std::function<bool()>& next, Message& response,
+                             const std::function<bool()>& each) override {
+    bool answered = false;
+    auto talk = [&]() -> Result<> {
+      grpc::ClientContext client;
+      prepare(client, ctx, /*limit=*/false);
+      std::string name(method);
+      grpc::internal::RpcMethod rpc(name.c_str(), grpc::internal::RpcMethod::BIDI_STREAMING);
+      std::unique_ptr<grpc::ClientReaderWriter<ByteBuffer, ByteBuffer>> stream(
+          grpc::internal::ClientReaderWriterFactory<ByteBuffer, ByteBuffer>::Create(channel_.get(), rpc, &client));
+      Result<> refused;
+      std::thread writer([&] {
+        bool open = true;
+        while (open && next()) {
+          auto bytes = serialize(request);
+          if (bytes) {
+            open = stream->Write(*bytes);
+          } else {
+            refused = std::move(bytes).error();
+            break;
+          }
+        }
+        if (open) stream->WritesDone();
+      });
+      Result<> result;
+      ByteBuffer received;
+      bool wanted = true;
+      while (wanted && stream->Read(&received)) {
+        if (!grpc::GenericDeserialize<grpc::ProtoBufferReader, Message>(&received, &response).ok()) {
+          result = Error(Product::platform, ErrorKind::internal, fmt::format("`{}` sent a malformed message", method));
+          break;
+        }
+        wanted = each();
+      }
+      const bool cut = !wanted || !result;
+      if (cut) client.TryCancel();
+      writer.join();
+      const grpc::Status status = stream->Finish();
+      CRETO_TRY(std::move(refused));
+      if (cut) return result;
+      return result_of(status, method, answered);
+    };
+    const bool patient = is_patient(ctx);
+    return breaker_.run(talk, [&](const Error& error) { return is_failure(error, answered, patient); });
+  }
+
  private:
   /// Whether the caller waits as long as a healthy server may take.
   bool is_patient(const Context& ctx) const {

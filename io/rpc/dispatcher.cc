@@ -132,7 +132,8 @@ void DispatcherImpl::add(detail::Method method) {
   CRETO_ASSERT(entry->descriptor != nullptr);
   CRETO_ASSERT(entry->descriptor->input_type() == method.request->GetDescriptor());
   CRETO_ASSERT(entry->descriptor->output_type() == method.response->GetDescriptor());
-  CRETO_ASSERT(entry->descriptor->server_streaming() == static_cast<bool>(method.stream));
+  CRETO_ASSERT(entry->descriptor->server_streaming() == (method.stream || method.refusal));
+  CRETO_ASSERT(entry->descriptor->client_streaming() == static_cast<bool>(method.refusal));
   for (const auto& other : entries_) CRETO_ASSERT(other->full_name != entry->full_name);
   if (method.action.empty()) method.action = default_action(method.service, method.name);
   entry->succeeded = &ports_.telemetry.counter("platform_rpc_calls_total", "Calls by method and outcome",
@@ -197,6 +198,8 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Call>& call) 
   if (!ctx) return fail(ctx.error());
   running->ctx = std::move(*ctx);
   running->peer = credentials.peer;
+  if (method.refusal && !call->in_exchange())
+    return fail(refuse(ErrorKind::invalid_input, "this method streams; call it over gRPC"));
   if (running->ctx.expired(ports_.clock))
     return fail(refuse(ErrorKind::timeout, "the caller's deadline passed before the call began"));
 
@@ -300,7 +303,11 @@ void DispatcherImpl::finish(const Entry& entry, Running& running, const Error* e
                         {"duration_ms", std::chrono::duration<double, std::milli>(took).count()}});
   Error sent = without_internals(*error);
   if (sent.trace_id().empty()) sent = std::move(sent).with_trace(running.ctx.trace.trace_id);
-  running.call->fail(sent);
+  if (running.admitted && entry.method.refusal) {
+    running.call->answer(*entry.method.refusal(sent));
+  } else {
+    running.call->fail(sent);
+  }
 }
 
 }  // namespace creto::rpc

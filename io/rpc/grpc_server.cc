@@ -247,11 +247,203 @@ std::shared_ptr<detail::Outlet> StreamCall::open_stream(std::size_t queue_max) {
   return outlet;
 }
 
+class ExchangeCall;
+
+/// Those that are open, for who stops the server.
+class Exchanges {
+ public:
+  void add(const std::shared_ptr<ExchangeCall>& call) {
+    std::lock_guard lock(mutex_);
+    open_.emplace(call.get(), call);
+  }
+  void remove(ExchangeCall* call) {
+    std::lock_guard lock(mutex_);
+    open_.erase(call);
+  }
+  void end();
+
+ private:
+  std::mutex mutex_;
+  std::map<ExchangeCall*, std::weak_ptr<ExchangeCall>> open_;
+};
+
+/// Reads messages as long as fewer than a window of them wait for their answers to be sent: a client who is faster than
+/// we are, or does not read, is held by the transport's flow control. Ends when no handler looks at a message any more.
+class ExchangeCall final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer> {
+ public:
+  ExchangeCall(DispatcherImpl& dispatcher, const Entry& entry, Exchanges& exchanges,
+               grpc::CallbackServerContext* context)
+      : dispatcher_(dispatcher), entry_(entry), exchanges_(exchanges), context_(context) {}
+  void start(std::shared_ptr<ExchangeCall> self) {
+    self_ = std::move(self);
+    exchanges_.add(self_);
+    std::lock_guard lock(mutex_);
+    read();
+  }
+  /// Reads no more, and ends when what came is answered.
+  void stop() {
+    std::lock_guard lock(mutex_);
+    if (ended_) return;
+    ended_ = true;
+    status_ = to_status(Error(Product::platform, ErrorKind::unavailable, "the server is stopping"));
+    pump();
+  }
+
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override {
+    std::lock_guard lock(mutex_);
+    writing_ = false;
+    messages_.pop_front();
+    if (!ok) cancelled_ = true;
+    read();
+    pump();
+  }
+  void OnCancel() override {
+    std::shared_ptr<ExchangeCall> alive = self_;
+    std::lock_guard lock(mutex_);
+    cancelled_ = true;
+    pump();
+  }
+  void OnDone() override {
+    exchanges_.remove(this);
+    self_.reset();
+  }
+
+ private:
+  class Message;
+
+  void read() {
+    if (reading_ || ended_ || cancelled_ || messages_.size() >= dispatcher_.options().exchange_window) return;
+    reading_ = true;
+    next_ = {};
+    StartRead(&next_);
+  }
+  void pump();
+
+  DispatcherImpl& dispatcher_;
+  const Entry& entry_;
+  Exchanges& exchanges_;
+  grpc::CallbackServerContext* context_;
+  std::mutex mutex_;
+  ByteBuffer next_;
+  std::deque<std::shared_ptr<Message>> messages_;  ///< whose answers are not sent, in the order received
+  std::size_t running_ = 0;                        ///< of them, those without an answer
+  bool reading_ = false, writing_ = false, finished_ = false, cancelled_ = false;
+  bool ended_ = false;  ///< no more is read; then `status_` says why
+  grpc::Status status_;
+  std::shared_ptr<ExchangeCall> self_;
+};
+
+/// One message on its way through the dispatcher.
+class ExchangeCall::Message final : public GrpcCall {
+ public:
+  Message(std::shared_ptr<ExchangeCall> exchange, ByteBuffer request)
+      : GrpcCall(exchange->context_, &bytes_), exchange_(std::move(exchange)), bytes_(std::move(request)) {}
+  ~Message() override { CRETO_ASSERT(settled_); }
+
+  std::string_view metadata(std::string_view name) const override {
+    // A key names one request, and there are many here.
+    return name.ends_with("idempotency-key") ? std::string_view() : GrpcCall::metadata(name);
+  }
+  bool in_exchange() const override { return true; }
+  std::shared_ptr<detail::Outlet> open_stream(std::size_t) override { return nullptr; }
+  void answer(const google::protobuf::Message& message) override {
+    ByteBuffer bytes;
+    bool own = false;
+    const auto status =
+        grpc::GenericSerialize<grpc::ProtoBufferWriter, google::protobuf::Message>(message, &bytes, &own);
+    settle(std::move(bytes), status);
+  }
+  void fail(const Error& error) override { settle({}, to_status(error)); }
+
+ private:
+  friend class ExchangeCall;
+  void settle(ByteBuffer bytes, grpc::Status status) {
+    // Keeps the exchange, which goes with its last message.
+    std::shared_ptr<ExchangeCall> exchange = std::move(exchange_);
+    std::lock_guard lock(exchange->mutex_);
+    bytes_ = std::move(bytes);
+    status_ = std::move(status);
+    settled_ = true;
+    --exchange->running_;
+    exchange->pump();
+  }
+
+  std::shared_ptr<ExchangeCall> exchange_;
+  ByteBuffer bytes_;  ///< the request, then the answer
+  grpc::Status status_;
+  bool settled_ = false;
+};
+
+void ExchangeCall::OnReadDone(bool ok) {
+  std::shared_ptr<Message> message;
+  {
+    std::lock_guard lock(mutex_);
+    reading_ = false;
+    if (!ok) {
+      ended_ = true;
+      pump();
+      return;
+    }
+    if (ended_ || cancelled_) return;
+    message = std::make_shared<Message>(self_, std::move(next_));
+    messages_.push_back(message);
+    ++running_;
+  }
+  dispatcher_.dispatch(entry_, message);
+  std::lock_guard lock(mutex_);
+  read();
+}
+
+/// Sends the next answer where it is there, and ends the call when all is said.
+void ExchangeCall::pump() {
+  if (writing_ || finished_) return;
+  if (!cancelled_ && !messages_.empty() && messages_.front()->settled_) {
+    Message& first = *messages_.front();
+    if (first.status_.ok()) {
+      writing_ = true;
+      StartWrite(&first.bytes_);
+      return;
+    }
+    ended_ = true;
+    status_ = first.status_;
+    if (running_ > 0) return;
+    messages_.clear();
+  }
+  if (running_ == 0 && (cancelled_ || (ended_ && messages_.empty()))) {
+    finished_ = true;
+    Finish(cancelled_ ? grpc::Status::CANCELLED : status_);
+  }
+}
+
+void Exchanges::end() {
+  std::vector<std::shared_ptr<ExchangeCall>> open;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [call, weak] : open_) {
+      if (auto one = weak.lock()) open.push_back(std::move(one));
+    }
+  }
+  for (const auto& call : open) call->stop();
+}
+
 /// The methods of one proto service, registered by name with bytes in and out.
 class RawService final : public grpc::Service {
  public:
-  void add(DispatcherImpl& dispatcher, const Entry& entry) {
+  void add(DispatcherImpl& dispatcher, const Entry& entry, Exchanges& exchanges) {
     using grpc::internal::RpcMethod;
+    if (entry.method.refusal) {
+      AddMethod(new grpc::internal::RpcServiceMethod(entry.full_name.c_str(), RpcMethod::BIDI_STREAMING, nullptr));
+      MarkMethodRawCallback(count_++, new grpc::internal::CallbackBidiHandler<ByteBuffer, ByteBuffer>(
+                                          [&dispatcher, &entry, &exchanges](grpc::CallbackServerContext* context) {
+                                            auto call =
+                                                std::make_shared<ExchangeCall>(dispatcher, entry, exchanges, context);
+                                            ExchangeCall* reactor = call.get();
+                                            reactor->start(std::move(call));
+                                            return reactor;
+                                          }));
+      return;
+    }
     if (entry.method.stream) {
       AddMethod(new grpc::internal::RpcServiceMethod(entry.full_name.c_str(), RpcMethod::SERVER_STREAMING, nullptr));
       MarkMethodRawCallback(count_++,
@@ -319,7 +511,7 @@ class GrpcServerImpl final : public GrpcServer {
     for (const auto& entry : dispatcher.entries()) {
       auto& service = services_[entry->method.service];
       if (service == nullptr) service = std::make_unique<RawService>();
-      service->add(dispatcher, *entry);
+      service->add(dispatcher, *entry, exchanges_);
     }
     for (auto& [name, service] : services_) builder.RegisterService(service.get());
 
@@ -342,6 +534,7 @@ class GrpcServerImpl final : public GrpcServer {
   void stop(Nanos grace) override {
     if (server_ == nullptr) return;
     watcher_ = {};
+    exchanges_.end();
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::microseconds>(grace));
     server_->Wait();
     server_.reset();
@@ -359,6 +552,7 @@ class GrpcServerImpl final : public GrpcServer {
   }
 
   int port_ = 0;
+  Exchanges exchanges_;
   std::map<std::string, std::unique_ptr<RawService>> services_;
   std::unique_ptr<grpc::Server> server_;
   std::function<HealthStatus()> health_;

@@ -144,7 +144,7 @@ std::string make_openapi(const std::vector<std::unique_ptr<Entry>>& entries) {
   Schemas schemas;
   Json paths = Json::object();
   for (const auto& entry : entries) {
-    if (entry->method.stream) continue;
+    if (entry->method.stream || entry->method.refusal) continue;
     const google::protobuf::MethodDescriptor& method = described(*entry->descriptor);
     int nth = 0;
     for (const Route& route : routes_of(*entry)) {

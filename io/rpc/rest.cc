@@ -64,9 +64,12 @@ class RestCall final : public Call {
     } else if (!request_.body.empty()) {
       std::string_view type = request_.header("content-type");
       if (!is_json(type)) return invalid(fmt::format("`Content-Type` must be application/json, not `{}`", type));
+      const auto& read = route_.entry->method.read_body;
       const FieldDescriptor* field =
           route_.body == "*" ? nullptr : message.GetDescriptor()->FindFieldByName(route_.body);
-      if (field != nullptr && field->is_repeated()) {
+      if (read) {
+        CRETO_TRY(read(request_.body, message));
+      } else if (field != nullptr && field->is_repeated()) {
         // A list of things, or one of them.
         const std::size_t begin = request_.body.find_first_not_of(" \t\r\n");
         const bool list = begin != request_.body.npos && request_.body[begin] == '[';
@@ -93,7 +96,8 @@ class RestCall final : public Call {
   }
 
   void answer(const Message& message) override {
-    auto json = message_to_json(message);
+    const auto& write = route_.entry->method.write_body;
+    auto json = write ? write(message) : message_to_json(message);
     respond_(json ? http::Response::json(200, *std::move(json)) : http::error_response(json.error()));
   }
   void fail(const Error& error) override { respond_(http::error_response(error)); }
@@ -223,7 +227,8 @@ void Router::add(const Entry& entry) {
       const FieldDescriptor* field = entry.descriptor->input_type()->FindFieldByName(route.body);
       CRETO_ASSERT(field != nullptr);
       // The body of a list is put into the message as text, so nothing else may be in it.
-      CRETO_ASSERT(!field->is_repeated() || entry.descriptor->input_type()->field_count() == 1);
+      CRETO_ASSERT(!field->is_repeated() || entry.method.read_body ||
+                   entry.descriptor->input_type()->field_count() == 1);
     }
     auto place = std::ranges::find_if(routes_, [&](const Route& other) { return more_specific(route, other); });
     routes_.insert(place, std::move(route));

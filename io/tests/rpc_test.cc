@@ -160,6 +160,26 @@ class Rpc : public testing::Test {
                                 ? Result<>(Error(Product::metering, ErrorKind::quota_exceeded, "enough"))
                                 : Result<>());
             });
+    dispatcher->service("creto.bench.v1.EchoService")
+        .exchange<EchoMessage, EchoMessage>(
+            "Converse", {},
+            [this](const Context& ctx, const EchoMessage& request) -> Result<EchoMessage> {
+              std::unique_lock lock(mutex);
+              seen = ctx;
+              heard.push_back(request.number());
+              running_max = std::max(running_max, ++running);
+              arrived.notify_all();
+              arrived.wait(lock, [&] { return !held; });
+              --running;
+              if (request.identity() == "throws") throw std::runtime_error("secret detail");
+              if (request.identity() == "refused") return Error(Product::metering, ErrorKind::quota_exceeded, "enough");
+              return request;
+            },
+            [](const Error& error) {
+              EchoMessage message;
+              message.set_identity(error.code() + " " + error.message());
+              return message;
+            });
     server = GrpcServer::start(*dispatcher, {.port = 0}).value();
     channel = connect("human:ada@example.com");
   }
@@ -218,6 +238,9 @@ class Rpc : public testing::Test {
   std::vector<Stream<EchoMessage>> streams;
   int closed = 0;
   bool cut_off = false;
+  std::vector<std::int64_t> heard;  ///< by `Converse`
+  bool held = false;                ///< whether it waits
+  int running = 0, running_max = 0;
   std::unique_ptr<GrpcServer> server;
   std::shared_ptr<Channel> channel;
 };
@@ -405,6 +428,155 @@ TEST_F(Rpc, TellsAStreamThatItsReaderIsGone) {
   }
   for (const auto& stream : streams) EXPECT_FALSE(stream.send(EchoMessage()));
   streams.clear();
+}
+
+constexpr std::string_view converse = "/creto.bench.v1.EchoService/Converse";
+
+/// Sends `count` messages, the one at `special` with that identity; the answers.
+struct Conversation {
+  std::vector<EchoMessage> answers;
+  Result<> ended;
+};
+Conversation talk(Channel& channel, int count, int special = -1, const std::string& identity = "",
+                  std::atomic<int>* sent = nullptr) {
+  Conversation conversation;
+  int next = 0;
+  conversation.ended = channel.exchange<EchoMessage, EchoMessage>(
+      Context(), converse,
+      [&](EchoMessage& message) {
+        if (next == count) return false;
+        message.set_identity(next == special ? identity : "");
+        message.set_number(next++);
+        if (sent != nullptr) *sent = next;
+        return true;
+      },
+      [&](const EchoMessage& answer) {
+        conversation.answers.push_back(answer);
+        return true;
+      });
+  return conversation;
+}
+
+TEST_F(Rpc, AnswersEveryMessageOfAnExchangeInOrder) {
+  constexpr int count = 2'000;
+  const Conversation conversation = talk(*channel, count);
+  ASSERT_TRUE(conversation.ended) << conversation.ended.error().to_string();
+  ASSERT_EQ(conversation.answers.size(), count);
+  for (int i = 0; i < count; ++i) ASSERT_EQ(conversation.answers[static_cast<std::size_t>(i)].number(), i);
+  EXPECT_EQ(last_seen().caller_text(), "human:ada@example.com");
+  EXPECT_TRUE(talk(*channel, 0).ended) << "one without messages";
+}
+
+TEST_F(Rpc, AnExchangeGoesOnAfterAMessageThatItsHandlerRefused) {
+  for (const auto& [identity, expected] :
+       {std::pair<std::string, std::string>("refused", "MT-429 enough"),
+        std::pair<std::string, std::string>("throws",
+                                            "PL-500 internal error; the server's log has it under this trace id")}) {
+    const Conversation conversation = talk(*channel, 20, 5, identity);
+    ASSERT_TRUE(conversation.ended) << conversation.ended.error().to_string();
+    ASSERT_EQ(conversation.answers.size(), 20u);
+    EXPECT_EQ(conversation.answers[5].identity(), expected);
+    EXPECT_EQ(conversation.answers[19].number(), 19);
+  }
+}
+
+TEST_F(Rpc, EveryMessageOfAnExchangeIsCheckedLikeACall) {
+  EXPECT_EQ(talk(*connect(""), 3).ended.error().kind(), ErrorKind::unauthenticated);
+  EXPECT_EQ(talk(*connect("human:eve@example.com"), 3).ended.error().kind(), ErrorKind::permission_denied);
+  EXPECT_TRUE(heard.empty());
+  EXPECT_EQ(auditor.records(), std::vector<std::string>{"human:eve@example.com bench.converse PL-403"});
+
+  // Over the limit of a message: what came before is answered.
+  const Conversation large = talk(*channel, 5, 3, std::string((1 << 20) + 1, 'x'));
+  EXPECT_EQ(large.ended.error().kind(), ErrorKind::too_large);
+  EXPECT_LE(large.answers.size(), 3u);
+
+  Context late;
+  late.deadline = system_clock().monotonic() + milliseconds(100);
+  const auto ended = channel->exchange<EchoMessage, EchoMessage>(
+      late, converse, [&](EchoMessage&) { return system_clock().monotonic() < late.deadline + milliseconds(50); },
+      [](const EchoMessage&) { return true; });
+  EXPECT_EQ(ended.error().kind(), ErrorKind::timeout);
+
+  EXPECT_EQ(rest("POST", std::string(converse), R"({"number":"1"})").status, 400);
+}
+
+TEST_F(Rpc, AnExchangeIsReadNoFasterThanItIsAnswered) {
+  {
+    std::lock_guard lock(mutex);
+    held = true;
+  }
+  std::atomic<int> sent = 0;
+  Conversation conversation;
+  // Large enough that the transport's own buffers are soon full.
+  std::jthread client([&] { conversation = talk(*channel, 100, 0, std::string(500 << 10, 'x'), &sent); });
+  {
+    std::unique_lock lock(mutex);
+    ASSERT_TRUE(arrived.wait_for(lock, seconds(20), [&] { return running == 2; })) << "as many as there are workers";
+    EXPECT_LE(heard.size(), 8u);
+    held = false;
+    arrived.notify_all();
+  }
+  client.join();
+  EXPECT_TRUE(conversation.ended);
+  EXPECT_EQ(conversation.answers.size(), 100u);
+  EXPECT_LE(running_max, 8);
+}
+
+TEST_F(Rpc, AnExchangeSurvivesAClientThatGoesAwayInTheMiddle) {
+  for (int i = 0; i < 20; ++i) {
+    int read = 0, next = 0;
+    const auto ended = channel->exchange<EchoMessage, EchoMessage>(
+        Context(), converse,
+        [&](EchoMessage& message) {
+          message.set_number(next++);
+          return true;
+        },
+        [&](const EchoMessage&) { return ++read < i; });
+    EXPECT_TRUE(ended);
+  }
+  EXPECT_TRUE(talk(*channel, 10).ended) << "the server is well";
+}
+
+TEST_F(Rpc, AStoppingServerAnswersWhatCameOfAnExchange) {
+  std::mutex m;
+  std::condition_variable wake;
+  int answered = 0;
+  bool stopped = false;
+  Result<> ended;
+  std::jthread client([&] {
+    int next = 0;
+    ended = channel->exchange<EchoMessage, EchoMessage>(
+        Context(), converse,
+        [&](EchoMessage& message) {
+          message.set_number(next);
+          std::unique_lock lock(m);
+          if (next++ < 10) return true;
+          wake.wait(lock, [&] { return stopped; });
+          return false;
+        },
+        [&](const EchoMessage&) {
+          std::lock_guard lock(m);
+          ++answered;
+          wake.notify_all();
+          return true;
+        });
+  });
+  {
+    std::unique_lock lock(m);
+    ASSERT_TRUE(wake.wait_for(lock, seconds(20), [&] { return answered == 10; }));
+  }
+  const auto began = std::chrono::steady_clock::now();
+  server->stop(seconds(20));
+  EXPECT_LT(std::chrono::steady_clock::now() - began, seconds(10)) << "an idle exchange does not hold up the end";
+  {
+    std::lock_guard lock(m);
+    stopped = true;
+    wake.notify_all();
+  }
+  client.join();
+  ASSERT_FALSE(ended);
+  EXPECT_EQ(ended.error().kind(), ErrorKind::unavailable);
 }
 
 TEST_F(Rpc, GivesUpAtTheCallersDeadline) {

@@ -110,6 +110,9 @@ struct Rule {
   bool inline_call = false;  ///< runs on the transport's thread: memory only, microseconds
   bool idempotent = false;   ///< reads, and writes that are safe to repeat: documented in OpenAPI
   std::function<Resource(const Req&)> resource = {};
+  /// Instead of protobuf's JSON, for what comes over REST too often for it. Of a unary method whose body is a list.
+  std::function<Result<>(std::string_view body, Req&)> read_body = {};
+  std::function<Result<std::string>(const google::protobuf::Message& response)> write_body = {};
 };
 
 /// The answer of a deferred call. Copyable; the first call counts, from any thread. Dropped unanswered: `internal`.
@@ -153,10 +156,14 @@ struct Method {
   const google::protobuf::Message* request;  ///< prototypes
   const google::protobuf::Message* response;
   std::function<Resource(const google::protobuf::Message&)> resource;
+  std::function<Result<>(std::string_view, google::protobuf::Message&)> read_body;
+  std::function<Result<std::string>(const google::protobuf::Message&)> write_body;
   /// One of these. `write` may be called later, from another thread, only by `deferred`.
   std::function<void(const Context&, const google::protobuf::Message&, const Write&)> unary;
   std::function<void(const Context&, const google::protobuf::Message&, Write)> deferred;
   std::function<void(const Context&, const google::protobuf::Message&, std::shared_ptr<Outlet>)> stream;
+  /// Of an exchange, beside `unary`: the message that says why another was refused.
+  std::function<std::unique_ptr<google::protobuf::Message>(const Error&)> refusal;
 };
 
 }  // namespace detail
@@ -195,6 +202,7 @@ struct DispatcherOptions {
   std::size_t request_bytes_max = 8 << 20;  ///< 1 KiB to 128 MiB
   std::size_t json_depth_max = 64;
   std::size_t stream_queue_max = 1024;  ///< messages a slow reader may be behind
+  std::size_t exchange_window = 8;      ///< messages of one exchange whose answers are not sent; more are not read
   Nanos default_timeout = std::chrono::seconds(30);
   Nanos timeout_max = std::chrono::minutes(10);  ///< a longer deadline is cut to this
 };
@@ -226,15 +234,7 @@ class Service {
   template <class Req, class Res, class F>
   void unary(std::string_view method, Rule<Req> rule, F handler) {
     auto m = describe<Req, Res>(method, std::move(rule));
-    m.unary = [handler = std::move(handler)](const Context& ctx, const google::protobuf::Message& request,
-                                             const detail::Write& write) {
-      Result<Res> result = handler(ctx, static_cast<const Req&>(request));
-      if (result) {
-        write({}, &*result);
-      } else {
-        write(std::move(result).error(), nullptr);
-      }
-    };
+    m.unary = answering<Req, Res>(std::move(handler));
     dispatcher_.add(std::move(m));
   }
 
@@ -260,9 +260,39 @@ class Service {
     dispatcher_.add(std::move(m));
   }
 
+  /// A call of many messages, each with an answer, sent in the order of the messages. Every message is a call of its
+  /// own: it is authenticated, authorized, counted and has its deadline by itself, so that a caller who is revoked is
+  /// refused at the next one. Several run at once, in no order. Not over REST; has no idempotency key.
+  ///
+  /// `handler`: Result<Res>(const Context&, const Req&). What it refuses is answered with `refusal`: Res(const Error&),
+  /// and the exchange goes on. A message that does not come as far as the handler ends it with its error, once those
+  /// before it are answered. Where the connection breaks, what was not answered may have happened or not.
+  template <class Req, class Res, class F, class G>
+  void exchange(std::string_view method, Rule<Req> rule, F handler, G refusal) {
+    auto m = describe<Req, Res>(method, std::move(rule));
+    m.unary = answering<Req, Res>(std::move(handler));
+    m.refusal = [refusal = std::move(refusal)](const Error& error) -> std::unique_ptr<google::protobuf::Message> {
+      return std::make_unique<Res>(refusal(error));
+    };
+    dispatcher_.add(std::move(m));
+  }
+
  private:
   friend class Dispatcher;
   Service(Dispatcher& dispatcher, std::string name) : dispatcher_(dispatcher), name_(std::move(name)) {}
+
+  template <class Req, class Res, class F>
+  static auto answering(F handler) {
+    return [handler = std::move(handler)](const Context& ctx, const google::protobuf::Message& request,
+                                          const detail::Write& write) {
+      Result<Res> result = handler(ctx, static_cast<const Req&>(request));
+      if (result) {
+        write({}, &*result);
+      } else {
+        write(std::move(result).error(), nullptr);
+      }
+    };
+  }
 
   template <class Req, class Res>
   detail::Method describe(std::string_view method, Rule<Req> rule) const {
@@ -281,6 +311,12 @@ class Service {
         return extract(static_cast<const Req&>(request));
       };
     }
+    if (rule.read_body) {
+      m.read_body = [read = std::move(rule.read_body)](std::string_view body, google::protobuf::Message& request) {
+        return read(body, static_cast<Req&>(request));
+      };
+    }
+    m.write_body = std::move(rule.write_body);
     return m;
   }
 
@@ -303,6 +339,7 @@ class GrpcServer {
   static Result<std::unique_ptr<GrpcServer>> start(Dispatcher& dispatcher, const GrpcServerOptions& options);
   virtual ~GrpcServer() = default;  ///< stops
   virtual std::uint16_t port() const = 0;
+  /// Takes no more calls, answers what came before of exchanges and ends them, and lets calls finish for `grace`.
   virtual void stop(Nanos grace = std::chrono::seconds(5)) = 0;
 };
 

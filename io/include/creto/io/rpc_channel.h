@@ -59,11 +59,27 @@ class Channel {
     return stream_messages(ctx, method, request, message, [&] { return each(static_cast<const Res&>(message)); });
   }
 
+  /// Sends the messages that `next` puts into its argument until that returns false, and gives their answers to `each`,
+  /// in the order of the messages, until it returns false. Several are under way at once. `each` runs on this thread,
+  /// `next` on another; returns when neither is running. Errors: what ended the exchange early. Messages that were not
+  /// answered then may have had their effect or not.
+  template <class Req, class Res, class N, class F>
+  Result<> exchange(const Context& ctx, std::string_view method, N next, F each) {
+    Req request;
+    Res response;
+    return exchange_messages(
+        ctx, method, request, [&] { return next(request); }, response,
+        [&] { return each(static_cast<const Res&>(response)); });
+  }
+
   virtual Result<> call_message(const Context& ctx, std::string_view method, const google::protobuf::Message& request,
                                 google::protobuf::Message& response, CallOptions options) = 0;
   virtual Result<> stream_messages(const Context& ctx, std::string_view method,
                                    const google::protobuf::Message& request, google::protobuf::Message& message,
                                    const std::function<bool()>& each) = 0;
+  virtual Result<> exchange_messages(const Context& ctx, std::string_view method,
+                                     const google::protobuf::Message& request, const std::function<bool()>& next,
+                                     google::protobuf::Message& response, const std::function<bool()>& each) = 0;
 };
 
 }  // namespace creto::rpc
