@@ -62,11 +62,13 @@ class EmbeddedBus;
 /// One durable consumer: a thread that walks along the bus.
 class Consumer {
  public:
-  Consumer(EmbeddedBus& bus, std::string name, std::string pattern, Handler handler, ConsumerOptions options)
+  Consumer(EmbeddedBus& bus, std::string name, std::string pattern, BatchHandler handler, std::size_t batch_max,
+           ConsumerOptions options)
       : bus_(bus),
         name_(std::move(name)),
         pattern_(std::move(pattern)),
         handler_(std::move(handler)),
+        batch_max_(batch_max),
         options_(options) {}
   ~Consumer() { stop(); }
 
@@ -78,7 +80,7 @@ class Consumer {
  private:
   void run();
   Result<bool> step();
-  Result<> deliver(BusMessage message);
+  Result<> deliver(std::span<BusMessage> batch);
   Result<> acknowledge();
   Result<> retry_later(const BusMessage& message, const Error& error);
   Result<> give_up(const BusMessage& message, const Error& error);
@@ -88,7 +90,8 @@ class Consumer {
   EmbeddedBus& bus_;
   const std::string name_;
   const std::string pattern_;
-  const Handler handler_;
+  const BatchHandler handler_;
+  const std::size_t batch_max_;
   const ConsumerOptions options_;
 
   // The consumer's thread alone, once it runs.
@@ -129,6 +132,19 @@ class EmbeddedBus final : public Bus {
   }
 
   Result<> subscribe(std::string name, std::string pattern, Handler handler, ConsumerOptions options) override {
+    const auto one = [handler = std::move(handler)](std::span<const BusMessage> batch) {
+      return std::vector<Result<>>{handler(batch.front())};
+    };
+    return add(std::move(name), std::move(pattern), one, 1, options);
+  }
+
+  Result<> subscribe_batches(std::string name, std::string pattern, BatchHandler handler,
+                             ConsumerOptions options) override {
+    return add(std::move(name), std::move(pattern), std::move(handler), delivery_batch, options);
+  }
+
+  Result<> add(std::string name, std::string pattern, BatchHandler handler, std::size_t batch_max,
+               ConsumerOptions options) {
     if (name.empty() || name.size() > id_length_max)
       return refusal(ErrorKind::invalid_input, "consumer name is empty or too long");
     if (!is_valid_pattern(pattern))
@@ -137,7 +153,7 @@ class EmbeddedBus final : public Bus {
     if (consumers_.contains(name)) {
       return refusal(ErrorKind::already_exists, fmt::format("there is a consumer `{}` already", name));
     }
-    auto consumer = std::make_unique<Consumer>(*this, name, std::move(pattern), std::move(handler), options);
+    auto consumer = std::make_unique<Consumer>(*this, name, std::move(pattern), std::move(handler), batch_max, options);
     CRETO_TRY(consumer->start());
     consumers_.emplace(std::move(name), std::move(consumer));
     return {};
@@ -362,29 +378,41 @@ Result<bool> Consumer::step() {
         "WHERE sequence > $1 ORDER BY sequence LIMIT $2",
         {position_, delivery_batch});
   }));
-  for (const auto row : rows) {
+  std::vector<BusMessage> batch;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
     if (stopping()) return false;
-    if (matches(pattern_, row.text(2))) {
-      CRETO_TRY(deliver(message_from(row)));
+    const auto row = rows[i];
+    if (matches(pattern_, row.text(2))) batch.push_back(message_from(row));
+    // What failed comes again alone: others would only be repeated with it.
+    const bool full = batch.size() == (failures_ > 0 ? 1 : batch_max_);
+    if (full || (!batch.empty() && i + 1 == rows.size())) {
+      CRETO_TRY(deliver(batch));
       if (failures_ > 0) return true;
-    } else {
-      position_ = row.integer(0);
+      batch.clear();
     }
+    if (batch.empty()) position_ = row.integer(0);
   }
   CRETO_TRY(acknowledge());
   return !rows.empty();
 }
 
-Result<> Consumer::deliver(BusMessage message) {
-  message.attempt = failures_ + 1;
-  auto result = handler_(message);
-  if (!result) {
-    const Error& error = result.error();
-    const bool last = message.attempt >= options_.attempts_max;
-    return last || !error.retryable() ? give_up(message, error) : retry_later(message, error);
+Result<> Consumer::deliver(std::span<BusMessage> batch) {
+  batch.front().attempt = failures_ + 1;
+  const auto results = handler_(batch);
+  CRETO_ASSERT(results.size() == batch.size());
+  bool had_failed = failures_ > 0;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    const BusMessage& message = batch[i];
+    if (!results[i]) {
+      const Error& error = results[i].error();
+      if (message.attempt < options_.attempts_max && error.retryable()) return retry_later(message, error);
+      CRETO_TRY(give_up(message, error));
+      had_failed = false;
+    } else {
+      position_ = message.sequence;
+      failures_ = 0;
+    }
   }
-  position_ = message.sequence;
-  const bool had_failed = std::exchange(failures_, 0) > 0;
   const Monotonic now = system_clock().monotonic();
   if (had_failed || now - last_acknowledge_ >= acknowledge_interval) return acknowledge();
   return {};

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -149,6 +150,50 @@ TEST_P(BusContract, PutsWhatNeverSucceedsWithTheDeadLettersAndGoesOn) {
   EXPECT_EQ(poison->message.body, "the body");
   EXPECT_EQ(poison->message.attempt, 4u);
   EXPECT_NE(poison->error.find("never"), std::string::npos);
+}
+
+TEST_P(BusContract, DeliversWhatArrivedTogetherAtOnce) {
+  for (int i = 0; i < 30; ++i) {
+    publish("s.t", fmt::format("m{:02}", i));
+    publish("other", "o" + std::to_string(i));
+  }
+  open();
+  std::vector<std::string> batches;
+  const auto done =
+      bus->subscribe_batches("c", "s.*",
+                             [&](std::span<const BusMessage> batch) {
+                               std::vector<Result<>> results;
+                               std::string said;
+                               for (const BusMessage& message : batch) {
+                                 said += message.message_id + " ";
+                                 if (message.message_id == "m10" && message.attempt < 3) {
+                                   results.emplace_back(Error(Product::platform, ErrorKind::unavailable, "not yet"));
+                                 } else if (message.message_id == "m05" || message.message_id == "m29") {
+                                   results.emplace_back(Error(Product::platform, ErrorKind::invalid_input, "bad"));
+                                 } else {
+                                   results.emplace_back();
+                                   if (batch.size() == 1 || batch.front().message_id != "m00")
+                                     received.push_back(message.message_id);
+                                 }
+                               }
+                               batches.push_back(std::move(said));
+                               return results;
+                             },
+                             {.attempts_max = 4, .backoff_initial = 1ms});
+  ASSERT_TRUE(done);
+  settle();
+  // One with all that was there, the one that failed alone until it was taken, and the rest again.
+  ASSERT_EQ(batches.size(), 4u);
+  EXPECT_EQ(batches[0].size(), 30u * 4);
+  EXPECT_EQ(batches[1], "m10 ");
+  EXPECT_EQ(batches[2], "m10 ");
+  EXPECT_EQ(batches[3].size(), 19u * 4);
+  EXPECT_EQ(received.size(), 19u);
+  const auto letters = *bus->dead_letters("default");
+  ASSERT_EQ(letters.size(), 2u);
+  publish("s.t", "more");
+  settle();
+  EXPECT_EQ(batches.back(), "more ");
 }
 
 TEST_P(BusContract, GoesOnWhereItStoodAfterARestart) {

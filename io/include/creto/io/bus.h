@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,9 @@ Result<> publish(sql::Tx& tx, const Context& ctx, std::string_view subject, std:
 /// `retryable()`) and the last attempt put it with the dead letters, and the consumer goes on. Must be idempotent.
 /// Exceptions must not leave it.
 using Handler = std::function<Result<>(const BusMessage&)>;
+/// The same for messages that have arrived together, at most 100: a result for each, in order. What comes after a
+/// message that is to be delivered again is delivered again too, after it. Requires: as many results as messages.
+using BatchHandler = std::function<std::vector<Result<>>(std::span<const BusMessage>)>;
 
 struct ConsumerOptions {
   enum class Start : std::uint8_t { oldest, newest };
@@ -65,6 +69,9 @@ class Bus {
   /// already_exists where this Bus already has a consumer of that name.
   virtual Result<> subscribe(std::string durable_name, std::string subject_pattern, Handler handler,
                              ConsumerOptions options = {}) = 0;
+
+  virtual Result<> subscribe_batches(std::string durable_name, std::string subject_pattern, BatchHandler handler,
+                                     ConsumerOptions options = {}) = 0;
 
   /// Stops that consumer's deliveries; its place is kept. Returns after a running handler has.
   virtual void unsubscribe(std::string_view durable_name) = 0;
