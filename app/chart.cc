@@ -14,9 +14,8 @@ namespace {
 constexpr std::size_t series_max = 7;
 constexpr std::size_t bars_max = 60;
 constexpr std::size_t columns_max = 400;
-constexpr double width = 960;
-constexpr std::string_view ink = "#1f2933";
-constexpr std::string_view faint = "#d9dee3";
+constexpr double width = chart_width;
+using Anchor = Canvas::Anchor;
 /// Okabe and Ito's colours, which those who do not see red or green tell apart too; grey is what is left over.
 constexpr auto colours = std::to_array<std::string_view>(
     {"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#9aa5b1"});
@@ -91,17 +90,17 @@ std::string brief(double value) {
   return fmt::format("{:.4g}", value);
 }
 
-class Svg {
+class Svg final : public Canvas {
  public:
-  void text(double x, double y, std::string_view anchor, double size, std::string_view content) {
+  void text(double x, double y, Anchor at, double size, std::string_view content) override {
+    const std::string_view anchor = at == Anchor::start ? "start" : at == Anchor::end ? "end" : "middle";
     body_ += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" font-size=\"{}\" fill=\"{}\">{}</text>\n",
-                         x, y, anchor, size, ink, escaped(content));
+                         x, y, anchor, size, chart_ink, escaped(content));
   }
-  void line(double x1, double y1, double x2, double y2) {
-    body_ += fmt::format("<path d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\" stroke=\"{}\"/>\n", x1, y1, x2, y2, faint);
+  void line(double x1, double y1, double x2, double y2) override {
+    body_ += fmt::format("<path d=\"M{:.1f} {:.1f}L{:.1f} {:.1f}\" stroke=\"{}\"/>\n", x1, y1, x2, y2, chart_faint);
   }
-  /// `tip` is what a browser shows when one points at it.
-  void box(double x, double y, double w, double h, std::string_view colour, std::string_view tip) {
+  void box(double x, double y, double w, double h, std::string_view colour, std::string_view tip) override {
     body_ += fmt::format("<rect x=\"{:.2f}\" y=\"{:.2f}\" width=\"{:.2f}\" height=\"{:.2f}\" fill=\"{}\">", x, y, w, h,
                          colour);
     if (!tip.empty()) body_ += fmt::format("<title>{}</title>", escaped(tip));
@@ -119,10 +118,9 @@ class Svg {
   std::string body_;
 };
 
-std::string bars_svg(const Chart& chart) {
+double draw_bars(const Chart& chart, Canvas& canvas) {
   constexpr double left = 300, right = 150, top = 64, row_height = 24;
-  Svg svg;
-  svg.text(24, 36, "start", 18, chart.title);
+  canvas.text(24, 36, Anchor::start, 18, chart.title);
   const std::size_t count = std::min(chart.rows.size(), bars_max);
   double most = 0;
   for (std::size_t i = 0; i < count; ++i) most = std::max(most, chart.rows[i].value);
@@ -130,17 +128,17 @@ std::string bars_svg(const Chart& chart) {
     const ChartRow& row = chart.rows[i];
     const double y = top + row_height * static_cast<double>(i);
     const double length = most > 0 ? row.value / most * (width - left - right) : 0;
-    svg.text(left - 10, y + 16, "end", 13, shortened(label_of(row), 32));
-    svg.box(left, y + 3, std::max(length, 1.0), row_height - 6, colours[0],
-            fmt::format("{}: {}", label_of(row), row.text));
-    svg.text(left + length + 8, y + 16, "start", 13, row.text);
+    canvas.text(left - 10, y + 16, Anchor::end, 13, shortened(label_of(row), 32));
+    canvas.box(left, y + 3, std::max(length, 1.0), row_height - 6, colours[0],
+               fmt::format("{}: {}", label_of(row), row.text));
+    canvas.text(left + length + 8, y + 16, Anchor::start, 13, row.text);
   }
   double height = top + row_height * static_cast<double>(count) + 24;
   if (count < chart.rows.size()) {
-    svg.text(left, height, "start", 12, fmt::format("{} more are not shown", chart.rows.size() - count));
+    canvas.text(left, height, Anchor::start, 12, fmt::format("{} more are not shown", chart.rows.size() - count));
     height += 24;
   }
-  return svg.whole(height);
+  return height;
 }
 
 /// Sums by period and series; `series` with the largest first, the rest together as the last one.
@@ -178,11 +176,10 @@ Stacks stacks_of(const Chart& chart) {
   return stacks;
 }
 
-std::string columns_svg(const Chart& chart) {
+double draw_columns(const Chart& chart, Canvas& canvas) {
   constexpr double left = 72, right = 24, top = 64, plot_height = 320;
   const Stacks stacks = stacks_of(chart);
-  Svg svg;
-  svg.text(24, 36, "start", 18, chart.title);
+  canvas.text(24, 36, Anchor::start, 18, chart.title);
   double most = 0;
   for (const auto& of_period : stacks.values) {
     double sum = 0;
@@ -194,8 +191,8 @@ std::string columns_svg(const Chart& chart) {
   const double bottom = top + plot_height;
   for (double tick = 0; tick <= scale * 1.0001; tick += step) {
     const double y = bottom - tick / scale * plot_height;
-    svg.line(left, y, width - right, y);
-    svg.text(left - 8, y + 4, "end", 12, brief(tick));
+    canvas.line(left, y, width - right, y);
+    canvas.text(left - 8, y + 4, Anchor::end, 12, brief(tick));
   }
   const double each = (width - left - right) / static_cast<double>(std::max<std::size_t>(1, stacks.periods.size()));
   // Every so many periods have their name below them.
@@ -209,10 +206,10 @@ std::string columns_svg(const Chart& chart) {
       const double height = value / scale * plot_height;
       y -= height;
       const std::string name = stacks.series[s].empty() ? "" : stacks.series[s] + ", ";
-      svg.box(x + each * 0.1, y, each * 0.8, height, colours[std::min(s, colours.size() - 1)],
-              fmt::format("{}{}: {:.10g}", name, stacks.periods[p], value));
+      canvas.box(x + each * 0.1, y, each * 0.8, height, colours[std::min(s, colours.size() - 1)],
+                 fmt::format("{}{}: {:.10g}", name, stacks.periods[p], value));
     }
-    if (p % every == 0) svg.text(x + each / 2, bottom + 20, "middle", 12, stacks.periods[p].substr(0, 16));
+    if (p % every == 0) canvas.text(x + each / 2, bottom + 20, Anchor::middle, 12, stacks.periods[p].substr(0, 16));
   }
   double y = bottom + 48;
   if (stacks.series.size() > 1 || !stacks.series.empty()) {
@@ -225,12 +222,12 @@ std::string columns_svg(const Chart& chart) {
         x = left;
         y += 22;
       }
-      svg.box(x, y - 11, 12, 12, colours[std::min(s, colours.size() - 1)], "");
-      svg.text(x + 18, y, "start", 13, name);
+      canvas.box(x, y - 11, 12, 12, colours[std::min(s, colours.size() - 1)], "");
+      canvas.text(x + 18, y, Anchor::start, 13, name);
       x += room;
     }
   }
-  return svg.whole(y + 24);
+  return y + 24;
 }
 
 }  // namespace
@@ -262,9 +259,15 @@ std::string chart_as_text(const Chart& chart, std::size_t columns) {
   return out;
 }
 
-std::string chart_as_svg(const Chart& chart) {
+double draw_chart(const Chart& chart, Canvas& canvas) {
   const bool over_time = std::ranges::any_of(chart.rows, [](const ChartRow& row) { return !row.period.empty(); });
-  return over_time ? columns_svg(chart) : bars_svg(chart);
+  return over_time ? draw_columns(chart, canvas) : draw_bars(chart, canvas);
+}
+
+std::string chart_as_svg(const Chart& chart) {
+  Svg svg;
+  const double height = draw_chart(chart, svg);
+  return svg.whole(height);
 }
 
 }  // namespace creto::app

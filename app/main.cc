@@ -23,6 +23,7 @@
 #include "metering_commands.h"
 #include "policy_commands.h"
 #include "usage_command.h"
+#include "usage_export.h"
 
 namespace creto::app {
 namespace {
@@ -313,6 +314,15 @@ int run(int argc, char** argv) {
   one_each(provision_command->add_option("--command", provision.command, "what runs in it, word by word; repeatable"));
 
   UsageOptions usage;
+  ExportOptions exported;
+  CLI::App* export_command = command("usage export", "usage as CSV or Apache Arrow, for other programs",
+                                     [&](const Home& home) -> Result<Output> {
+                                       const cli::CallOptions options = CRETO_TRY(options_of(flags));
+                                       return export_usage(home, options, usage, exported);
+                                     });
+  export_command->add_option("FILE", exported.file, "to write: NAME.csv or NAME.arrow")->required();
+  export_command->add_flag("--events", exported.events, "each event by itself, from this machine's log");
+  export_command->add_option("--log", exported.log, "its directory; default: that of the home");
   CLI::App* usage_command =
       command("usage show", "what was used: a table, CSV, bars or a picture", [&](const Home& home) -> Result<Output> {
         const cli::CallOptions options = CRETO_TRY(options_of(flags));
@@ -320,24 +330,27 @@ int run(int argc, char** argv) {
         if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &terminal) == 0 && terminal.ws_col > 0) usage.columns = terminal.ws_col;
         return show_usage(home, options, usage);
       });
-  usage_command->add_option("SUBJECT", usage.subject, "an identity: its own use and all below it; or a subscription");
-  usage_command->add_option("--type", usage.type, "of the event");
-  usage_command
-      ->add_option("--by", usage.by,
-                   "type, agent, owner, ancestor, subscription, property:NAME, hour, day, week, month; comma between")
-      ->delimiter(',')
-      ->capture_default_str();
-  one_each(usage_command->add_option("--where", usage.where, "PROPERTY=VALUE; repeatable"));
-  usage_command->add_option("--from", usage.from, "RFC 3339, or how long ago: 30d");
-  usage_command->add_option("--until", usage.until, "likewise");
-  usage_command->add_option("--zone", usage.zone, "in which days are meant: Europe/Berlin; default: UTC");
-  usage_command->add_option("--order", usage.order, "keys, events, units or cost");
-  usage_command->add_option("--top", usage.top, "only so many, the largest first");
+  for (CLI::App* query : {usage_command, export_command}) {
+    query->add_option("SUBJECT", usage.subject, "an identity: its own use and all below it; or a subscription");
+    query->add_option("--type", usage.type, "of the event");
+    query
+        ->add_option("--by", usage.by,
+                     "type, agent, owner, ancestor, subscription, property:NAME, hour, day, week, month; comma between")
+        ->delimiter(',')
+        ->capture_default_str();
+    one_each(query->add_option("--where", usage.where, "PROPERTY=VALUE; repeatable"));
+    query->add_option("--from", usage.from, "RFC 3339, or how long ago: 30d");
+    query->add_option("--until", usage.until, "likewise");
+    query->add_option("--zone", usage.zone, "in which days are meant: Europe/Berlin; default: UTC");
+    query->add_option("--order", usage.order, "keys, events, units or cost");
+    query->add_option("--top", usage.top, "only so many, the largest first");
+  }
   usage_command->add_option("--measure", usage.measure, "what is drawn and ranked: events, units or cost")
       ->capture_default_str();
   usage_command->add_flag("--csv", usage.csv, "CSV (RFC 4180)");
   usage_command->add_flag("--plot", usage.plot, "bars");
   usage_command->add_option("--svg", usage.svg, "also draw a picture into this file");
+  usage_command->add_option("--png", usage.png, "likewise, in pixels");
 
   std::string request_id, notes, response;
   for (const bool approve : {true, false}) {

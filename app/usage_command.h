@@ -20,8 +20,13 @@ struct UsageOptions {
   bool csv = false;
   bool plot = false;
   std::size_t columns = 100;  ///< of the terminal
-  std::string svg;            ///< file to write; empty: none
+  std::string svg, png;       ///< files to write; empty: none
 };
+
+/// A time, or how long ago. Errors: invalid_input naming `option`.
+Result<Instant> usage_instant(std::string_view option, const std::string& text);
+/// What the query finds: a GetUsageResponse.
+Result<Json> ask_for_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage);
 
 /// `creto usage show`: what was used as a table, as CSV, as bars in the terminal, as a picture.
 Result<Output> show_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage);

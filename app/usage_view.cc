@@ -37,14 +37,32 @@ std::string csv_field(std::string_view text) {
 
 }  // namespace
 
-std::string usage_as_csv(const Json& response, const std::vector<std::string>& by) {
+std::string csv_line_of(const std::vector<std::string>& cells) {
   std::string out;
-  for (const std::string& name : by) out += csv_field(name) + ",";
-  out += "events,units,cost,currency\r\n";
+  for (const std::string& cell : cells) {
+    if (&cell != cells.data()) out += ',';
+    out += csv_field(cell);
+  }
+  return out + "\r\n";
+}
+
+std::vector<UsageLine> usage_lines(const Json& response) {
+  std::vector<UsageLine> lines;
   for (const Json& row : rows_of(response)) {
-    for (const std::string& key : keys_of(row)) out += csv_field(key) + ",";
-    out += fmt::format("{},{},{},{}\r\n", member(row, "events"), member(row, "units"), cost_of(row),
-                       row.contains("cost") ? member(row["cost"], "currency") : "");
+    lines.push_back({keys_of(row), member(row, "events"), member(row, "units"), cost_of(row),
+                     row.contains("cost") ? member(row["cost"], "currency") : ""});
+  }
+  return lines;
+}
+
+std::string usage_as_csv(const Json& response, const std::vector<std::string>& by) {
+  std::vector<std::string> cells = by;
+  cells.insert(cells.end(), {"events", "units", "cost", "currency"});
+  std::string out = csv_line_of(cells);
+  for (UsageLine& line : usage_lines(response)) {
+    cells = std::move(line.keys);
+    cells.insert(cells.end(), {line.events, line.units, line.cost, line.currency});
+    out += csv_line_of(cells);
   }
   return out;
 }

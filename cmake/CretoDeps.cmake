@@ -1,7 +1,7 @@
 # Finds what ./dev deps put in place and offers each library as creto::<name>:
 #
 #   openssl_crypto openssl_ssl (3.5 or newer, also as OpenSSL::Crypto and OpenSSL::SSL)  blake3  mpdecimal
-#   grpc (gRPC::grpc++)  grpc_reflection  protobuf  sqlite  libpq  boost (headers)  curl  hpdf
+#   grpc (gRPC::grpc++)  grpc_reflection  protobuf  sqlite  libpq  boost (headers)  curl  hpdf  png  freetype
 #   json (nlohmann)  simdjson  toml (toml++)  yaml (yaml-cpp)  cli11  fmt  spdlog  prometheus  threads
 #   gtest  gmock  benchmark  benchmark_main
 #
@@ -128,6 +128,9 @@ _creto_library(gRPC::absl absl_synchronization absl/synchronization/mutex.h)
 _creto_library(gRPC::grpc++ grpc++ grpcpp/grpcpp.h gRPC::grpc gRPC::absl protobuf::libprotobuf)
 _creto_library(gRPC::grpc++_reflection grpc++_reflection grpcpp/ext/proto_server_reflection_plugin.h gRPC::grpc++)
 _creto_library(creto::hpdf hpdf hpdf.h)
+_creto_library(creto::png png png.h)
+_creto_library(creto::freetype freetype freetype2/freetype/freetype.h)
+set_property(TARGET creto::freetype PROPERTY INTERFACE_INCLUDE_DIRECTORIES "${CRETO_INCLUDE_freetype}/freetype2")
 _creto_program(protobuf::protoc protoc)
 _creto_program(gRPC::grpc_cpp_plugin grpc_cpp_plugin)
 

@@ -4,6 +4,7 @@
     metering_test.py --creto BINARY
 """
 import argparse
+import csv
 import datetime
 import json
 import os
@@ -87,6 +88,39 @@ def play(doors):
     with open(picture, encoding="utf-8") as file:
         require("units by type, day" in file.read(), "the picture has no title")
     require("\u2588" in doors.text(*usage, "--plot"), "there are no bars")
+    pixels = os.path.join(doors.work, "usage.png")
+    doors.text(*usage, "--png", pixels)
+    with open(pixels, "rb") as file:
+        require(file.read(4) == b"\x89PNG", "no picture in pixels")
+    export(doors, len(dumped))
+
+
+def export(doors, events):
+    """Files for other programs; the Arrow ones are read by Arrow's own reader where node has it."""
+    def named(name):
+        return os.path.join(doors.work, name)
+    require(doors.creto("usage", "export", named("sums.csv"), "--by", "type")["rows"] == 4, "four types are exported")
+    with open(named("sums.csv"), encoding="utf-8") as file:
+        require(file.readline() == "type,events,units,cost,currency\n", "names of columns")
+    require(doors.creto("usage", "export", named("events.csv"), "--events")["rows"] == events, "all events are exported")
+    with open(named("events.csv"), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    require(len(rows) == events and {row["agent"] for row in rows} == {HUMAN}, "events as CSV")
+    doors.creto("usage", "export", named("sums.arrow"), "--by", "type")
+    doors.creto("usage", "export", named("events.arrow"), "--events")
+    program = """import {tableFromIPC} from 'apache-arrow'; import fs from 'node:fs';
+        const tables = process.argv.slice(2).map((name) => tableFromIPC(fs.readFileSync(name)));
+        const units = tables[1].toArray().reduce((sum, row) => sum + BigInt(String(row.units)), 0n);
+        console.log(JSON.stringify([tables[0].numRows, tables[1].numRows, String(units)]));"""
+    reader = os.environ.get("CRETO_ARROW_READER")  # a directory with node_modules/apache-arrow
+    if not reader:
+        print("CRETO_ARROW_READER is not set: the Arrow files are not read")
+        return
+    script = os.path.join(reader, "creto_read_arrow.mjs")
+    with open(script, "w", encoding="utf-8") as file:
+        file.write(program)
+    read = subprocess.run(["node", script, named("sums.arrow"), named("events.arrow")], capture_output=True, text=True, check=True)
+    require(json.loads(read.stdout)[:2] == [4, events], f"Arrow: {read.stdout}")
 
 
 def main():

@@ -58,6 +58,7 @@ packages=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
   libsqlite3-dev libpq-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libsimdjson-dev libtomlplusplus-dev
   libyaml-cpp-dev libcli11-dev prometheus-cpp-dev "$boost" libcurl4-openssl-dev libhpdf-dev
+  libpng-dev libfreetype-dev fonts-dejavu-core
   libgtest-dev libgmock-dev libbenchmark-dev
   # programs the tests and the example drive
   "$postgres" runc iproute2 nftables mmdebstrap umoci poppler-utils jq curl zstd

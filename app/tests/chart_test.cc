@@ -66,5 +66,16 @@ TEST(UsageView, CsvQuotesWhatNeedsIt) {
             "property:model,events,units,cost,currency\r\n\"a,\"\"b\"\"\",2,1.5,0.25,USD\r\n");
 }
 
+TEST(Chart, AsPngHasInkAndColours) {
+  Chart chart{"cost by agent", {{"a", "", 3, "3"}, {"b", "", 1, "1"}}};
+  const auto png = chart_as_png(chart);
+  if (!png && png.error().kind() == ErrorKind::not_found) GTEST_SKIP() << png.error().to_string();
+  ASSERT_TRUE(png) << png.error().to_string();
+  ASSERT_GT(png->size(), 2'000u);
+  EXPECT_EQ(as_text(BytesView(*png).subspan(1, 3)), "PNG");
+  chart.rows.clear();
+  EXPECT_LT(chart_as_png(chart)->size(), png->size());
+}
+
 }  // namespace
 }  // namespace creto::app

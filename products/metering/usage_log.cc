@@ -8,48 +8,45 @@
 namespace creto::metering {
 namespace {
 
-Result<std::string> line_of(const Subjects& subjects, const EventId& id, Instant arrived,
-                            const BlockReader::Entry& entry) {
-  const Attribution& attribution = subjects.attribution(entry.attribution);
-  const RecordView& record = entry.record;
-  const Subjects::Subject agent = subjects.subject(attribution.agent);
-  Json json{{"id", id.to_string()},
-            {"arrived", to_rfc3339(arrived)},
-            {"org", agent.org},
-            {"agent", agent.name},
-            {"usage_type", record.type},
-            {"idempotency_key", record.key},
-            {"time", to_rfc3339(record.time)},
-            {"units", record.units}};
+Result<std::string> line_of(const LoggedEvent& event) {
+  Json json{{"id", event.id.to_string()},
+            {"arrived", to_rfc3339(event.arrived)},
+            {"org", event.org},
+            {"agent", event.agent},
+            {"usage_type", event.usage_type},
+            {"idempotency_key", event.idempotency_key},
+            {"time", to_rfc3339(event.time)},
+            {"units", event.units}};
   Json ancestors = Json::array();
-  for (const SubjectNumber ancestor : attribution.ancestors) ancestors.push_back(subjects.subject(ancestor).name);
+  for (const std::string_view ancestor : event.ancestors) ancestors.push_back(ancestor);
   json["ancestors"] = std::move(ancestors);
   const auto optional = [&](const char* name, std::string_view value) {
     if (!value.empty()) json[name] = value;
   };
-  optional("source", record.source);
-  optional("cost", record.cost);
-  optional("currency", record.currency);
-  optional("replaces", record.replaces);
-  optional("envelope", entry.envelope);
-  if (attribution.subscription != 0) json["subscription"] = subjects.subject(attribution.subscription).name;
+  optional("source", event.source);
+  optional("cost", event.cost);
+  optional("currency", event.currency);
+  optional("replaces", event.replaces);
+  optional("envelope", event.envelope);
+  optional("subscription", event.subscription);
   Json properties = Json::object();
-  for (const auto& [name, value] : record.properties) properties[std::string(name)] = value;
+  for (const auto& [name, value] : event.properties) properties[std::string(name)] = value;
   json["properties"] = std::move(properties);
   return canonical_json(json);
 }
 
 }  // namespace
 
-Result<UsageLogSummary> dump_usage_log(io::FileSystem& files, const std::filesystem::path& directory,
+Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesystem::path& directory,
                                        const UsageLogFilter& filter,
-                                       const std::function<Result<>(std::string_view)>& line) {
+                                       const std::function<Result<>(const LoggedEvent&)>& visit) {
   const auto log = CRETO_TRY(read_block_files(files, directory));
   const Bytes first = CRETO_TRY(log->read(log->begin()));
   const KeyHasher hasher = CRETO_TRY(KeyHasher::of_beginning(log->begin(), first));
   UsageLogSummary summary{.events = 0, .segments = log->end().segment, .head = log->head()};
   Subjects subjects;
   RecordScratch scratch;
+  std::vector<std::string_view> ancestors;
   CRETO_TRY(log->scan({}, [&](BlockAddress address, BytesView content) -> Result<> {
     if (address == log->begin()) return {};
     BlockReader block(address, content);
@@ -58,17 +55,43 @@ Result<UsageLogSummary> dump_usage_log(io::FileSystem& files, const std::filesys
     if (block.arrived() < filter.from || block.arrived() >= filter.until) return {};
     return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
       const Attribution& attribution = subjects.attribution(entry.attribution);
-      const std::string_view org = subjects.subject(attribution.agent).org;
-      if (!filter.org.empty() && org != filter.org) return {};
-      if (!filter.subject.empty() && !attribution.counts_for(subjects.find(org, filter.subject))) return {};
-      const EventId id =
-          entry.id ? *entry.id : id_of(hasher(subjects, entry.attribution, entry.record), seconds_of(block.arrived()));
-      const std::string text = CRETO_TRY(line_of(subjects, id, block.arrived(), entry));
+      const Subjects::Subject agent = subjects.subject(attribution.agent);
+      if (!filter.org.empty() && agent.org != filter.org) return {};
+      if (!filter.subject.empty() && !attribution.counts_for(subjects.find(agent.org, filter.subject))) return {};
+      ancestors.clear();
+      for (const SubjectNumber ancestor : attribution.ancestors) ancestors.push_back(subjects.subject(ancestor).name);
+      const RecordView& record = entry.record;
+      LoggedEvent event{
+          .id = entry.id ? *entry.id : id_of(hasher(subjects, entry.attribution, record), seconds_of(block.arrived())),
+          .arrived = block.arrived(),
+          .org = agent.org,
+          .agent = agent.name,
+          .ancestors = ancestors,
+          .source = record.source,
+          .usage_type = record.type,
+          .idempotency_key = record.key,
+          .time = record.time,
+          .units = record.units,
+          .cost = record.cost,
+          .currency = record.currency,
+          .replaces = record.replaces,
+          .envelope = entry.envelope,
+          .properties = record.properties};
+      if (attribution.subscription != 0) event.subscription = subjects.subject(attribution.subscription).name;
       ++summary.events;
-      return line(text);
+      return visit(event);
     });
   }));
   return summary;
+}
+
+Result<UsageLogSummary> dump_usage_log(io::FileSystem& files, const std::filesystem::path& directory,
+                                       const UsageLogFilter& filter,
+                                       const std::function<Result<>(std::string_view)>& line) {
+  return read_usage_log(files, directory, filter, [&](const LoggedEvent& event) -> Result<> {
+    const std::string text = CRETO_TRY(line_of(event));
+    return line(text);
+  });
 }
 
 }  // namespace creto::metering

@@ -1,0 +1,176 @@
+#include "usage_export.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "arrow.h"
+#include "creto/io/files.h"
+#include "creto/metering/usage_log.h"
+#include "usage_view.h"
+
+namespace creto::app {
+namespace {
+
+using metering::LoggedEvent;
+
+constexpr std::size_t rows_max = 100'000;  // of one answer
+
+Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
+
+/// A file that takes its name when it is whole.
+class NewFile {
+ public:
+  static Result<NewFile> create(std::filesystem::path path) {
+    auto part = path;
+    part += ".part";
+    auto file = CRETO_TRY(io::real_files().create(part, 0644));
+    return NewFile(std::move(path), std::move(part), std::move(file));
+  }
+  Result<> append(BytesView bytes) {
+    buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+    return buffer_.size() < buffer_bytes ? Result<>() : flush();
+  }
+  Result<> finish() {
+    CRETO_TRY(flush());
+    CRETO_TRY(file_->sync());
+    file_.reset();
+    return io::real_files().rename(part_, path_);
+  }
+
+ private:
+  static constexpr std::size_t buffer_bytes = 1 << 20;
+  NewFile(std::filesystem::path path, std::filesystem::path part, std::unique_ptr<io::WritableFile> file)
+      : path_(std::move(path)), part_(std::move(part)), file_(std::move(file)) {}
+  Result<> flush() {
+    CRETO_TRY(file_->append(buffer_));
+    buffer_.clear();
+    return {};
+  }
+
+  std::filesystem::path path_, part_;
+  std::unique_ptr<io::WritableFile> file_;
+  Bytes buffer_;
+};
+
+std::string properties_of(const LoggedEvent& event) {
+  Json properties = Json::object();
+  for (const auto& [name, value] : event.properties) properties[std::string(name)] = value;
+  return properties.dump();
+}
+
+std::string csv_line(const LoggedEvent& event) {
+  return csv_line_of({event.id.to_string(), to_rfc3339(event.arrived), std::string(event.org),
+                      fmt::format("{}", fmt::join(event.ancestors, " ")), std::string(event.agent),
+                      std::string(event.subscription), std::string(event.source), std::string(event.usage_type),
+                      std::string(event.idempotency_key), to_rfc3339(event.time), std::string(event.units),
+                      std::string(event.cost), std::string(event.currency), std::string(event.replaces),
+                      properties_of(event)});
+}
+
+std::vector<ArrowField> event_fields() {
+  using enum ArrowField::Type;
+  return {{"id", text},         {"arrived", instant}, {"org", text},
+          {"ancestors", texts}, {"agent", text},      {"subscription", text},
+          {"source", text},     {"usage_type", text}, {"idempotency_key", text},
+          {"time", instant},    {"units", decimal},   {"cost", decimal},
+          {"currency", text},   {"replaces", text},   {"properties", pairs}};
+}
+
+Result<> add_row(ArrowWriter& table, const LoggedEvent& event) {
+  const auto optional = [&](std::string_view value) { value.empty() ? table.null() : table.text(value); };
+  table.text(event.id.to_string());
+  table.instant(event.arrived);
+  table.text(event.org);
+  table.texts(event.ancestors);
+  table.text(event.agent);
+  optional(event.subscription);
+  optional(event.source);
+  table.text(event.usage_type);
+  table.text(event.idempotency_key);
+  table.instant(event.time);
+  CRETO_TRY(table.decimal(event.units));
+  if (event.cost.empty()) {
+    table.null();
+  } else {
+    CRETO_TRY(table.decimal(event.cost));
+  }
+  optional(event.currency);
+  optional(event.replaces);
+  table.pairs(event.properties);
+  return table.end_row();
+}
+
+Result<std::uint64_t> export_events(const metering::UsageLogFilter& filter, const std::filesystem::path& log,
+                                    bool arrow, NewFile& file) {
+  std::optional<ArrowWriter> table;
+  if (arrow) {
+    table.emplace(event_fields(), [&](BytesView bytes) { return file.append(bytes); });
+  } else {
+    std::vector<std::string> names;
+    for (const ArrowField& field : event_fields()) names.push_back(field.name);
+    CRETO_TRY(file.append(as_bytes(csv_line_of(names))));
+  }
+  const auto summary =
+      CRETO_TRY(metering::read_usage_log(io::real_files(), log, filter, [&](const LoggedEvent& event) -> Result<> {
+        if (table) return add_row(*table, event);
+        return file.append(as_bytes(csv_line(event)));
+      }));
+  if (table) CRETO_TRY(table->finish());
+  return summary.events;
+}
+
+Result<> write_rows(const Json& response, const std::vector<std::string>& by, bool arrow, NewFile& file) {
+  if (!arrow) return file.append(as_bytes(usage_as_csv(response, by)));
+  using enum ArrowField::Type;
+  std::vector<ArrowField> fields;
+  for (const std::string& name : by) fields.push_back({name, text});
+  for (const auto& [name, type] :
+       {std::pair("events", integer), {"units", decimal}, {"cost", decimal}, {"currency", text}})
+    fields.push_back({name, type});
+  ArrowWriter table(std::move(fields), [&](BytesView bytes) { return file.append(bytes); });
+  for (const UsageLine& line : usage_lines(response)) {
+    for (const std::string& key : line.keys) table.text(key);
+    table.integer(std::strtoll(line.events.c_str(), nullptr, 10));
+    CRETO_TRY(table.decimal(line.units));
+    CRETO_TRY(table.decimal(line.cost));
+    line.currency.empty() ? table.null() : table.text(line.currency);
+    CRETO_TRY(table.end_row());
+  }
+  return table.finish();
+}
+
+}  // namespace
+
+Result<Output> export_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage,
+                            const ExportOptions& wanted) {
+  const bool arrow = wanted.file.extension() == ".arrow";
+  if (!arrow && wanted.file.extension() != ".csv")
+    return invalid(fmt::format("`{}`: must end in .csv or .arrow", wanted.file.string()));
+  std::uint64_t rows = 0;
+  if (wanted.events) {
+    if (!usage.type.empty() || !usage.where.empty() || !usage.order.empty() || usage.top > 0)
+      return invalid("--type, --where, --order and --top: belong to sums, not to --events");
+    metering::UsageLogFilter filter{.subject = usage.subject};
+    if (!usage.from.empty()) filter.from = CRETO_TRY(usage_instant("--from", usage.from));
+    if (!usage.until.empty()) filter.until = CRETO_TRY(usage_instant("--until", usage.until));
+    NewFile file = CRETO_TRY(NewFile::create(wanted.file));
+    rows = CRETO_TRY(export_events(filter, wanted.log.empty() ? home.usage() / "log" : wanted.log, arrow, file));
+    CRETO_TRY(file.finish());
+  } else {
+    UsageOptions all = usage;
+    if (all.order.empty() && all.top == 0) all.order = "keys";
+    if (all.top == 0) all.top = rows_max;
+    const Json response = CRETO_TRY(ask_for_usage(home, options, all));
+    NewFile file = CRETO_TRY(NewFile::create(wanted.file));
+    CRETO_TRY(write_rows(response, usage.by, arrow, file));
+    CRETO_TRY(file.finish());
+    rows = usage_lines(response).size();
+  }
+  Output output;
+  output.text = fmt::format("{} {} in `{}`\n", rows, wanted.events ? "events" : "rows", wanted.file.string());
+  output.json = Json{{"rows", rows}, {"file", wanted.file.string()}}.dump(2);
+  return output;
+}
+
+}  // namespace creto::app
