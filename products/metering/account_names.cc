@@ -12,16 +12,18 @@
 namespace creto::metering {
 namespace {
 
-constexpr std::array<std::string_view, subject_kinds> prefixes{"agent:nhi:ed25519:", "human:", "service:", "sub-", ""};
+constexpr std::array<std::string_view, subject_kinds> prefixes{
+    "agent:nhi:ed25519:", "human:", "service:", "sub-", "", "session:"};
 
 std::pair<SubjectKind, std::string_view> split(std::string_view subject) {
   const auto is = [&](SubjectKind kind) { return subject.starts_with(prefixes[static_cast<std::size_t>(kind)]); };
   const char first = subject.empty() ? '\0' : subject.front();
-  const SubjectKind kind = first == 'a'   ? SubjectKind::agent
-                           : first == 'h' ? SubjectKind::human
-                           : first == 's'
-                               ? (is(SubjectKind::service) ? SubjectKind::service : SubjectKind::subscription)
-                               : SubjectKind::other;
+  const SubjectKind kind = first == 'a'               ? SubjectKind::agent
+                           : first == 'h'             ? SubjectKind::human
+                           : first != 's'             ? SubjectKind::other
+                           : is(SubjectKind::service) ? SubjectKind::service
+                           : is(SubjectKind::session) ? SubjectKind::session
+                                                      : SubjectKind::subscription;
   if (!is(kind)) return {SubjectKind::other, subject};
   return {kind, subject.substr(prefixes[static_cast<std::size_t>(kind)].size())};
 }
@@ -74,9 +76,10 @@ constexpr std::uint64_t index_size_min = 1024;
 SubjectKind subject_kind(std::string_view subject) { return split(subject).first; }
 
 std::optional<SubjectKind> each_of(std::string_view subject) {
-  constexpr std::array<std::string_view, 4> each{"agent:*", "human:*", "service:*", "subscription:*"};
+  constexpr std::array<std::string_view, subject_kinds> each{"agent:*",        "human:*", "service:*",
+                                                             "subscription:*", "",        "session:*"};
   const auto found = std::ranges::find(each, subject);
-  if (found == each.end()) return std::nullopt;
+  if (subject.empty() || found == each.end()) return std::nullopt;
   return static_cast<SubjectKind>(found - each.begin());
 }
 

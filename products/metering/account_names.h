@@ -19,9 +19,9 @@ namespace creto::metering {
 enum class AccountNumber : std::uint32_t { none = 0 };
 enum class OrgNumber : std::uint32_t { none = 0 };
 
-/// What kind of subject a name is; "agent:*" means every account of that kind.
-enum class SubjectKind : std::uint8_t { agent, human, service, subscription, other };
-inline constexpr std::size_t subject_kinds = 5;
+/// What kind of subject a name is; "agent:*" means every account of that kind. Copies of counters have the numbers.
+enum class SubjectKind : std::uint8_t { agent, human, service, subscription, other, session };
+inline constexpr std::size_t subject_kinds = 6;
 SubjectKind subject_kind(std::string_view subject);
 /// Of "agent:*" and its like; none of any other subject.
 std::optional<SubjectKind> each_of(std::string_view subject);

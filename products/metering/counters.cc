@@ -84,6 +84,15 @@ class Locked {
 
 }  // namespace
 
+std::string_view session_of(PropertyViews properties) {
+  std::string_view sandbox;
+  for (const auto& [name, value] : properties) {
+    if (name == "session" && !value.empty()) return value;
+    if (name == "sandbox_id") sandbox = value;
+  }
+  return sandbox;
+}
+
 // --- who is asked
 
 AccountNumber Limits::Impl::find(std::string_view org, std::string_view subject) const {
@@ -117,6 +126,10 @@ void take_accounts(Targets& targets, const Use& use, const Limits::Impl& impl, L
   targets.agent_known = targets.count > 0;
   for (auto ancestor = use.chain.rbegin(); ancestor != use.chain.rend(); ++ancestor) {
     if (ancestor->text() != use.agent) take(ancestor->text());
+  }
+  if (impl.books.terms.defaults(targets.org, SubjectKind::session) != 0) {
+    if (const std::string_view session = session_of(use.properties); !session.empty())
+      take(AccountNames::join(SubjectKind::session, session));
   }
   if (use.subscription) billed_to = use.subscription->empty() ? AccountNumber::none : lookup(*use.subscription);
   targets.push(billed_to);
@@ -443,6 +456,15 @@ void Limits::Impl::prefetch(std::span<const AccountNumber> numbers) const {
 
 AccountNumber Limits::account(std::string_view org, std::string_view subject) {
   return impl_->obtain(impl_->names.obtain_org(org), subject);
+}
+
+bool Limits::limits_sessions(std::string_view org) const {
+  const OrgNumber number = impl_->names.find_org(org);
+  return number != OrgNumber::none && impl_->books.terms.defaults(number, SubjectKind::session) != 0;
+}
+
+AccountNumber Limits::session_account(std::string_view org, std::string_view session) {
+  return account(org, AccountNames::join(SubjectKind::session, session));
 }
 
 Words Limits::words_of_fact(std::string_view org, std::string_view event_type, std::string_view action,

@@ -28,8 +28,11 @@
 //   limits.load(bytes);                                         and comes back at the next start
 namespace creto::metering {
 
-/// Agent, its ancestors and a subscription.
-inline constexpr std::size_t accounts_per_use_max = delegation_chain_max_depth + 2;
+/// Agent, its ancestors, a session and a subscription.
+inline constexpr std::size_t accounts_per_use_max = delegation_chain_max_depth + 3;
+
+/// The session that a use belongs to: what its property `session` says, else its sandbox. Empty: none.
+std::string_view session_of(PropertyViews properties);
 
 /// Use that happens or shall happen.
 struct Use {
@@ -180,6 +183,9 @@ class Limits {
   // --- facts in bulk
   /// The number of that identity or subscription, from now on.
   AccountNumber account(std::string_view org, std::string_view subject);
+  /// Whether anything was ever said of the organization's sessions: then a use counts for its session, too.
+  bool limits_sessions(std::string_view org) const;
+  AccountNumber session_account(std::string_view org, std::string_view session);
   /// Good until the next `put_quota`.
   Words words_of_fact(std::string_view org, std::string_view event_type, std::string_view action = {},
                       PropertyViews properties = {});

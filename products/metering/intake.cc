@@ -229,7 +229,15 @@ NanoMoney Intake::cost_of(const RecordView& record) const {
   return nanos ? *nanos : NanoMoney{0};
 }
 
-Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record) {
+Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record,
+                     WithSession* with_session) {
+  if (with_session != nullptr) {
+    if (const std::string_view session = session_of(record.properties); !session.empty()) {
+      auto& all = with_session->emplace_back(accounts.begin(), accounts.end());
+      all.push_back(limits_.session_account(org, session));
+      accounts = all;
+    }
+  }
   const std::string_view action = record.type == "action" ? record.property("action") : std::string_view();
   Fact fact{.accounts = accounts,
             .words = limits_.words_of_fact(org, record.type, action, record.properties),
@@ -323,9 +331,11 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
   const auto count = [&](std::span<const Outcome> outcomes, Instant arrived) {
     work.facts.clear();
     work.event_of.clear();
+    WithSession with_session;
+    WithSession* const sessions = limits_.limits_sessions(ctx.org) ? &with_session : nullptr;
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
       if (outcomes[i].kind != Outcome::Kind::accepted) continue;
-      work.facts.push_back(fact_of(ctx.org, work.accounts[i], work.events[i].record));
+      work.facts.push_back(fact_of(ctx.org, work.accounts[i], work.events[i].record, sessions));
       work.event_of.push_back(static_cast<std::uint32_t>(i));
     }
     std::vector<Notice> notices;
@@ -361,7 +371,8 @@ void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reache
   arrived_ = event.arrived;
   const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
   const auto accounts = intake_.accounts_of(event.attribution, accounts_[facts_.size()]);
-  facts_.push_back(intake_.fact_of(org, accounts, event.record));
+  const bool sessions = intake_.limits_.limits_sessions(org);
+  facts_.push_back(intake_.fact_of(org, accounts, event.record, sessions ? &with_session_ : nullptr));
   events_.push_back({event.id, event.attribution});
 }
 
@@ -377,6 +388,7 @@ void Intake::Recount::finish(std::vector<Reached>& reached) {
   }
   facts_.clear();
   events_.clear();
+  with_session_.clear();
 }
 
 Properties properties_of(const RecordView& record) {

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -85,6 +86,7 @@ class Intake {
     Intake& intake_;
     Instant arrived_{};
     std::vector<Accounts> accounts_ = std::vector<Accounts>(batch);
+    std::deque<std::vector<AccountNumber>> with_session_;
     std::vector<Fact> facts_;
     std::vector<Event> events_;
   };
@@ -107,7 +109,10 @@ class Intake {
   std::span<const AccountNumber> accounts_of(AttributionNumber attribution, Accounts& room);
   AccountNumber account_of(SubjectNumber subject);
   Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
-  Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record);
+  /// The accounts of facts that count for a session, too; keep them as long as the facts.
+  using WithSession = std::deque<std::vector<AccountNumber>>;
+  Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record,
+               WithSession* with_session);
 
   Ledger& ledger_;
   Limits& limits_;

@@ -46,7 +46,8 @@ Result<> check_subject(std::string_view path, const std::string& subject) {
   if (subject.size() > subject_bytes_max)
     return invalid(path, fmt::format("must be at most {} bytes", subject_bytes_max));
   if (each_of(subject) || SubscriptionId::parse(subject) || Identity::parse(subject)) return {};
-  return invalid(path, "must be an identity, a subscription id, or \"agent:*\" for each agent");
+  if (subject_kind(subject) == SubjectKind::session && is_valid_utf8(subject)) return {};
+  return invalid(path, "must be an identity, a subscription id, \"session:<name>\", or \"agent:*\" for each agent");
 }
 
 Result<> check_match(const std::vector<PropertyMatch>& match) {

@@ -69,14 +69,11 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
   ledger_ = CRETO_TRY(Ledger::open(
       std::move(log), files, directory, clock_, telemetry_,
       {.idempotency_window = options_.idempotency_window,
-       .sealed =
-           [this](std::uint32_t segment) {
-             if (segment % checkpoint_segments != 0) return;
-             if (auto saved = checkpoint(); !saved) {
-               telemetry_.log(LogLevel::warn, "metering", "checkpoint_failed", nullptr,
-                              {{"error", saved.error().to_string()}});
-             }
-           }},
+       .sealed = [this](std::uint32_t segment) -> Result<> {
+         // While its blocks are still in memory, and before anybody asks.
+         CRETO_TRY(columns_->seal(segment));
+         return segment % checkpoint_segments == 0 ? checkpoint() : Result<>();
+       }},
       [&](Ledger& ledger, BytesView counters) -> Result<> {
         CRETO_TRY(restore(ledger, counters));
         recount.emplace(*intake_);
@@ -187,24 +184,64 @@ Result<EventEnvelope> MeteringService::signed_envelope(const Context& ctx, std::
 // --- the bus, and time
 // ---------------------------------------------------------------------------------------------------
 
-Result<> MeteringService::on_usage(const Context& ctx, std::string_view message_id, std::uint32_t attempt,
-                                   const std::string& body) {
-  const auto taken = ingest(ctx, body);
-  if (taken) return {};
-  const Error& failed = taken.error();
-  if (failed.category() == ErrorCategory::transient) return failed;
-  if (failed.kind() == ErrorKind::not_found && attempt < unknown_agent_attempts) return failed;
+/// What has arrived together is taken together: the log is synced once for it.
+std::vector<Result<>> MeteringService::on_usage(std::span<const bus::BusMessage> messages) {
+  std::vector<Result<>> results(messages.size());
+  for (std::size_t from = 0; from < messages.size();) {
+    std::size_t until = from + 1;
+    while (until < messages.size() && messages[until].org == messages[from].org) ++until;
+    const auto of_org = std::span(results).subspan(from, until - from);
+    if (auto done = on_usage_of_org(messages.subspan(from, until - from), of_org); !done) {
+      std::ranges::fill(of_org, Result<>(std::move(done).error().with_retryable(true)));
+    }
+    from = until;
+  }
+  return results;
+}
+
+/// Errors: nothing is known of any of them.
+Result<> MeteringService::on_usage_of_org(std::span<const bus::BusMessage> messages, std::span<Result<>> results) {
+  const Context ctx = context_of(messages.front());
+  std::vector<std::string> bodies;
+  for (const bus::BusMessage& message : messages) bodies.push_back(message.body);
+  const auto answers = CRETO_TRY(ingest_batch(ctx, bodies));
+  std::vector<std::size_t> rejected;
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    if (answers[i]) continue;
+    const Error& failed = answers[i].error();
+    const bool again = failed.category() == ErrorCategory::transient ||
+                       (failed.kind() == ErrorKind::not_found && messages[i].attempt < unknown_agent_attempts);
+    if (again) {
+      // It is delivered again with all that follows; then these are decided.
+      results[i] = failed;
+      break;
+    }
+    rejected.push_back(i);
+  }
+  if (rejected.empty()) return {};
   // Nothing that comes again will be better: keep it for a human, say so, and go on.
-  telemetry_.log(LogLevel::warn, "metering", "event_rejected", &ctx,
-                 {{"message", message_id}, {"error", failed.to_string()}});
   return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
-    CRETO_TRY(store::insert_rejected(tx, ctx.org, {std::string(message_id), failed.to_string(), body, clock_.now()}));
-    auto record = audit::AuditRecord::of(ctx, "event_rejected", fmt::format("metering:event:{}", message_id),
-                                         audit::Outcome::denied);
-    record.outcome_detail = failed.to_string();
-    CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+    for (const std::size_t i : rejected) {
+      const bus::BusMessage& message = messages[i];
+      const std::string failed = answers[i].error().to_string();
+      const Context its_own = context_of(message);
+      telemetry_.log(LogLevel::warn, "metering", "event_rejected", &its_own,
+                     {{"message", message.message_id}, {"error", failed}});
+      CRETO_TRY(store::insert_rejected(tx, ctx.org, {message.message_id, failed, message.body, clock_.now()}));
+      auto record = audit::AuditRecord::of(
+          its_own, "event_rejected", fmt::format("metering:event:{}", message.message_id), audit::Outcome::denied);
+      record.outcome_detail = failed;
+      CRETO_TRY(audit::record(tx, its_own, std::move(record)));
+    }
     return {};
   });
+}
+
+Context MeteringService::context_of(const bus::BusMessage& message) const {
+  Context ctx = Context::of_service(self_);
+  ctx.org = message.org;
+  ctx.trace = message.trace;
+  return ctx;
 }
 
 /// 001 §7.3: an approver raised a quota.
@@ -234,22 +271,14 @@ Result<> MeteringService::on_decision(const Context& ctx, const std::string& bod
 }
 
 Result<> MeteringService::attach(bus::Bus& bus) {
-  const auto context_of = [this](const bus::BusMessage& message) {
-    Context ctx = Context::of_service(self_);
-    ctx.org = message.org;
-    ctx.trace = message.trace;
-    return ctx;
-  };
-  CRETO_TRY(bus.subscribe("metering-usage", "metering.events.>",
-                          [this, context_of](const bus::BusMessage& message) {
-                            return on_usage(context_of(message), message.message_id, message.attempt, message.body);
-                          },
-                          {.attempts_max = 1'000}));
-  CRETO_TRY(bus.subscribe(
-      "metering-decisions", contracts::OversightDecisionEvent::subject.data(),
-      [this, context_of](const bus::BusMessage& message) { return on_decision(context_of(message), message.body); }));
+  CRETO_TRY(bus.subscribe_batches("metering-usage", "metering.events.>",
+                                  [this](std::span<const bus::BusMessage> messages) { return on_usage(messages); },
+                                  {.attempts_max = 1'000}));
+  CRETO_TRY(
+      bus.subscribe("metering-decisions", contracts::OversightDecisionEvent::subject.data(),
+                    [this](const bus::BusMessage& message) { return on_decision(context_of(message), message.body); }));
   return bus.subscribe("metering-invoices", "metering.invoices",
-                       [this, context_of](const bus::BusMessage& message) -> Result<> {
+                       [this](const bus::BusMessage& message) -> Result<> {
                          const InvoiceId id = CRETO_TRY(InvoiceId::parse(message.body));
                          return deliver(context_of(message), id);
                        },
@@ -276,7 +305,7 @@ Result<> MeteringService::tick() {
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
-  // Queries make what is missing: no reason not to bill.
+  // What a stop left out. Queries make what is missing: no reason not to bill.
   if (auto sealed = columns_->seal_all(); !sealed) {
     telemetry_.log(LogLevel::warn, "metering", "columns_failed", nullptr, {{"error", sealed.error().to_string()}});
   }

@@ -10,6 +10,7 @@
 #include "counters.h"
 #include "creto/authz/authz.h"
 #include "creto/consensus/timestamp_source.h"
+#include "creto/io/bus.h"
 #include "creto/metering/metering.h"
 #include "creto/nhi/nhi.h"
 #include "facts.h"
@@ -56,6 +57,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<std::vector<Result<Ingested>>> ingest_batch(const Context& ctx,
                                                      std::span<const std::string> envelopes) override;
   Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) override;
+  Result<> ingest_stream(const Context& ctx, const NextBatch& next, const BatchAnswer& answered) override;
   Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override;
   Result<Ingested> replay_rejected(const Context& ctx, std::string_view id) override;
   Result<> drop_rejected(const Context& ctx, std::string_view id) override;
@@ -158,6 +160,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
                                         const DelegationChain& chain, std::string payload, EventId id);
   Context own(const Context& ctx) const;
+  Context context_of(const bus::BusMessage& message) const;
   Result<> ensure_identity(const Context& ctx);
   Result<NanoMoney> cost_of(const Money& cost) const;
   Result<NanoMoney> limited_cost(const Money& cost) const;
@@ -177,7 +180,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> give_back_credits(sql::Tx& tx, const Context& ctx, const Invoice& invoice);
   Result<> finish_top_up(sql::Tx& tx, const Context& ctx, const Invoice& invoice);
   Result<> deliver(const Context& ctx, const InvoiceId& id);
-  Result<> on_usage(const Context& ctx, std::string_view message_id, std::uint32_t attempt, const std::string& body);
+  std::vector<Result<>> on_usage(std::span<const bus::BusMessage> messages);
+  Result<> on_usage_of_org(std::span<const bus::BusMessage> messages, std::span<Result<>> results);
   Result<> on_decision(const Context& ctx, const std::string& body);
 
   sql::Database& database_;

@@ -165,6 +165,11 @@ Result<std::vector<Result<Ingested>>> MeteringService::ingest_records(const Cont
   return finish(ctx, *std::move(answers), reached);
 }
 
+Result<> MeteringService::ingest_stream(const Context& ctx, const NextBatch& next, const BatchAnswer& answered) {
+  while (auto batch = next()) answered(ingest_records(ctx, *batch));
+  return {};
+}
+
 /// Counts the answers and tells who has to know of limits. The events are durable already: trouble with a notice is
 /// logged, and `tick` tries it again.
 Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx, Result<Intake::Answers> answers,

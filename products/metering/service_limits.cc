@@ -99,12 +99,22 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
 Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const Ledger& ledger, const std::string& org,
                                                             const Quota& quota, Instant from) const {
   std::vector<Limits::Seed> seeds;
+  const bool of_session = subject_kind(quota.subject) == SubjectKind::session;
   const SubjectNumber subject = ledger.subjects().find(org, quota.subject);
-  if (subject == 0) return seeds;
+  if (subject == 0 && !of_session) return seeds;
   const BlockAddress first = CRETO_TRY(ledger.first_at(from));
   CRETO_TRY(ledger.scan(first, ledger.position().end, [&](const StoredEvent& event) -> Result<> {
     const RecordView& record = event.record;
-    if (event.arrived < from || !ledger.subjects().attribution(event.attribution).counts_for(subject)) return {};
+    if (event.arrived < from) return {};
+    const Attribution& attribution = ledger.subjects().attribution(event.attribution);
+    if (of_session) {
+      const std::string_view session = session_of(record.properties);
+      if (session.empty() || AccountNames::join(SubjectKind::session, session) != quota.subject ||
+          ledger.subjects().subject(attribution.agent).org != org)
+        return {};
+    } else if (!attribution.counts_for(subject)) {
+      return {};
+    }
     const bool of_type = quota.event_type.empty() || record.type == quota.event_type ||
                          (record.type == "action" && record.property("action") == quota.event_type);
     const bool matches = std::ranges::all_of(quota.match, [&](const PropertyMatch& match) {
@@ -236,16 +246,19 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
                                                                         request.properties.end());
   const Instant now = clock_.now();
   const Instant until = now + request.hold_for;
-  // A name that is no usage type is that of an action.
-  const Verdict verdict = limits_.reserve(request.id,
-                                          {.org = ctx.org,
-                                           .agent = request.agent.text(),
-                                           .chain = request.delegation_chain,
-                                           .event_type = request.event_type,
-                                           .properties = properties,
-                                           .units = units,
-                                           .cost = cost},
-                                          now, until);
+  // A name that is no usage type is that of an action; likewise the action that the event will name.
+  const auto action = request.event_type == "action" ? request.properties.find("action") : request.properties.end();
+  const Verdict verdict =
+      limits_.reserve(request.id,
+                      {.org = ctx.org,
+                       .agent = request.agent.text(),
+                       .chain = request.delegation_chain,
+                       .event_type = request.event_type,
+                       .action = action == request.properties.end() ? std::string_view() : action->second,
+                       .properties = properties,
+                       .units = units,
+                       .cost = cost},
+                      now, until);
   if (verdict.kind == Verdict::Kind::granted) {
     probe_.granted();
     return contracts::Hold{request.id, until};
@@ -274,11 +287,19 @@ Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& 
   }
   if (request.chain.size() > delegation_chain_max_depth)
     return error(ErrorKind::invalid_input, "delegation chain: is too deep");
+  // What the context and the resource say are properties, as the event will say them.
+  std::vector<std::pair<std::string_view, std::string_view>> properties;
+  if (request.resource.type == "Model") properties.emplace_back("model_id", request.resource.id);
+  for (const auto& [name, value] : request.context) {
+    if (const auto* text = value.as<std::string>(); text != nullptr && properties.size() < spend_properties_max)
+      properties.emplace_back(name, *text);
+  }
   const Use use{.org = ctx.org,
                 .agent = request.principal.text(),
                 .chain = request.chain,
                 .event_type = type,
                 .action = request.action,
+                .properties = properties,
                 .units = 1};
   const Instant now = clock_.now();
   if (limits_.allows(use, now)) return std::optional<authz::Decision>();

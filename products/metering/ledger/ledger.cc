@@ -502,7 +502,7 @@ Result<BlockAddress> Ledger::first_at(Instant when) const {
 
 void Ledger::settle() {
   std::unique_lock lock(maintenance_mutex_);
-  work_.wait(lock, [&] { return (frozen_.empty() && !busy_) || stopping_; });
+  work_.wait(lock, [&] { return (frozen_.empty() && due_.empty() && !busy_) || stopping_; });
 }
 
 std::size_t Ledger::memory_bytes() const {
@@ -510,33 +510,37 @@ std::size_t Ledger::memory_bytes() const {
   return index_->memory_bytes();
 }
 
-/// Turns full tables of keys into runs and runs into larger ones.
+/// Turns full tables of keys into runs and runs into larger ones, and tells who waits for full segments.
 void Ledger::maintain() {
   std::unique_lock lock(maintenance_mutex_);
-  while (!stopping_) {
-    work_.wait(lock, [&] { return stopping_ || !frozen_.empty(); });
-    if (stopping_) return;
+  // Runs `work` without the lock; logs why it failed.
+  const auto succeeds = [&](const char* event, const auto& work) {
     busy_ = true;
-    const Frozen frozen = frozen_.front();
     lock.unlock();
-    const auto done = make_runs(frozen);
+    const Result<> done = work();
+    if (!done) telemetry_.log(LogLevel::error, "metering", event, nullptr, {{"error", done.error().to_string()}});
     lock.lock();
     busy_ = false;
-    if (done) {
-      frozen_.erase(frozen_.begin());
-      if (options_.sealed) {
-        busy_ = true;
-        lock.unlock();
-        options_.sealed(frozen.segment);
-        lock.lock();
-        busy_ = false;
+    return done.has_value();
+  };
+  while (!stopping_) {
+    work_.wait(lock, [&] { return stopping_ || !frozen_.empty() || !due_.empty(); });
+    bool good = true;
+    if (!stopping_ && !frozen_.empty()) {
+      const Frozen frozen = frozen_.front();
+      // Where it fails, the keys stay in memory, and at the next start in the log.
+      good = succeeds("key_run_failed", [&] { return make_runs(frozen); });
+      if (good) {
+        frozen_.erase(frozen_.begin());
+        if (options_.sealed) due_.push_back(frozen.segment);
       }
-    } else {
-      // The keys stay in memory, and at the next start in the log.
-      telemetry_.log(LogLevel::error, "metering", "key_run_failed", nullptr, {{"error", done.error().to_string()}});
-      work_.wait_for(lock, std::chrono::seconds(10), [&] { return stopping_; });
+    }
+    while (good && !stopping_ && !due_.empty()) {
+      good = succeeds("segment_follow_up_failed", [&, segment = due_.front()] { return options_.sealed(segment); });
+      if (good) due_.erase(due_.begin());
     }
     work_.notify_all();
+    if (!good) work_.wait_for(lock, options_.sealed_again_after, [&] { return stopping_; });
   }
 }
 

@@ -70,8 +70,10 @@ struct LedgerOptions {
   Nanos idempotency_window = std::chrono::hours(24 * 7);  ///< from arrival
   std::uint32_t segment_events_max = 1'000'000;
   std::uint64_t segment_bytes_max = 256 << 20;
-  /// Called on the maintenance thread when a segment is full and its keys are in a run.
-  std::function<void(std::uint32_t segment)> sealed{};
+  /// Called on the maintenance thread when a segment is full and its keys are in a run; again, a while later, where it
+  /// fails. What is still due at a stop is not called any more.
+  std::function<Result<>(std::uint32_t segment)> sealed{};
+  Nanos sealed_again_after = std::chrono::seconds(10);
 };
 
 /// Every event once: takes batches from many threads, tells repetitions apart, and makes what is new durable, many
@@ -133,7 +135,7 @@ class Ledger {
   BlockAddress pause(const std::function<void()>& fn);
   /// A block at or before the first one that arrived at `when` or later.
   Result<BlockAddress> first_at(Instant when) const;
-  /// Waits until no run of keys is being written or merged.
+  /// Waits until no run of keys is being written or merged and `sealed` has succeeded for every full segment.
   void settle();
   std::size_t memory_bytes() const;
 
@@ -190,6 +192,7 @@ class Ledger {
   };
   Result<> make_runs(const Frozen& frozen);
   std::vector<Frozen> frozen_;
+  std::vector<std::uint32_t> due_;  ///< full segments for which `sealed` has not succeeded
   bool busy_ = false;
   bool stopping_ = false;
   std::thread maintenance_;

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "creto/contracts/message_cost_tracker.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/metering/metering_rpc.h"
@@ -33,6 +35,31 @@ class MeteringClient final : public Metering {
     if (batch.signature) proto::set_signature(request.mutable_signature(), *batch.signature);
     const auto response = CRETO_TRY(call<v1::IngestBatchResponse>(ctx, "IngestRecords", request, repeatable));
     return answers_of(response);
+  }
+  Result<> ingest_stream(const Context& ctx, const NextBatch& next, const BatchAnswer& answered) override {
+    Result<> malformed;
+    CRETO_TRY((channel_->exchange<v1::IngestRecordsRequest, v1::IngestStreamResponse>(
+        ctx, "/creto.metering.v1.MeteringService/IngestStream",
+        [&](v1::IngestRecordsRequest& request) {
+          auto batch = next();
+          if (!batch) return false;
+          request.Clear();
+          for (std::string& record : batch->records) request.add_records(std::move(record));
+          request.set_reporter(std::move(batch->reporter));
+          if (batch->signature) proto::set_signature(request.mutable_signature(), *batch->signature);
+          return true;
+        },
+        [&](const v1::IngestStreamResponse& response) {
+          if (response.has_error()) {
+            answered(from_proto(response.error()));
+            return true;
+          }
+          auto answers = answers_of(response);
+          malformed = answers ? Result<>() : Result<>(answers.error());
+          if (answers) answered(*std::move(answers));
+          return malformed.has_value();
+        })));
+    return malformed;
   }
   Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) override {
     v1::ListRejectedEventsRequest request;
@@ -402,6 +429,26 @@ class MeteringClient final : public Metering {
       }
       const auto id = CRETO_TRY(proto::from_id<EventId>(item.event_id(), "event_id"));
       answers.emplace_back(Ingested{id, item.duplicate()});
+    }
+    return answers;
+  }
+  static Result<std::vector<Result<Ingested>>> answers_of(const v1::IngestStreamResponse& response) {
+    const std::string& ids = response.event_ids();
+    ByteArray<16> id{};
+    if (ids.size() % id.size() != 0) return proto::bad_field("event_ids", "must have 16 bytes each");
+    std::vector<Result<Ingested>> answers;
+    answers.reserve(ids.size() / id.size());
+    for (std::size_t at = 0; at < ids.size(); at += id.size()) {
+      std::memcpy(id.data(), ids.data() + at, id.size());
+      answers.emplace_back(Ingested{EventId::from_bytes(id), false});
+    }
+    for (const std::uint32_t place : response.duplicates()) {
+      if (place >= answers.size()) return proto::bad_field("duplicates", "must be places of records");
+      answers[place]->duplicate = true;
+    }
+    for (const auto& refusal : response.refused()) {
+      if (refusal.record() >= answers.size()) return proto::bad_field("refused", "must be places of records");
+      answers[refusal.record()] = from_proto(refusal.error());
     }
     return answers;
   }

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "creto/contracts/message_cost_tracker.h"
+#include "creto/io/proto_json.h"
 #include "creto/io/rpc.h"
 #include "creto/metering/metering_rpc.h"
 #include "rpc/convert.h"
@@ -69,30 +70,80 @@ v1::IngestBatchResponse answers_of(std::span<const Result<Ingested>> answers) {
   return out;
 }
 
-/// Takes what can be encoded; what cannot is refused in its place.
-template <class Events>
-Result<v1::IngestBatchResponse> ingest_encoded(const Context& ctx, Metering& metering, const Events& events) {
-  constexpr int reports_max = 1'000;
-  if (events.size() > reports_max) {
-    return Error(Product::metering, ErrorKind::too_large, fmt::format("events: must be at most {}", reports_max));
-  }
-  std::vector<std::optional<Error>> refused;
+Result<std::vector<Result<Ingested>>> take_records(const Context& ctx, Metering& metering,
+                                                   const v1::IngestRecordsRequest& request) {
   RecordBatch batch;
-  for (const auto& event : events) {
-    auto record = record_of(event);
-    refused.push_back(record ? std::nullopt : std::optional(record.error()));
+  batch.records.assign(request.records().begin(), request.records().end());
+  batch.reporter = request.reporter();
+  if (request.has_signature()) batch.signature = proto::from_signature(request.signature());
+  return metering.ingest_records(ctx, batch);
+}
+
+v1::IngestStreamResponse stream_answer_of(std::span<const Result<Ingested>> answers) {
+  v1::IngestStreamResponse out;
+  std::string& ids = *out.mutable_event_ids();
+  ids.resize(answers.size() * sizeof(ByteArray<16>));
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    const auto place = static_cast<std::uint32_t>(i);
+    if (!answers[i]) {
+      auto* refusal = out.add_refused();
+      refusal->set_record(place);
+      *refusal->mutable_error() = to_proto(answers[i].error());
+      continue;
+    }
+    std::ranges::copy(answers[i]->id.bytes(), ids.begin() + static_cast<std::ptrdiff_t>(i * sizeof(ByteArray<16>)));
+    if (answers[i]->duplicate) out.add_duplicates(place);
+  }
+  return out;
+}
+
+constexpr std::size_t reports_max = 1'000;
+
+/// Takes what could be encoded; what could not is refused in its place.
+Result<v1::IngestBatchResponse> take_encoded(const Context& ctx, Metering& metering,
+                                             std::vector<Result<std::string>> records) {
+  RecordBatch batch;
+  batch.records.reserve(records.size());
+  for (auto& record : records) {
     if (record) batch.records.push_back(*std::move(record));
   }
-  const auto taken = CRETO_TRY(metering.ingest_records(ctx, batch));
+  auto taken = CRETO_TRY(metering.ingest_records(ctx, batch));
+  if (taken.size() == records.size()) return answers_of(taken);
   std::vector<Result<Ingested>> answers;
-  for (std::size_t i = 0, next = 0; i < refused.size(); ++i) {
-    if (refused[i]) {
-      answers.emplace_back(*refused[i]);
-    } else {
-      answers.push_back(taken[next++]);
-    }
+  std::size_t next = 0;
+  for (const auto& record : records) {
+    answers.push_back(record ? std::move(taken[next++]) : Result<Ingested>(record.error()));
   }
   return answers_of(answers);
+}
+
+template <class Events>
+Result<std::vector<Result<std::string>>> records_of(const Events& events) {
+  if (events.size() > static_cast<int>(reports_max))
+    return Error(Product::metering, ErrorKind::too_large, fmt::format("events: must be at most {}", reports_max));
+  std::vector<Result<std::string>> records;
+  for (const auto& event : events) records.push_back(record_of(event));
+  return records;
+}
+
+/// As protobuf would write it.
+Result<std::string> json_of_answers(const google::protobuf::Message& response) {
+  const auto& answers = static_cast<const v1::IngestBatchResponse&>(response);
+  std::string json = R"({"items":[)";
+  json.reserve(json.size() + static_cast<std::size_t>(answers.items_size()) * 80);
+  for (const auto& item : answers.items()) {
+    if (json.back() != '[') json += ',';
+    json += R"({"event_id":")";
+    json += item.event_id();
+    json += item.duplicate() ? R"(","duplicate":true)" : R"(","duplicate":false)";
+    if (item.has_error()) {
+      json += R"(,"error":)";
+      json += CRETO_TRY(proto::message_to_json(item.error()));
+    }
+    json += '}';
+  }
+  json += "]}";
+  return json;
 }
 
 void register_events(rpc::Service& service, Metering& metering) {
@@ -111,21 +162,40 @@ void register_events(rpc::Service& service, Metering& metering) {
   service.unary<v1::IngestRecordsRequest, v1::IngestBatchResponse>(
       "IngestRecords", {.idempotent = true},
       [&metering](const Context& ctx, const v1::IngestRecordsRequest& request) -> Result<v1::IngestBatchResponse> {
-        RecordBatch batch;
-        batch.records.assign(request.records().begin(), request.records().end());
-        batch.reporter = request.reporter();
-        if (request.has_signature()) batch.signature = proto::from_signature(request.signature());
-        const auto answers = CRETO_TRY(metering.ingest_records(ctx, batch));
+        const auto answers = CRETO_TRY(take_records(ctx, metering, request));
         return answers_of(answers);
       });
+  service.exchange<v1::IngestRecordsRequest, v1::IngestStreamResponse>(
+      "IngestStream", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::IngestRecordsRequest& request) -> Result<v1::IngestStreamResponse> {
+        const auto answers = CRETO_TRY(take_records(ctx, metering, request));
+        return stream_answer_of(answers);
+      },
+      [](const Error& error) {
+        v1::IngestStreamResponse out;
+        *out.mutable_error() = to_proto(error);
+        return out;
+      });
   service.unary<v1::ReportUsageRequest, v1::IngestBatchResponse>(
-      "ReportUsage", {.idempotent = true}, [&metering](const Context& ctx, const v1::ReportUsageRequest& request) {
-        return ingest_encoded(ctx, metering, request.events());
+      "ReportUsage", {.idempotent = true, .write_body = json_of_answers},
+      [&metering](const Context& ctx, const v1::ReportUsageRequest& request) -> Result<v1::IngestBatchResponse> {
+        auto records = CRETO_TRY(records_of(request.events()));
+        return take_encoded(ctx, metering, std::move(records));
       });
   service.unary<v1::IngestCloudEventsRequest, v1::IngestBatchResponse>(
-      "IngestCloudEvents", {.idempotent = true},
-      [&metering](const Context& ctx, const v1::IngestCloudEventsRequest& request) {
-        return ingest_encoded(ctx, metering, request.events());
+      "IngestCloudEvents",
+      {.idempotent = true,
+       .read_body = [](std::string_view body, v1::IngestCloudEventsRequest& request) -> Result<> {
+         request.set_json(std::string(body));
+         return {};
+       },
+       .write_body = json_of_answers},
+      [&metering](const Context& ctx, const v1::IngestCloudEventsRequest& request) -> Result<v1::IngestBatchResponse> {
+        if (!request.json().empty() && !request.events().empty())
+          return proto::bad_field("json", "must be empty beside `events`");
+        auto records = CRETO_TRY(request.json().empty() ? records_of(request.events())
+                                                        : records_of_json(request.json(), reports_max));
+        return take_encoded(ctx, metering, std::move(records));
       });
   service.unary<v1::RejectedEventRequest, v1::IngestResponse>(
       "ReplayRejectedEvent", {.idempotent = true},

@@ -1,9 +1,12 @@
 #include "rpc/usage_records.h"
 
 #include <fmt/format.h>
+#include <simdjson.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
-#include <deque>
+#include <utility>
 
 #include "creto/io/proto.h"
 #include "ledger/usage_record.h"
@@ -16,45 +19,145 @@ using google::protobuf::Struct;
 using google::protobuf::Value;
 
 constexpr double exact_max = 9'007'199'254'740'992;  // 2^53: beyond it JSON's numbers are not all whole
+constexpr std::size_t json_depth_max = 64;
+constexpr std::size_t members_max = record_properties_max + 3;
 
 Error invalid(std::string_view field, std::string_view rule) {
   return Error(Product::metering, ErrorKind::invalid_input, fmt::format("{}: {}", field, rule));
 }
 
-/// Checked as it will be when it is taken, so that the error names what the caller wrote.
-Result<std::string> encoded(const RecordView& record) {
-  Bytes bytes;
-  encode_record(record, bytes);
-  RecordScratch scratch;
-  CRETO_TRY(parse_record(bytes, scratch));
-  return std::string(as_text(bytes));
-}
+/// Encodes one record after another.
+class Encoder {
+ public:
+  /// Checked as it will be when it is taken, so that the error names what the caller wrote.
+  Result<std::string> encode(const RecordView& record) {
+    bytes_.clear();
+    scratch_.clear();
+    encode_record(record, bytes_);
+    CRETO_TRY(parse_record(bytes_, scratch_));
+    return std::string(as_text(bytes_));
+  }
 
-Result<std::string> text_of(const std::string& name, const Value& value) {
-  switch (value.kind_case()) {
-    case Value::kStringValue:
-      return value.string_value();
-    case Value::kBoolValue:
-      return std::string(value.bool_value() ? "true" : "false");
-    case Value::kNumberValue: {
-      const double number = value.number_value();
-      if (!std::isfinite(number) || std::abs(number) > exact_max) {
-        return invalid("data." + name, "is beyond 2^53: write it as a string");
-      }
-      return fmt::format("{}", number);
+ private:
+  Bytes bytes_;
+  RecordScratch scratch_;
+};
+
+/// A CloudEvent, whatever it was read from, which it borrows. The members of `data` are text.
+class CloudEvent {
+ public:
+  enum Attribute : std::size_t { specversion, id, source, type, subject, time };
+
+  void clear() {
+    attributes_ = {};
+    members_ = 0;
+  }
+  /// Others than those of usage are nothing to us.
+  Result<> set(std::string_view name, std::string_view value) {
+    const auto found = std::ranges::find(names, name);
+    if (found == names.end()) return {};
+    std::string_view& attribute = attributes_[static_cast<std::size_t>(found - names.begin())];
+    if (!attribute.empty()) return invalid(name, "must be given once");
+    attribute = value;
+    return {};
+  }
+  Result<> add(std::string_view name, std::string_view value) {
+    if (!is_name(name)) return invalid(fmt::format("data.{}", name.substr(0, 64)), name_rule);
+    if (members_ == members_max)
+      return invalid("data", fmt::format("must have at most {} members", record_properties_max));
+    data_[members_++] = {name, value};
+    return {};
+  }
+  Result<> add(std::string_view name, double number) {
+    if (!std::isfinite(number) || std::abs(number) > exact_max)
+      return invalid(fmt::format("data.{}", name.substr(0, 64)), "is beyond 2^53: write it as a string");
+    auto& room = numbers_[std::min(members_, members_max - 1)];
+    const auto end = fmt::format_to_n(room.data(), room.size(), "{}", number);
+    return add(name, {room.data(), end.size});
+  }
+  static Error no_text(std::string_view name) {
+    return invalid(fmt::format("data.{}", name.substr(0, 64)), "must be a string, a number or a boolean");
+  }
+
+  Result<std::string> encode(Encoder& encoder) {
+    for (const Attribute attribute : {specversion, id, source, type, subject}) {
+      if (attributes_[attribute].empty()) return invalid(names[attribute], "is required");
+      if (attribute == specversion && attributes_[attribute] != "1.0") return invalid("specversion", "must be 1.0");
     }
-    default:
-      return invalid("data." + name, "must be a string, a number or a boolean");
+    // Without it a repetition would be another event: the server would have to make a time up.
+    if (attributes_[time].empty()) return invalid("time", "is required");
+    const auto when = from_rfc3339(attributes_[time]);
+    if (!when) return invalid("time", "must be RFC 3339");
+    RecordView record{.bytes = {},
+                      .agent = attributes_[subject],
+                      .source = attributes_[source],
+                      .type = attributes_[type],
+                      .key = attributes_[id],
+                      .time = *when,
+                      .properties = {}};
+    // Sorted, so that the same event is the same record to the last bit.
+    const std::span<PropertyView> data(data_.data(), members_);
+    std::ranges::sort(data);
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < data.size(); ++i) {
+      const auto [name, value] = data[i];
+      if (i > 0 && data[i - 1].first == name) return invalid(fmt::format("data.{}", name), "must be given once");
+      if (name == "units") {
+        record.units = value;
+      } else if (name == "cost") {
+        record.cost = value;
+      } else if (name == "currency") {
+        record.currency = value;
+      } else {
+        properties_[kept++] = data[i];
+      }
+    }
+    if (kept > record_properties_max)
+      return invalid("data", fmt::format("must have at most {} members", record_properties_max));
+    record.properties = std::span(properties_.data(), kept);
+    return encoder.encode(record);
   }
-}
 
-Result<std::string> attribute(const Struct& event, const char* name) {
-  const auto found = event.fields().find(name);
-  if (found == event.fields().end() || found->second.kind_case() != Value::kStringValue ||
-      found->second.string_value().empty()) {
-    return invalid(name, "is required");
+ private:
+  static constexpr std::array<std::string_view, 6> names{"specversion", "id", "source", "type", "subject", "time"};
+  std::array<std::string_view, names.size()> attributes_{};
+  std::array<PropertyView, members_max> data_{};
+  std::array<PropertyView, members_max> properties_{};
+  std::array<std::array<char, 32>, members_max> numbers_{};
+  std::size_t members_ = 0;
+};
+
+namespace dom = simdjson::dom;
+
+Result<std::string> record_of(const dom::element& element, CloudEvent& event, Encoder& encoder) {
+  dom::object object;
+  if (element.get(object) != simdjson::SUCCESS) return invalid("event", "must be an object");
+  event.clear();
+  bool has_data = false;
+  for (const auto& [name, value] : object) {
+    std::string_view text;
+    if (name != "data") {
+      if (value.get(text) == simdjson::SUCCESS) CRETO_TRY(event.set(name, text));
+      continue;
+    }
+    dom::object data;
+    if (std::exchange(has_data, true)) return invalid("data", "must be given once");
+    if (value.get(data) != simdjson::SUCCESS) return invalid("data", "must be an object");
+    for (const auto& [member, member_value] : data) {
+      double number = 0;
+      bool yes = false;
+      if (member_value.get(text) == simdjson::SUCCESS) {
+        CRETO_TRY(event.add(member, text));
+      } else if (member_value.get(number) == simdjson::SUCCESS) {
+        CRETO_TRY(event.add(member, number));
+      } else if (member_value.get(yes) == simdjson::SUCCESS) {
+        CRETO_TRY(event.add(member, std::string_view(yes ? "true" : "false")));
+      } else {
+        return CloudEvent::no_text(member);
+      }
+    }
   }
-  return found->second.string_value();
+  return event.encode(encoder);
 }
 
 }  // namespace
@@ -69,64 +172,73 @@ Result<std::string> record_of(const v1::UsageReport& report) {
   // Sorted, so that the same report is the same record to the last bit.
   std::vector<PropertyView> properties(report.properties().begin(), report.properties().end());
   std::ranges::sort(properties);
-  return encoded({.bytes = {},
-                  .agent = report.agent(),
-                  .source = report.source(),
-                  .type = report.usage_type(),
-                  .key = report.idempotency_key(),
-                  .time = time,
-                  .units = report.units().empty() ? std::string_view("1") : std::string_view(report.units()),
-                  .cost = report.cost(),
-                  .currency = report.currency(),
-                  .replaces = report.replaces(),
-                  .properties = properties});
+  Encoder encoder;
+  return encoder.encode({.bytes = {},
+                         .agent = report.agent(),
+                         .source = report.source(),
+                         .type = report.usage_type(),
+                         .key = report.idempotency_key(),
+                         .time = time,
+                         .units = report.units().empty() ? std::string_view("1") : std::string_view(report.units()),
+                         .cost = report.cost(),
+                         .currency = report.currency(),
+                         .replaces = report.replaces(),
+                         .properties = properties});
 }
 
 Result<std::string> record_of(const Struct& event) {
-  const std::string version = CRETO_TRY(attribute(event, "specversion"));
-  if (version != "1.0") return invalid("specversion", "must be 1.0");
-  const std::string id = CRETO_TRY(attribute(event, "id"));
-  const std::string source = CRETO_TRY(attribute(event, "source"));
-  const std::string type = CRETO_TRY(attribute(event, "type"));
-  const std::string subject = CRETO_TRY(attribute(event, "subject"));
-  // Without it a repetition would be another event: the server would have to make a time up.
-  const std::string when = CRETO_TRY(attribute(event, "time"));
-  const auto time = from_rfc3339(when);
-  if (!time) return invalid("time", "must be RFC 3339");
-
-  std::string units = "1";
-  std::string cost;
-  std::string currency;
-  std::map<std::string, std::string> properties;
+  CloudEvent cloud_event;
+  for (const auto& [name, value] : event.fields()) {
+    if (value.kind_case() == Value::kStringValue) CRETO_TRY(cloud_event.set(name, value.string_value()));
+  }
   if (const auto data = event.fields().find("data"); data != event.fields().end()) {
     if (data->second.kind_case() != Value::kStructValue) return invalid("data", "must be an object");
     for (const auto& [name, value] : data->second.struct_value().fields()) {
-      if (!is_name(name)) return invalid("data." + name.substr(0, 64), name_rule);
-      std::string text = CRETO_TRY(text_of(name, value));
-      if (name == "units") {
-        units = std::move(text);
-      } else if (name == "cost") {
-        cost = std::move(text);
-      } else if (name == "currency") {
-        currency = std::move(text);
-      } else {
-        properties.emplace(name, std::move(text));
+      switch (value.kind_case()) {
+        case Value::kStringValue:
+          CRETO_TRY(cloud_event.add(name, value.string_value()));
+          break;
+        case Value::kNumberValue:
+          CRETO_TRY(cloud_event.add(name, value.number_value()));
+          break;
+        case Value::kBoolValue:
+          CRETO_TRY(cloud_event.add(name, std::string_view(value.bool_value() ? "true" : "false")));
+          break;
+        default:
+          return CloudEvent::no_text(name);
       }
     }
   }
-  if (properties.size() > record_properties_max)
-    return invalid("data", fmt::format("must have at most {} members", record_properties_max));
-  const std::vector<PropertyView> views(properties.begin(), properties.end());
-  return encoded({.bytes = {},
-                  .agent = subject,
-                  .source = source,
-                  .type = type,
-                  .key = id,
-                  .time = *time,
-                  .units = units,
-                  .cost = cost,
-                  .currency = currency,
-                  .properties = views});
+  Encoder encoder;
+  return cloud_event.encode(encoder);
+}
+
+Result<std::vector<Result<std::string>>> records_of_json(std::string_view cloud_events, std::size_t events_max) {
+  // Its room is kept for the next, unless that would be much.
+  constexpr std::size_t kept_bytes_max = 1 << 20;
+  thread_local dom::parser kept(kept_bytes_max);
+  dom::parser large;
+  dom::parser& parser = cloud_events.size() > kept_bytes_max ? large : kept;
+  dom::element root;
+  auto failed = parser.allocate(std::max(cloud_events.size(), kept_bytes_max), json_depth_max);
+  if (failed == simdjson::SUCCESS) failed = parser.parse(cloud_events.data(), cloud_events.size()).get(root);
+  if (failed != simdjson::SUCCESS)
+    return invalid("events", fmt::format("is no JSON: {}", simdjson::error_message(failed)));
+
+  CloudEvent event;
+  Encoder encoder;
+  std::vector<Result<std::string>> records;
+  dom::array list;
+  if (root.get(list) != simdjson::SUCCESS) {
+    records.push_back(record_of(root, event, encoder));
+    return records;
+  }
+  for (const dom::element element : list) {
+    if (records.size() == events_max)
+      return Error(Product::metering, ErrorKind::too_large, fmt::format("events: must be at most {}", events_max));
+    records.push_back(record_of(element, event, encoder));
+  }
+  return records;
 }
 
 }  // namespace creto::metering

@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <mutex>
 #include <random>
 #include <set>
 #include <thread>
@@ -113,6 +114,23 @@ class House {
 };
 
 using Kind = Outcome::Kind;
+
+TEST(Ledger, TellsOfEveryFullSegmentUntilThatSucceeds) {
+  FaultFiles files;
+  std::mutex mutex;
+  std::vector<std::uint32_t> told;
+  LedgerOptions options{.segment_events_max = 10, .sealed_again_after = 1ms};
+  options.sealed = [&](std::uint32_t segment) -> Result<> {
+    const std::scoped_lock lock(mutex);
+    told.push_back(segment);
+    if (told.size() <= 3) return Error(Product::metering, ErrorKind::resource_exhausted, "the disk is full");
+    return {};
+  };
+  House house(files, options);
+  for (int i = 0; i < 45; ++i) EXPECT_EQ(house.one(std::to_string(i)), Outcome::Kind::accepted);
+  house.ledger->settle();
+  EXPECT_EQ(told, (std::vector<std::uint32_t>{1, 1, 1, 1, 2, 3, 4}));
+}
 
 TEST(Ledger, TakesAnEventOnceAndTellsOtherContentApart) {
   FaultFiles files;

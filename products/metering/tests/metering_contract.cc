@@ -119,6 +119,12 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
                        .cost = {},
                        .when = {}});
   }
+  std::string record(const Identity& who, std::string_view key) {
+    Bytes bytes;
+    encode_record({.bytes = {}, .agent = who.text(), .type = "t", .key = key, .time = clock.now(), .properties = {}},
+                  bytes);
+    return std::string(as_text(bytes));
+  }
   Draft keyed(std::string key) {
     Draft draft;
     draft.key = std::move(key);
@@ -683,6 +689,128 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
 }
 
+TEST_P(MeteringContract, AStreamAnswersEveryBatchInOrder) {
+  std::vector<RecordBatch> batches;
+  for (int b = 0; b < 20; ++b) {
+    RecordBatch batch;
+    for (int i = 0; i < 5; ++i) batch.records.push_back(record(i == 3 ? *parent : *child, fmt::format("{}-{}", b, i)));
+    batches.push_back(std::move(batch));
+  }
+  batches[4].records[2] = batches[3].records[2];
+  batches[7].reporter = child->text();  // not the caller, and not signed
+  batches[9].records[1] = "no record";
+  for (const bool again : {false, true}) {
+    std::size_t next = 0;
+    std::vector<Result<std::vector<Result<Ingested>>>> answers;
+    const auto ended = metering->ingest_stream(
+        ctx, [&] { return next < batches.size() ? std::optional(batches[next++]) : std::nullopt; },
+        [&](Result<std::vector<Result<Ingested>>> answer) { answers.push_back(std::move(answer)); });
+    ASSERT_TRUE(ended) << ended.error().to_string();
+    ASSERT_EQ(answers.size(), batches.size());
+    for (std::size_t b = 0; b < answers.size(); ++b) {
+      if (b == 7) {
+        EXPECT_EQ(code(answers[b]), "MT-401");
+        continue;
+      }
+      ASSERT_TRUE(answers[b]) << b;
+      ASSERT_EQ(answers[b]->size(), 5u);
+      for (std::size_t i = 0; i < 5; ++i) {
+        if (b == 9 && i == 1) {
+          EXPECT_EQ(code((*answers[b])[i]), "MT-400");
+        } else if (i != 2 || (b != 3 && b != 4)) {
+          EXPECT_EQ((*answers[b])[i]->duplicate, again) << b << ", " << i;
+        }
+      }
+    }
+    EXPECT_EQ((*answers[3])[2]->id, (*answers[4])[2]->id);
+    if (!again) EXPECT_NE((*answers[3])[2]->duplicate, (*answers[4])[2]->duplicate) << "one of them was first";
+  }
+  EXPECT_EQ(metering->usage(ctx, {.group_by = {}}).value().rows.at(0).events, 19 * 5 - 2);
+}
+
+TEST_P(MeteringContract, RepeatingWhatABrokenStreamLeftUnansweredTakesNothingTwice) {
+  if (GetParam() != Where::grpc) GTEST_SKIP() << "only a connection breaks";
+  std::vector<RecordBatch> batches(200);
+  for (std::size_t b = 0; b < batches.size(); ++b) {
+    for (int i = 0; i < 10; ++i) batches[b].records.push_back(record(*child, fmt::format("{}-{}", b, i)));
+  }
+  std::size_t answered = 0;
+  const auto stream = [&](std::size_t from, std::size_t pause_at) {
+    std::size_t next = from;
+    return metering->ingest_stream(
+        ctx, [&] { return next < batches.size() ? std::optional(batches[next++]) : std::nullopt; },
+        [&](const Result<std::vector<Result<Ingested>>>& answer) {
+          if (answer && ++answered == pause_at) wire_.reset();
+        });
+  };
+  EXPECT_FALSE(stream(0, 20));
+  ASSERT_GE(answered, 20u);
+  ASSERT_LT(answered, batches.size());
+  stop();
+  start();
+  EXPECT_TRUE(stream(answered, 0));
+  EXPECT_EQ(answered, batches.size());
+  EXPECT_EQ(metering->usage(ctx, {.group_by = {}}).value().rows.at(0).events, 2'000);
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
+}
+
+TEST_P(MeteringContract, ASessionAtItsMaximumIsRefusedWhileAnotherGoesOn) {
+  Quota each = quota("session-max", *child, 1'000'000'000, "");
+  each.subject = "session:*";
+  each.measure = Measure::cost;
+  each.window = WindowKind::lifetime;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  const auto spend = [&](std::map<std::string, std::string> properties) {
+    contracts::SpendRequest request = ask(*child, "inference_tokens", "1", "0.6");
+    request.properties = std::move(properties);
+    const auto held = metering->reserve(ctx, request);
+    return held ? request.id.to_string() : held.error().code();
+  };
+  const std::string hold = spend({{"session", "s-1"}, {"sandbox_id", "sb-1"}});
+  Draft draft = keyed("1");
+  draft.cost = "0.6";
+  draft.properties = fmt::format(
+      R"({{"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p","reservation_id":"{}","session":"s-1"}})",
+      hold);
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  EXPECT_EQ(spend({{"session", "s-1"}}), "MT-429");
+  EXPECT_NE(spend({{"session", "s-2"}}), "MT-429");
+  EXPECT_NE(spend({{"sandbox_id", "sb-1"}}), "MT-429") << "a sandbox is a session of its own";
+  EXPECT_EQ(spend({{"sandbox_id", "sb-1"}}), "MT-429");
+  EXPECT_NE(spend({}), "MT-429") << "no session";
+  EXPECT_EQ(metering->quota_state(ctx, "session-max", "session:s-1")->used, 600'000'000);
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
+
+  stop();
+  start();
+  EXPECT_EQ(spend({{"session", "s-1"}}), "MT-429") << "what it used is in the log";
+  each.id = "session-1";
+  each.subject = "session:s-1";
+  each.limit = 1'500'000'000;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  EXPECT_EQ(metering->quota_state(ctx, "session-1")->used, 600'000'000) << "counts from what is there";
+  EXPECT_NE(spend({{"session", "s-1"}}), "MT-429") << "one of its own takes the default's place";
+}
+
+TEST_P(MeteringContract, EventsThatArriveTogetherAreAnsweredEachByItself) {
+  with_bus();
+  std::vector<std::string> bodies;
+  for (int i = 0; i < 60; ++i) bodies.push_back(sandbox(i % 2 == 0 ? *child : *parent, fmt::format("k-{}", i % 50)));
+  bodies[20] = "{}";
+  bodies[58] = "[]";
+  ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    for (std::size_t i = 0; i < bodies.size(); ++i) {
+      CRETO_TRY(bus::publish(tx, ctx, "metering.events.runtime", fmt::format("m-{}", i), bodies[i]));
+    }
+    return {};
+  }));
+  ASSERT_TRUE(carrier->wait_until_idle(60s));
+  const auto rejected = metering->rejected_events(ctx, 100).value();
+  // A repetition of a key with another envelope is another content: 50 to 59 but for the one that is no event.
+  EXPECT_EQ(rejected.size(), 2u + 9u);
+  EXPECT_EQ(metering->usage(ctx, {.group_by = {}}).value().rows.at(0).events, 49);
+}
+
 TEST_P(MeteringContract, AnEventThatWasGivenUpCanBeTriedAgainOrDropped) {
   with_bus();
   EXPECT_EQ(code(metering->replay_rejected(ctx, "nothing")), "MT-404");
@@ -701,11 +829,8 @@ TEST_P(MeteringContract, AnEventThatWasGivenUpCanBeTriedAgainOrDropped) {
 }
 
 TEST_P(MeteringContract, AServiceMayReportWithoutASignatureAndAnAgentMayNot) {
-  Bytes bytes;
-  encode_record({.bytes = {}, .agent = child->text(), .type = "t", .key = "k", .time = clock.now(), .properties = {}},
-                bytes);
   RecordBatch batch;
-  batch.records.emplace_back(as_text(bytes));
+  batch.records.push_back(record(*child, "k"));
   EXPECT_TRUE(metering->ingest_records(ctx, batch).value().front());
   const Context as_agent = Context::of(*child, chain_of(*child));
   EXPECT_EQ(code(local->ingest_records(as_agent, batch)), "MT-401");

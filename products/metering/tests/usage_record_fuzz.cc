@@ -26,5 +26,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (report.ParseFromArray(data, static_cast<int>(size))) takes(record_of(report));
   google::protobuf::Struct event;
   if (event.ParseFromArray(data, static_cast<int>(size))) takes(record_of(event));
+  if (const auto records = records_of_json({reinterpret_cast<const char*>(data), size}, 100)) {
+    for (const auto& record : *records) takes(record);
+  }
   return 0;
 }

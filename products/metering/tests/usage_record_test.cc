@@ -2,6 +2,7 @@
 
 #include "ledger/usage_record.h"
 
+#include <fmt/format.h>
 #include <google/protobuf/util/json_util.h>
 #include <gtest/gtest.h>
 
@@ -100,9 +101,11 @@ std::string cloud_event(const std::string& rest) {
 }
 
 TEST(CloudEvents, AreRecords) {
-  const auto encoded = record_of(json(cloud_event(
-      R"(,"time":"2026-11-10T12:00:00Z","data":{"units":2.5,"cost":"0.01","currency":"USD","model_id":"m","n":3,"b":true})")));
+  const std::string text = cloud_event(
+      R"(,"time":"2026-11-10T12:00:00Z","data":{"units":2.5,"cost":"0.01","currency":"USD","model_id":"m","n":3,"b":true})");
+  const auto encoded = record_of(json(text));
   ASSERT_TRUE(encoded) << encoded.error().to_string();
+  EXPECT_EQ(records_of_json(text, 1).value().at(0).value(), *encoded) << "whichever way it comes";
   RecordScratch scratch;
   const auto record = parse_record(as_bytes(*encoded), scratch).value();
   EXPECT_EQ(record.agent, "service:a");
@@ -119,7 +122,10 @@ TEST(CloudEvents, AreRecords) {
 TEST(CloudEvents, WhatIsWrongIsNamed) {
   const auto refused = [](const std::string& text) {
     const auto encoded = record_of(json(text));
-    return encoded ? "taken" : encoded.error().message();
+    const std::string said = encoded ? "taken" : encoded.error().message();
+    const auto again = records_of_json(text, 1).value().at(0);
+    EXPECT_EQ(again ? "taken" : again.error().message(), said);
+    return said;
   };
   const std::string when = R"(,"time":"2026-11-10T12:00:00Z")";
   EXPECT_EQ(refused("{}"), "specversion: is required");
@@ -131,6 +137,26 @@ TEST(CloudEvents, WhatIsWrongIsNamed) {
   EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"n":18446744073709551615})")),
             "data.n: is beyond 2^53: write it as a string");
   EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"units":"-3"})")), "units `-3`: must be 0 to 10^18");
+}
+
+TEST(CloudEvents, EachOfAListIsTakenOrRefusedByItself) {
+  const std::string good = cloud_event(R"(,"time":"2026-11-10T12:00:00Z")");
+  const std::string twice = cloud_event(R"(,"id":"k","time":"2026-11-10T12:00:00Z")");
+  const std::string same = cloud_event(R"(,"time":"2026-11-10T12:00:00Z","data":{"a":1,"a":1})");
+  const auto records = records_of_json(fmt::format("[{},7,{},{},{}]", good, twice, same, good), 5).value();
+  ASSERT_EQ(records.size(), 5u);
+  EXPECT_TRUE(records[0]);
+  EXPECT_EQ(records[1].error().message(), "event: must be an object");
+  EXPECT_EQ(records[2].error().message(), "id: must be given once");
+  EXPECT_EQ(records[3].error().message(), "data.a: must be given once");
+  EXPECT_EQ(records[4].value(), records[0].value());
+
+  EXPECT_TRUE(records_of_json("[]", 1).value().empty());
+  EXPECT_EQ(records_of_json(fmt::format("[{},{}]", good, good), 1).error().kind(), ErrorKind::too_large);
+  for (const std::string& bad : {std::string(), std::string("["), good + good, std::string("[\"\xff\"]"),
+                                 std::string(100, '[') + std::string(100, ']')}) {
+    EXPECT_EQ(records_of_json(bad, 1).error().kind(), ErrorKind::invalid_input) << bad;
+  }
 }
 
 TEST(UsageReport, IsARecordWhoseBytesDoNotDependOnTheOrderOfItsProperties) {

@@ -186,9 +186,14 @@ Result<ActionOutcome> AgentDoors::act(const Context& ctx, const Resident& reside
                             0,
                             {}};
   if (services_.limits) {
-    const contracts::SpendRequest spend{
-        hold_of(operation.id),          resident.agent,          resident.chain, "action", Decimal(1),
-        checked.cost.value_or(Money{}), std::chrono::minutes(10)};
+    const contracts::SpendRequest spend{hold_of(operation.id),
+                                        resident.agent,
+                                        resident.chain,
+                                        "action",
+                                        Decimal(1),
+                                        checked.cost.value_or(Money{}),
+                                        std::chrono::minutes(10),
+                                        {{"action", name}, {"sandbox_id", resident.sandbox.to_string()}}};
     auto held = services_.limits->reserve(ctx, spend);
     if (!held) {
       if (held.error().kind() != ErrorKind::quota_exceeded) return std::move(held).error();
@@ -390,13 +395,16 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
     // The prompt is counted by the provider only; a token is at least a byte and usually four.
     std::int64_t characters = 0;
     for (const auto& message : request.messages) characters += static_cast<std::int64_t>(message.content.size());
-    const contracts::SpendRequest spend{hold_of(operation.id),
-                                        resident.agent,
-                                        resident.chain,
-                                        "inference_tokens",
-                                        Decimal(characters / 4 + request.max_tokens),
-                                        Money{},
-                                        std::chrono::minutes(10)};
+    contracts::SpendRequest spend{hold_of(operation.id),
+                                  resident.agent,
+                                  resident.chain,
+                                  "inference_tokens",
+                                  Decimal(characters / 4 + request.max_tokens),
+                                  Money{},
+                                  std::chrono::minutes(10),
+                                  {{"sandbox_id", resident.sandbox.to_string()}}};
+    // As it was asked for: which one the provider takes for it, only its answer says.
+    if (!request.model.empty()) spend.properties.emplace("model_id", request.model);
     auto held = services_.limits->reserve(ctx, spend);
     if (!held)
       return Error(Product::runtime,

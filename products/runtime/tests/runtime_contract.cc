@@ -53,12 +53,18 @@ class Everyone final : public AccessControl {
 class TestLimits final : public contracts::SpendingLimits {
  public:
   Result<contracts::Hold> reserve(const Context&, const contracts::SpendRequest& request) override {
+    {
+      const std::lock_guard lock(mutex);
+      asked.push_back(request);
+    }
     if (request.event_type == "sandbox_allocated" && left-- <= 0)
       return Error(Product::metering, ErrorKind::quota_exceeded, "monthly quota of `sandbox_allocated` exceeded");
     return contracts::Hold{request.id, {}};
   }
   Result<> release(const Context&, const ReservationId&) override { return {}; }
   std::atomic<int> left = 1000;
+  std::mutex mutex;
+  std::vector<contracts::SpendRequest> asked;
 };
 
 /// One human, who answers when the test says so.
@@ -666,6 +672,11 @@ TEST_P(RuntimeContract, AnActionIsPaidOnceWithCredentialsTheAgentNeverSees) {
   const auto first = pay(sandbox.id, "10.00", "k1");
   ASSERT_EQ(first.status, 200) << first.body;
   EXPECT_EQ(ledger.authorization, "Bearer ledger-credentials");
+  {
+    const std::lock_guard lock(limits.mutex);
+    const std::map<std::string, std::string> said{{"action", "pay"}, {"sandbox_id", sandbox.id.to_string()}};
+    EXPECT_EQ(limits.asked.back().properties, said) << "limits see what the event will say";
+  }
   EXPECT_EQ(pay(sandbox.id, "10.00", "k1").body, first.body);
   EXPECT_EQ(ledger.payments(), 1u);
   EXPECT_EQ(pay(sandbox.id, "11.00", "k1").status, 409);

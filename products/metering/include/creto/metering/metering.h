@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -114,6 +115,13 @@ class Metering : public Billing,
   /// Usage of any agents by one reporter, signed as a whole: a signed event costs a hash. One answer per record, in
   /// order. Errors: signature_invalid (MT-401) where the batch's signature does not verify; nothing was taken then.
   virtual Result<std::vector<Result<Ingested>>> ingest_records(const Context& ctx, const RecordBatch& batch) = 0;
+  using NextBatch = std::function<std::optional<RecordBatch>()>;
+  using BatchAnswer = std::function<void(Result<std::vector<Result<Ingested>>>)>;
+  /// The same for one batch after another, until `next` gives none: `answered` is called for each, in their order, when
+  /// it is durable or refused. Several may be under way, which pays; they are taken in no order. `answered` runs on
+  /// this thread, `next` perhaps on another. Errors: the stream ended early: what was not answered is unknown, and to
+  /// repeat it is harmless.
+  virtual Result<> ingest_stream(const Context& ctx, const NextBatch& next, const BatchAnswer& answered) = 0;
   /// Events from the bus that were given up, newest first; at most `limit` (1..1 000).
   virtual Result<std::vector<RejectedEvent>> rejected_events(const Context& ctx, std::size_t limit) = 0;
   /// Tries one again; where it is taken now, it leaves the list.

@@ -62,9 +62,9 @@ struct PropertyMatch {
 /// A limit on what a subject and all agents below it use, counted by arrival.
 struct Quota {
   std::string id{};  ///< [a-z0-9_.-]{1,64}, unique in the organization
-  /// An identity (agent, human or service), or a subscription id. "agent:*", "human:*", "service:*" and
-  /// "subscription:*" are a default for each of that kind by itself, until it has a quota of its own that counts the
-  /// same.
+  /// An identity (agent, human or service), a subscription id, or "session:<name>": uses whose property `session`
+  /// says so, or else `sandbox_id`. "agent:*", "human:*", "service:*", "subscription:*" and "session:*" are a default
+  /// for each of that kind by itself, until it has a quota of its own that counts the same.
   std::string subject{};
   /// What is counted: a usage type, or the name of an action such as "payments.pay". Empty: every use, where requests
   /// or money are counted.
