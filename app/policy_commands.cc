@@ -186,6 +186,15 @@ struct GivenSet {
   std::string folder;
   std::int64_t expected = 0, from = 0, to = 0;
   bool dry_run = false;
+  struct Permitted {
+    std::string principal, action, type;
+    std::vector<std::string> chain;
+    std::string context = "{}";
+    int limit = 100;
+    std::string after;
+    std::filesystem::path columns;
+    bool sqlite = false;
+  } permitted;
 };
 
 Result<Json> ask(const GivenSet& given, std::string_view method, const Json& request) {
@@ -275,6 +284,36 @@ Result<Output> diff(const GivenSet& given) {
   return Output{std::move(text), response.dump(2), 0};
 }
 
+Result<Output> permitted(const GivenSet& given) {
+  const GivenSet::Permitted& asked = given.permitted;
+  Json request{{"request",
+                {{"principal", asked.principal},
+                 {"delegation_chain", asked.chain},
+                 {"action", asked.action},
+                 {"resource", {{"type", asked.type}}},
+                 {"context_json", asked.context}}},
+               {"limit", asked.limit},
+               {"after", asked.after},
+               {"sqlite", asked.sqlite}};
+  if (!asked.columns.empty()) request["columns_json"] = CRETO_TRY(read_text(asked.columns));
+  const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/FilterResources", request));
+  const std::string kind = response.value("kind", "");
+  std::string text = kind == "KIND_ALL"    ? "every resource of this type\n"
+                     : kind == "KIND_NONE" ? "no resource of this type\n"
+                                           : "";
+  for (const Json& id : response.value("resources", Json::array())) text += id.get<std::string>() + "\n";
+  if (response.value("more", false)) text += "and more: see --after and --limit\n";
+  if (const std::string residual = response.value("residual", ""); !residual.empty())
+    text += "\nfor any other, these decide:\n" + residual;
+  if (const std::string where = response.value("where", ""); !where.empty()) {
+    text += "\n" + where + "\n";
+    std::size_t number = 0;
+    for (const Json& parameter : response.value("parameters", Json::array()))
+      text += fmt::format("-- ${}: {}\n", ++number, parameter.begin().value().dump());
+  }
+  return Output{std::move(text), response.dump(2), 0};
+}
+
 }  // namespace
 
 void add_policy_set_commands(const MakeCommand& command, std::function<Result<cli::CallOptions>()> options) {
@@ -293,6 +332,21 @@ void add_policy_set_commands(const MakeCommand& command, std::function<Result<cl
       command("policies diff", "what differs between two versions of the policies", [given] { return diff(*given); });
   diff_command->add_option("FROM", given->from, "a version")->required();
   diff_command->add_option("TO", given->to, "another; default: what is in force");
+
+  CLI::App* permitted_command =
+      command("policies permitted", "which resources of a type somebody may do something to: stored ones, and the rule",
+              [given] { return permitted(*given); });
+  GivenSet::Permitted& asked = given->permitted;
+  permitted_command->add_option("PRINCIPAL", asked.principal, "agent:…, human:…, service:…")->required();
+  permitted_command->add_option("ACTION", asked.action, "such as documents.read")->required();
+  permitted_command->add_option("TYPE", asked.type, "of the resources, such as Document")->required();
+  permitted_command->add_option("--chain", asked.chain, "its delegation chain, root first, the principal last");
+  permitted_command->add_option("--context", asked.context, "a JSON object")->capture_default_str();
+  permitted_command->add_option("--limit", asked.limit, "of the stored ones")->capture_default_str();
+  permitted_command->add_option("--after", asked.after, "stored ones behind this id");
+  permitted_command->add_option("--columns", asked.columns, "a file that says where they lie: prints SQL's condition")
+      ->check(CLI::ExistingFile);
+  permitted_command->add_flag("--sqlite", asked.sqlite, "SQL for SQLite; else for PostgreSQL");
 }
 
 void add_policy_commands(const MakeCommand& command) {

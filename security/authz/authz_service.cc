@@ -22,6 +22,7 @@
 #include "override_token.h"
 #include "override_use.h"
 #include "reach.h"
+#include "resource_filter.h"
 #include "snapshot.h"
 #include "source_overlay.h"
 #include "store.h"
@@ -30,6 +31,7 @@ namespace creto::authz {
 namespace {
 
 constexpr std::size_t batch_max = 1'000;
+constexpr std::size_t filter_max = 1'000;
 constexpr std::size_t sources_max = 8;
 constexpr std::size_t context_attributes_max = 1'000;
 constexpr Nanos grant_max = std::chrono::days(30);
@@ -314,6 +316,23 @@ class AuthzService final : public Authz {
     }
     explanation.decision = std::move(decided.decision);
     return explanation;
+  }
+
+  Result<ResourceFilter> filter_resources(const Context& ctx, const FilterQuestion& question) override {
+    const CheckRequest& request = question.request;
+    if (auto fault = fault_in(request)) return error(ErrorKind::invalid_input, "request: " + *fault);
+    if (question.limit > filter_max)
+      return error(ErrorKind::invalid_input, fmt::format("limit: must be at most {}", filter_max));
+    const auto snapshot = snapshots_.pin();
+    if (snapshot->stale) return error(ErrorKind::unavailable, "the policies in force cannot be established");
+    const OrgState* state = snapshot->org(ctx.org);
+    if (!state) return ResourceFilter{};
+    if (state->schema) CRETO_TRY(state->schema->check(cedar_request(request)));
+    ServiceEntities entities(ctx.org, *state, sources_);
+    auto filter = authz::filter_resources(*state, entities, question, cedar_request(request));
+    if (entities.trouble())
+      return error(ErrorKind::unavailable, "entities cannot be read: " + entities.trouble()->message());
+    return filter;
   }
 
   // --- policies

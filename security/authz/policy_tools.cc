@@ -300,17 +300,11 @@ Result<Json> partial_json(const cedar::PartialEvaluation& evaluation, cedar::Par
   return json;
 }
 
-/// What the schema says can never be above something need not be said in the file.
 Result<cedar::SqlMapping> mapping_of(const Workspace& workspace, const fs::path& file) {
   const std::string text = CRETO_TRY(read_text(file));
   auto mapping = cedar::parse_sql_mapping(text);
   if (!mapping) return bad(fmt::format("{}: {}", file.string(), mapping.error().message()));
-  if (!workspace.schema) return mapping;
-  for (const auto& [below, def] : workspace.schema->entity_types()) {
-    for (const auto& [above, other] : workspace.schema->entity_types()) {
-      if (!def.ancestors.contains(above)) mapping->ancestors.try_emplace({below, above}, cedar::SqlNone());
-    }
-  }
+  if (workspace.schema) cedar::exclude_ancestors(*mapping, *workspace.schema);
   return mapping;
 }
 

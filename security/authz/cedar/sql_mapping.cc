@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cedar/parser.h"
+#include "cedar/schema.h"
 #include "cedar/text.h"
 #include "creto/common/json.h"
 
@@ -187,6 +188,14 @@ Result<SqlMapping> parse_sql_mapping(std::string_view text) {
   }
   CRETO_TRY(check(mapping));
   return mapping;
+}
+
+void exclude_ancestors(SqlMapping& mapping, const Schema& schema) {
+  for (const auto& [below, def] : schema.entity_types()) {
+    for (const auto& [above, other] : schema.entity_types()) {
+      if (!def.ancestors.contains(above)) mapping.ancestors.try_emplace({below, above}, SqlNone());
+    }
+  }
 }
 
 }  // namespace creto::authz::cedar

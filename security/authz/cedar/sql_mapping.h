@@ -13,6 +13,8 @@
 /// Where the resources of one Cedar type lie in SQL.
 namespace creto::authz::cedar {
 
+class Schema;
+
 /// How a value lies in a column, which compares bytewise.
 enum class SqlType : std::uint8_t {
   boolean,   ///< BOOLEAN; in SQLite 0 or 1
@@ -63,6 +65,8 @@ struct SqlMapping {
 
 /// JSON: `docs/formats.md`, "Columns". Errors: invalid_input with the path of the member; too_large.
 Result<SqlMapping> parse_sql_mapping(std::string_view json);
+/// What `schema` says can never be above something need not be said in JSON.
+void exclude_ancestors(SqlMapping& mapping, const Schema& schema);
 
 /// Nothing but names comes into a statement. Errors: as above, of one that was made otherwise.
 Result<> check(const SqlMapping& mapping);

@@ -53,6 +53,13 @@ class AuthzClient final : public Authz {
     return *std::move(explanation);
   }
 
+  Result<ResourceFilter> filter_resources(const Context& ctx, const FilterQuestion& question) override {
+    v1::FilterResourcesRequest request;
+    to_proto(question, request);
+    const auto response = CRETO_TRY(call<v1::FilterResourcesResponse>(ctx, "FilterResources", request, repeatable));
+    return from_proto(response);
+  }
+
   Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) override {
     v1::CreatePolicyRequest request;
     request.set_id(id);

@@ -190,6 +190,69 @@ Result<Explanation> from_proto(const v1::ExplainResponse& response) {
   return explanation;
 }
 
+void to_proto(const FilterQuestion& question, v1::FilterResourcesRequest& out) {
+  to_proto(question.request, *out.mutable_request());
+  out.set_limit(static_cast<std::int32_t>(std::min<std::size_t>(question.limit, INT32_MAX)));
+  out.set_after(question.after);
+  out.set_columns_json(question.columns);
+  out.set_sqlite(question.sqlite);
+}
+
+Result<FilterQuestion> from_proto(const v1::FilterResourcesRequest& request) {
+  CheckRequest check = CRETO_TRY(from_proto(request.request()));
+  FilterQuestion question{.request = std::move(check),
+                          .limit = 100,
+                          .after = request.after(),
+                          .columns = request.columns_json(),
+                          .sqlite = request.sqlite()};
+  if (request.has_limit()) {
+    if (request.limit() < 0) return bad_field("limit", "must not be negative");
+    question.limit = static_cast<std::size_t>(request.limit());
+  }
+  return question;
+}
+
+void to_proto(const ResourceFilter& filter, v1::FilterResourcesResponse& out) {
+  // The kinds have the same order, behind the one that is not said.
+  out.set_kind(static_cast<v1::FilterResourcesResponse::Kind>(static_cast<int>(filter.kind) + 1));
+  for (const std::string& id : filter.resources) out.add_resources(id);
+  out.set_more(filter.more);
+  out.set_residual(filter.residual);
+  out.set_residual_json(filter.residual_json);
+  out.set_where(filter.where);
+  for (const auto& parameter : filter.parameters) {
+    auto* one = out.add_parameters();
+    if (const auto* number = std::get_if<std::int64_t>(&parameter))
+      one->set_number(*number);
+    else
+      one->set_text(std::get<std::string>(parameter));
+  }
+  out.set_snapshot(filter.snapshot);
+}
+
+Result<ResourceFilter> from_proto(const v1::FilterResourcesResponse& response) {
+  if (response.kind() < v1::FilterResourcesResponse::KIND_NONE ||
+      response.kind() > v1::FilterResourcesResponse::KIND_SOME)
+    return bad_field("kind", "is not known here");
+  ResourceFilter filter;
+  filter.kind = static_cast<ResourceFilter::Kind>(response.kind() - 1);
+  filter.resources.assign(response.resources().begin(), response.resources().end());
+  filter.more = response.more();
+  filter.residual = response.residual();
+  filter.residual_json = response.residual_json();
+  filter.where = response.where();
+  for (const auto& parameter : response.parameters()) {
+    if (parameter.has_number())
+      filter.parameters.emplace_back(parameter.number());
+    else if (parameter.has_text())
+      filter.parameters.emplace_back(parameter.text());
+    else
+      return bad_field("parameters", "has one without a value");
+  }
+  filter.snapshot = response.snapshot();
+  return filter;
+}
+
 void to_proto(const Policy& policy, v1::Policy& out) {
   out.set_id(policy.id);
   out.set_text(policy.text);

@@ -56,6 +56,16 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return response;
       });
 
+  service.unary<v1::FilterResourcesRequest, v1::FilterResourcesResponse>(
+      "FilterResources", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::FilterResourcesRequest& request) -> Result<v1::FilterResourcesResponse> {
+        const FilterQuestion question = CRETO_TRY(from_proto(request));
+        const ResourceFilter filter = CRETO_TRY(authz.filter_resources(ctx, question));
+        v1::FilterResourcesResponse response;
+        to_proto(filter, response);
+        return response;
+      });
+
   service.unary<v1::CreatePolicyRequest, v1::Policy>(
       "CreatePolicy", {.resource = of_policy}, [&authz](const Context& ctx, const v1::CreatePolicyRequest& request) {
         return answer<v1::Policy>(authz.create_policy(ctx, request.id(), request.text()));

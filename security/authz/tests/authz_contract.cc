@@ -147,6 +147,82 @@ TEST_P(AuthzContract, OversightNeverStandsInForAMissingPermit) {
   EXPECT_TRUE(std::holds_alternative<Deny>(check(pay(1))));
 }
 
+TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {
+  add("owners", R"(permit(principal, action == Action::"documents.read", resource is Document)
+                     when { resource.owner == principal || resource in Folder::"public" };)");
+  add("secret", R"(@oversight("secrets") forbid(principal, action == Action::"documents.read", resource)
+                     when { resource.level > context.cleared };)");
+  const auto document = [](const std::string& id, Value owner, std::int64_t level, std::vector<EntityUid> parents) {
+    return Entity{{"Document", id}, {{"owner", std::move(owner)}, {"level", level}}, {}, std::move(parents)};
+  };
+  const Value mine(EntityUid{"Agent", agent.text()});
+  const Value others(EntityUid{"Human", "somebody"});
+  ASSERT_TRUE(authz->put_entities(ctx, {document("a-mine", mine, 1, {}),
+                                        document("b-secret", mine, 9, {}),
+                                        document("c-others", others, 1, {}),
+                                        document("d-public", others, 1, {{"Folder", "public"}}),
+                                        document("e-mine", mine, 2, {}),
+                                        {{"Document", "f-erring"}, {{"owner", mine}}, {}, {}},
+                                        {{"Folder", "public"}, {}, {}, {}}}));
+  CheckRequest request = pay(1);
+  request.action = "documents.read";
+  request.resource = {"Document", ""};
+  request.context = {{"cleared", std::int64_t{5}}};
+
+  const auto all = authz->filter_resources(ctx, {.request = request});
+  ASSERT_TRUE(all) << all.error().to_string();
+  EXPECT_EQ(all->kind, ResourceFilter::Kind::some);
+  EXPECT_THAT(all->resources, ::testing::ElementsAre("a-mine", "d-public", "e-mine"));
+  EXPECT_FALSE(all->more);
+  EXPECT_GT(all->snapshot, 0);
+  EXPECT_THAT(all->residual, ::testing::HasSubstr("resource.level > 5"));
+  EXPECT_THAT(all->residual_json, ::testing::HasSubstr("\"secret\""));
+  EXPECT_EQ(all->where, "");
+  for (const std::string id : {"a-mine", "b-secret", "c-others", "d-public", "e-mine", "f-erring"}) {
+    CheckRequest one = request;
+    one.resource.id = id;
+    EXPECT_EQ(allowed(check(one)), std::ranges::find(all->resources, id) != all->resources.end()) << id;
+  }
+
+  const auto first = authz->filter_resources(ctx, {.request = request, .limit = 2});
+  EXPECT_THAT(first->resources, ::testing::ElementsAre("a-mine", "d-public"));
+  EXPECT_TRUE(first->more);
+  const auto rest = authz->filter_resources(ctx, {.request = request, .limit = 2, .after = "d-public"});
+  EXPECT_THAT(rest->resources, ::testing::ElementsAre("e-mine"));
+  EXPECT_FALSE(rest->more);
+
+  const std::string columns = R"({"schema_version": 1, "id": "id", "attributes": {
+      "owner": {"column": "owner", "type": "entity", "entity": "Agent"},
+      "level": {"column": "level", "type": "long", "nullable": false}},
+      "ancestors": {"Document": {"Folder": {"column": "folder"}}}})";
+  const auto sql = authz->filter_resources(ctx, {.request = request, .limit = 0, .columns = columns});
+  ASSERT_TRUE(sql) << sql.error().to_string();
+  EXPECT_TRUE(sql->resources.empty());
+  EXPECT_THAT(sql->where, ::testing::AllOf(::testing::HasSubstr("level"), ::testing::HasSubstr("folder")));
+  EXPECT_THAT(sql->parameters, ::testing::Contains(std::variant<std::int64_t, std::string>(std::int64_t{5})));
+  EXPECT_THAT(sql->parameters, ::testing::Contains(std::variant<std::int64_t, std::string>(std::string("public"))));
+}
+
+TEST_P(AuthzContract, WhatDoesNotDependOnTheResourceIsToldAsSuch) {
+  CheckRequest request = pay(1);
+  request.resource.id.clear();
+  const auto none = authz->filter_resources(ctx, {.request = request});
+  ASSERT_TRUE(none) << none.error().to_string();
+  EXPECT_EQ(none->kind, ResourceFilter::Kind::none);
+  add("pay", R"(permit(principal is Agent, action == Action::"payments.pay", resource);)");
+  const auto every = authz->filter_resources(ctx, {.request = request});
+  EXPECT_EQ(every->kind, ResourceFilter::Kind::all);
+  EXPECT_EQ(every->residual, "");
+  EXPECT_TRUE(every->resources.empty()) << "none is stored";
+
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request, .limit = 1'001}).error().kind(),
+            ErrorKind::invalid_input);
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request, .columns = "{}"}).error().kind(),
+            ErrorKind::invalid_input);
+  request.resource.type = "no type";
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request}).error().kind(), ErrorKind::invalid_input);
+}
+
 TEST_P(AuthzContract, AForbidThatErrsDenies) {
   add("pay", "permit(principal, action, resource);");
   add("broken", "@oversight(\"x\") forbid(principal, action, resource) when { context.nothing };");

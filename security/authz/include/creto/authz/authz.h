@@ -93,6 +93,32 @@ struct Explanation {
   std::int64_t snapshot = 0;
 };
 
+/// Which resources of a type somebody may do something to.
+struct FilterQuestion {
+  /// Of the resource the type alone counts; an override token and the hash of arguments do not.
+  CheckRequest request;
+  std::size_t limit = 100;  ///< of `ResourceFilter::resources`; 0 to 1 000
+  std::string after{};      ///< those whose id is greater
+  /// Where resources of the type lie in a database (docs/formats.md, "Columns"): asks for a condition in SQL.
+  std::string columns{};
+  bool sqlite = false;  ///< SQL for SQLite, else for PostgreSQL
+};
+struct ResourceFilter {
+  enum class Kind : std::uint8_t {
+    none,  ///< whatever the resource
+    all,   ///< whatever the resource
+    some,  ///< it depends on the resource
+  };
+  Kind kind = Kind::none;
+  std::vector<std::string> resources;  ///< ids of stored entities of the type that it is permitted to; sorted
+  bool more = false;                   ///< there are others behind the last one
+  std::string residual;                ///< policies over the resource alone, as Cedar text; empty unless `some`
+  std::string residual_json;           ///< the same as Cedar's JSON
+  std::string where;                   ///< true for exactly the rows whose resource is permitted
+  std::vector<std::variant<std::int64_t, std::string>> parameters;  ///< `$1`, … of `where`
+  std::int64_t snapshot = 0;
+};
+
 struct Policy {
   PolicyId id;
   std::string text;          ///< exactly one Cedar policy; its @id, if any, equals `id`
@@ -227,6 +253,10 @@ class Authz {
   virtual std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) = 0;
   /// As `check`, never from the cache.
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
+  /// What policies permit without anybody's approval. Rates, quotas and extensions are not asked: `check` each resource
+  /// before it is used. Errors: invalid_input, also for what SQL cannot say with these columns, naming policy and
+  /// expression; too_large where what is left of the policies is; unavailable where entities or policies cannot be read.
+  virtual Result<ResourceFilter> filter_resources(const Context& ctx, const FilterQuestion& question) = 0;
 
   /// Errors: invalid_input with line, column and what was expected; already_exists; resource_exhausted over 10 000
   /// policies.

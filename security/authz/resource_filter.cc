@@ -1,0 +1,113 @@
+#include "resource_filter.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cedar/format.h"
+#include "cedar/policy_json.h"
+#include "cedar/sql_filter.h"
+#include "creto/common/json.h"
+
+// Policies are evaluated twice over: once with the resource unknown, which tells what holds whatever it is and leaves
+// the rest as policies over it; and once for each stored entity of the type.
+namespace creto::authz {
+namespace {
+
+/// Stored entities of a type behind `after`, in the order of their ids.
+std::vector<EntityUid> stored_resources(const OrgState& state, std::string_view type, std::string_view after) {
+  std::vector<EntityUid> found;
+  for (cedar::EntityId id = 0; id < state.entities.names(); ++id) {
+    const auto& entity = state.entities.node(id).entity;
+    if (entity && entity->uid.type == type && entity->uid.id > after) found.push_back(entity->uid);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+/// Takes what is permitted until there is enough; a page's worth of candidates is looked at at a time.
+Result<> list_permitted(const OrgState& state, const cedar::PolicySet& policies, const cedar::ResourceQuery& query,
+                        cedar::EntityView& entities, const FilterQuestion& question, ResourceFilter& filter) {
+  const auto candidates = stored_resources(state, query.resource_type, question.after);
+  const std::size_t step = std::max<std::size_t>(question.limit, 100);
+  for (std::size_t at = 0; at < candidates.size() && !filter.more; at += step) {
+    const auto some = std::span(candidates).subspan(at, std::min(step, candidates.size() - at));
+    auto permitted = CRETO_TRY(cedar::query_resources(policies, query, some, entities));
+    for (EntityUid& uid : permitted) {
+      filter.more = filter.resources.size() == question.limit;
+      if (filter.more) break;
+      filter.resources.push_back(std::move(uid.id));
+    }
+  }
+  return {};
+}
+
+/// What is left of the policies, each under its id.
+Result<> write_residuals(const cedar::PartialEvaluation& evaluation, ResourceFilter& filter) {
+  cedar::PolicySetDecl residuals;
+  for (const cedar::PartialPolicy& policy : evaluation.policies) {
+    if (!policy.residual) continue;
+    residuals.policies.emplace(policy.policy->id, *policy.residual);
+    cedar::PolicyAst named = *policy.residual;
+    named.annotations.insert_or_assign("id", policy.policy->id);
+    filter.residual += cedar::to_text(named) + "\n";
+  }
+  const Json json = CRETO_TRY(cedar::to_json(residuals));
+  filter.residual_json = json.dump();
+  return {};
+}
+
+Result<cedar::SqlMapping> mapping_of(const OrgState& state, const std::string& columns) {
+  auto mapping = cedar::parse_sql_mapping(columns);
+  if (!mapping) return Error(Product::platform, ErrorKind::invalid_input, "columns: " + mapping.error().message());
+  if (state.schema) cedar::exclude_ancestors(*mapping, state.schema->schema);
+  return mapping;
+}
+
+}  // namespace
+
+Result<ResourceFilter> filter_resources(const OrgState& state, cedar::EntityView& entities,
+                                        const FilterQuestion& question, cedar::Request request) {
+  // As in `check`: a forbid that errs denies.
+  constexpr cedar::ErringForbid erring = cedar::ErringForbid::denies;
+  std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
+  planned.reserve(state.policies.size());
+  for (const auto& policy : state.policies.sorted()) planned.push_back(policy->planned);
+  const cedar::PolicySet policies(std::move(planned));
+  const std::string type = request.resource.type;
+
+  ResourceFilter filter;
+  filter.snapshot = state.version;
+  const auto evaluation = CRETO_TRY(cedar::evaluate_partially(policies,
+                                                              {.principal = {request.principal},
+                                                               .action = {request.action},
+                                                               .resource = {std::nullopt, type},
+                                                               .context = request.context},
+                                                              entities));
+  switch (evaluation.decision(erring)) {
+    case cedar::PartialDecision::allow:
+      filter.kind = ResourceFilter::Kind::all;
+      break;
+    case cedar::PartialDecision::deny:
+      filter.kind = ResourceFilter::Kind::none;
+      break;
+    case cedar::PartialDecision::undecided:
+      filter.kind = ResourceFilter::Kind::some;
+      CRETO_TRY(write_residuals(evaluation, filter));
+      break;
+  }
+  if (!question.columns.empty()) {
+    const cedar::SqlMapping mapping = CRETO_TRY(mapping_of(state, question.columns));
+    const auto dialect = question.sqlite ? cedar::SqlDialect::sqlite : cedar::SqlDialect::postgres;
+    auto sql = CRETO_TRY(cedar::to_sql(evaluation, mapping, entities, {.dialect = dialect, .erring = erring}));
+    filter.where = std::move(sql.where);
+    filter.parameters = std::move(sql.parameters);
+  }
+  if (question.limit > 0 && filter.kind != ResourceFilter::Kind::none) {
+    const cedar::ResourceQuery query{request.principal, request.action, type, request.context, erring};
+    CRETO_TRY(list_permitted(state, policies, query, entities, question, filter));
+  }
+  return filter;
+}
+
+}  // namespace creto::authz
