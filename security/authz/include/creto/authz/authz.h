@@ -255,7 +255,8 @@ class Authz {
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
   /// What policies permit without anybody's approval. Rates, quotas and extensions are not asked: `check` each resource
   /// before it is used. Errors: invalid_input, also for what SQL cannot say with these columns, naming policy and
-  /// expression; too_large where what is left of the policies is; unavailable where entities or policies cannot be read.
+  /// expression; too_large where what is left of the policies is; unavailable where entities or policies cannot be
+  /// read.
   virtual Result<ResourceFilter> filter_resources(const Context& ctx, const FilterQuestion& question) = 0;
 
   /// Errors: invalid_input with line, column and what was expected; already_exists; resource_exhausted over 10 000
