@@ -5,9 +5,11 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
@@ -29,8 +31,8 @@ Identity agent(std::uint8_t number) {
 class Registry final : public Attributor {
  public:
   std::map<std::string, Attributed, std::less<>> known;
-  std::uint64_t current = 1;
-  std::size_t asked = 0;
+  std::atomic<std::uint64_t> current{1};
+  std::atomic<std::size_t> asked{0};
 
   Result<Attributed> attribute(const Context&, const Identity& who, Instant) override {
     ++asked;
@@ -92,7 +94,7 @@ class IntakeTest : public ::testing::Test {
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<Intake> intake_;
   std::map<std::string, Quota> watched_;
-  int next_key_ = 0;
+  std::atomic<int> next_key_{0};
 };
 
 TEST_F(IntakeTest, AnEventCountsForEveryAncestorHoweverManyThereAre) {
@@ -175,6 +177,31 @@ TEST_F(IntakeTest, AnAgentIsAskedForAgainWhenWhatWasToldMayHaveChanged) {
   clock_.advance(5s);
   registry_.known.erase(agent(1).text());
   EXPECT_FALSE(send({agent(1)})[0]) << "the chain has ended by itself";
+}
+
+TEST_F(IntakeTest, ManyThreadsCountEveryEventWhileAgentsBecomeKnownAndAreAskedForAgain) {
+  constexpr std::size_t threads = 6;
+  constexpr std::size_t rounds = 60;
+  std::vector<Identity> agents;
+  for (std::uint8_t i = 1; i <= 40; ++i) {
+    agents.push_back(agent(i));
+    registry_.known[agent(i).text()].chain = {agent(100), agent(i)};
+  }
+  watch(agent(100).text());
+  std::vector<std::jthread> senders;
+  for (std::size_t thread = 0; thread < threads; ++thread) {
+    senders.emplace_back([&, thread] {
+      std::mt19937_64 random(thread);
+      for (std::size_t round = 0; round < rounds; ++round) {
+        std::vector<Identity> some;
+        for (std::size_t i = 0; i < 20; ++i) some.push_back(agents[random() % (1 + round % agents.size())]);
+        for (const auto& answer : send(some)) EXPECT_TRUE(answer);
+        if (random() % 8 == 0) ++registry_.current;
+      }
+    });
+  }
+  senders.clear();
+  EXPECT_EQ(used(agent(100).text()), static_cast<std::int64_t>(threads * rounds * 20 * 7));
 }
 
 TEST(NumberTable, FindsWhatWasInsertedAndNotErasedWhateverMeets) {
