@@ -345,8 +345,9 @@ int run(int argc, char** argv) {
     query->add_option("--order", usage.order, "keys, events, units or cost");
     query->add_option("--top", usage.top, "only so many, the largest first");
   }
-  usage_command->add_option("--measure", usage.measure, "what is drawn and ranked: events, units or cost")
-      ->capture_default_str();
+  usage_command->add_option(
+      "--measure", usage.measure,
+      "what is drawn and ranked: events, units or cost; default: cost where there is any, else units");
   usage_command->add_flag("--csv", usage.csv, "CSV (RFC 4180)");
   usage_command->add_flag("--plot", usage.plot, "bars");
   usage_command->add_option("--svg", usage.svg, "also draw a picture into this file");

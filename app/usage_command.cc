@@ -49,11 +49,18 @@ Result<Json> ask_for_usage(const Home& home, const cli::CallOptions& options, co
   return server->call(method, request);
 }
 
-Result<Output> show_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage) {
-  if (usage.measure != "events" && usage.measure != "units" && usage.measure != "cost") {
+Result<Output> show_usage(const Home& home, const cli::CallOptions& options, UsageOptions usage) {
+  if (!usage.measure.empty() && usage.measure != "events" && usage.measure != "units" && usage.measure != "cost") {
     return invalid(fmt::format("--measure `{}`: must be events, units or cost", usage.measure));
   }
-  const Json response = CRETO_TRY(ask_for_usage(home, options, usage));
+  const bool chosen = !usage.measure.empty();
+  if (!chosen) usage.measure = "cost";
+  Json response = CRETO_TRY(ask_for_usage(home, options, usage));
+  if (!chosen && !has_cost(response)) {
+    // Nobody stated costs. Only the largest groups were asked for, and by cost none is.
+    usage.measure = "units";
+    if (usage.top > 0) response = CRETO_TRY(ask_for_usage(home, options, usage));
+  }
   Output output;
   output.json = response.dump(2);
   const Chart chart = usage_as_chart(response, usage.by, usage.measure);

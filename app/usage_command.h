@@ -16,7 +16,7 @@ struct UsageOptions {
   std::string zone;
   std::string order;  ///< empty: by the largest cost where `top` is given, else by keys
   std::size_t top = 0;
-  std::string measure = "cost";  ///< that is drawn: events, units or cost
+  std::string measure;  ///< that is drawn: events, units or cost; empty: cost where there is any, else units
   bool csv = false;
   bool plot = false;
   std::size_t columns = 100;  ///< of the terminal
@@ -29,6 +29,6 @@ Result<Instant> usage_instant(std::string_view option, const std::string& text);
 Result<Json> ask_for_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage);
 
 /// `creto usage show`: what was used as a table, as CSV, as bars in the terminal, as a picture.
-Result<Output> show_usage(const Home& home, const cli::CallOptions& options, const UsageOptions& usage);
+Result<Output> show_usage(const Home& home, const cli::CallOptions& options, UsageOptions usage);
 
 }  // namespace creto::app

@@ -97,6 +97,11 @@ std::string usage_as_table(const Json& response, const std::vector<std::string>&
   return out;
 }
 
+bool has_cost(const Json& response) {
+  const auto rows = rows_of(response);
+  return std::ranges::any_of(rows, [](const Json& row) { return std::strtod(cost_of(row).c_str(), nullptr) != 0; });
+}
+
 Chart usage_as_chart(const Json& response, const std::vector<std::string>& by, const std::string& measure) {
   Chart chart;
   std::string currency;

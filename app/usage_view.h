@@ -21,6 +21,7 @@ struct UsageLine {
 std::vector<UsageLine> usage_lines(const Json& response);
 /// The rows under their names, and how many there are where that is more.
 std::string usage_as_table(const Json& response, const std::vector<std::string>& by);
+bool has_cost(const Json& response);
 /// `measure`: events, units or cost.
 Chart usage_as_chart(const Json& response, const std::vector<std::string>& by, const std::string& measure);
 
