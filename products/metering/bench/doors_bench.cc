@@ -22,6 +22,7 @@ constexpr std::size_t agents = 1'000;
 constexpr std::size_t callers = 4;
 constexpr std::size_t batches = 300;  // of each caller
 constexpr std::size_t batch_size = 1'000;
+constexpr std::size_t rest_callers = 8;
 constexpr std::size_t rest_batches = 1'000;
 constexpr std::size_t rest_batch_size = 100;
 
@@ -104,7 +105,7 @@ struct Server {
 
 /// How many a second, where `call` of each caller returns how many events were taken.
 template <class F>
-double rate_of(std::size_t expected, F call) {
+double rate_of(std::size_t expected, std::size_t callers, F call) {
   std::atomic<std::size_t> taken{0};
   std::vector<std::thread> threads;
   const auto began = std::chrono::steady_clock::now();
@@ -123,7 +124,7 @@ std::size_t taken_of(const Result<std::vector<Result<Ingested>>>& answers) {
 double over_calls(Server& server) {
   const auto prepared = server.batches_of("call");
   const auto client = create_metering_client(server.wire.connect());
-  return rate_of(callers * batches * batch_size, [&](std::size_t c) {
+  return rate_of(callers * batches * batch_size, callers, [&](std::size_t c) {
     std::size_t taken = 0;
     for (const RecordBatch& batch : prepared[c]) taken += taken_of(client->ingest_records(server.ctx, batch));
     return taken;
@@ -133,7 +134,7 @@ double over_calls(Server& server) {
 double over_streams(Server& server) {
   auto prepared = server.batches_of("stream");
   const auto client = create_metering_client(server.wire.connect());
-  return rate_of(callers * batches * batch_size, [&](std::size_t c) {
+  return rate_of(callers * batches * batch_size, callers, [&](std::size_t c) {
     std::size_t taken = 0;
     std::size_t next = 0;
     client
@@ -146,8 +147,8 @@ double over_streams(Server& server) {
 }
 
 double over_rest(Server& server) {
-  std::vector<std::vector<std::string>> bodies(callers);
-  for (std::size_t c = 0; c < callers; ++c) {
+  std::vector<std::vector<std::string>> bodies(rest_callers);
+  for (std::size_t c = 0; c < rest_callers; ++c) {
     for (std::size_t b = 0; b < rest_batches; ++b) {
       std::string body = "[";
       for (std::size_t i = 0; i < rest_batch_size; ++i) {
@@ -162,7 +163,7 @@ double over_rest(Server& server) {
   }
   const auto rest = http::Server::start_async({.port = 0}, server.wire.dispatcher().rest(), no_telemetry()).value();
   const auto client = http::Client::create(system_clock());
-  return rate_of(callers * rest_batches * rest_batch_size, [&](std::size_t c) {
+  return rate_of(rest_callers * rest_batches * rest_batch_size, rest_callers, [&](std::size_t c) {
     std::size_t taken = 0;
     for (std::string& body : bodies[c]) {
       const auto response =

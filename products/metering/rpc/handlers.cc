@@ -71,9 +71,10 @@ v1::IngestBatchResponse answers_of(std::span<const Result<Ingested>> answers) {
 }
 
 Result<std::vector<Result<Ingested>>> take_records(const Context& ctx, Metering& metering,
-                                                   const v1::IngestRecordsRequest& request) {
+                                                   v1::IngestRecordsRequest& request) {
   RecordBatch batch;
-  batch.records.assign(request.records().begin(), request.records().end());
+  batch.records.assign(std::move_iterator(request.mutable_records()->begin()),
+                       std::move_iterator(request.mutable_records()->end()));
   batch.reporter = request.reporter();
   if (request.has_signature()) batch.signature = proto::from_signature(request.signature());
   return metering.ingest_records(ctx, batch);
@@ -161,13 +162,13 @@ void register_events(rpc::Service& service, Metering& metering) {
       });
   service.unary<v1::IngestRecordsRequest, v1::IngestBatchResponse>(
       "IngestRecords", {.idempotent = true},
-      [&metering](const Context& ctx, const v1::IngestRecordsRequest& request) -> Result<v1::IngestBatchResponse> {
+      [&metering](const Context& ctx, v1::IngestRecordsRequest& request) -> Result<v1::IngestBatchResponse> {
         const auto answers = CRETO_TRY(take_records(ctx, metering, request));
         return answers_of(answers);
       });
   service.exchange<v1::IngestRecordsRequest, v1::IngestStreamResponse>(
       "IngestStream", {.idempotent = true},
-      [&metering](const Context& ctx, const v1::IngestRecordsRequest& request) -> Result<v1::IngestStreamResponse> {
+      [&metering](const Context& ctx, v1::IngestRecordsRequest& request) -> Result<v1::IngestStreamResponse> {
         const auto answers = CRETO_TRY(take_records(ctx, metering, request));
         return stream_answer_of(answers);
       },

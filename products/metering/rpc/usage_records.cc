@@ -129,6 +129,14 @@ class CloudEvent {
 
 namespace dom = simdjson::dom;
 
+/// What reading JSON needs.
+struct JsonRoom {
+  dom::parser parser;
+  std::vector<char> padded;
+  CloudEvent event;
+  Encoder encoder;
+};
+
 Result<std::string> record_of(const dom::element& element, CloudEvent& event, Encoder& encoder) {
   dom::object object;
   if (element.get(object) != simdjson::SUCCESS) return invalid("event", "must be an object");
@@ -216,17 +224,17 @@ Result<std::string> record_of(const Struct& event) {
 Result<std::vector<Result<std::string>>> records_of_json(std::string_view cloud_events, std::size_t events_max) {
   // Its room is kept for the next, unless that would be much.
   constexpr std::size_t kept_bytes_max = 1 << 20;
-  thread_local dom::parser kept(kept_bytes_max);
-  dom::parser large;
-  dom::parser& parser = cloud_events.size() > kept_bytes_max ? large : kept;
+  thread_local JsonRoom kept;
+  JsonRoom large;
+  auto& [parser, padded, event, encoder] = cloud_events.size() > kept_bytes_max ? large : kept;
+  padded.resize(std::max(padded.size(), cloud_events.size() + simdjson::SIMDJSON_PADDING));
+  std::ranges::copy(cloud_events, padded.begin());
   dom::element root;
   auto failed = parser.allocate(std::max(cloud_events.size(), kept_bytes_max), json_depth_max);
-  if (failed == simdjson::SUCCESS) failed = parser.parse(cloud_events.data(), cloud_events.size()).get(root);
+  if (failed == simdjson::SUCCESS) failed = parser.parse(padded.data(), cloud_events.size(), false).get(root);
   if (failed != simdjson::SUCCESS)
     return invalid("events", fmt::format("is no JSON: {}", simdjson::error_message(failed)));
 
-  CloudEvent event;
-  Encoder encoder;
   std::vector<Result<std::string>> records;
   dom::array list;
   if (root.get(list) != simdjson::SUCCESS) {

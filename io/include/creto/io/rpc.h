@@ -159,7 +159,7 @@ struct Method {
   std::function<Result<>(std::string_view, google::protobuf::Message&)> read_body;
   std::function<Result<std::string>(const google::protobuf::Message&)> write_body;
   /// One of these. `write` may be called later, from another thread, only by `deferred`.
-  std::function<void(const Context&, const google::protobuf::Message&, const Write&)> unary;
+  std::function<void(const Context&, google::protobuf::Message&, const Write&)> unary;
   std::function<void(const Context&, const google::protobuf::Message&, Write)> deferred;
   std::function<void(const Context&, const google::protobuf::Message&, std::shared_ptr<Outlet>)> stream;
   /// Of an exchange, beside `unary`: the message that says why another was refused.
@@ -230,7 +230,7 @@ class Dispatcher {
 
 class Service {
  public:
-  /// `handler`: Result<Res>(const Context&, const Req&)
+  /// `handler`: Result<Res>(const Context&, Req&), or with a `const Req&`: the request is his, to take apart.
   template <class Req, class Res, class F>
   void unary(std::string_view method, Rule<Req> rule, F handler) {
     auto m = describe<Req, Res>(method, std::move(rule));
@@ -264,7 +264,7 @@ class Service {
   /// own: it is authenticated, authorized, counted and has its deadline by itself, so that a caller who is revoked is
   /// refused at the next one. Several run at once, in no order. Not over REST; has no idempotency key.
   ///
-  /// `handler`: Result<Res>(const Context&, const Req&). What it refuses is answered with `refusal`: Res(const Error&),
+  /// `handler`: as of `unary`. What it refuses is answered with `refusal`: Res(const Error&),
   /// and the exchange goes on. A message that does not come as far as the handler ends it with its error, once those
   /// before it are answered. Where the connection breaks, what was not answered may have happened or not.
   template <class Req, class Res, class F, class G>
@@ -283,9 +283,9 @@ class Service {
 
   template <class Req, class Res, class F>
   static auto answering(F handler) {
-    return [handler = std::move(handler)](const Context& ctx, const google::protobuf::Message& request,
+    return [handler = std::move(handler)](const Context& ctx, google::protobuf::Message& request,
                                           const detail::Write& write) {
-      Result<Res> result = handler(ctx, static_cast<const Req&>(request));
+      Result<Res> result = handler(ctx, static_cast<Req&>(request));
       if (result) {
         write({}, &*result);
       } else {
