@@ -359,8 +359,9 @@ class ExchangeCall::Message final : public GrpcCall {
  private:
   friend class ExchangeCall;
   void settle(ByteBuffer bytes, grpc::Status status) {
-    // Keeps the exchange, which goes with its last message.
+    // Keeps the exchange, which goes with its last message. The first answer counts.
     std::shared_ptr<ExchangeCall> exchange = std::move(exchange_);
+    if (exchange == nullptr) return;
     std::lock_guard lock(exchange->mutex_);
     bytes_ = std::move(bytes);
     status_ = std::move(status);

@@ -481,8 +481,8 @@ TEST_F(Rpc, AnExchangeGoesOnAfterAMessageThatItsHandlerRefused) {
 }
 
 TEST_F(Rpc, EveryMessageOfAnExchangeIsCheckedLikeACall) {
-  EXPECT_EQ(talk(*connect(""), 3).ended.error().kind(), ErrorKind::unauthenticated);
-  EXPECT_EQ(talk(*connect("human:eve@example.com"), 3).ended.error().kind(), ErrorKind::permission_denied);
+  EXPECT_EQ(talk(*connect(""), 1).ended.error().kind(), ErrorKind::unauthenticated);
+  EXPECT_EQ(talk(*connect("human:eve@example.com"), 1).ended.error().kind(), ErrorKind::permission_denied);
   EXPECT_TRUE(heard.empty());
   EXPECT_EQ(auditor.records(), std::vector<std::string>{"human:eve@example.com bench.converse PL-403"});
 
