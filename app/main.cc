@@ -12,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "billing_commands.h"
 #include "cli/call.h"
 #include "cli/completion.h"
 #include "cli/verbs.h"
@@ -259,6 +260,7 @@ int run(int argc, char** argv) {
   };
   add_policy_commands(plain_command);
   add_metering_commands(plain_command, [&flags] { return options_of(flags); });
+  add_billing_commands(plain_command, [&flags] { return options_of(flags); });
   add_policy_set_commands(plain_command, [&flags] { return options_of(flags); });
 
   std::string name;

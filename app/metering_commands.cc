@@ -32,7 +32,7 @@ struct Given {
   std::filesystem::path log;
   metering::UsageLogFilter filter;
   std::string since;
-  Json report = Json::object();  ///< of `report`, by field
+  Json report = Json::object();  ///< of `report` and `void`, by field
   std::vector<std::string> properties;
 };
 
@@ -261,7 +261,24 @@ void add_metering_commands(const MakeCommand& command, std::function<Result<cli:
   field("--time", "time", "RFC 3339; default: now");
   field("--key", "idempotency_key", "the same again is the same use; default: a new one");
   field("--source", "source", "who counted; default: the agent");
+  field("--replaces", "replaces", "the event whose place it takes: its id, or key: and its idempotency key");
   report->add_option("--property", given->properties, "NAME=VALUE");
+  const auto out = std::make_shared<Given>();
+  CLI::App* take_out =
+      command("metering void", "take an event out: it counts no more", [out, options]() -> Result<Output> {
+        const cli::CallOptions call = CRETO_TRY(options());
+        out->report["usage_type"] = "void";
+        return report_usage(*out, call);
+      });
+  const auto member = [&](const char* option, const char* name, const char* help) {
+    Json& value = out->report[name] = "";
+    return take_out->add_option(option, value.get_ref<std::string&>(), help);
+  };
+  member("AGENT", "agent", "whose event: an identity")->required();
+  member("EVENT", "voids", "its id, or key: and its idempotency key")->required();
+  member("--key", "idempotency_key", "the same again is the same void; default: a new one");
+  member("--source", "source", "who counted it, where EVENT is its key; default: the agent");
+  take_out->add_option("--property", out->properties, "NAME=VALUE, as reason=...");
   command("metering verify", "count all usage again and compare; every hash, every signature, no event twice",
           [options]() -> Result<Output> {
             cli::CallOptions call = CRETO_TRY(options());

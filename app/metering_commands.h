@@ -5,8 +5,8 @@
 
 namespace creto::app {
 
-/// `creto metering import|report|verify`, which ask a server, and `creto metering dump`, which reads this home's usage
-/// log. `options` are read when a command runs.
+/// `creto metering import|report|void|verify`, which ask a server, and `creto metering dump`, which reads this home's
+/// usage log. `options` are read when a command runs.
 void add_metering_commands(const MakeCommand& command, std::function<Result<cli::CallOptions>()> options);
 
 }  // namespace creto::app

@@ -65,16 +65,16 @@ std::string csv_line(const LoggedEvent& event) {
                       std::string(event.subscription), std::string(event.source), std::string(event.usage_type),
                       std::string(event.idempotency_key), to_rfc3339(event.time), std::string(event.units),
                       std::string(event.cost), std::string(event.currency), std::string(event.replaces),
-                      properties_of(event)});
+                      std::string(event.voids), properties_of(event)});
 }
 
 std::vector<ArrowField> event_fields() {
   using enum ArrowField::Type;
-  return {{"id", text},         {"arrived", instant}, {"org", text},
-          {"ancestors", texts}, {"agent", text},      {"subscription", text},
-          {"source", text},     {"usage_type", text}, {"idempotency_key", text},
-          {"time", instant},    {"units", decimal},   {"cost", decimal},
-          {"currency", text},   {"replaces", text},   {"properties", pairs}};
+  return {
+      {"id", text},           {"arrived", instant}, {"org", text},        {"ancestors", texts},      {"agent", text},
+      {"subscription", text}, {"source", text},     {"usage_type", text}, {"idempotency_key", text}, {"time", instant},
+      {"units", decimal},     {"cost", decimal},    {"currency", text},   {"replaces", text},        {"voids", text},
+      {"properties", pairs}};
 }
 
 Result<> add_row(ArrowWriter& table, const LoggedEvent& event) {
@@ -97,6 +97,7 @@ Result<> add_row(ArrowWriter& table, const LoggedEvent& event) {
   }
   optional(event.currency);
   optional(event.replaces);
+  optional(event.voids);
   table.pairs(event.properties);
   return table.end_row();
 }

@@ -46,6 +46,8 @@ Result<std::string> RuntimeUsageEvent::to_json() const {
                {"properties", std::move(properties_json)},
                {"units", units.to_string()}};
   if (cost) json["cost"] = {{"amount", cost->amount.to_string()}, {"currency", cost->currency.code()}};
+  if (!replaces.empty()) json["replaces"] = replaces;
+  if (!voids.empty()) json["voids"] = voids;
   return canonical_json(json);
 }
 
@@ -53,14 +55,18 @@ Result<RuntimeUsageEvent> RuntimeUsageEvent::from_json(std::string_view text) {
   const Json json = CRETO_TRY(parse_json(text));
   PayloadReader reader(json, event_type);
   RuntimeUsageEvent event;
-  event.usage_type = reader.word(
-      "usage_type", {"sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress", "action"});
+  event.usage_type = reader.word("usage_type", {"sandbox_allocated", "sandbox_terminated", "inference_tokens",
+                                                "network_egress", "action", "void"});
   event.idempotency_key = reader.text("idempotency_key");
   if (event.idempotency_key.empty() || event.idempotency_key.size() > 256)
     reader.refuse("idempotency_key", "must have 1 to 256 characters");
   const Json& properties_json = reader.object("properties");
   const std::string units_text = reader.text("units");
   const Json& cost_json = reader.object("cost");
+  event.replaces = reader.text_or("replaces", "");
+  event.voids = reader.text_or("voids", "");
+  if (event.voids.empty() != (event.usage_type != "void"))
+    reader.refuse("voids", "must stand in `void`, and only there");
   CRETO_TRY(reader.finish());
 
   event.properties = CRETO_TRY(canonical_json(properties_json));

@@ -93,6 +93,9 @@ def play(doors):
     with open(pixels, "rb") as file:
         require(file.read(4) == b"\x89PNG", "no picture in pixels")
     export(doors, len(dumped))
+    correct(doors, event, report)
+    price(doors)
+    bill(doors)
 
 
 def export(doors, events):
@@ -121,6 +124,59 @@ def export(doors, events):
         file.write(program)
     read = subprocess.run(["node", script, named("sums.arrow"), named("events.arrow")], capture_output=True, text=True, check=True)
     require(json.loads(read.stdout)[:2] == [4, events], f"Arrow: {read.stdout}")
+
+
+def correct(doors, event, report):
+    """Every door takes corrections, and a dump shows them."""
+    require(doors.creto("metering", "void", HUMAN, "key:r-2", "--property", "reason=test")["taken"] == 1, "no void by hand")
+    replaced = doors.creto("metering", "report", HUMAN, "tokens", "--units", "50", "--replaces", "key:t-1", "--key", "t-1b")
+    require(replaced["taken"] == 1, f"no replacement by hand: {replaced}")
+    answers = doors.rest("/v1/usage", [{**report, "idempotency_key": "r-3", "units": "5", "replaces": "key:r-1"},
+                                       {**report, "idempotency_key": "r-4", "usage_type": "void", "voids": "key:r-1"}], "application/json")
+    require("error" not in answers[0] and answers[1]["error"]["code"] == "MT-409", f"corrections by REST: {answers}")
+    void = {**event, "id": "e-3", "type": "void", "voids": "key:e-2", "data": {}}
+    answers = doors.rest("/v1/cloudevents", [void, {**void, "id": "e-4", "voids": "key:never"}], "application/cloudevents-batch+json")
+    require("error" not in answers[0] and answers[1]["error"]["code"] == "MT-404", f"corrections by CloudEvents: {answers}")
+    require(doors.used() == {"pages": (2498, 4996), "rooms": (1, 5), "tokens": (2, 51), "visits": (2, 7)}, f"corrected: {doors.used()}")
+    require(not doors.creto("metering", "verify").get("problems"), "corrections do not agree with their events")
+    require("key:r-2" in doors.text("metering", "dump"), "no correction is dumped")
+
+
+def price(doors):
+    """A table of prices gives uses of its models their costs."""
+    table = doors.file("prices.json", json.dumps({"sample_spec": {}, "gpt-x": {"litellm_provider": "p", "input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06}}))
+    imported = doors.creto("prices", "import", table, "--effective", "2026-01-01T00:00:00Z")
+    require(imported["models"] == "1", f"imported: {imported}")
+    tokens = ["--property", "model_id=gpt-x", "--property", "provider=p", "--property", "input_tokens=1000", "--property", "output_tokens=100"]
+    require(doors.creto("metering", "report", HUMAN, "inference_tokens", *tokens)["taken"] == 1, "no use of a model")
+    rows = doors.creto("usage", "show", HUMAN, "--type", "inference_tokens")["rows"]
+    require(rows[0]["cost"]["amount"] == "0.0028", f"the cost of a use: {rows}")
+    require("gpt-x" in doors.text("prices", "list") and "gpt-x" in doors.text("prices", "show", "gpt-x"), "prices are not told")
+
+
+def bill(doors):
+    """What usage would cost is what it does cost, and a changed cent on the invoice is found without a server."""
+    plan = {"id": "p", "name": "Plan", "base_fee": "0", "charges": [
+        {"id": "pages", "model": "standard", "metric": {"event_type": "pages", "aggregation": "sum", "property": "units"}, "price": {"per_unit": "0.01"}}]}
+    file = doors.file("plan.json", json.dumps(plan))
+    other = doors.file("other.json", json.dumps({**plan, "id": "q", "base_fee": "5"}))
+    priced = doors.creto("metering", "simulate", "--plan", file, "--plan", other, "--since", "1h", "--subject", HUMAN)
+    require(priced["plans"][0]["total"] == "49.96", f"simulated: {priced}")
+    require("q, USD" in doors.text("metering", "simulate", "--plan", file, "--plan", other, "--since", "1h"), "no second plan beside the first")
+
+    doors.creto("plans", "put", "@" + file)
+    subscription = doors.creto("subscriptions", "create", HUMAN, "p")["id"]
+    doors.creto("metering", "report", HUMAN, "pages", "--units", "123")
+    invoice = doors.creto("invoices", "issue", subscription)
+    id = json.loads(invoice["document"])["id"]
+    require(doors.creto("invoices", "verify", id) == {"batch": "1", "error": "", "number": "INV-000001", "total": "1.23 USD", "valid": True}, "is not verified")
+    keys = doors.file("keys.json", json.dumps(doors.creto("agents", "keys", "service:metering")))
+    doors.stop(signal.SIGTERM)
+    good = doors.file("invoice.json", json.dumps(invoice))
+    bad = doors.file("changed.json", json.dumps({**invoice, "document": invoice["document"].replace("1.23", "1.22")}))
+    for name, leaves in ((good, 0), (bad, 1)):
+        told = subprocess.run([doors.creto.binary, "invoices", "verify", name, "--keys", keys], env=doors.creto.env, capture_output=True, text=True)
+        require(told.returncode == leaves, f"{name} leaves with {told.returncode}: {told.stdout}{told.stderr}")
 
 
 def main():

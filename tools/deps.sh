@@ -61,7 +61,7 @@ packages=(
   libpng-dev libfreetype-dev fonts-dejavu-core
   libgtest-dev libgmock-dev libbenchmark-dev
   # programs the tests and the example drive
-  "$postgres" runc iproute2 nftables mmdebstrap umoci poppler-utils jq curl zstd
+  "$postgres" runc iproute2 nftables mmdebstrap umoci poppler-utils fonts-dejavu-core jq curl zstd
 )
 
 # --- packages -----------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@
 namespace creto::app::cli {
 namespace {
 
-constexpr std::array<std::string_view, 9> fields{"agent", "usage_type", "idempotency_key", "time",    "units",
-                                                 "cost",  "currency",   "source",          "replaces"};
+constexpr std::array<std::string_view, 10> fields{"agent", "usage_type", "idempotency_key", "time",     "units",
+                                                  "cost",  "currency",   "source",          "replaces", "voids"};
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 

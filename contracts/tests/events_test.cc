@@ -55,7 +55,7 @@ void expect_round_trip_under_schema(const Event& event) {
       EXPECT_NE(violation(schema, wrong_type, ""), "") << key;
     }
     if (key == "cost" || key == "approvers" || key == "failure_reason" || key == "sandbox_id" || key == "properties" ||
-        key == "arguments" || key == "response")
+        key == "arguments" || key == "response" || key == "replaces")
       continue;  // absent means empty
     Json missing = json;
     missing.erase(key);
@@ -70,7 +70,7 @@ TEST(Events, RoundTripUnderTheirSchemas) {
   const Instant now = from_unix_ns(1);
   expect_round_trip_under_schema(RuntimeUsageEvent{"inference_tokens", "k1", R"({"model_id":"m"})",
                                                    Decimal::literal("300"),
-                                                   Money{Decimal::literal("0.02"), Currency::usd()}});
+                                                   Money{Decimal::literal("0.02"), Currency::usd()}, "key:k0"});
   expect_round_trip_under_schema(CostThresholdExceededEvent{"quota_breach",
                                                             "q1",
                                                             "evt",
@@ -94,6 +94,16 @@ TEST(Events, RefuseNegativeUsage) {
   const auto event = RuntimeUsageEvent{"action", "k", "{}", Decimal::literal("-1"), std::nullopt};
   EXPECT_EQ(RuntimeUsageEvent::from_json(event.to_json().value()).error().message(),
             "runtime_usage.units: must not be negative");
+}
+
+TEST(Events, OnlyAVoidTakesAnotherOneOut) {
+  RuntimeUsageEvent event{"void", "k", "{}", Decimal(1), {}, {}, "key:k0"};
+  EXPECT_EQ(RuntimeUsageEvent::from_json(event.to_json().value())->voids, "key:k0");
+  event.usage_type = "action";
+  EXPECT_FALSE(RuntimeUsageEvent::from_json(event.to_json().value()));
+  event.usage_type = "void";
+  event.voids = "";
+  EXPECT_FALSE(RuntimeUsageEvent::from_json(event.to_json().value()));
 }
 
 TEST(Words, AreRefusedWithTheListOfTheAllowedOnes) {

@@ -35,6 +35,20 @@ bool wants_interim(const Plan& plan) {
          std::ranges::any_of(plan.charges, &Charge::in_advance);
 }
 
+Result<Decimal> sum_of(std::span<const InvoiceLine> lines, auto counts) {
+  Decimal total;
+  for (const InvoiceLine& line : lines) {
+    if (counts(line)) total = CRETO_TRY(Decimal::add(total, line.amount));
+  }
+  return total;
+}
+
+InvoiceEntry billed_entry(const Invoice& interim, const Decimal& amount) {
+  return {
+      InvoiceEntryKind::billed, interim.id.to_string(), "Billed with " + invoice_number_text(interim.number), {}, {},
+      amount.negated()};
+}
+
 Result<TimeZone> zone_of(const Subscription& subscription) { return TimeZone::load(subscription.time_zone); }
 
 }  // namespace
@@ -51,7 +65,12 @@ struct Biller::Job {
   std::vector<StoredCredit> credits{};
   std::vector<AppliedCoupon> coupons{};
   std::optional<Error> failed{};
+  Scope scope = Scope::all;  ///< of an interim invoice
 
+  bool in_advance(const InvoiceLine& line) const {
+    const auto charge = std::ranges::find(plan->charges, line.charge, &Charge::id);
+    return charge != plan->charges.end() && charge->in_advance;
+  }
   Invoice& invoice() { return out.invoice; }
   const Subscription& subscription() const { return stored->subscription; }
 };
@@ -147,15 +166,30 @@ Result<Biller::Job> Biller::job_of(StoredSubscription& stored, InvoiceKind kind,
   return job;
 }
 
-Result<> Biller::read_facts(std::span<Job> jobs) {
+std::vector<FactRange> Biller::ranges_of(std::span<Job> jobs, std::vector<Job*>& of_range) const {
   std::vector<FactRange> ranges;
-  std::vector<Job*> of_range;
   for (Job& job : jobs) {
     if (!job.rating) continue;
     const Instant late_before = job.invoice().kind == InvoiceKind::period ? job.invoice().period.begin : Instant::min();
     ranges.push_back({job.subscription().id, job.facts, late_before, job.stored->seen});
     of_range.push_back(&job);
   }
+  return ranges;
+}
+
+Result<> Biller::ask_ahead(std::span<StoredSubscription> due) {
+  for (StoredSubscription& stored : due) {
+    auto made = schedule(stored) && stored.due_at ? next_job(stored) : not_found("period", "");
+    if (!made) continue;  // to be told where it is billed
+    std::vector<Job*> of_range;
+    facts_.ask(ctx_.org, ranges_of(std::span(&*made, 1), of_range));
+  }
+  return {};
+}
+
+Result<> Biller::read_facts(std::span<Job> jobs) {
+  std::vector<Job*> of_range;
+  const std::vector<FactRange> ranges = ranges_of(jobs, of_range);
   const auto late = CRETO_TRY(facts_.read(ctx_.org, ranges, [&](std::size_t range, const UsageFact& fact) -> Result<> {
     Job& job = *of_range[range];
     if (job.failed) return {};
@@ -209,13 +243,32 @@ Result<std::vector<InvoiceEntry>> Biller::billed_entries(const Job& job) {
   const auto interims = CRETO_TRY(billing::invoices_between(tx_, ctx_.org, job.subscription().id, InvoiceKind::interim,
                                                             invoice.period.begin, invoice.period.end));
   for (const StoredInvoice& one : interims) {
+    if (one.invoice.status == InvoiceStatus::voided) continue;
     const Decimal billed = CRETO_TRY(billed_by(one.invoice));
-    entries.push_back({InvoiceEntryKind::billed,
-                       one.invoice.id.to_string(),
-                       "Billed with " + invoice_number_text(one.invoice.number),
-                       {},
-                       {},
-                       billed.negated()});
+    entries.push_back(billed_entry(one.invoice, billed));
+  }
+  return entries;
+}
+
+/// What of the charges in advance each interim invoice has billed: its lines hold all of the period until then, and its
+/// entries name those before that it took off.
+Result<std::vector<InvoiceEntry>> Biller::billed_in_advance(const Job& job) {
+  const Invoice& invoice = job.out.invoice;
+  std::vector<InvoiceEntry> entries;
+  std::map<std::string, Decimal> billed;
+  const auto interims = CRETO_TRY(billing::invoices_between(tx_, ctx_.org, job.subscription().id, InvoiceKind::interim,
+                                                            invoice.period.begin, invoice.period.end));
+  for (const StoredInvoice& one : interims) {
+    Decimal amount =
+        CRETO_TRY(sum_of(one.invoice.lines, [&](const InvoiceLine& line) { return job.in_advance(line); }));
+    for (const InvoiceEntry& entry : one.invoice.entries) {
+      const auto before = billed.find(entry.id);
+      if (entry.kind != InvoiceEntryKind::billed || before == billed.end()) continue;
+      amount = CRETO_TRY(Decimal::subtract(amount, before->second));
+    }
+    billed.emplace(one.invoice.id.to_string(), amount);
+    if (one.invoice.status == InvoiceStatus::voided || amount.is_zero()) continue;
+    entries.push_back(billed_entry(one.invoice, amount));
   }
   return entries;
 }
@@ -232,9 +285,11 @@ Result<> Biller::reckon(Job& job) {
       invoice.lines.insert(invoice.lines.end(), next.begin(), next.end());
     }
   } else if (invoice.kind == InvoiceKind::interim) {
-    invoice.lines = CRETO_TRY(job.rating->usage_so_far());
+    invoice.lines = CRETO_TRY(job.scope == Scope::all ? job.rating->usage_so_far() : job.rating->usage_in_advance());
   }
-  if (job.rating && job.stored->watched) reckoning.billed = CRETO_TRY(billed_entries(job));
+  if (job.rating && job.stored->watched) {
+    reckoning.billed = CRETO_TRY(job.scope == Scope::all ? billed_entries(job) : billed_in_advance(job));
+  }
   if (invoice.kind != InvoiceKind::top_up) {
     if (!extras_) extras_ = CRETO_TRY(billing::extras(tx_, ctx_.org));
     if (extras_->coupons) job.coupons = CRETO_TRY(billing::applied_coupons(tx_, ctx_.org, invoice.subscription));
@@ -379,22 +434,23 @@ Result<std::vector<Result<Invoice>>> Biller::run(std::vector<Job>& jobs) {
   return answers;
 }
 
+/// Of what is due next.
+Result<Biller::Job> Biller::next_job(StoredSubscription& stored) {
+  if (!stored.opened) {
+    const Period full = CRETO_TRY(period_of(stored.subscription, stored.subscription.started_at));
+    return job_of(stored, InvoiceKind::opening, {stored.subscription.started_at, full.end});
+  }
+  CRETO_TRY(schedule(stored));
+  CRETO_ASSERT(stored.due_at.has_value());
+  return job_of(stored, InvoiceKind::period, {stored.billed_until, *stored.due_at});
+}
+
 Result<std::vector<Result<Invoice>>> Biller::bill(std::span<StoredSubscription> due, bool drafts) {
   std::vector<Job> jobs;
   std::vector<std::optional<Error>> refused(due.size());
   std::vector<std::size_t> of_job;
   for (std::size_t i = 0; i < due.size(); ++i) {
-    StoredSubscription& stored = due[i];
-    const auto job = [&]() -> Result<Job> {
-      if (!stored.opened) {
-        const Period full = CRETO_TRY(period_of(stored.subscription, stored.subscription.started_at));
-        return job_of(stored, InvoiceKind::opening, {stored.subscription.started_at, full.end});
-      }
-      CRETO_TRY(schedule(stored));
-      CRETO_ASSERT(stored.due_at.has_value());
-      return job_of(stored, InvoiceKind::period, {stored.billed_until, *stored.due_at});
-    };
-    auto made = job();
+    auto made = next_job(due[i]);
     if (!made) {
       if (is_trouble(made.error())) return std::move(made).error();
       refused[i] = std::move(made).error();
@@ -480,37 +536,32 @@ Result<Invoice> Biller::preview(const StoredInvoice& draft) {
   return std::move(invoice);
 }
 
-Result<bool> Biller::interim_is_due(Job& job) {
-  Decimal billed;
-  Decimal billed_in_advance;
+/// Whether the running period should be billed, and what of it. What interim invoices were over counts as asked for,
+/// also where they were voided.
+Result<std::optional<Biller::Scope>> Biller::interim_due(Job& job) {
   const auto interims = CRETO_TRY(billing::invoices_between(tx_, ctx_.org, job.subscription().id, InvoiceKind::interim,
                                                             job.invoice().period.begin, job.invoice().period.end));
-  const auto sum = [](std::span<const InvoiceLine> lines, auto counts) -> Result<Decimal> {
-    Decimal total;
-    for (const InvoiceLine& line : lines) {
-      if (counts(line)) total = CRETO_TRY(Decimal::add(total, line.amount));
-    }
-    return total;
-  };
-  const auto in_advance = [&](const InvoiceLine& line) {
-    const auto charge = std::ranges::find(job.plan->charges, line.charge, &Charge::id);
-    return charge != job.plan->charges.end() && charge->in_advance;
-  };
-  const auto any = [](const InvoiceLine&) { return true; };
-  if (!interims.empty()) {
-    billed = CRETO_TRY(sum(interims.back().invoice.lines, any));
-    billed_in_advance = CRETO_TRY(sum(interims.back().invoice.lines, in_advance));
+  const auto in_advance = [&](const InvoiceLine& line) { return job.in_advance(line); };
+  const auto in_arrears = [&](const InvoiceLine& line) { return !job.in_advance(line); };
+  Decimal asked_in_advance;
+  Decimal asked_in_arrears;
+  for (const StoredInvoice& one : interims) {
+    asked_in_advance = CRETO_TRY(sum_of(one.invoice.lines, in_advance));
+    if (std::ranges::any_of(one.invoice.lines, in_arrears))
+      asked_in_arrears = CRETO_TRY(sum_of(one.invoice.lines, in_arrears));
   }
   const std::vector<InvoiceLine> lines = CRETO_TRY(job.rating->usage_so_far());
-  const Decimal used = CRETO_TRY(sum(lines, any));
-  const Decimal used_in_advance = CRETO_TRY(sum(lines, in_advance));
-  if (used_in_advance > billed_in_advance) return true;
+  const Decimal used_in_advance = CRETO_TRY(sum_of(lines, in_advance));
+  const Decimal used_in_arrears = CRETO_TRY(sum_of(lines, in_arrears));
+  const Decimal asked = CRETO_TRY(Decimal::add(asked_in_advance, asked_in_arrears));
+  const Decimal used = CRETO_TRY(Decimal::add(used_in_advance, used_in_arrears));
   const auto crossed =
-      CRETO_TRY(thresholds_crossed(job.plan->progressive_thresholds, job.plan->progressive_step, billed, used));
-  return !crossed.empty();
+      CRETO_TRY(thresholds_crossed(job.plan->progressive_thresholds, job.plan->progressive_step, asked, used));
+  if (!crossed.empty()) return std::optional(Scope::all);
+  return used_in_advance > asked_in_advance ? std::optional(Scope::in_advance) : std::nullopt;
 }
 
-Result<std::vector<std::size_t>> Biller::wanting_interim(std::span<StoredSubscription> watched) {
+Result<std::vector<Biller::Wanting>> Biller::wanting_interim(std::span<StoredSubscription> watched) {
   std::vector<Job> jobs;
   std::vector<std::size_t> of_job;
   for (std::size_t i = 0; i < watched.size(); ++i) {
@@ -524,20 +575,21 @@ Result<std::vector<std::size_t>> Biller::wanting_interim(std::span<StoredSubscri
     of_job.push_back(i);
   }
   CRETO_TRY(read_facts(jobs));
-  std::vector<std::size_t> wanting;
+  std::vector<Wanting> wanting;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     if (jobs[i].failed) continue;
-    const bool due = CRETO_TRY(interim_is_due(jobs[i]));
-    if (due) wanting.push_back(of_job[i]);
+    const auto due = CRETO_TRY(interim_due(jobs[i]));
+    if (due) wanting.push_back({of_job[i], *due});
   }
   return wanting;
 }
 
-Result<Invoice> Biller::bill_interim(StoredSubscription& stored, Instant until) {
+Result<Invoice> Biller::bill_interim(StoredSubscription& stored, Instant until, Scope scope) {
   CRETO_ASSERT(until > stored.billed_until);
   std::vector<Job> jobs;
   {
     Job job = CRETO_TRY(job_of(stored, InvoiceKind::interim, {stored.billed_until, until}));
+    job.scope = scope;
     jobs.push_back(std::move(job));
   }
   stored.watched = true;  // the period's invoice has to look for it

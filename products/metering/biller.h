@@ -33,6 +33,8 @@ class Biller {
   /// The whole period around `when`.
   Result<Period> period_of(const Subscription& subscription, Instant when);
 
+  /// Asks `facts` for what `bill` of these will want, so that many can be billed after one pass over the events.
+  Result<> ask_ahead(std::span<StoredSubscription> due);
   /// Bills what each is due next (an opening or a period), in one pass over the events. With `drafts`, periods of plans
   /// with a grace become drafts. One answer each; where it is an error that subscription has not changed. Trouble with
   /// the database fails the whole.
@@ -42,22 +44,31 @@ class Biller {
   /// As it would be if it were made final now; nothing is stored.
   Result<Invoice> preview(const StoredInvoice& draft);
 
+  /// What an interim invoice is over: all usage of the running period, or of the charges that are billed in advance.
+  enum class Scope : std::uint8_t { all, in_advance };
+  struct Wanting {
+    std::size_t subscription;  ///< place among those that were asked about
+    Scope scope;
+  };
   /// Which running periods have reached a threshold, or have new usage that is billed in advance; in one pass over the
   /// events. A subscription that cannot be rated wants nothing.
-  Result<std::vector<std::size_t>> wanting_interim(std::span<StoredSubscription> watched);
+  Result<std::vector<Wanting>> wanting_interim(std::span<StoredSubscription> watched);
   /// An interim invoice over the running period's usage until `until`. Requires: that lies in the period.
-  Result<Invoice> bill_interim(StoredSubscription& stored, Instant until);
+  Result<Invoice> bill_interim(StoredSubscription& stored, Instant until, Scope scope = Scope::all);
 
  private:
   struct Job;
   Result<RatedPeriod> rated_period(const Subscription& subscription, Instant begin, Instant end);
   Invoice blank_invoice(const Subscription& subscription, InvoiceKind kind, Period period, const Plan& plan);
   Result<Job> job_of(StoredSubscription& stored, InvoiceKind kind, Period period);
+  Result<Job> next_job(StoredSubscription& stored);
+  std::vector<FactRange> ranges_of(std::span<Job> jobs, std::vector<Job*>& of_range) const;
   Result<Job> draft_job(const StoredInvoice& draft, std::list<StoredSubscription>& keep);
   Result<> read_facts(std::span<Job> jobs);
   Result<> add_adjustments(Job& job);
   Result<std::vector<InvoiceEntry>> billed_entries(const Job& job);
-  Result<bool> interim_is_due(Job& job);
+  Result<std::vector<InvoiceEntry>> billed_in_advance(const Job& job);
+  Result<std::optional<Scope>> interim_due(Job& job);
   Result<> reckon(Job& job);
   void make_final(Job& job, std::int64_t number) const;
   Result<> conclude(Job& job);

@@ -418,7 +418,7 @@ Result<std::vector<StoredInvoice>> invoices_between(sql::Tx& tx, const std::stri
                                                     InvoiceKind kind, Instant after, Instant until) {
   const sql::Rows rows = CRETO_TRY(tx.query(
       fmt::format("SELECT {} WHERE i.org = $1 AND i.subscription = $2 AND i.kind = $3 AND i.period_end_ns > $4 AND "
-                  "i.period_end_ns <= $5 AND i.status <> 'voided' ORDER BY i.period_end_ns",
+                  "i.period_end_ns <= $5 ORDER BY i.period_end_ns",
                   invoice_columns),
       {org, id.to_string(), to_string(kind), after, until}));
   return read_all<StoredInvoice>(rows, invoice_of);

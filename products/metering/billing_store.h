@@ -70,7 +70,7 @@ Result<> set_delivery(sql::Tx& tx, const std::string& org, const Invoice& invoic
 Result<std::optional<StoredInvoice>> find_invoice(sql::Tx& tx, const std::string& org, const InvoiceId& id);
 Result<std::vector<StoredInvoice>> list_invoices(sql::Tx& tx, const std::string& org,
                                                  const std::optional<SubscriptionId>& subscription);
-/// Of a subscription, oldest first: not voided, of this kind, ending in (after, until].
+/// Of a subscription, oldest first, also voided ones: of this kind, ending in (after, until].
 Result<std::vector<StoredInvoice>> invoices_between(sql::Tx& tx, const std::string& org, const SubscriptionId& id,
                                                     InvoiceKind kind, Instant after, Instant until);
 Result<std::optional<StoredInvoice>> find_invoice_until(sql::Tx& tx, const std::string& org, const SubscriptionId& id,

@@ -414,11 +414,18 @@ void Limits::Impl::notice(AccountNumber number, const Account::Counter& counter,
 
 std::int64_t Limits::Impl::count(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
                                  std::int64_t now, std::vector<Notice>& notices, std::size_t fact) {
+  const std::int64_t ns = at(number).stamp();  // brought up, so not before `now`
+  count_at(number, words, units, cost, ns, now, notices, fact);
+  return ns;
+}
+
+void Limits::Impl::count_at(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
+                            std::int64_t ns, std::int64_t now, std::vector<Notice>& notices, std::size_t fact) {
   keep(number);
   Account& account = at(number);
-  const std::int64_t ns = account.stamp();  // brought up, so not before `now`
   account.each(books, [&](const Account::Counter& counter, const Terms& said) {
     if (!said.counts(words)) return;
+    if (ns < account.stamp() && said.calendar() && ns < said.window_begin(account.stamp())) return;
     const std::int64_t amount = said.amount(units, cost);
     account.adjust(books, counter, said, amount, ns);
     if (said->window == WindowKind::concurrent || amount <= 0) return;
@@ -434,18 +441,18 @@ std::int64_t Limits::Impl::count(AccountNumber number, const Words& words, std::
       once(Account::hard_noticed, said->family == Terms::Family::threshold ? Notice::Kind::cost : Notice::Kind::hard);
   });
   if (cost != 0) account.adjust_cost(books, words.type, cost, ns);
-  return ns;
 }
 
 void Limits::Impl::uncount(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
                            std::int64_t counted_ns) {
   Account& account = at(number);
-  const std::scoped_lock lock(account);
   keep(number);
   account.each(books, [&](const Account::Counter& counter, const Terms& said) {
     if (!said.counts(words)) return;
     account.adjust(books, counter, said, -said.amount(units, cost), counted_ns);
-    counter.word.set(counter.word.get() & ~(Account::soft_noticed | Account::hard_noticed));
+    // What is reached again is told again.
+    if (counter.used.get() < said->soft) counter.word.set(counter.word.get() & ~Account::soft_noticed);
+    if (counter.used.get() <= said->limit) counter.word.set(counter.word.get() & ~Account::hard_noticed);
   });
   if (cost != 0) account.adjust_cost(books, words.type, -cost, counted_ns);
 }
@@ -508,9 +515,29 @@ void Limits::add(std::span<const Fact> facts, Instant when, std::vector<Notice>&
 void Limits::take_back(std::span<const Fact> facts, const Receipt& receipt) {
   std::size_t next = 0;
   for (const Fact& fact : facts) {
-    for (const AccountNumber number : fact.accounts)
+    for (const AccountNumber number : fact.accounts) {
+      const std::scoped_lock lock(impl_->at(number));
       impl_->uncount(number, fact.words, fact.units, fact.cost, receipt.counted_ns[next++]);
+    }
   }
+}
+
+void Limits::correct(const Fact& out, const Fact* in, Instant counted_at, Instant now, std::vector<Notice>& notices) {
+  const std::int64_t at_ns = ns_of(counted_at);
+  for (const AccountNumber number : out.accounts) {
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    account.bring_up(impl_->books, ns_of(now));
+    impl_->uncount(number, out.words, out.units, out.cost, at_ns);
+  }
+  if (in == nullptr) return;
+  for (const AccountNumber number : in->accounts) {
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    account.bring_up(impl_->books, ns_of(now));
+    impl_->count_at(number, in->words, in->units, in->cost, at_ns, ns_of(now), notices, 0);
+  }
+  if (in->settles) release(*in->settles);
 }
 
 void Limits::add(const Use& use, Instant when, std::optional<ReservationId> settles, std::vector<Notice>& notices) {

@@ -192,6 +192,9 @@ class Limits {
   /// Counts facts that happened at `when`. Allocates only for notices, new types of cost, and a receipt that grows.
   /// Between this and `take_back` there must be no `put_quota` or `put_threshold`.
   void add(std::span<const Fact> facts, Instant when, std::vector<Notice>& notices, Receipt* receipt = nullptr);
+  /// Puts `in`, where there is one, in the place of `out`, which was counted at `counted_at`: windows that still hold
+  /// that time count the one instead of the other.
+  void correct(const Fact& out, const Fact* in, Instant counted_at, Instant now, std::vector<Notice>& notices);
   /// Undoes `add` of the same facts. Holds that were settled do not come back.
   void take_back(std::span<const Fact> facts, const Receipt& receipt);
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "intake.h"
 
@@ -10,9 +9,7 @@ namespace creto::metering {
 
 Result<std::vector<std::optional<Instant>>> FactSource::read(const std::string& org, std::span<const FactRange> ranges,
                                                              const Visit& visit) {
-  for (const FactRange& range : ranges) {
-    if (!known_.contains(key_of(org, range))) pending_.emplace_back(org, range);
-  }
+  ask(org, ranges);
   if (pending()) return Error(Product::metering, ErrorKind::internal, "facts must be read before the transaction");
   std::vector<std::optional<Instant>> late;
   for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -21,6 +18,12 @@ Result<std::vector<std::optional<Instant>>> FactSource::read(const std::string& 
     late.push_back(known.late);
   }
   return late;
+}
+
+void FactSource::ask(const std::string& org, std::span<const FactRange> ranges) {
+  for (const FactRange& range : ranges) {
+    if (!known_.contains(key_of(org, range))) pending_.emplace_back(org, range);
+  }
 }
 
 Result<> FactSource::fetch() {
@@ -46,28 +49,36 @@ Result<> FactSource::fetch() {
   if (begin > Instant::min() + ahead_max_) first = CRETO_TRY(ledger_.first_at(begin - ahead_max_));
   from = std::min(from, first);
 
-  const auto wanted_by = [&](const StoredEvent& event) -> std::vector<Wanted>* {
-    const auto found = of_subscription.find(ledger_.subjects().attribution(event.attribution).subscription);
+  const auto wanted_by = [&](AttributionNumber attribution) -> std::vector<Wanted>* {
+    const auto found = of_subscription.find(ledger_.subjects().attribution(attribution).subscription);
     return found == of_subscription.end() ? nullptr : &found->second;
   };
-  // A correction arrives after what it corrects, so what is replaced has to be known before.
-  std::unordered_set<std::string> replaced;
-  CRETO_TRY(ledger_.scan(from, end_, [&](const StoredEvent& event) -> Result<> {
-    if (!event.record.replaces.empty() && wanted_by(event) != nullptr) replaced.emplace(event.record.replaces);
-    return {};
-  }));
+  // What is new for a time that was billed before.
+  const auto note_late = [](std::span<Wanted> wanted, const RowPlace& place, Instant time) {
+    for (auto& [range, known] : wanted) {
+      if (place.block < range.seen || time >= range.late_before) continue;
+      known->late = known->late ? std::min(*known->late, time) : time;
+    }
+  };
+  const auto taken_out = ledger_.corrections().taken_out(end_);
+  RecordScratch scratch;
   return ledger_.scan(from, end_, [&](const StoredEvent& event) -> Result<> {
-    std::vector<Wanted>* wanted = wanted_by(event);
+    if (event.corrects) {
+      if (std::vector<Wanted>* wanted = wanted_by(event.corrects->attribution)) {
+        scratch.clear();
+        const RecordView out = CRETO_TRY(parse_record(event.corrects->record, scratch));
+        note_late(*wanted, event.place(), out.time);
+      }
+    }
+    std::vector<Wanted>* wanted = wanted_by(event.attribution);
     if (wanted == nullptr) return {};
     const RecordView& record = event.record;
+    if (taken_out && std::ranges::binary_search(*taken_out, event.place())) return {};
+    note_late(*wanted, event.place(), record.time);
     for (auto& [range, known] : *wanted) {
-      if (event.block >= range.seen && (record.time < range.late_before || !record.replaces.empty())) {
-        const Instant time = record.replaces.empty() ? record.time : Instant::min();
-        known->late = known->late ? std::min(*known->late, time) : time;
-      }
       if (!range.when.contains(record.time)) continue;
-      if (!replaced.empty() && replaced.contains(event.id.to_string())) continue;
       known->facts.push_back({event.id, record.time, std::string(record.type), properties_of(record)});
+      ++count_;
     }
     return {};
   });

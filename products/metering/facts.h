@@ -23,7 +23,7 @@ struct FactRange {
 };
 
 /// What billing reads of the usage log, up to where the log ended when this was made. The one place that knows where
-/// events lie. An event that another one replaces is left out. Not thread-safe.
+/// events lie. Events that others take out are left out. Not thread-safe.
 ///
 /// The log may lie in the database, and a transaction cannot open another. So a run inside a transaction that asks for
 /// what is not here yet fails, outside of it `fetch` reads all that was asked for, and the run is repeated
@@ -36,12 +36,17 @@ class FactSource {
 
   BlockAddress end() const { return end_; }
   using Visit = std::function<Result<>(std::size_t range, const UsageFact& fact)>;
-  /// Calls `visit` for every event of every range, each in the order of arrival. Returns each range's earliest late
-  /// event's time; `Instant::min()` where something may have been corrected. Errors: internal where `fetch` is needed.
+  /// Calls `visit` for every event of every range, each in the order of arrival. Returns the earliest time for which
+  /// something of each range came late: of an event, or of one that was taken out. Errors: internal where `fetch` is
+  /// needed.
   Result<std::vector<std::optional<Instant>>> read(const std::string& org, std::span<const FactRange> ranges,
                                                    const Visit& visit);
 
+  /// That these ranges will be read.
+  void ask(const std::string& org, std::span<const FactRange> ranges);
   bool pending() const { return !pending_.empty(); }
+  /// Events that are here, of all ranges.
+  std::size_t count() const { return count_; }
   /// Reads what was asked for in one pass over the log. Requires: no transaction is open on this thread.
   Result<> fetch();
 
@@ -65,6 +70,7 @@ class FactSource {
   const Nanos ahead_max_;
   const BlockAddress end_;
   std::map<Key, Known> known_;
+  std::size_t count_ = 0;
   std::vector<std::pair<std::string, FactRange>> pending_;
 };
 

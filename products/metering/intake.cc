@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <deque>
 #include <mutex>
+#include <unordered_set>
 
 #include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
@@ -30,6 +32,27 @@ std::uint32_t first_second_after(Instant when) {
 /// How many agents ahead of the one that is looked at memory is asked for.
 constexpr std::size_t known_ahead = 16;
 
+/// Why an event was not taken.
+Error refusal(const RecordView& record, const Outcome& outcome) {
+  const std::string_view named = record.voids.empty() ? record.replaces : record.voids;
+  const std::string_view field = record.voids.empty() ? "replaces" : "voids";
+  const std::string id = outcome.id.to_string();
+  switch (outcome.kind) {
+    case Outcome::Kind::unknown_target:
+      return error(ErrorKind::not_found, fmt::format("{}: event `{}` is not known", field, named)).with_retryable(true);
+    case Outcome::Kind::target_of_other:
+      return error(ErrorKind::permission_denied, fmt::format("{}: event `{}` is another agent's", field, id));
+    case Outcome::Kind::target_voids:
+      return error(ErrorKind::conflict,
+                   fmt::format("{}: event `{}` only takes another one out; report that again", field, id));
+    case Outcome::Kind::target_taken:
+      return error(ErrorKind::conflict, fmt::format("{}: event `{}` was taken out by event `{}`", field, named, id));
+    default:
+      return error(ErrorKind::conflict,
+                   fmt::format("idempotency key `{}` was used for other content by event `{}`", record.key, id));
+  }
+}
+
 std::string_view source_of(const RecordView& record) { return record.source.empty() ? record.agent : record.source; }
 
 }  // namespace
@@ -47,6 +70,9 @@ struct Intake::Work {
   std::vector<std::uint32_t> event_of;  ///< of each fact
   RecordScratch scratch;
   std::vector<Bytes> encoded;
+  std::deque<Target> targets;     ///< of corrections
+  std::deque<std::string> costs;  ///< that we give
+  std::shared_ptr<const PriceTable> prices;
 
   void begin(std::size_t size) {
     answers.assign(size, std::nullopt);
@@ -56,10 +82,14 @@ struct Intake::Work {
     room.resize(size);
     accounts.assign(size, {});
     unknown.clear();
+    targets.clear();
+    costs.clear();
+    prices.reset();
     scratch.clear();
   }
   void refuse(std::size_t place, Error error) { answers[place] = std::move(error); }
   void take(std::size_t where, const KeyHash& agent, NewEvent event) {
+    if (event.record.corrects()) event.target = &targets.emplace_back();
     place.push_back(static_cast<std::uint32_t>(where));
     agents.push_back(agent);
     events.push_back(std::move(event));
@@ -127,6 +157,19 @@ Result<> Intake::check(const RecordView& record, Instant now) const {
     return error(ErrorKind::invalid_input, fmt::format("time: {} is too far from now", to_rfc3339(record.time)));
   }
   return check_usage_properties(record.type, record.properties);
+}
+
+/// Gives the use of a model its cost where it came without.
+Result<> Intake::price(const Context& ctx, Work& work, NewEvent& event) const {
+  if (!PriceTable::may_price(event.record) || !options_.prices_of) return {};
+  if (work.prices == nullptr) work.prices = options_.prices_of(ctx.org);
+  if (work.prices == nullptr) return {};
+  const auto cost = CRETO_TRY(work.prices->cost_of(event.record));
+  if (!cost) return {};
+  event.record.cost = work.costs.emplace_back(cost->amount.to_string());
+  event.record.currency = "USD";
+  event.priced = true;
+  return {};
 }
 
 /// Fills in whom each event counts for. Events of unknown agents are refused and leave.
@@ -268,11 +311,15 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
       work.refuse(i, std::move(good).error());
       continue;
     }
-    work.take(i, ledger_.name_hash(ctx.org, record->agent),
-              {.record = *record,
-               .attribution = 0,
-               .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
-               .content = content_of(batch.leaves[i])});
+    NewEvent event{.record = *record,
+                   .attribution = 0,
+                   .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
+                   .content = content_of(batch.leaves[i])};
+    if (auto priced = price(ctx, work, event); !priced) {
+      work.refuse(i, std::move(priced).error());
+      continue;
+    }
+    work.take(i, ledger_.name_hash(ctx.org, record->agent), event);
   }
   attribute(ctx, work, now);
   if (batch.signature != nullptr) {
@@ -306,6 +353,8 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
                    .units = units,
                    .cost = cost,
                    .currency = event.cost ? std::string_view(event.cost->currency.code()) : std::string_view(),
+                   .replaces = event.replaces,
+                   .voids = event.voids,
                    .properties = properties},
                   work.encoded[i]);
     auto record = parse_record(work.encoded[i], work.scratch);
@@ -314,47 +363,115 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
       work.refuse(i, std::move(good).error());
       continue;
     }
-    work.take(i, ledger_.name_hash(ctx.org, record->agent),
-              {.record = *record,
-               .attribution = 0,
-               .key = ledger_.key_hash(ctx.org, record->agent, record->key),
-               .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
-               .id = event.envelope.event_id,
-               .envelope = event.document});
+    NewEvent taken{.record = *record,
+                   .attribution = 0,
+                   .key = ledger_.key_hash(ctx.org, record->agent, record->key),
+                   .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
+                   .id = event.envelope.event_id,
+                   .envelope = event.document};
+    if (auto priced = price(ctx, work, taken); !priced) {
+      work.refuse(i, std::move(priced).error());
+      continue;
+    }
+    work.take(i, ledger_.name_hash(ctx.org, record->agent), taken);
   }
   attribute(ctx, work, now);
   return append(ctx, work, nullptr, reached);
 }
 
+/// Looks in the log for what corrections refer to; what is not there may still be in the same batch. Events by their
+/// ids are looked for at once.
+Result<> Intake::find_targets(const Context& ctx, Work& work) {
+  std::vector<EventId> ids;
+  std::vector<Target*> by_id;
+  std::vector<RowPlace> places;
+  std::unordered_set<SubjectNumber> agents;
+  for (const NewEvent& event : work.events) {
+    if (event.target == nullptr) continue;
+    const RecordView& record = event.record;
+    const std::string_view named = record.voids.empty() ? record.replaces : record.voids;
+    if (named.starts_with(key_prefix)) {
+      event.target->key = ledger_.key_hash(ctx.org, source_of(record), named.substr(key_prefix.size()));
+      const auto place = CRETO_TRY(ledger_.find(event.target->key));
+      event.target->place = place.value_or(RowPlace{});
+    } else {
+      event.target->id = EventId::parse(named).value();
+      ids.push_back(*event.target->id);
+      by_id.push_back(event.target);
+      agents.insert(ledger_.subjects().attribution(event.attribution).agent);
+    }
+  }
+  if (!ids.empty() && options_.find_events) {
+    std::vector<AttributionNumber> whose;
+    for (AttributionNumber number = 1; number <= ledger_.subjects().mark().attributions; ++number) {
+      if (agents.contains(ledger_.subjects().attribution(number).agent)) whose.push_back(number);
+    }
+    const auto found = CRETO_TRY(options_.find_events(ids, whose));
+    for (std::size_t i = 0; i < found.size(); ++i) by_id[i]->place = found[i].value_or(RowPlace{});
+  }
+  for (const Target& target : work.targets) {
+    if (target.place.block.segment != 0) places.push_back(target.place);
+  }
+  std::ranges::sort(places);
+  places.erase(std::unique(places.begin(), places.end()), places.end());
+  return ledger_.visit(places, [&](const StoredEvent& event) -> Result<> {
+    for (Target& target : work.targets) {
+      if (target.place == event.place()) Ledger::fill(target, event);
+    }
+    return {};
+  });
+}
+
+void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_at, const Fact& in, bool voids,
+                     Instant arrived, std::vector<Notice>& notices) {
+  RecordScratch scratch;
+  const auto record = parse_record(taken_out, scratch);
+  CRETO_ASSERT(record);  // it was read from the log
+  Accounts room;
+  WithSession with_session;
+  const std::string_view org = ledger_.subjects().org_of(of);
+  Fact out = fact_of(org, accounts_of(of, room), *record, limits_.limits_sessions(org) ? &with_session : nullptr);
+  out.settles.reset();
+  limits_.correct(out, voids ? nullptr : &in, counted_at, arrived, notices);
+}
+
 Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const BatchProof* proof,
                                        std::vector<Reached>& reached) {
+  if (!work.targets.empty()) CRETO_TRY(find_targets(ctx, work));
   const auto count = [&](std::span<const Outcome> outcomes, Instant arrived) {
     work.facts.clear();
     work.event_of.clear();
     WithSession with_session;
     WithSession* const sessions = limits_.limits_sessions(ctx.org) ? &with_session : nullptr;
-    for (std::size_t i = 0; i < outcomes.size(); ++i) {
-      if (outcomes[i].kind != Outcome::Kind::accepted) continue;
-      work.facts.push_back(fact_of(ctx.org, work.accounts[i], work.events[i].record, sessions));
-      work.event_of.push_back(static_cast<std::uint32_t>(i));
-    }
     std::vector<Notice> notices;
-    limits_.add(work.facts, arrived, notices);
-    untold_ += notices.size();
-    for (Notice& notice : notices) {
-      const std::uint32_t event = work.event_of[notice.fact];
+    const auto tell = [&](Notice& notice, std::uint32_t event) {
+      ++untold_;
       reached.push_back(
           {ctx.org, std::move(notice), outcomes[event].id, Identity::parse(work.events[event].record.agent).value()});
+    };
+    for (std::uint32_t i = 0; i < outcomes.size(); ++i) {
+      if (outcomes[i].kind != Outcome::Kind::accepted) continue;
+      const NewEvent& event = work.events[i];
+      const Fact fact = fact_of(ctx.org, work.accounts[i], event.record, sessions);
+      if (event.target == nullptr) {
+        work.facts.push_back(fact);
+        work.event_of.push_back(i);
+        continue;
+      }
+      std::vector<Notice> of_correction;
+      correct(event.target->attribution, event.target->record, event.target->counted_at, fact,
+              !event.record.voids.empty(), arrived, of_correction);
+      for (Notice& notice : of_correction) tell(notice, i);
     }
+    limits_.add(work.facts, arrived, notices);
+    for (Notice& notice : notices) tell(notice, work.event_of[notice.fact]);
   };
   if (!work.events.empty()) {
     const auto outcomes = CRETO_TRY(ledger_.append(work.events, proof, count));
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
       const Outcome& outcome = outcomes[i];
-      if (outcome.kind == Outcome::Kind::conflict) {
-        work.refuse(work.place[i], error(ErrorKind::conflict,
-                                         fmt::format("idempotency key `{}` was used for other content by event `{}`",
-                                                     work.events[i].record.key, outcome.id.to_string())));
+      if (outcome.kind != Outcome::Kind::accepted && outcome.kind != Outcome::Kind::duplicate) {
+        work.refuse(work.place[i], refusal(work.events[i].record, outcome));
       } else {
         work.answers[work.place[i]] = Ingested{outcome.id, outcome.kind == Outcome::Kind::duplicate};
       }
@@ -367,13 +484,24 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
 }
 
 void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reached) {
-  if (facts_.size() == batch || event.arrived != arrived_) finish(reached);
+  if (facts_.size() == batch || event.arrived != arrived_ || event.corrects) finish(reached);
   arrived_ = event.arrived;
   const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
   const auto accounts = intake_.accounts_of(event.attribution, accounts_[facts_.size()]);
   const bool sessions = intake_.limits_.limits_sessions(org);
-  facts_.push_back(intake_.fact_of(org, accounts, event.record, sessions ? &with_session_ : nullptr));
-  events_.push_back({event.id, event.attribution});
+  const Fact fact = intake_.fact_of(org, accounts, event.record, sessions ? &with_session_ : nullptr);
+  if (!event.corrects) {
+    facts_.push_back(fact);
+    events_.push_back({event.id, event.attribution});
+    return;
+  }
+  std::vector<Notice> notices;
+  intake_.correct(event.corrects->attribution, event.corrects->record, event.corrects->counted_at, fact,
+                  !event.record.voids.empty(), event.arrived, notices);
+  intake_.untold_ += notices.size();
+  for (Notice& notice : notices) {
+    reached.push_back({std::string(org), std::move(notice), event.id, Identity::parse(event.record.agent).value()});
+  }
 }
 
 void Intake::Recount::finish(std::vector<Reached>& reached) {

@@ -3,8 +3,10 @@
 #include <array>
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <span>
 #include <string_view>
@@ -14,6 +16,7 @@
 #include "creto/metering/metering.h"
 #include "known_agents.h"
 #include "ledger/ledger.h"
+#include "price_table.h"
 #include "usage_event.h"
 
 namespace creto::metering {
@@ -41,6 +44,12 @@ struct IntakeOptions {
   Nanos event_age_max = std::chrono::hours(24 * 366);
   Nanos event_ahead_max = std::chrono::hours(1);
   Nanos attribution_ttl = std::chrono::seconds(60);  ///< how long another process' change may go unseen
+  /// What models cost there; null: nothing is known.
+  std::function<std::shared_ptr<const PriceTable>(const std::string& org)> prices_of{};
+  /// Where events with these ids lie, of agents that have these attributions (ColumnStore::find).
+  std::function<Result<std::vector<std::optional<RowPlace>>>(std::span<const EventId>,
+                                                             std::span<const AttributionNumber>)>
+      find_events{};
 };
 
 /// The way of an event: read, checked, attributed, made durable, counted. Thread-safe; all references must outlive it.
@@ -103,16 +112,21 @@ class Intake {
   struct Work;
   class Borrowed;
   Result<> check(const RecordView& record, Instant now) const;
+  Result<> price(const Context& ctx, Work& work, NewEvent& event) const;
   void attribute(const Context& ctx, Work& work, Instant now);
   Result<KnownAgent> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
   /// Those that an event counts for: the first ones of `room`.
   std::span<const AccountNumber> accounts_of(AttributionNumber attribution, Accounts& room);
   AccountNumber account_of(SubjectNumber subject);
+  Result<> find_targets(const Context& ctx, Work& work);
   Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
   /// The accounts of facts that count for a session, too; keep them as long as the facts.
   using WithSession = std::deque<std::vector<AccountNumber>>;
   Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record,
                WithSession* with_session);
+  /// Counts a correction: what it takes out, and itself unless it only does that.
+  void correct(AttributionNumber of, BytesView taken_out, Instant counted_at, const Fact& in, bool voids,
+               Instant arrived, std::vector<Notice>& notices);
 
   Ledger& ledger_;
   Limits& limits_;

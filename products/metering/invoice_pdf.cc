@@ -2,6 +2,7 @@
 #include <hpdf.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <vector>
 
@@ -16,6 +17,8 @@ constexpr float page_height = 841.89f;
 constexpr float margin = 56;
 constexpr float right = page_width - margin;
 constexpr float row_height = 24;
+constexpr const char* regular_file = "DejaVuSans.ttf";
+constexpr const char* bold_file = "DejaVuSans-Bold.ttf";
 
 struct Colour {
   float r, g, b;
@@ -32,23 +35,66 @@ struct PdfFailure {
 };
 void on_error(HPDF_STATUS code, HPDF_STATUS, void*) { throw PdfFailure{code}; }
 
-/// The base fonts know Latin-1; what they do not know becomes a question mark, never a wrong letter.
-std::string latin1(std::string_view utf8) {
-  std::string text;
+/// Calls `visit` with each character: its bytes, and whether Latin-1 has it.
+template <class Visit>
+void each_character(std::string_view utf8, Visit visit) {
   for (std::size_t i = 0; i < utf8.size();) {
     const auto lead = static_cast<unsigned char>(utf8[i]);
-    const std::size_t length = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-    if (lead >= 0x20 && lead < 0x7F) {
-      text += static_cast<char>(lead);
-    } else if (length == 2 && i + 1 < utf8.size() && (lead == 0xC2 || lead == 0xC3) &&
-               !(lead == 0xC2 && static_cast<unsigned char>(utf8[i + 1]) < 0xA0)) {
-      text += static_cast<char>((lead & 3) << 6 | (static_cast<unsigned char>(utf8[i + 1]) & 0x3F));
-    } else {
-      text += '?';
-    }
+    const std::size_t length = std::min<std::size_t>(lead < 0x80   ? 1
+                                                     : lead < 0xE0 ? 2
+                                                     : lead < 0xF0 ? 3
+                                                                   : 4,
+                                                     utf8.size() - i);
+    const bool ascii = lead >= 0x20 && lead < 0x7F;
+    const bool upper = length == 2 && (lead == 0xC2 || lead == 0xC3) &&
+                       !(lead == 0xC2 && static_cast<unsigned char>(utf8[i + 1]) < 0xA0);
+    visit(utf8.substr(i, length), ascii || upper);
     i += length;
   }
+}
+
+/// For the base fonts, which know Latin-1; what they do not know becomes a question mark, never a wrong letter.
+std::string latin1(std::string_view utf8) {
+  std::string text;
+  each_character(utf8, [&](std::string_view bytes, bool has) {
+    if (!has) {
+      text += '?';
+    } else if (bytes.size() == 1) {
+      text += bytes;
+    } else {
+      text += static_cast<char>((static_cast<unsigned char>(bytes[0]) & 3) << 6 |
+                                (static_cast<unsigned char>(bytes[1]) & 0x3F));
+    }
+  });
   return text;
+}
+
+/// For a font of Unicode's first plane, which is all that the library reads.
+std::string first_plane(std::string_view utf8) {
+  std::string text;
+  each_character(utf8, [&](std::string_view bytes, bool has) {
+    const auto lead = static_cast<unsigned char>(bytes[0]);
+    const bool control = bytes.size() == 1 ? !has : lead == 0xC2 && !has;
+    text += control || bytes.size() > 3 ? std::string_view("?") : bytes;
+  });
+  return text;
+}
+
+/// Whether some text of the invoice needs more than Latin-1.
+bool needs_unicode(const Invoice& invoice, std::string_view issuer) {
+  bool needs = false;
+  const auto look = [&](std::string_view text) {
+    each_character(text, [&](std::string_view bytes, bool has) { needs = needs || (!has && bytes.size() > 1); });
+  };
+  look(issuer);
+  look(invoice.agent);
+  look(invoice.plan_name);
+  for (const InvoiceLine& line : invoice.lines) {
+    look(line.description);
+    look(line.group);
+  }
+  for (const InvoiceEntry& entry : invoice.entries) look(entry.description);
+  return needs;
 }
 
 /// "1,234,567.5"
@@ -94,10 +140,18 @@ std::string number_of(const Invoice& invoice) {
 
 class Sheet {
  public:
-  explicit Sheet(const Invoice& invoice) : document_(HPDF_New(on_error, nullptr)), invoice_(invoice) {
+  /// `unicode`: the text is set in the fonts of `fonts`, which are embedded as far as they are used.
+  Sheet(const Invoice& invoice, const std::filesystem::path& fonts, bool unicode)
+      : document_(HPDF_New(on_error, nullptr)), invoice_(invoice), unicode_(unicode) {
     HPDF_SetCompressionMode(document_.get(), HPDF_COMP_ALL);
-    regular_ = HPDF_GetFont(document_.get(), "Helvetica", "WinAnsiEncoding");
-    bold_ = HPDF_GetFont(document_.get(), "Helvetica-Bold", "WinAnsiEncoding");
+    if (unicode) HPDF_UseUTFEncodings(document_.get());
+    const auto font = [&](const char* base, const char* file) {
+      if (!unicode) return HPDF_GetFont(document_.get(), base, "WinAnsiEncoding");
+      const char* name = HPDF_LoadTTFontFromFile(document_.get(), (fonts / file).c_str(), HPDF_TRUE);
+      return HPDF_GetFont(document_.get(), name, "UTF-8");
+    };
+    regular_ = font("Helvetica", regular_file);
+    bold_ = font("Helvetica-Bold", bold_file);
     const std::string title = number_of(invoice);
     HPDF_SetInfoAttr(document_.get(), HPDF_INFO_TITLE, title.c_str());
     // The invoice's own time, so that the same invoice gives the same bytes.
@@ -129,19 +183,19 @@ class Sheet {
     return HPDF_Page_TextWidth(page_, text.c_str());
   }
   void text(float x, float at_y, std::string_view content, float size, Colour colour, bool bold = false) {
-    draw(x, at_y, latin1(content), size, colour, bold);
+    draw(x, at_y, encode(content), size, colour, bold);
   }
   void text_right(float x, float at_y, std::string_view content, float size, Colour colour, bool bold = false) {
-    const std::string encoded = latin1(content);
+    const std::string encoded = encode(content);
     draw(x - width(encoded, size, bold), at_y, encoded, size, colour, bold);
   }
   /// Cut with an ellipsis where it is wider than `limit`.
   void text_within(float x, float at_y, std::string_view content, float size, Colour colour, float limit,
                    bool bold = false) {
-    draw(x, at_y, shortened(latin1(content), size, limit, bold), size, colour, bold);
+    draw(x, at_y, shortened(encode(content), size, limit, bold), size, colour, bold);
   }
   void text_right_within(float x, float at_y, std::string_view content, float size, Colour colour, float limit) {
-    const std::string encoded = shortened(latin1(content), size, limit, false);
+    const std::string encoded = shortened(encode(content), size, limit, false);
     draw(x - width(encoded, size, false), at_y, encoded, size, colour, false);
   }
   void line(float at_y, Colour colour = rule, float thickness = 0.75f) {
@@ -178,9 +232,14 @@ class Sheet {
  private:
   std::string shortened(std::string encoded, float size, float limit, bool bold) {
     if (width(encoded, size, bold) <= limit) return encoded;
-    while (!encoded.empty() && width(encoded + "...", size, bold) > limit) encoded.pop_back();
+    while (!encoded.empty() && width(encoded + "...", size, bold) > limit) {
+      const auto continues = [&] { return unicode_ && (static_cast<unsigned char>(encoded.back()) & 0xC0) == 0x80; };
+      while (encoded.size() > 1 && continues()) encoded.pop_back();
+      encoded.pop_back();
+    }
     return encoded + "...";
   }
+  std::string encode(std::string_view utf8) const { return unicode_ ? first_plane(utf8) : latin1(utf8); }
   void draw(float x, float at_y, const std::string& encoded, float size, Colour colour, bool bold) {
     HPDF_Page_BeginText(page_);
     HPDF_Page_SetFontAndSize(page_, bold ? bold_ : regular_, size);
@@ -194,6 +253,7 @@ class Sheet {
   };
   std::unique_ptr<std::remove_pointer_t<HPDF_Doc>, Free> document_;
   const Invoice& invoice_;
+  const bool unicode_;
   HPDF_Font regular_ = nullptr;
   HPDF_Font bold_ = nullptr;
   HPDF_Page page_ = nullptr;
@@ -224,8 +284,11 @@ void keep_room(Sheet& sheet, float height) {
   sheet.y -= 20;
 }
 
-Bytes draw(const Invoice& invoice, std::string_view issuer) {
-  Sheet sheet(invoice);
+Bytes draw(const Invoice& invoice, std::string_view issuer, const std::filesystem::path& fonts) {
+  std::error_code ignored;
+  const bool there =
+      std::filesystem::exists(fonts / regular_file, ignored) && std::filesystem::exists(fonts / bold_file, ignored);
+  Sheet sheet(invoice, fonts, there && needs_unicode(invoice, issuer));
   const TimeZone zone = zone_of(invoice);
   const int places = invoice.currency.places();
   const auto money = [&](const Decimal& amount) { return grouped(amount.to_fixed(places)); };
@@ -315,9 +378,9 @@ Bytes draw(const Invoice& invoice, std::string_view issuer) {
 
 }  // namespace
 
-Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer) {
+Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer, const std::filesystem::path& fonts) {
   try {
-    return draw(invoice, issuer);
+    return draw(invoice, issuer, fonts);
   } catch (const PdfFailure& failure) {
     return Error(Product::metering, ErrorKind::internal,
                  fmt::format("the PDF library failed with {:#x}", failure.code));

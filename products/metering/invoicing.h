@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <span>
 #include <vector>
 
@@ -34,8 +35,10 @@ Result<std::string> invoice_document(const Invoice& invoice);
 /// The inverse, for what the store kept; reads every version there was. The status is `finalized`.
 Result<Invoice> invoice_from_document(std::string document);
 
-/// The invoice on A4, for people. The same invoice gives the same bytes. Errors: internal where the PDF library fails.
-Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer);
+/// The invoice on A4, for people. The same invoice gives the same bytes. Texts beyond Latin-1 are set in DejaVuSans.ttf
+/// and DejaVuSans-Bold.ttf of `fonts`; where these are not there, they have question marks. Errors: internal where the
+/// PDF library fails.
+Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer, const std::filesystem::path& fonts);
 
 /// The bytes of an invoice that are signed, or are the leaf of a batch.
 std::string invoice_leaf(std::string_view document);

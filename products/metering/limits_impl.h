@@ -94,8 +94,12 @@ struct Limits::Impl {
   /// Counts one fact for one account; returns when. Requires: its lock, and that it was brought up.
   std::int64_t count(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t ns,
                      std::vector<Notice>& notices, std::size_t fact);
+  /// The same of one that counts at `at_ns`, which is not after the account's latest use.
+  void count_at(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t at_ns,
+                std::int64_t now, std::vector<Notice>& notices, std::size_t fact);
   void notice(AccountNumber number, const Account::Counter& counter, const Terms& terms, Notice::Kind kind,
               std::int64_t used, std::int64_t ns, std::vector<Notice>& notices, std::size_t fact) const;
+  /// Requires: its lock.
   void uncount(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t counted_ns);
   /// Requires: the lock of `account`.
   void let_go(const Hold& hold, AccountNumber account);

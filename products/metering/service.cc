@@ -51,6 +51,10 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
   CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
     rules_.quotas = CRETO_TRY(store::all_quotas(tx));
     rules_.thresholds = CRETO_TRY(store::all_thresholds(tx));
+    auto prices = CRETO_TRY(store::all_prices(tx));
+    std::map<std::string, std::vector<ModelPrice>> of_org;
+    for (auto& [org, price] : prices) of_org[org].push_back(std::move(price));
+    for (auto& [org, all] : of_org) prices_[org] = std::make_shared<const PriceTable>(std::move(all));
     auto subscriptions = CRETO_TRY(billing::all_subscriptions(tx));
     for (StoredSubscription& stored : subscriptions) {
       subscriptions_[{stored.org, stored.subscription.agent}].push_back(std::move(stored.subscription));
@@ -114,11 +118,14 @@ Result<> MeteringService::put_rules() {
 
 /// Takes the counters of a checkpoint. What another version of them wrote is no use: then everything is counted anew.
 Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
-  intake_ = std::make_unique<Intake>(ledger, limits_, static_cast<Attributor&>(*this), clock_,
-                                     IntakeOptions{.currency = options_.currency,
-                                                   .event_age_max = options_.event_age_max,
-                                                   .event_ahead_max = options_.event_ahead_max,
-                                                   .attribution_ttl = attribution_ttl(database_)});
+  intake_ = std::make_unique<Intake>(
+      ledger, limits_, static_cast<Attributor&>(*this), clock_,
+      IntakeOptions{.currency = options_.currency,
+                    .event_age_max = options_.event_age_max,
+                    .event_ahead_max = options_.event_ahead_max,
+                    .attribution_ttl = attribution_ttl(database_),
+                    .prices_of = [this](const std::string& org) { return prices_of(org); },
+                    .find_events = [this](auto ids, auto whose) { return columns_->find(ids, whose); }});
   if (counters.empty()) return {};
   auto younger = limits_.load(counters);
   if (!younger) {
@@ -293,7 +300,8 @@ Result<UsageReport> MeteringService::usage(const Context& ctx, const UsageQuery&
   };
   UsageReport report;
   CRETO_TRY(columns_->use([&](const ColumnStore::All& all) -> Result<> {
-    report = CRETO_TRY(query_usage(all, ledger_->subjects(), ctx.org, options_.currency, query, go_on));
+    report = CRETO_TRY(
+        query_usage(all, ledger_->subjects(), ledger_->corrections(), ctx.org, options_.currency, query, go_on));
     return {};
   }));
   return report;

@@ -18,6 +18,7 @@
 #include "invoicing.h"
 #include "ledger/column_store.h"
 #include "ledger/ledger.h"
+#include "price_table.h"
 #include "store.h"
 
 namespace creto::metering {
@@ -85,6 +86,10 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<SubjectThreshold> set_threshold(const Context& ctx, const SubjectThreshold& threshold) override;
   Result<> delete_threshold(const Context& ctx, std::string_view id) override;
   Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) override;
+
+  Result<PriceImport> import_prices(const Context& ctx, std::string_view table,
+                                    std::optional<Instant> effective) override;
+  Result<std::vector<ModelPrice>> list_prices(const Context& ctx, std::string_view model) override;
 
   Result<UsageReport> usage(const Context& ctx, const UsageQuery& query) override;
   Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
@@ -172,7 +177,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   void remember(const std::string& org, const Subscription& subscription);
   Result<> run_billing();
   Result<> bill_due();
-  Result<std::size_t> bill_some(Context& ctx, Instant now);
+  Result<> ask_ahead(FactSource& source, Instant now, std::size_t count);
+  Result<std::size_t> bill_some(Context& ctx, FactSource& source, Instant now);
   Result<std::size_t> finalize_some(Context& ctx, Instant now);
   void log_failure(const Context& ctx, const std::string& of, const Error& why);
   Result<> bill_interims();
@@ -210,6 +216,9 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   mutable std::shared_mutex rules_mutex_;
   /// All there ever were, by (org, agent), oldest first. Under `rules_mutex_`.
   std::map<std::pair<std::string, std::string>, std::vector<Subscription>> subscriptions_;
+  mutable std::mutex prices_mutex_;
+  std::map<std::string, std::shared_ptr<const PriceTable>> prices_;  ///< by organization
+  std::shared_ptr<const PriceTable> prices_of(const std::string& org) const;
   /// Notices that could not be published yet.
   std::mutex untold_mutex_;
   std::vector<Intake::Reached> untold_;

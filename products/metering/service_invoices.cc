@@ -13,6 +13,7 @@ namespace creto::metering {
 namespace {
 
 constexpr std::size_t chunk = 500;  ///< invoices of one transaction
+constexpr std::size_t facts_ahead = 200'000;
 constexpr std::size_t signed_chunk = 1'000;
 constexpr Nanos after_failure = std::chrono::hours(1);
 constexpr std::size_t reason_bytes_max = 256;
@@ -65,8 +66,8 @@ Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const Subscri
       return error(ErrorKind::conflict, fmt::format("subscription `{}` is billed until {} already", id.to_string(),
                                                     to_rfc3339(stored->billed_until)));
     }
-    const auto interims =
-        CRETO_TRY(billing::invoices_between(tx, ctx.org, id, InvoiceKind::interim, end, *stored->due_at));
+    auto interims = CRETO_TRY(billing::invoices_between(tx, ctx.org, id, InvoiceKind::interim, end, *stored->due_at));
+    std::erase_if(interims, [](const StoredInvoice& one) { return one.invoice.status == InvoiceStatus::voided; });
     if (!interims.empty()) {
       return error(ErrorKind::conflict, fmt::format("subscription `{}` is billed until {} already", id.to_string(),
                                                     to_rfc3339(interims.back().invoice.period.end)));
@@ -97,13 +98,33 @@ void MeteringService::log_failure(const Context& ctx, const std::string& of, con
 Result<> MeteringService::bill_due() {
   Context ctx = Context::of_service(self_);
   const Instant now = clock_.now();
-  for (std::size_t done = 1; done > 0;) done = CRETO_TRY(bill_some(ctx, now));
+  std::size_t ahead = chunk;
+  for (std::size_t done = 1; done > 0;) {
+    FactSource source = facts();
+    CRETO_TRY(ask_ahead(source, now, ahead));
+    std::size_t billed = 0;
+    for (done = 1; done > 0 && billed < ahead; billed += done) done = CRETO_TRY(bill_some(ctx, source, now));
+    // Each pass over the log should be for many subscriptions, but their events have to lie in memory.
+    const std::size_t each = source.count() / std::max<std::size_t>(billed, 1) + 1;
+    ahead = std::clamp(facts_ahead / each, chunk, 4 * ahead);
+  }
   for (std::size_t done = 1; done > 0;) done = CRETO_TRY(finalize_some(ctx, now));
   return {};
 }
 
-Result<std::size_t> MeteringService::bill_some(Context& ctx, Instant now) {
-  FactSource source = facts();
+/// Reads the events of those that will be billed next.
+Result<> MeteringService::ask_ahead(FactSource& source, Instant now, std::size_t count) {
+  Context ctx = Context::of_service(self_);
+  CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
+    std::vector<StoredSubscription> due = CRETO_TRY(billing::due_subscriptions(tx, now, count));
+    if (due.empty()) return {};
+    ctx.org = due.front().org;
+    return Biller(tx, ctx, now, source).ask_ahead(due);
+  }));
+  return source.fetch();
+}
+
+Result<std::size_t> MeteringService::bill_some(Context& ctx, FactSource& source, Instant now) {
   const auto bill = [&](sql::Tx& tx) -> Result<std::size_t> {
     std::vector<StoredSubscription> marked = CRETO_TRY(billing::due_subscriptions(tx, now, chunk));
     if (marked.empty()) return 0U;
@@ -158,16 +179,17 @@ Result<> MeteringService::bill_interims() {
     while (end < watched.size() && watched[end].org == watched[begin].org) ++end;
     const std::span of_org = std::span(watched).subspan(begin, end - begin);
     ctx.org = of_org.front().org;
-    const std::vector<std::size_t> wanting = CRETO_TRY(with_facts(source, [&] {
+    const std::vector<Biller::Wanting> wanting = CRETO_TRY(with_facts(source, [&] {
       return sql::read(database_, ctx,
                        [&](sql::Tx& tx) { return Biller(tx, ctx, now, source).wanting_interim(of_org); });
     }));
-    for (const std::size_t i : wanting) {
-      const auto billed = with_facts(source, [&] {
+    for (const auto& [i, scope] : wanting) {
+      StoredSubscription& stored = of_org[i];
+      const auto billed = with_facts(source, [&, scope = scope] {
         return sql::write(database_, ctx,
-                          [&](sql::Tx& tx) { return Biller(tx, ctx, now, source).bill_interim(of_org[i], now); });
+                          [&](sql::Tx& tx) { return Biller(tx, ctx, now, source).bill_interim(stored, now, scope); });
       });
-      if (!billed) log_failure(ctx, of_org[i].subscription.id.to_string(), billed.error());
+      if (!billed) log_failure(ctx, stored.subscription.id.to_string(), billed.error());
     }
     begin = end;
   }
@@ -266,7 +288,7 @@ Result<std::vector<Invoice>> MeteringService::list_invoices(const Context& ctx,
 
 Result<Bytes> MeteringService::invoice_pdf(const Context& ctx, const InvoiceId& id) {
   const Invoice invoice = CRETO_TRY(get_invoice(ctx, id));
-  return render_pdf(invoice, options_.issuer);
+  return render_pdf(invoice, options_.issuer, options_.fonts);
 }
 
 Result<Invoice> MeteringService::settle_invoice(const Context& ctx, const InvoiceId& id, InvoiceStatus status,
@@ -295,7 +317,7 @@ Result<Invoice> MeteringService::settle_invoice(const Context& ctx, const Invoic
 Result<> MeteringService::deliver(const Context& ctx, const InvoiceId& id) {
   Invoice invoice = CRETO_TRY(get_invoice(ctx, id));
   if (invoice.sent) return {};
-  const Bytes pdf = CRETO_TRY(render_pdf(invoice, options_.issuer));
+  const Bytes pdf = CRETO_TRY(render_pdf(invoice, options_.issuer, options_.fonts));
   const Context self = own(ctx);
   if (invoice.pdf_object.empty()) {
     invoice.pdf_object = CRETO_TRY(delivery_.keep(self, invoice, pdf));

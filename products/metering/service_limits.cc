@@ -103,9 +103,14 @@ Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const Ledger& ledger
   const SubjectNumber subject = ledger.subjects().find(org, quota.subject);
   if (subject == 0 && !of_session) return seeds;
   const BlockAddress first = CRETO_TRY(ledger.first_at(from));
-  CRETO_TRY(ledger.scan(first, ledger.position().end, [&](const StoredEvent& event) -> Result<> {
+  const BlockAddress end = ledger.position().end;
+  const auto taken_out = ledger.corrections().taken_out(end);
+  CRETO_TRY(ledger.scan(first, end, [&](const StoredEvent& event) -> Result<> {
     const RecordView& record = event.record;
-    if (event.arrived < from) return {};
+    // A correction counts where what it takes out did.
+    const Instant counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
+    if (taken_out && std::ranges::binary_search(*taken_out, event.place())) return {};
+    if (counted_at < from) return {};
     const Attribution& attribution = ledger.subjects().attribution(event.attribution);
     if (of_session) {
       const std::string_view session = session_of(record.properties);
@@ -126,7 +131,7 @@ Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const Ledger& ledger
                                                                  : 1;
     // A rolling window sorts by time what it gets; any other only needs the sum.
     if (quota.window == WindowKind::rolling || seeds.empty()) {
-      seeds.push_back({event.arrived, amount});
+      seeds.push_back({counted_at, amount});
     } else {
       seeds.back().amount = add_saturating(seeds.back().amount, amount);
     }

@@ -49,6 +49,36 @@ Result<Plan> MeteringService::put_plan(const Context& ctx, const Plan& plan) {
   });
 }
 
+// --- what models cost
+
+std::shared_ptr<const PriceTable> MeteringService::prices_of(const std::string& org) const {
+  const std::scoped_lock lock(prices_mutex_);
+  const auto found = prices_.find(org);
+  return found == prices_.end() ? nullptr : found->second;
+}
+
+Result<PriceImport> MeteringService::import_prices(const Context& ctx, std::string_view table,
+                                                   std::optional<Instant> effective) {
+  const Instant from = effective.value_or(clock_.now());
+  ImportedPrices imported = CRETO_TRY(import_model_prices(table, from));
+  CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    for (const ModelPrice& price : imported.prices) CRETO_TRY(store::put_price(tx, ctx.org, price));
+    return audit_change(tx, ctx, "prices_imported", fmt::format("metering:prices:{}", to_rfc3339(from)),
+                        fmt::format(R"({{"models":"{}"}})", imported.prices.size()));
+  }));
+  const PriceImport done{imported.prices.size(), imported.left_out, from};
+  const std::scoped_lock lock(prices_mutex_);
+  auto& known = prices_[ctx.org];
+  const PriceTable before = known == nullptr ? PriceTable() : *known;
+  known = std::make_shared<const PriceTable>(before.with(std::move(imported.prices)));
+  return done;
+}
+
+Result<std::vector<ModelPrice>> MeteringService::list_prices(const Context& ctx, std::string_view model) {
+  const auto prices = prices_of(ctx.org);
+  return prices == nullptr ? std::vector<ModelPrice>() : prices->list(model, clock_.now());
+}
+
 Result<Plan> MeteringService::get_plan(const Context& ctx, std::string_view id, std::int64_t version) {
   auto plan =
       CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return billing::find_plan(tx, ctx.org, id, version); }));

@@ -1,8 +1,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "account_names.h"
+#include "creto/crypto/hash.h"
 #include "ledger/batch_proof.h"
 #include "service.h"
 #include "service_words.h"
@@ -44,6 +46,35 @@ void compare(UsageVerification& found, Limits& counted, Limits& recounted, const
                                    should));
   }
 }
+
+/// Corrections as the log tells them.
+class ReadCorrections {
+ public:
+  void note(const StoredEvent& event) {
+    if (!event.corrects) return;
+    entries_.push_back({event.place(), event.corrects->place, !event.record.voids.empty()});
+    copies_.emplace(event.corrects->place, crypto::blake3(event.corrects->record));
+  }
+  /// What is known to be taken out must be what the log says, and the copy beside each correction the event itself.
+  Result<> compare(const Ledger& ledger, BlockAddress until, UsageVerification& found) const {
+    if (entries_ != ledger.corrections().before(until))
+      add_problem(found, "corrections: what is taken out is not what the events say");
+    std::vector<RowPlace> places;
+    for (const auto& [place, copy] : copies_) places.push_back(place);
+    return ledger.visit(places, [&](const StoredEvent& event) -> Result<> {
+      Bytes record;
+      encode_record(event.record, record);
+      if (crypto::blake3(record) != copies_.at(event.place()))
+        add_problem(found,
+                    fmt::format("event `{}`: another one takes something else out in its place", event.id.to_string()));
+      return {};
+    });
+  }
+
+ private:
+  std::vector<Corrections::Entry> entries_;
+  std::map<RowPlace, Hash256> copies_;
+};
 
 }  // namespace
 
@@ -122,7 +153,9 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   Intake intake(*ledger_, recounted, static_cast<Attributor&>(*this), clock_, {.currency = options_.currency});
   std::vector<Intake::Reached> reached;
   Intake::Recount recount(intake);
+  ReadCorrections corrections;
   CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
+    corrections.note(event);
     recount.add(event, reached);
     reached.clear();
     return {};
@@ -139,6 +172,7 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
     }
     compare(found, counted, recounted, subject, of_subject, now);
   }
+  CRETO_TRY(corrections.compare(*ledger_, until, found));
   CRETO_TRY(verify_keys(until, found));
   CRETO_TRY(verify_batches(until, found));
   return found;

@@ -65,6 +65,11 @@ DROP TABLE metering_keys;
 DROP TABLE metering_events;
 ALTER TABLE metering_invoices ADD COLUMN log_segment BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE metering_invoices ADD COLUMN log_offset BIGINT NOT NULL DEFAULT 0
+)"},
+                                         {3, "model_prices", R"(
+CREATE TABLE metering_prices (
+  org TEXT NOT NULL, model TEXT NOT NULL, from_ns BIGINT NOT NULL, doc TEXT NOT NULL,
+  PRIMARY KEY (org, model, from_ns))
 )"}};
 
 std::string_view level_of(Notice::Kind kind) {
@@ -187,6 +192,25 @@ Result<> put_threshold(sql::Tx& tx, const std::string& org, const SubjectThresho
 Result<> delete_threshold(sql::Tx& tx, const std::string& org, std::string_view id) {
   CRETO_TRY(tx.exec("DELETE FROM metering_thresholds WHERE org = $1 AND id = $2", {org, id}));
   return {};
+}
+
+Result<> put_price(sql::Tx& tx, const std::string& org, const ModelPrice& price) {
+  const std::string doc = CRETO_TRY(to_json(price));
+  CRETO_TRY(
+      tx.exec("INSERT INTO metering_prices (org, model, from_ns, doc) VALUES ($1, $2, $3, $4) "
+              "ON CONFLICT (org, model, from_ns) DO UPDATE SET doc = excluded.doc",
+              {org, price.model, price.from, doc}));
+  return {};
+}
+
+Result<std::vector<std::pair<std::string, ModelPrice>>> all_prices(sql::Tx& tx) {
+  const sql::Rows rows = CRETO_TRY(tx.query("SELECT org, doc FROM metering_prices ORDER BY org, model, from_ns"));
+  std::vector<std::pair<std::string, ModelPrice>> all;
+  for (const sql::Row row : rows) {
+    ModelPrice price = CRETO_TRY(model_price_from_json(row.text(1)));
+    all.emplace_back(row.text(0), std::move(price));
+  }
+  return all;
 }
 
 Result<std::vector<std::pair<std::string, Quota>>> all_quotas(sql::Tx& tx) {

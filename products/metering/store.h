@@ -33,7 +33,10 @@ Result<std::vector<SubjectThreshold>> list_thresholds(sql::Tx& tx, const std::st
 Result<> put_threshold(sql::Tx& tx, const std::string& org, const SubjectThreshold& threshold);
 Result<> delete_threshold(sql::Tx& tx, const std::string& org, std::string_view id);
 
+Result<> put_price(sql::Tx& tx, const std::string& org, const ModelPrice& price);
+
 // Of all organizations, for the start.
+Result<std::vector<std::pair<std::string, ModelPrice>>> all_prices(sql::Tx& tx);
 Result<std::vector<std::pair<std::string, Quota>>> all_quotas(sql::Tx& tx);
 Result<std::vector<std::pair<std::string, SubjectThreshold>>> all_thresholds(sql::Tx& tx);
 }  // namespace store

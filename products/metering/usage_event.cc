@@ -47,7 +47,9 @@ const std::vector<Schema>& schemas() {
         {"provider"},
         {"input_tokens", Kind::integer},
         {"output_tokens", Kind::integer},
-        {"cached_tokens", Kind::integer, false}}},
+        {"cached_tokens", Kind::integer, false},
+        {"cache_write_tokens", Kind::integer, false},
+        {"reasoning_tokens", Kind::integer, false}}},
       {"network_egress", {{"sandbox_id"}, {"destination"}, {"bytes_transferred", Kind::integer}}},
       {"action",
        {{"action"},
@@ -119,6 +121,8 @@ Result<> read_runtime_usage(const std::string& payload, UsageEvent& event) {
   event.idempotency_key = std::move(runtime.idempotency_key);
   event.units = runtime.units;
   event.cost = std::move(runtime.cost);
+  event.replaces = std::move(runtime.replaces);
+  event.voids = std::move(runtime.voids);
   const Json properties = CRETO_TRY(parse_json(runtime.properties));
   event.properties = CRETO_TRY(read_properties(properties));
   return {};
@@ -134,7 +138,9 @@ Result<UsageEvent> understand(EventEnvelope envelope) {
                    .properties = {},
                    .units = Decimal(1),
                    .cost = {},
-                   .settles = {}};
+                   .settles = {},
+                   .replaces = {},
+                   .voids = {}};
   const bool message = event.envelope.event_type == "message_usage";
   if (message) {
     CRETO_TRY(read_message_usage(event.envelope.payload, event));
@@ -145,7 +151,8 @@ Result<UsageEvent> understand(EventEnvelope envelope) {
   }
 
   const bool of_message = event.usage_type.starts_with("message_") || event.usage_type.ends_with("_created");
-  if (schema_of(event.usage_type) == nullptr || message != of_message) {
+  const bool known = schema_of(event.usage_type) != nullptr || event.usage_type == void_type;
+  if (!known || message != of_message) {
     return invalid("usage_type", "is none that this event carries");
   }
   const std::vector<PropertyView> properties(event.properties.begin(), event.properties.end());

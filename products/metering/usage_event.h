@@ -21,6 +21,8 @@ struct UsageEvent {
   Decimal units = Decimal(1);
   std::optional<Money> cost;
   std::optional<ReservationId> settles;  ///< property `reservation_id`
+  std::string replaces;                  ///< as of a RecordView
+  std::string voids;
 };
 
 /// Reads an envelope with a "runtime_usage" or "message_usage" payload and checks the properties against the schema of

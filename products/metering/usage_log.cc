@@ -27,6 +27,7 @@ Result<std::string> line_of(const LoggedEvent& event) {
   optional("cost", event.cost);
   optional("currency", event.currency);
   optional("replaces", event.replaces);
+  optional("voids", event.voids);
   optional("envelope", event.envelope);
   optional("subscription", event.subscription);
   Json properties = Json::object();
@@ -75,6 +76,7 @@ Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesys
           .cost = record.cost,
           .currency = record.currency,
           .replaces = record.replaces,
+          .voids = record.voids,
           .envelope = entry.envelope,
           .properties = record.properties};
       if (attribution.subscription != 0) event.subscription = subjects.subject(attribution.subscription).name;

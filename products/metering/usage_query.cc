@@ -190,8 +190,9 @@ class Codes {
 /// attribution gives the same.
 class Question {
  public:
-  Question(const Subjects& subjects, std::string_view org, const Currency& accounting, const UsageQuery& query)
-      : subjects_(subjects), org_(org), accounting_(accounting), query_(query) {
+  Question(const Subjects& subjects, const TakenOut* taken_out, std::string_view org, const Currency& accounting,
+           const UsageQuery& query)
+      : subjects_(subjects), taken_out_(taken_out), org_(org), accounting_(accounting), query_(query) {
     for (std::size_t i = 0; i < query.group_by.size(); ++i) {
       const UsageGrouping& grouping = query.group_by[i];
       if (is_whom(grouping.by)) {
@@ -205,6 +206,7 @@ class Question {
 
   const UsageQuery& query() const { return query_; }
   const Currency& accounting() const { return accounting_; }
+  const TakenOut* taken_out() const { return taken_out_; }
   /// The groupings that have a part of their own in a key, after whom.
   const std::vector<std::size_t>& parts() const { return parts_; }
   bool by_whom() const { return !whom_.empty(); }
@@ -288,6 +290,7 @@ class Question {
   }
 
   const Subjects& subjects_;
+  const TakenOut* const taken_out_;
   const std::string_view org_;
   const Currency& accounting_;
   const UsageQuery& query_;
@@ -383,6 +386,7 @@ class SegmentScan {
     if (slots_matter_) slot_ = CRETO_TRY(columns_.numbers(Column::time_slot));
     const bool passes = CRETO_TRY(prepare_filters());
     if (!passes) return false;
+    taken_out_ = CRETO_TRY(rows_taken_out(columns_, question_.taken_out()));
     CRETO_TRY(prepare_parts());
     CRETO_TRY(prepare_measures());
     return true;
@@ -574,6 +578,9 @@ class SegmentScan {
       filter.column.read(from, codes);
       for (std::size_t i = 0; i < count; ++i) keep_[i] &= filter.passes[codes[i]];
     }
+    for (; next_taken_out_ < taken_out_.size() && taken_out_[next_taken_out_] < from + count; ++next_taken_out_) {
+      keep_[taken_out_[next_taken_out_] - from] = 0;
+    }
     selected_ = 0;
     for (std::size_t i = 0; i < count; ++i) {
       rows_[selected_] = static_cast<std::uint32_t>(i);
@@ -713,6 +720,8 @@ class SegmentScan {
   std::vector<std::uint32_t> whoms_;
 
   std::vector<Filter> filters_;
+  std::vector<std::uint32_t> taken_out_;  ///< rows
+  std::size_t next_taken_out_ = 0;
   std::vector<Part> parts_;
   bool dense_ = true;
   Keys cell_keys_;  ///< of cells that are not dense
@@ -933,11 +942,13 @@ Result<> check_usage_query(const UsageQuery& query) {
   return {};
 }
 
-Result<UsageReport> query_usage(const ColumnStore::All& columns, const Subjects& subjects, std::string_view org,
-                                const Currency& accounting, const UsageQuery& query,
-                                const std::function<Result<>()>& go_on, UsageQueryLimits limits) {
+Result<UsageReport> query_usage(const ColumnStore::All& columns, const Subjects& subjects,
+                                const Corrections& corrections, std::string_view org, const Currency& accounting,
+                                const UsageQuery& query, const std::function<Result<>()>& go_on,
+                                UsageQueryLimits limits) {
   CRETO_ASSERT(check_usage_query(query));
-  Question question(subjects, org, accounting, query);
+  const auto taken_out = corrections.taken_out(end_of(columns));
+  Question question(subjects, taken_out.get(), org, accounting, query);
   std::vector<Groups> groups(std::clamp<std::size_t>(limits.threads, 1, std::max<std::size_t>(1, columns.size())));
   for (std::size_t pass = 0; pass < question.passes(); ++pass) {
     question.begin_pass(pass);

@@ -141,6 +141,7 @@ int run(int argc, char** argv) {
 
   Subjects subjects;
   name_subjects(subjects);
+  const Corrections corrections;
   using By = UsageGrouping::By;
   struct Case {
     std::string_view name;
@@ -175,7 +176,7 @@ int run(int argc, char** argv) {
     ColumnStore::All all;
     const auto ask = [&] {
       const UsageReport answer =
-          must(query_usage(all, subjects, "org", Currency::usd(), one.query, [] { return Result<>(); }));
+          must(query_usage(all, subjects, corrections, "org", Currency::usd(), one.query, [] { return Result<>(); }));
       groups = answer.groups;
     };
     const auto took_s = [&] {

@@ -22,6 +22,13 @@ struct BlockAddress {
   friend auto operator<=>(const BlockAddress&, const BlockAddress&) = default;
 };
 
+/// Where an event lies in the log. Later ones compare greater.
+struct RowPlace {
+  BlockAddress block;
+  std::uint32_t index = 0;  ///< in the block
+  friend auto operator<=>(const RowPlace&, const RowPlace&) = default;
+};
+
 /// The truth about usage: blocks of events in the order of their arrival, each chained to the one before by its hash
 /// (docs/formats.md, "Usage log"). One writer; reads may run beside it. What else the ledger keeps can be made anew
 /// from it.

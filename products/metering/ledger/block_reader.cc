@@ -108,14 +108,30 @@ Result<BlockReader::Entry> BlockReader::next(std::uint32_t index, RecordScratch&
   entry.index = index;
   entry.attribution = reader_.get<AttributionNumber>();
   entry.content = reader_.get<std::uint64_t>();
-  const auto kind = reader_.get<EntryKind>();
-  if (kind == EntryKind::envelope) entry.id = EventId::from_bytes(reader_.get<ByteArray<16>>());
+  const auto flags = reader_.get<std::uint8_t>();
+  if ((flags & has_envelope) != 0) entry.id = EventId::from_bytes(reader_.get<ByteArray<16>>());
   const BytesView bytes = reader_.sized();
-  if (kind == EntryKind::envelope) entry.envelope = reader_.text();
-  if (!reader_.ok()) return unreadable(address_);
+  if ((flags & has_envelope) != 0) entry.envelope = reader_.text();
+  if ((flags & is_correction) != 0) {
+    Corrected& corrects = entry.corrects.emplace();
+    corrects.place.block.segment = reader_.get<std::uint32_t>();
+    corrects.place.block.offset = reader_.get<std::uint32_t>();
+    corrects.place.index = reader_.get<std::uint32_t>();
+    corrects.counted_at = from_unix_ns(reader_.get<std::int64_t>());
+    corrects.attribution = reader_.get<AttributionNumber>();
+    corrects.record = reader_.sized();
+  }
+  const std::string_view cost = (flags & is_priced) != 0 ? reader_.text() : std::string_view();
+  const std::string_view currency = (flags & is_priced) != 0 ? reader_.text() : std::string_view();
+  if (!reader_.ok() || flags > (has_envelope | is_correction | is_priced)) return unreadable(address_);
   auto record = parse_record(bytes, scratch);
   if (!record) return unreadable(address_);
   entry.record = *std::move(record);
+  if ((flags & is_priced) != 0) {
+    entry.record.cost = cost;
+    entry.record.currency = currency;
+  }
+  if (entry.corrects && !entry.record.corrects()) return unreadable(address_);
   return entry;
 }
 

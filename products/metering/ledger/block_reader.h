@@ -15,7 +15,10 @@ namespace creto::metering {
 
 inline constexpr std::uint32_t log_format_version = 1;
 enum class BlockKind : std::uint8_t { beginning = 0, events = 1 };
-enum class EntryKind : std::uint8_t { record = 0, envelope = 1 };
+/// Flags of an entry.
+inline constexpr std::uint8_t has_envelope = 1;
+inline constexpr std::uint8_t is_correction = 2;
+inline constexpr std::uint8_t is_priced = 4;
 
 std::uint32_t seconds_of(Instant when);
 /// An id that follows from key and arrival (UUIDv8): sorts by the second, and is the same whenever it is asked for.
@@ -40,6 +43,15 @@ class KeyHasher {
   ByteArray<32> key_{};
 };
 
+/// What a correction takes out, as the log keeps it beside the correction: who reads the log need not look for it.
+struct Corrected {
+  RowPlace place;
+  /// When quotas counted it: it arrived then, or the first one whose place it took.
+  Instant counted_at{};
+  AttributionNumber attribution = 0;
+  BytesView record{};  ///< encoded, with its cost
+};
+
 /// Reads a block of events, part by part in their order.
 class BlockReader {
  public:
@@ -56,6 +68,7 @@ class BlockReader {
     std::optional<EventId> id{};
     RecordView record;
     std::string_view envelope{};
+    std::optional<Corrected> corrects{};
   };
   /// Calls `visit` for each entry. Requires: head and definitions were read.
   template <class Visit>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <optional>
+#include <unordered_map>
 
 namespace creto::metering {
 namespace {
@@ -62,6 +63,24 @@ Result<> locate_in(const Columns& columns, std::span<const AttributionNumber> wh
       found.push_back({{columns.begin().segment, static_cast<std::uint32_t>(block_offset.at(block))},
                        static_cast<std::uint32_t>(row - static_cast<std::size_t>(block_row.at(block)))});
     }
+  }
+  return {};
+}
+
+/// The blocks of `columns` in which a record may have got this id, which begins with the second of its arrival.
+Result<> blocks_of(const Columns& columns, const EventId& id, std::vector<BlockAddress>& found) {
+  std::int64_t second = 0;
+  for (std::size_t i = 0; i < 4; ++i) second = second << 8 | id.bytes()[i];
+  const std::int64_t begin = second * 1'000'000'000;
+  const std::int64_t end = begin + 1'000'000'000;
+  const Columns::Range range = columns.range(Column::block_arrival);
+  if (columns.rows() == 0 || range.most < begin || range.least >= end) return {};
+  const Numbers arrival = CRETO_TRY(columns.numbers(Column::block_arrival));
+  const Numbers offset = CRETO_TRY(columns.numbers(Column::block_offset));
+  // Not by bisection: the clock may have been set back.
+  for (std::size_t block = 0; block < arrival.size(); ++block) {
+    if (arrival.at(block) < begin || arrival.at(block) >= end) continue;
+    found.push_back({columns.begin().segment, static_cast<std::uint32_t>(offset.at(block))});
   }
   return {};
 }
@@ -184,11 +203,62 @@ Result<std::vector<RowPlace>> ColumnStore::locate(std::span<const AttributionNum
   return found;
 }
 
+Result<std::vector<std::optional<RowPlace>>> ColumnStore::find(std::span<const EventId> ids,
+                                                               std::span<const AttributionNumber> whose) {
+  std::vector<std::optional<RowPlace>> found(ids.size());
+  std::unordered_multimap<EventId, std::size_t> wanted;
+  for (std::size_t i = 0; i < ids.size(); ++i) wanted.emplace(ids[i], i);
+  const auto note = [&](const StoredEvent& event) -> Result<> {
+    const auto [begin, end] = wanted.equal_range(event.id);
+    for (auto one = begin; one != end; ++one) found[one->second] = event.place();
+    return {};
+  };
+  std::vector<BlockAddress> blocks;
+  CRETO_TRY(use([&](const All& all) -> Result<> {
+    blocks.clear();
+    for (const auto& columns : all) {
+      for (const EventId& id : ids) CRETO_TRY(blocks_of(*columns, id, blocks));
+    }
+    return {};
+  }));
+  std::ranges::sort(blocks);
+  blocks.erase(std::unique(blocks.begin(), blocks.end()), blocks.end());
+  for (const BlockAddress& block : blocks) {
+    CRETO_TRY(ledger_.scan(block, {block.segment, block.offset + 1}, note));
+  }
+  const bool all = std::ranges::all_of(found, [](const auto& place) { return place.has_value(); });
+  if (all || whose.empty()) return found;
+  const std::vector<RowPlace> places = CRETO_TRY(locate(whose, Instant::max()));
+  CRETO_TRY(ledger_.visit(places, note));
+  return found;
+}
+
 std::size_t ColumnStore::memory_bytes() const {
   const std::scoped_lock lock(mutex_);
   std::size_t bytes = 0;
   for (const Part& part : parts_) bytes += part.columns->image_bytes();
   return bytes;
+}
+
+BlockAddress end_of(const ColumnStore::All& columns) {
+  if (columns.empty()) return {};
+  const BlockAddress end = columns.back()->end();
+  return end.offset == 0 ? BlockAddress{end.segment + 1, 0} : end;
+}
+
+Result<std::vector<std::uint32_t>> rows_taken_out(const Columns& columns, const TakenOut* taken_out) {
+  std::vector<std::uint32_t> rows;
+  if (taken_out == nullptr || columns.rows() == 0) return rows;
+  const BlockAddress end = columns.end().offset == 0 ? BlockAddress{columns.end().segment + 1, 0} : columns.end();
+  auto place = std::ranges::lower_bound(*taken_out, RowPlace{columns.begin(), 0});
+  if (place == taken_out->end() || place->block >= end) return rows;
+  const Numbers block_row = CRETO_TRY(columns.numbers(Column::block_row));
+  const Numbers block_offset = CRETO_TRY(columns.numbers(Column::block_offset));
+  for (; place != taken_out->end() && place->block < end; ++place) {
+    const std::size_t block = block_offset.lower_bound(place->block.offset);
+    rows.push_back(static_cast<std::uint32_t>(block_row.at(block)) + place->index);
+  }
+  return rows;
 }
 
 }  // namespace creto::metering

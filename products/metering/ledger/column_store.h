@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -13,13 +14,6 @@
 #include "ledger.h"
 
 namespace creto::metering {
-
-/// Where an event lies in the log.
-struct RowPlace {
-  BlockAddress block;
-  std::uint32_t index = 0;  ///< in the block
-  friend auto operator<=>(const RowPlace&, const RowPlace&) = default;
-};
 
 /// The columns of everything that a ledger has: a file per full segment, and parts in memory of the one that grows,
 /// made when they are asked for. All of it follows from the log; a file that is missing, damaged or of another log is
@@ -49,6 +43,10 @@ class ColumnStore {
   Result<> use(const std::function<Result<>(const All&)>& use);
   /// The events of the given attributions (ascending) with a time before `until`, in the order of the log.
   Result<std::vector<RowPlace>> locate(std::span<const AttributionNumber> whose, Instant until);
+  /// Where the events with these ids lie; none of an id that no event has. `whose` (ascending) are the attributions
+  /// that their agents have: an event that brought its id along is looked for among theirs alone.
+  Result<std::vector<std::optional<RowPlace>>> find(std::span<const EventId> ids,
+                                                    std::span<const AttributionNumber> whose);
   std::size_t memory_bytes() const;
 
  private:
@@ -72,5 +70,10 @@ class ColumnStore {
   };
   std::vector<Part> parts_;  ///< of the segment that grows
 };
+
+/// Up to where all of these see the log.
+BlockAddress end_of(const ColumnStore::All& columns);
+/// The rows of `columns` that count for nothing, ascending. `taken_out` may be null. Errors: those of reading columns.
+Result<std::vector<std::uint32_t>> rows_taken_out(const Columns& columns, const TakenOut* taken_out);
 
 }  // namespace creto::metering

@@ -19,16 +19,31 @@ namespace fs = std::filesystem;
 constexpr std::size_t group_events_max = 64'000;
 constexpr std::size_t group_bytes_max = 16 << 20;
 constexpr std::uint32_t envelope_bit = 1U << 31;  ///< in KnownKey::index: the event has an id of its own
-constexpr std::string_view checkpoint_magic = "CRETOS1\n";
+constexpr std::string_view checkpoint_magic = "CRETOS2\n";
 constexpr std::string_view checkpoint_suffix = ".state";
 
 void put_entry(Bytes& out, const NewEvent& event) {
   layout::put(out, event.attribution);
   layout::put(out, event.content);
-  layout::put(out, event.id ? EntryKind::envelope : EntryKind::record);
+  const int flags =
+      (event.id ? has_envelope : 0) | (event.target != nullptr ? is_correction : 0) | (event.priced ? is_priced : 0);
+  layout::put(out, static_cast<std::uint8_t>(flags));
   if (event.id) layout::put(out, event.id->bytes());
   layout::put_sized(out, event.record.bytes);
   if (event.id) layout::put_sized(out, event.envelope);
+  if (event.target != nullptr) {
+    const Target& target = *event.target;
+    layout::put(out, target.place.block.segment);
+    layout::put(out, target.place.block.offset);
+    layout::put(out, target.place.index);
+    layout::put(out, unix_ns(target.counted_at));
+    layout::put(out, target.attribution);
+    layout::put_sized(out, target.record);
+  }
+  if (event.priced) {
+    layout::put_sized(out, event.record.cost);
+    layout::put_sized(out, event.record.currency);
+  }
 }
 
 void put_proof(Bytes& out, const BatchProof& proof, std::span<const std::uint32_t> index_of_event) {
@@ -152,9 +167,13 @@ Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
     }
     layout::Reader state(content);
     CRETO_TRY(subjects_.read(state));
+    CRETO_TRY(corrections_.read(state));
+    position_.end = address;  // what comes after it is replayed
     auto restored = restore(*this, state.bytes(state.left()));
     if (restored) return address;
     if (restored.error().kind() != ErrorKind::invalid_input) return std::move(restored).error();
+    corrections_.clear();
+    position_.end = log_->end();
     telemetry_.log(LogLevel::warn, "metering", "checkpoint_unusable", nullptr,
                    {{"path", path.string()}, {"error", restored.error().to_string()}});
   }
@@ -197,8 +216,10 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
       }
       if (address < state_from) return {};
       ++position_.events;
+      if (entry.corrects)
+        corrections_.add({{address, entry.index}, entry.corrects->place, !entry.record.voids.empty()});
       return replay(StoredEvent{entry.id.value_or(id_of(key, seconds_of(block.arrived()))), address, entry.index,
-                                block.arrived(), entry.attribution, entry.record, entry.envelope});
+                                block.arrived(), entry.attribution, entry.record, entry.envelope, entry.corrects});
     });
   }));
   return segment == 0 ? Result<>() : enter(log_->end().segment);
@@ -267,6 +288,7 @@ Result<> Ledger::write(std::span<Waiting* const> group) {
   const std::scoped_lock lock(index_mutex_);
   CRETO_TRY(seal_if_full());
   const Instant arrived = clock_.now();
+  const BlockAddress address = log_->end();
   std::vector<KeyHash> inserted;
   auto done = decide(group, arrived, inserted);
   if (done && !inserted.empty()) {
@@ -278,6 +300,7 @@ Result<> Ledger::write(std::span<Waiting* const> group) {
   }
   if (!done) {
     for (auto key = inserted.rbegin(); key != inserted.rend(); ++key) index_->erase_last(*key);
+    corrections_.drop_from({address, 0});
   }
   return done;
 }
@@ -289,6 +312,7 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
   const std::uint32_t since_s = seconds_of(arrived - options_.idempotency_window);
   proofs_.clear();
   block_ids_.clear();
+  block_events_.clear();
   std::uint32_t proofs = 0;
   defined_ = subjects_.mark();
   block_.clear();
@@ -313,12 +337,21 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
         continue;
       }
       const auto index = static_cast<std::uint32_t>(inserted.size());
+      if (event.target != nullptr) {
+        const auto refused = CRETO_TRY(check_target(event, arrived, since_s));
+        if (refused) {
+          waiting->outcomes.push_back(*refused);
+          continue;
+        }
+        corrections_.add({{address, index}, event.target->place, !event.record.voids.empty()});
+      }
       index_->insert({event.key, address.segment, address.offset, index | (event.id ? envelope_bit : 0), arrived_s,
                       event.content});
       inserted.push_back(event.key);
       index_of_event_[i] = index;
       put_entry(block_, event);
       block_ids_.push_back(event.id.value_or(id_of(event.key, arrived_s)));
+      block_events_.push_back(&event);
       waiting->outcomes.push_back({Outcome::Kind::accepted, block_ids_.back()});
     }
     if (waiting->proof != nullptr) {
@@ -333,23 +366,81 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
   return {};
 }
 
+/// What speaks against a correction. None: its target is found, and still counts.
+Result<std::optional<Outcome>> Ledger::check_target(const NewEvent& event, Instant arrived, std::uint32_t since_s) {
+  Target& target = *event.target;
+  bool found = target.found;
+  if (!found) found = CRETO_TRY(find_target(target, arrived, since_s));
+  const auto refuse = [](Outcome::Kind kind, EventId id) { return std::optional(Outcome{kind, id}); };
+  if (!found) return refuse(Outcome::Kind::unknown_target, EventId::from_bytes({}));
+  // Numbers of subjects are those of one organization.
+  if (subjects_.attribution(target.attribution).agent != subjects_.attribution(event.attribution).agent) {
+    const EventId id = CRETO_TRY(id_at(target.place));
+    return refuse(Outcome::Kind::target_of_other, id);
+  }
+  if (target.voids) {
+    const EventId id = CRETO_TRY(id_at(target.place));
+    return refuse(Outcome::Kind::target_voids, id);
+  }
+  if (const auto by = corrections_.by(target.place)) {
+    const EventId id = CRETO_TRY(id_at(*by));
+    return refuse(Outcome::Kind::target_taken, id);
+  }
+  return std::optional<Outcome>();
+}
+
+/// Of the block that is being made, or what came since it was looked for.
+Result<bool> Ledger::find_target(Target& target, Instant arrived, std::uint32_t since_s) const {
+  const BlockAddress address = log_->end();
+  std::optional<std::uint32_t> index;
+  if (target.id) {
+    const auto known = std::ranges::find(block_ids_, *target.id);
+    if (known != block_ids_.end()) index = static_cast<std::uint32_t>(known - block_ids_.begin());
+  } else {
+    const auto known = CRETO_TRY(index_->find(target.key, since_s));
+    if (!known) return false;
+    const RowPlace place{{known->segment, known->offset}, known->index & ~envelope_bit};
+    if (place.block != address) {
+      CRETO_TRY(visit(std::span(&place, 1), [&](const StoredEvent& event) -> Result<> {
+        fill(target, event);
+        return {};
+      }));
+      return target.found;
+    }
+    index = place.index;
+  }
+  if (!index) return false;
+  const NewEvent& event = *block_events_[*index];
+  std::optional<Corrected> corrects;
+  if (event.target != nullptr) corrects.emplace().counted_at = event.target->counted_at;
+  fill(target, {block_ids_[*index], address, *index, arrived, event.attribution, event.record, {}, corrects});
+  return true;
+}
+
+void Ledger::fill(Target& target, const StoredEvent& event) {
+  target.found = true;
+  target.place = event.place();
+  target.counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
+  target.attribution = event.attribution;
+  target.voids = !event.record.voids.empty();
+  target.record.clear();
+  encode_record(event.record, target.record);
+}
+
+Result<EventId> Ledger::id_at(const RowPlace& place) const {
+  if (place.block == log_->end()) return block_ids_[place.index];
+  std::optional<EventId> id;
+  CRETO_TRY(visit(std::span(&place, 1), [&](const StoredEvent& event) -> Result<> {
+    id = event.id;
+    return {};
+  }));
+  return *id;
+}
+
 /// The id of an event whose key is known. Those with an id of their own keep it in the log alone.
 Result<EventId> Ledger::id_of_known(const KnownKey& known) {
   if ((known.index & envelope_bit) == 0) return id_of(known.key, known.arrived_s);
-  const std::uint32_t index = known.index & ~envelope_bit;
-  const BlockAddress address{known.segment, known.offset};
-  if (address == log_->end()) return block_ids_[index];
-  const Bytes content = CRETO_TRY(log_->read(address));
-  BlockReader block(address, content);
-  CRETO_TRY(block.head());
-  CRETO_TRY(block.skip_definitions());
-  std::optional<EventId> id;
-  CRETO_TRY(block.entries(scratch_, [&](const BlockReader::Entry& entry) -> Result<> {
-    if (entry.index == index) id = entry.id;
-    return {};
-  }));
-  if (!id) return unreadable(address);
-  return *id;
+  return id_at({{known.segment, known.offset}, known.index & ~envelope_bit});
 }
 
 Result<> Ledger::seal_if_full() {
@@ -394,6 +485,7 @@ Result<> Ledger::checkpoint(const std::function<bool(Bytes&)>& begin, const std:
   });
   if (!begun) return {};
   subjects_.write({}, mark, content);
+  corrections_.write(address, content);
   while (more(state)) {
   }
   layout::put_bytes(content, state);
@@ -441,14 +533,41 @@ Result<> Ledger::scan_blocks(BlockAddress from, BlockAddress until,
 Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit) const {
   RecordScratch scratch;
   return scan_blocks(from, until, [&](BlockAddress address, BlockReader& block) {
-    return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
-      const EventId id =
-          entry.id ? *entry.id
-                   : id_of(key_hash_(subjects_, entry.attribution, entry.record), seconds_of(block.arrived()));
-      return visit(
-          StoredEvent{id, address, entry.index, block.arrived(), entry.attribution, entry.record, entry.envelope});
-    });
+    return block.entries(
+        scratch, [&](const BlockReader::Entry& entry) { return visit(stored(address, block.arrived(), entry)); });
   });
+}
+
+StoredEvent Ledger::stored(BlockAddress address, Instant arrived, const BlockReader::Entry& entry) const {
+  const EventId id =
+      entry.id ? *entry.id : id_of(key_hash_(subjects_, entry.attribution, entry.record), seconds_of(arrived));
+  return {id, address, entry.index, arrived, entry.attribution, entry.record, entry.envelope, entry.corrects};
+}
+
+Result<> Ledger::visit(std::span<const RowPlace> places, const Replay& each) const {
+  RecordScratch scratch;
+  for (auto next = places.begin(); next != places.end();) {
+    const BlockAddress address = next->block;
+    const Bytes content = CRETO_TRY(log_->read(address));
+    BlockReader block(address, content);
+    CRETO_TRY(block.head());
+    CRETO_TRY(block.skip_definitions());
+    CRETO_TRY(block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
+      if (next == places.end() || next->block != address || next->index != entry.index) return {};
+      ++next;
+      return each(stored(address, block.arrived(), entry));
+    }));
+    if (next != places.end() && next->block == address) return unreadable(address);
+  }
+  return {};
+}
+
+Result<std::optional<RowPlace>> Ledger::find(const KeyHash& key) const {
+  const std::uint32_t since_s = seconds_of(clock_.now() - options_.idempotency_window);
+  const std::scoped_lock lock(index_mutex_);
+  const auto known = CRETO_TRY(index_->find(key, since_s));
+  if (!known) return std::optional<RowPlace>();
+  return std::optional(RowPlace{{known->segment, known->offset}, known->index & ~envelope_bit});
 }
 
 Result<> Ledger::scan_proofs(

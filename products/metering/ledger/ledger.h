@@ -12,6 +12,7 @@
 
 #include "block_log.h"
 #include "block_reader.h"
+#include "corrections.h"
 #include "creto/common/clock.h"
 #include "creto/common/id.h"
 #include "creto/common/signature.h"
@@ -22,6 +23,18 @@
 
 namespace creto::metering {
 
+/// What a new event wants to take out: as the event names it, and once it was found, what the log has of it.
+struct Target {
+  std::optional<EventId> id{};  ///< else by its key
+  KeyHash key{};
+  bool found = false;
+  RowPlace place{};
+  Instant counted_at{};  ///< see Corrected
+  AttributionNumber attribution = 0;
+  bool voids = false;  ///< it takes another one out itself
+  Bytes record{};      ///< with its cost
+};
+
 /// An event that shall be taken. Everything is borrowed until `append` returns.
 struct NewEvent {
   RecordView record;
@@ -30,6 +43,8 @@ struct NewEvent {
   std::uint64_t content = 0;    ///< from the hash of what was signed: the same in a repetition
   std::optional<EventId> id{};  ///< an envelope's own; else it follows from the key and the time of arrival
   std::string_view envelope{};  ///< as received, where the record was made from one
+  bool priced = false;          ///< the record's cost is not in its bytes: we gave it
+  Target* target = nullptr;     ///< of a correction; one that was not found may still be in the same batch
 };
 
 /// The signature over a batch of records: who reported them, and every record's leaf, also of those that were not
@@ -50,6 +65,11 @@ struct Outcome {
     accepted,
     duplicate,  ///< `id` is the first event's
     conflict,   ///< the key was used with other content, by `id`
+    // Of corrections:
+    unknown_target,   ///< nothing is known by what it names
+    target_voids,     ///< that only takes another one out; `id` is its own
+    target_of_other,  ///< that is another agent's; likewise
+    target_taken,     ///< that was taken out before, by `id`
   };
   Kind kind = Kind::accepted;
   EventId id;
@@ -64,6 +84,8 @@ struct StoredEvent {
   AttributionNumber attribution = 0;
   RecordView record;
   std::string_view envelope{};
+  std::optional<Corrected> corrects{};
+  RowPlace place() const { return {block, index}; }
 };
 
 struct LedgerOptions {
@@ -81,6 +103,7 @@ struct LedgerOptions {
 ///
 /// Thread-safe. Invariant 1: an event whose `append` succeeded is in the log, also after a power loss. Invariant 2: no
 /// two events in the log have the same key within the window. Invariant 3: everything else here follows from the log.
+/// Invariant 4: an event is taken out at most once, by a later one of the same agent.
 class Ledger {
  public:
   using Replay = std::function<Result<>(const StoredEvent&)>;
@@ -100,6 +123,7 @@ class Ledger {
 
   Subjects& subjects() { return subjects_; }
   const Subjects& subjects() const { return subjects_; }
+  const Corrections& corrections() const { return corrections_; }
   /// The hash under which this ledger knows a key.
   KeyHash key_hash(std::string_view org, std::string_view source, std::string_view key) const {
     return key_hash_(org, source, key);
@@ -128,6 +152,12 @@ class Ledger {
 
   /// Events from `from` on up to, not including, `until`, in the order of their arrival.
   Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit) const;
+  /// The events at these places, which ascend.
+  Result<> visit(std::span<const RowPlace> places, const Replay& each) const;
+  /// What the log has of a target at its place.
+  static void fill(Target& target, const StoredEvent& event);
+  /// Where the event with this key lies, within the window.
+  Result<std::optional<RowPlace>> find(const KeyHash& key) const;
   /// Calls `visit` for the proof of each batch up to `until`, with all its leaves.
   Result<> scan_proofs(BlockAddress until,
                        const std::function<Result<>(const BlockReader::Proof&, std::span<const Hash256>)>& visit) const;
@@ -151,6 +181,10 @@ class Ledger {
   Result<> load(BlockAddress from, BlockAddress state_from, const Replay& replay);
   Result<> write(std::span<Waiting* const> group);
   Result<> decide(std::span<Waiting* const> group, Instant arrived, std::vector<KeyHash>& inserted);
+  Result<std::optional<Outcome>> check_target(const NewEvent& event, Instant arrived, std::uint32_t since_s);
+  Result<bool> find_target(Target& target, Instant arrived, std::uint32_t since_s) const;
+  Result<EventId> id_at(const RowPlace& place) const;
+  StoredEvent stored(BlockAddress address, Instant arrived, const BlockReader::Entry& entry) const;
   Result<> seal_if_full();
   Result<EventId> id_of_known(const KnownKey& known);
   void maintain();
@@ -164,6 +198,7 @@ class Ledger {
   const LedgerOptions options_;
   KeyHasher key_hash_;
   Subjects subjects_;
+  Corrections corrections_;
   Subjects::Mark written_;  ///< definitions that are in the log ...
   Subjects::Mark defined_;  ///< ... and with the block that is being written
 
@@ -180,9 +215,9 @@ class Ledger {
   std::unique_ptr<KeyIndex> index_;
   std::uint64_t segment_events_ = 0;
   Bytes block_, proofs_;
-  std::vector<EventId> block_ids_;  ///< of the entries in `block_`
+  std::vector<EventId> block_ids_;             ///< of the entries in `block_`, ...
+  std::vector<const NewEvent*> block_events_;  ///< ... and what they were made of
   std::vector<std::uint32_t> index_of_event_;
-  RecordScratch scratch_;
 
   std::mutex maintenance_mutex_;
   std::condition_variable work_;

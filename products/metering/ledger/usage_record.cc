@@ -22,6 +22,7 @@ enum Field : std::uint32_t {
   field_properties = 8,
   field_source = 9,
   field_replaces = 10,
+  field_voids = 11,
 };
 enum Wire : std::uint32_t { wire_fixed64 = 1, wire_sized = 2 };
 constexpr std::uint32_t tag(Field field, Wire wire) { return static_cast<std::uint32_t>(field) << 3 | wire; }
@@ -100,17 +101,40 @@ Result<PropertyView> parse_property(BytesView bytes) {
   return property;
 }
 
+Result<> check_reference(std::string_view field, std::string_view event) {
+  if (event.empty()) return {};
+  const bool by_key =
+      event.starts_with(key_prefix) && event.size() > key_prefix.size() && event.size() <= key_prefix.size() + 256;
+  if (by_key || EventId::parse(event)) return {};
+  return invalid(field, "must be the id of an event, or `key:` and its idempotency key");
+}
+
+Result<> check_correction(const RecordView& record) {
+  CRETO_TRY(check_reference("replaces", record.replaces));
+  CRETO_TRY(check_reference("voids", record.voids));
+  if (!record.replaces.empty() && !record.voids.empty()) return invalid("voids", "must not stand beside replaces");
+  if (record.voids.empty() != (record.type != void_type))
+    return invalid("usage_type", "must be `void` where the event only takes another one out");
+  if (!record.voids.empty() && (record.units != "1" || !record.cost.empty()))
+    return invalid("voids", "must stand without units and cost");
+  return {};
+}
+
 Result<> check(RecordView& record) {
   const auto legible = [](std::string_view text) { return is_valid_utf8(text); };
   const bool good = legible(record.key) && legible(record.source) && legible(record.agent) &&
+                    legible(record.replaces) && legible(record.voids) &&
                     std::ranges::all_of(record.properties, legible, &PropertyView::second);
   if (!good) return invalid("record", "must be UTF-8");
   if (record.agent.empty() || record.agent.size() > 300) return invalid("agent", "must have 1 to 300 characters");
   if (record.source.size() > 300) return invalid("source", "must have at most 300 characters");
   if (!is_name(record.type)) return invalid("usage_type", name_rule);
   if (record.key.empty() || record.key.size() > 256) return invalid("idempotency_key", "must have 1 to 256 characters");
-  if (!record.replaces.empty() && !EventId::parse(record.replaces))
-    return invalid("replaces", "must be the id of an event");
+  if (record.corrects()) {
+    CRETO_TRY(check_correction(record));
+  } else if (record.type == void_type) {
+    return invalid("voids", "is required in `void`");
+  }
   for (std::size_t i = 1; i < record.properties.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
       if (record.properties[i].first == record.properties[j].first) {
@@ -118,7 +142,10 @@ Result<> check(RecordView& record) {
       }
     }
   }
-  if (const auto whole = small_integer(record.units)) {
+  if (!record.voids.empty()) {
+    record.units = "0";
+    record.whole_units = 0;
+  } else if (const auto whole = small_integer(record.units)) {
     record.whole_units = *whole;
   } else {
     const auto units = Decimal::parse(record.units);
@@ -182,7 +209,7 @@ Result<RecordView> parse_record(BytesView bytes, RecordScratch& scratch) {
   Cursor cursor(bytes);
   while (!cursor.empty()) {
     std::uint64_t key = 0;
-    if (!cursor.number(key) || key > tag(field_replaces, wire_sized)) return malformed();
+    if (!cursor.number(key) || key > tag(field_voids, wire_sized)) return malformed();
     const auto field = static_cast<std::uint32_t>(key >> 3);
     if (field != field_properties) {
       if ((seen >> field & 1) != 0) return invalid("record", "has a field twice");
@@ -223,6 +250,9 @@ Result<RecordView> parse_record(BytesView bytes, RecordScratch& scratch) {
       case field_replaces:
         record.replaces = text;
         break;
+      case field_voids:
+        record.voids = text;
+        break;
       case field_properties: {
         if (count == record_properties_max)
           return invalid("properties", fmt::format("must be at most {}", record_properties_max));
@@ -252,7 +282,8 @@ void encode_record(const RecordView& record, Bytes& out) {
   const auto optional = [&](Field field, std::string_view text) {
     if (!text.empty()) put_text(out, tag(field, wire_sized), text);
   };
-  optional(field_units, record.units == "1" ? std::string_view() : record.units);
+  const bool implied = record.units == (record.voids.empty() ? "1" : "0");
+  optional(field_units, implied ? std::string_view() : record.units);
   optional(field_cost, record.cost);
   optional(field_currency, record.currency);
   for (const PropertyView& property : record.properties) {
@@ -264,6 +295,7 @@ void encode_record(const RecordView& record, Bytes& out) {
   }
   optional(field_source, record.source);
   optional(field_replaces, record.replaces);
+  optional(field_voids, record.voids);
 }
 
 }  // namespace creto::metering

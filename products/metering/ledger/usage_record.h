@@ -20,6 +20,10 @@ namespace creto::metering {
 inline constexpr std::size_t record_bytes_max = 64 << 10;
 inline constexpr std::size_t record_properties_max = 64;
 inline constexpr std::size_t property_bytes_max = 1024;
+/// The type of events that take another one out.
+inline constexpr std::string_view void_type = "void";
+/// Before an idempotency key that names the event to be corrected.
+inline constexpr std::string_view key_prefix = "key:";
 
 /// A name and its value.
 using PropertyView = std::pair<std::string_view, std::string_view>;
@@ -32,13 +36,17 @@ struct RecordView {
   std::string_view type;
   std::string_view key;  ///< unique in the source for the idempotency window
   Instant time{};
-  std::string_view units = "1";
-  std::string_view cost{};  ///< empty: none is stated
+  std::string_view units = "1";  ///< "0" of an event that only takes another one out
+  std::string_view cost{};       ///< empty: none is stated
   std::string_view currency{};
-  std::string_view replaces{};  ///< the event that this one corrects; empty: none
+  /// The event that this one corrects (docs/formats.md, "Corrections"), by its id, or by its key in the same source; at
+  /// most one of both. Empty: none.
+  std::string_view replaces{};  ///< whose place this one takes
+  std::string_view voids{};     ///< which this one takes out; then it counts for nothing itself
   std::span<const PropertyView> properties{};
 
   std::int64_t whole_units = 1;  ///< as quotas count it
+  bool corrects() const { return !replaces.empty() || !voids.empty(); }
   std::string_view property(std::string_view name) const {
     for (const PropertyView& one : properties) {
       if (one.first == name) return one.second;

@@ -97,6 +97,21 @@ class MeteringClient final : public Metering {
     return {};
   }
 
+  Result<PriceImport> import_prices(const Context& ctx, std::string_view table,
+                                    std::optional<Instant> effective) override {
+    v1::ImportPricesRequest request;
+    request.set_table(std::string(table));
+    if (effective) proto::set_time(request.mutable_effective(), *effective);
+    const auto response = CRETO_TRY(call<v1::ImportPricesResponse>(ctx, "ImportPrices", request, repeatable));
+    PriceImport imported{response.models(), response.left_out(), {}};
+    imported.from = CRETO_TRY(proto::from_time(response.from(), "from"));
+    return imported;
+  }
+  Result<std::vector<ModelPrice>> list_prices(const Context& ctx, std::string_view model) override {
+    v1::ListPricesRequest request;
+    request.set_model(std::string(model));
+    return documents(ctx, "ListPrices", request, model_price_from_json);
+  }
   Result<Plan> put_plan(const Context& ctx, const Plan& plan) override {
     const std::string json = CRETO_TRY(to_json(plan));
     v1::PutPlanRequest request;

@@ -241,6 +241,23 @@ void register_events(rpc::Service& service, Metering& metering) {
 }
 
 void register_plans(rpc::Service& service, Metering& metering) {
+  service.unary<v1::ImportPricesRequest, v1::ImportPricesResponse>(
+      "ImportPrices", {.audited = true, .idempotent = true},
+      [&metering](const Context& ctx, const v1::ImportPricesRequest& request) -> Result<v1::ImportPricesResponse> {
+        std::optional<Instant> effective;
+        if (request.has_effective()) effective = CRETO_TRY(proto::from_time(request.effective(), "effective"));
+        const PriceImport imported = CRETO_TRY(metering.import_prices(ctx, request.table(), effective));
+        v1::ImportPricesResponse out;
+        out.set_models(imported.models);
+        out.set_left_out(imported.left_out);
+        proto::set_time(out.mutable_from(), imported.from);
+        return out;
+      });
+  service.unary<v1::ListPricesRequest, v1::Documents>(
+      "ListPrices", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListPricesRequest& request) -> Result<v1::Documents> {
+        return documents(metering.list_prices(ctx, request.model()));
+      });
   service.unary<v1::PutPlanRequest, v1::Document>(
       "PutPlan", {.idempotent = true},
       [&metering](const Context& ctx, const v1::PutPlanRequest& request) -> Result<v1::Document> {

@@ -26,6 +26,12 @@ Error invalid(std::string_view field, std::string_view rule) {
   return Error(Product::metering, ErrorKind::invalid_input, fmt::format("{}: {}", field, rule));
 }
 
+/// A record that takes another one out has no room for units.
+Result<> check_void(std::string_view voids, std::string_view units) {
+  if (!voids.empty() && !units.empty()) return invalid("voids", "must stand without units and cost");
+  return {};
+}
+
 /// Encodes one record after another.
 class Encoder {
  public:
@@ -46,7 +52,7 @@ class Encoder {
 /// A CloudEvent, whatever it was read from, which it borrows. The members of `data` are text.
 class CloudEvent {
  public:
-  enum Attribute : std::size_t { specversion, id, source, type, subject, time };
+  enum Attribute : std::size_t { specversion, id, source, type, subject, time, replaces, voids };
 
   void clear() {
     attributes_ = {};
@@ -94,6 +100,8 @@ class CloudEvent {
                       .type = attributes_[type],
                       .key = attributes_[id],
                       .time = *when,
+                      .replaces = attributes_[replaces],
+                      .voids = attributes_[voids],
                       .properties = {}};
     // Sorted, so that the same event is the same record to the last bit.
     const std::span<PropertyView> data(data_.data(), members_);
@@ -103,6 +111,7 @@ class CloudEvent {
       const auto [name, value] = data[i];
       if (i > 0 && data[i - 1].first == name) return invalid(fmt::format("data.{}", name), "must be given once");
       if (name == "units") {
+        CRETO_TRY(check_void(record.voids, value));
         record.units = value;
       } else if (name == "cost") {
         record.cost = value;
@@ -119,7 +128,8 @@ class CloudEvent {
   }
 
  private:
-  static constexpr std::array<std::string_view, 6> names{"specversion", "id", "source", "type", "subject", "time"};
+  static constexpr std::array<std::string_view, 8> names{"specversion", "id",   "source",   "type",
+                                                         "subject",     "time", "replaces", "voids"};
   std::array<std::string_view, names.size()> attributes_{};
   std::array<PropertyView, members_max> data_{};
   std::array<PropertyView, members_max> properties_{};
@@ -180,6 +190,7 @@ Result<std::string> record_of(const v1::UsageReport& report) {
   // Sorted, so that the same report is the same record to the last bit.
   std::vector<PropertyView> properties(report.properties().begin(), report.properties().end());
   std::ranges::sort(properties);
+  CRETO_TRY(check_void(report.voids(), report.units()));
   Encoder encoder;
   return encoder.encode({.bytes = {},
                          .agent = report.agent(),
@@ -191,6 +202,7 @@ Result<std::string> record_of(const v1::UsageReport& report) {
                          .cost = report.cost(),
                          .currency = report.currency(),
                          .replaces = report.replaces(),
+                         .voids = report.voids(),
                          .properties = properties});
 }
 

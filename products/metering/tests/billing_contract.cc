@@ -7,18 +7,22 @@
 #include <mutex>
 #include <random>
 
+#include "creto/audit/audit_log.h"
 #include "creto/common/event.h"
 #include "creto/common/time_zone.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
 #include "creto/io/bus.h"
 #include "creto/metering/metering_rpc.h"
+#include "creto/metering/simulation.h"
+#include "creto/metering/usage_log.h"
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
+#include "store.h"
 
 namespace creto::metering {
 namespace {
@@ -259,6 +263,74 @@ TEST_P(BillingContract, ReachedThresholdsAreBilledAtOnce) {
   EXPECT_EQ(invoices(subscription).back().total, d("0"));
 }
 
+TEST_P(BillingContract, AChargeInAdvanceIsBilledAtOnceAndAlone) {
+  const auto plan = plan_from_json(R"({"id":"p","name":"Plan","progressive_thresholds":["100"],"charges":[
+    {"id":"seats","model":"standard","in_advance":true,"metric":{"event_type":"topic_created"},"price":{"per_unit":"5"}},
+    {"id":"tokens","model":"standard","metric":{"event_type":"inference_tokens","aggregation":"sum","property":"units"},"price":{"per_unit":"0.01"}}]})");
+  ASSERT_TRUE(metering->put_plan(ctx, *plan));
+  const Subscription subscription = subscribe(agents[0]);
+  const auto seat = [&] {
+    clock.advance(1h);
+    ASSERT_TRUE(metering->track_message_event(ctx, {.idempotency_key = fmt::format("seat{}", ++keys_),
+                                                    .agent = agents[0],
+                                                    .delegation_chain = {*ctx.caller, agents[0]},
+                                                    .event_type = contracts::MessageEventType::topic_created,
+                                                    .timestamp = time_->now()}));
+    clock.advance(1h);
+    ASSERT_TRUE(local->tick());
+  };
+  clock.advance(1h);
+  use(agents[0], "1000");
+  clock.advance(1h);
+  ASSERT_TRUE(local->tick());
+  EXPECT_TRUE(invoices(subscription).empty()) << "tokens are billed with the period";
+  seat();
+  auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].total, d("5"));
+  ASSERT_EQ(made[0].lines.size(), 1u);
+  EXPECT_EQ(made[0].lines[0].charge, "seats");
+  clock.advance(1h);
+  const Invoice by_hand = metering->issue_invoice(ctx, subscription.id, {}).value();
+  EXPECT_EQ(by_hand.total, d("10")) << "the tokens until then";
+  seat();
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 3u);
+  EXPECT_EQ(made[2].total, d("5")) << "the tokens that were billed do not lower it";
+  ASSERT_TRUE(metering->settle_invoice(ctx, made[2].id, InvoiceStatus::voided, "a mistake"));
+  clock.advance(1h);
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(invoices(subscription).size(), 3u) << "what was voided is not asked for again before the period's end";
+  use(agents[0], "9000");
+  clock.advance(1h);
+  ASSERT_TRUE(local->tick());
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 4u) << "a threshold is reached";
+  EXPECT_EQ(made[3].total, d("95"));  // two seats and 100.00, less 5 and 10
+  go("2026-12-01T00:00:01Z");
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 5u);
+  EXPECT_EQ(made[4].fees, d("110"));
+  EXPECT_EQ(made[4].total, d("0"));
+}
+
+TEST_P(BillingContract, WhatIsLateForAVoidedInvoiceIsOnTheNext) {
+  put_plan(R"("base_fee":"0")");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  use(agents[0], "500");
+  go("2026-12-01T00:00:01Z");
+  const Invoice november = invoices(subscription).back();
+  EXPECT_EQ(november.total, d("5"));
+  ASSERT_TRUE(metering->settle_invoice(ctx, november.id, InvoiceStatus::voided, "a present"));
+  clock.advance(1h);
+  use(agents[0], "100", at("2026-11-20T00:00:00Z"));
+  go("2027-01-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().total, d("1"));
+  go("2027-02-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().total, d("0"));
+}
+
 TEST_P(BillingContract, EventsAreInTheDraftOfTheirPeriodOrAnAdjustmentOnTheNext) {
   put_plan(R"("base_fee":"0","grace_days":2,"minimum_commitment":"3")");
   const Subscription subscription = subscribe(agents[0]);
@@ -292,6 +364,87 @@ TEST_P(BillingContract, EventsAreInTheDraftOfTheirPeriodOrAnAdjustmentOnTheNext)
   EXPECT_EQ(made[1].total, d("12"));  // 4.00 and 8.00
   go("2027-02-03T00:00:01Z");
   EXPECT_EQ(invoices(subscription).back().total, d("3"));  // adjusted once
+}
+
+TEST_P(BillingContract, WhatIsCorrectedAfterItsInvoiceIsAdjustedOnTheNext) {
+  put_plan(R"("base_fee":"0")");
+  const Subscription subscription = subscribe(agents[0]);
+  const auto send = [&](contracts::RuntimeUsageEvent usage, std::optional<Instant> when = {}) -> EventId {
+    Timestamp time = time_->now();
+    time.physical_ns = unix_ns(when.value_or(clock.now()));
+    EventEnvelope envelope{"runtime_usage",
+                           EventId::fresh(clock.now()),
+                           agents[0],
+                           {*ctx.caller, agents[0]},
+                           time,
+                           usage.to_json().value(),
+                           {}};
+    envelope.signature =
+        registry->sign(ctx, agents[0], as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    const auto taken = metering->ingest(ctx, envelope.to_json().value());
+    EXPECT_TRUE(taken) << taken.error().to_string();
+    return taken ? taken->id : EventId::from_bytes({});
+  };
+  const auto tokens = [](std::string key, std::string_view units, std::string replaces = {}) {
+    return contracts::RuntimeUsageEvent{"inference_tokens",
+                                        std::move(key),
+                                        R"({"input_tokens":"1","model_id":"m","output_tokens":"1","provider":"p"})",
+                                        Decimal::literal(units),
+                                        {},
+                                        std::move(replaces)};
+  };
+  const auto out = [](std::string key, std::string voids) {
+    return contracts::RuntimeUsageEvent{"void", std::move(key), "{}", Decimal(1), {}, {}, std::move(voids)};
+  };
+  go("2026-11-27T12:00:00Z");
+  const Instant november = clock.now();
+  send(tokens("a", "1000"));
+  send(tokens("b", "200"));
+  send(tokens("c", "500"));
+  clock.advance(1min);
+  send(out("c-out", "key:c"));  // in the same period: on its invoice
+  go("2026-12-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().total, d("10.2"));
+  clock.advance(1h);
+  send(out("a-out", "key:a"));
+  const EventId b2 = send(tokens("b2", "300", "key:b"), november);
+  send(tokens("d", "100"));
+  go("2027-01-01T00:00:01Z");
+  // November: 300 * 0.01 instead of 10.20; December: 100 * 0.01
+  EXPECT_EQ(invoices(subscription).back().fees, d("-6.2"));
+  EXPECT_EQ(invoices(subscription).back().credited, d("6.2"));
+  clock.advance(1h);
+  send(out("b2-out", b2.to_string()));  // a replacement is an event like any other
+  go("2027-02-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().fees, d("-3"));
+  go("2027-03-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).back().fees, d("0"));
+}
+
+TEST_P(BillingContract, ASimulationOnTheUsageLogComesToTheSame) {
+  if (database_of(GetParam()) == creto::testing::DatabaseKind::postgres)
+    GTEST_SKIP() << "its usage log is not in files";
+  put_plan(R"("base_fee":"19","minimum_commitment":"30")");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  for (const char* units : {"900", "250", "7"}) {
+    use(agents[0], units);
+    clock.advance(24h * 12);
+  }
+  go("2027-01-01T00:00:01Z");
+  GivenUsage usage;
+  ASSERT_TRUE(dump_usage_log(files, "/usage/log", {.subject = subscription.id.to_string()},
+                             [&](std::string_view line) { return usage.add(line); }));
+  ASSERT_TRUE(usage.correct());
+  const auto simulated =
+      Simulation::run(metering->get_plan(ctx, "p", 0).value(), usage, {.from = subscription.started_at}).value();
+  const auto made = invoices(subscription);
+  ASSERT_EQ(simulated.size(), made.size());
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    EXPECT_EQ(simulated[i].total, made[i].total);
+    EXPECT_EQ(simulated[i].period, made[i].period);
+    EXPECT_EQ(simulated[i].lines.size(), made[i].lines.size());
+  }
 }
 
 TEST_P(BillingContract, InvoicesDoNotDependOnOrderOrRepetitionOfDelivery) {
@@ -484,6 +637,72 @@ TEST_P(BillingContract, InvoicesAreKeptAndSentUntilItSucceeds) {
   EXPECT_EQ(mailbox.sent, std::vector<std::int64_t>{1});
 }
 
+/// Tables as they were before there were periods of other lengths, with one invoice in them.
+class OldTables : public ::testing::TestWithParam<Where> {};
+
+TEST_P(OldTables, AreTakenOver) {
+  creto::testing::FakeClock clock{at("2026-11-10T12:00:00Z")};
+  creto::testing::TestDatabase database(database_of(GetParam()), clock);
+  creto::testing::TestSealer sealer;
+  creto::testing::FaultFiles files;
+  Mailbox mailbox;
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  const auto db = database.open();
+  ASSERT_TRUE(audit::prepare(*db));
+  ASSERT_TRUE(store::migrate(*db));
+  const SubscriptionId lives = SubscriptionId::fresh(clock.now());
+  const SubscriptionId ended = SubscriptionId::fresh(clock.now());
+  const InvoiceId old = InvoiceId::fresh(clock.now());
+  const Instant started = at("2026-09-15T00:00:00Z");
+  const std::string document = fmt::format(
+      R"({{"agent":"service:old","currency":"USD","id":"{}","issued_at":"2026-11-01T00:00:05Z","lines":[{{"amount":"7.50","charge":"tokens","description":"Tokens","events":"3","exact":"7.5","group":"","model":"standard","units":"750"}}],"number":"1","period":{{"begin":"2026-10-01T00:00:00Z","end":"2026-11-01T00:00:00Z"}},"plan":{{"id":"p","name":"Plan","version":"1"}},"schema_version":1,"subscription":"{}","total":"7.50"}})",
+      old.to_string(), lives.to_string());
+  const std::string plan =
+      R"({"base_fee":"30","charges":[],"currency":"USD","id":"p","name":"Plan","schema_version":1})";
+  ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("INSERT INTO metering_plans (org, id, version, doc) VALUES ($1, 'p', 1, $2)", {ctx.org, plan}));
+    CRETO_TRY(
+        tx.exec("INSERT INTO metering_subscriptions (org, id, agent, plan_id, plan_version, started_ns, ended_ns) "
+                "VALUES ($1, $2, 'service:old', 'p', 1, $3, NULL), ($1, $4, 'service:gone', 'p', 1, $3, $5)",
+                {ctx.org, lives.to_string(), started, ended.to_string(), at("2026-10-10T00:00:00Z")}));
+    CRETO_TRY(tx.exec("INSERT INTO metering_numbers (org, name, value) VALUES ($1, 'invoice', 1)", {ctx.org}));
+    CRETO_TRY(
+        tx.exec("INSERT INTO metering_invoices (org, id, number, subscription, period_begin_ns, period_end_ns, doc, "
+                "algorithm, signature, pdf_object, sent, log_segment, log_offset) "
+                "VALUES ($1, $2, 1, $3, $4, $5, $6, 'hybrid-ed25519-ml-dsa-65', $7, 'kept/there', 1, 0, 0)",
+                {ctx.org, old.to_string(), lives.to_string(), at("2026-10-01T00:00:00Z"), at("2026-11-01T00:00:00Z"),
+                 document, Bytes{1, 2, 3}}));
+    return {};
+  }));
+  const auto registry = nhi::create_nhi(*db, sealer, clock).value();
+  const auto ceiling = consensus::create_ceiling_store(*db, "test").value();
+  const auto time = consensus::create_timestamp_source(*ceiling, clock, no_telemetry(),
+                                                       {.node = "test", .renew_in_background = false})
+                        .value();
+  const auto metering = create_metering(*db, files, "/usage", *registry, *time, mailbox, clock, no_telemetry()).value();
+
+  const Subscription taken = metering->get_subscription(ctx, lives).value();
+  EXPECT_EQ(taken.agent, "service:old");
+  EXPECT_EQ(taken.started_at, started);
+  EXPECT_EQ(taken.terms.at(0).plan_version, 1);
+  EXPECT_EQ(metering->get_subscription(ctx, ended)->ended_at, at("2026-10-10T00:00:00Z"));
+  const Invoice kept = metering->get_invoice(ctx, old).value();
+  EXPECT_EQ(kept.document, document) << "what was signed stays as it is";
+  EXPECT_EQ(kept.signature->value, (Bytes{1, 2, 3}));
+  EXPECT_EQ(kept.total, d("7.5"));
+  EXPECT_EQ(kept.lines.at(0).kind, LineKind::usage);
+  EXPECT_EQ(kept.pdf_object, "kept/there");
+  EXPECT_TRUE(kept.sent);
+
+  clock.set(at("2026-12-01T00:00:01Z"));
+  ASSERT_TRUE(metering->tick());
+  auto made = metering->list_invoices(ctx, lives).value();
+  ASSERT_EQ(made.size(), 2u) << "October is billed already, November is next";
+  EXPECT_EQ(made[0].period, (Period{at("2026-11-01T00:00:00Z"), at("2026-12-01T00:00:00Z")}));
+  EXPECT_EQ(made[0].total, d("30"));
+}
+
+INSTANTIATE_TEST_SUITE_P(, OldTables, ::testing::Values(Where::sqlite, Where::postgres), database_name);
 INSTANTIATE_TEST_SUITE_P(, BillingContract, everywhere(), database_name);
 
 }  // namespace

@@ -201,12 +201,14 @@ TEST(Invoice, SurvivesItsDocument) {
   EXPECT_EQ(again.total, invoice.total);
 }
 
+const std::filesystem::path fonts = "/usr/share/fonts/truetype/dejavu";
+
 TEST(InvoicePdf, IsAPdfAndTheSameForTheSameInvoice) {
   for (const std::size_t repeat : {1u, 12u}) {
     const Invoice invoice = sample_invoice(repeat);
-    const Bytes pdf = render_pdf(invoice, "Creto").value();
+    const Bytes pdf = render_pdf(invoice, "Creto", fonts).value();
     EXPECT_TRUE(as_text(pdf).starts_with("%PDF-"));
-    EXPECT_EQ(render_pdf(invoice, "Creto").value(), pdf);
+    EXPECT_EQ(render_pdf(invoice, "Creto", fonts).value(), pdf);
     // To look at it: CRETO_KEEP_PDF=DIR
     if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
       std::ofstream(std::string(directory) + "/invoice-" + std::to_string(repeat) + ".pdf")
@@ -231,10 +233,30 @@ TEST(InvoicePdf, ShowsWhatLeadsFromFeesToTotal) {
        .coupons = coupons,
        .taxes = taxes,
        .credits = credits}));
-  const Bytes pdf = render_pdf(invoice, "Creto").value();
+  const Bytes pdf = render_pdf(invoice, "Creto", fonts).value();
   EXPECT_TRUE(as_text(pdf).starts_with("%PDF-"));
   if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
     std::ofstream(std::string(directory) + "/invoice-entries.pdf")
+        .write(reinterpret_cast<const char*>(pdf.data()), static_cast<std::streamsize>(pdf.size()));
+  }
+}
+
+TEST(InvoicePdf, SetsOtherScriptsInAFontThatHasThem) {
+  Invoice invoice = sample_invoice(9);
+  invoice.plan_name = "Читальный зал, полный доступ";
+  for (std::size_t i = 0; i < invoice.lines.size(); i += 2) {
+    invoice.lines[i].description = "Прочитанные страницы, включая приложения и всё, что к ним относится";
+    invoice.lines[i].group = "Αθήνα";
+  }
+  invoice.lines[1].description = "Příliš žluťoučký kůň, Łódź, İstanbul";
+  const Bytes pdf = render_pdf(invoice, "Ελληνικά Ταχυδρομεία", fonts).value();
+  EXPECT_NE(as_text(pdf).find("DejaVuSans"), std::string::npos);
+  EXPECT_LT(pdf.size(), 200'000u) << "of a font only what is used";
+  EXPECT_EQ(render_pdf(invoice, "Ελληνικά Ταχυδρομεία", fonts).value(), pdf);
+  EXPECT_EQ(as_text(render_pdf(invoice, "Ελληνικά Ταχυδρομεία", "/nowhere").value()).find("DejaVu"), std::string::npos);
+  EXPECT_EQ(as_text(render_pdf(sample_invoice(9), "Crëto", fonts).value()).find("DejaVu"), std::string::npos);
+  if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
+    std::ofstream(std::string(directory) + "/invoice-scripts.pdf")
         .write(reinterpret_cast<const char*>(pdf.data()), static_cast<std::streamsize>(pdf.size()));
   }
 }
@@ -243,7 +265,7 @@ TEST(InvoicePdf, DrawsAnyText) {
   Invoice invoice = sample_invoice();
   invoice.plan_name = "Für Ämter \xE2\x82\xAC \xF0\x9F\x98\x80 (with) \\ and \x01 " + std::string(400, 'W');
   invoice.lines[0].description = std::string(300, 'x');
-  EXPECT_TRUE(render_pdf(invoice, "Crëto"));
+  EXPECT_TRUE(render_pdf(invoice, "Crëto", fonts));
 }
 
 }  // namespace

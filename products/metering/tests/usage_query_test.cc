@@ -94,7 +94,8 @@ class House {
   Result<UsageReport> ask(const UsageQuery& query, UsageQueryLimits limits = {}) {
     std::optional<UsageReport> usage;
     CRETO_TRY(store->use([&](const ColumnStore::All& all) -> Result<> {
-      usage = CRETO_TRY(query_usage(all, ledger->subjects(), "org", Currency::usd(), query, go_on, limits));
+      usage = CRETO_TRY(
+          query_usage(all, ledger->subjects(), ledger->corrections(), "org", Currency::usd(), query, go_on, limits));
       return {};
     }));
     return *std::move(usage);

@@ -1,5 +1,6 @@
 #include <cstdlib>
 
+#include "creto/metering/simulation.h"
 #include "ledger/usage_record.h"
 #include "rpc/usage_records.h"
 
@@ -13,8 +14,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     encode_record(*record, again);
     RecordScratch other;
     const auto second = parse_record(again, other);
-    const bool same = second && second->agent == record->agent && second->key == record->key &&
-                      second->time == record->time && second->whole_units == record->whole_units &&
+    const bool same = second && second->corrects() == record->corrects() && second->agent == record->agent &&
+                      second->key == record->key && second->time == record->time &&
+                      second->whole_units == record->whole_units &&
                       second->properties.size() == record->properties.size();
     if (!same) std::abort();
   }
@@ -24,6 +26,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   };
   v1::UsageReport report;
   if (report.ParseFromArray(data, static_cast<int>(size))) takes(record_of(report));
+  GivenUsage usage;
+  if (usage.add({reinterpret_cast<const char*>(data), size}) && usage.events() > 1) std::abort();
   google::protobuf::Struct event;
   if (event.ParseFromArray(data, static_cast<int>(size))) takes(record_of(event));
   if (const auto records = records_of_json({reinterpret_cast<const char*>(data), size}, 100)) {

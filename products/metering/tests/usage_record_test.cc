@@ -67,7 +67,20 @@ TEST(UsageRecord, WhatIsWrongIsNamed) {
   EXPECT_EQ(with([](RecordView& r) { r.cost = "-1", r.currency = "USD"; }), "cost: must not be negative");
   EXPECT_EQ(with([](RecordView& r) { r.currency = "USD"; }), "currency: must stand beside a cost");
   EXPECT_EQ(with([](RecordView& r) { r.key = "\xff"; }), "record: must be UTF-8");
-  EXPECT_EQ(with([](RecordView& r) { r.replaces = "x"; }), "replaces: must be the id of an event");
+  const std::string reference = ": must be the id of an event, or `key:` and its idempotency key";
+  EXPECT_EQ(with([](RecordView& r) { r.replaces = "x"; }), "replaces" + reference);
+  EXPECT_EQ(with([](RecordView& r) { r.voids = "key:", r.type = "void"; }), "voids" + reference);
+  const std::string long_key = "key:" + std::string(257, 'x');
+  EXPECT_EQ(with([&](RecordView& r) { r.voids = long_key, r.type = "void"; }), "voids" + reference);
+  EXPECT_EQ(with([](RecordView& r) { r.voids = "key:a", r.replaces = "key:a"; }),
+            "voids: must not stand beside replaces");
+  EXPECT_EQ(with([](RecordView& r) { r.voids = "key:a"; }),
+            "usage_type: must be `void` where the event only takes another one out");
+  EXPECT_EQ(with([](RecordView& r) { r.replaces = "key:a", r.type = "void"; }),
+            "usage_type: must be `void` where the event only takes another one out");
+  EXPECT_EQ(with([](RecordView& r) { r.type = "void"; }), "voids: is required in `void`");
+  EXPECT_EQ(with([](RecordView& r) { r.voids = "key:a", r.type = "void", r.units = "2"; }),
+            "voids: must stand without units and cost");
   const std::string large(property_bytes_max + 1, 'x');
   const std::array<PropertyView, 1> too_large{{{"p", large}}};
   EXPECT_EQ(refusal(good(too_large)), "properties.p: must be at most 1024 bytes");

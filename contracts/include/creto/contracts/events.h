@@ -20,12 +20,16 @@ struct RuntimeUsageEvent {
   static constexpr std::string_view event_type = "runtime_usage";
   static constexpr std::string_view subject = "metering.events.runtime";
 
-  std::string
-      usage_type;  ///< "sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress", "action"
+  std::string usage_type;  ///< "sandbox_allocated", "sandbox_terminated", "inference_tokens", "network_egress",
+                           ///< "action", "void"
   std::string idempotency_key;
   std::string properties;      ///< canonical JSON object; numbers as decimal strings or integers
   Decimal units = Decimal(1);  ///< what quotas of `usage_type` count: sandboxes, tokens, bytes, calls
   std::optional<Money> cost;   ///< where the producer knows it
+  /// The event of the same agent that this one corrects: its id, or "key:" and its idempotency key; at most one of
+  /// both.
+  std::string replaces{};  ///< whose place this one takes
+  std::string voids{};     ///< which counts no more; then `usage_type` is "void", and there are no units and no cost
 
   Result<std::string> to_json() const;
   static Result<RuntimeUsageEvent> from_json(std::string_view text);

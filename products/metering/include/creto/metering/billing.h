@@ -282,7 +282,8 @@ class Billing {
                                                      const std::optional<SubscriptionId>& subscription) = 0;
   virtual Result<Bytes> invoice_pdf(const Context& ctx, const InvoiceId& id) = 0;
   /// Marks a final invoice paid or voided; `settlement` says why (1 to 256 bytes). Voiding gives back the credits it
-  /// took; its usage stays billed. Idempotent. Errors: conflict for a draft, or where it is settled otherwise.
+  /// took. The usage of a voided period stays billed: what comes late for it is on the next invoice; that of an interim
+  /// invoice is on the period's. Idempotent. Errors: conflict for a draft, or where it is settled otherwise.
   virtual Result<Invoice> settle_invoice(const Context& ctx, const InvoiceId& id, InvoiceStatus status,
                                          std::string_view settlement) = 0;
   /// Errors: conflict for drafts and voided invoices, and where all notes would exceed the total.

@@ -18,6 +18,7 @@
 #include "creto/contracts/message_cost_tracker.h"
 #include "creto/contracts/spending.h"
 #include "creto/metering/billing.h"
+#include "creto/metering/model_price.h"
 #include "creto/metering/plan.h"
 #include "creto/metering/quota.h"
 #include "creto/metering/usage.h"
@@ -67,6 +68,13 @@ struct UsageVerification {
   std::vector<std::string> problems;  ///< at most 100; empty: all agrees
 };
 
+/// What an import of prices has done.
+struct PriceImport {
+  std::size_t models = 0;    ///< that have prices from then on
+  std::size_t left_out = 0;  ///< that have none by the token
+  Instant from{};
+};
+
 /// An event that could not be taken and waits for a human.
 struct RejectedEvent {
   std::string id;     ///< event id, or the bus' message id where there is none
@@ -90,6 +98,10 @@ struct CostForecast {
 ///
 /// Thread-safe. Every change of what is said is audited in its transaction; usage, which may be a million events a
 /// second, by the hash of the usage log's end. Organizations do not see each other.
+///
+/// Events never change. One that was wrong is taken out by another event that refers to it, or replaced by that
+/// (docs/formats.md, "Corrections"): not_found (MT-404) where nothing is known of what it refers to, permission_denied
+/// (MT-403) where that is another agent's, conflict (MT-409) where it was taken out before or is itself only a void.
 ///
 /// Invariant 1: an event counts once, however often it is delivered. Invariant 2: an invoice depends on which events
 /// were accepted before it, not on their order. Invariant 3: no reservation passes the limit of a quota that blocks.
@@ -132,6 +144,15 @@ class Metering : public Billing,
   /// Reads the whole usage log again: every block's hash, every batch's signature, no key twice; counts all events anew
   /// and compares with what was counted as they came. Takes as long as the log is large; events are taken meanwhile.
   virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
+
+  // --- what models cost
+  /// Takes the public table of prices (import_model_prices), in force from `effective` (default: now). Uses of models
+  /// that come without a cost get theirs when they arrive, by the prices in force at their time; what came before keeps
+  /// its cost. Prices of the same model and moment are replaced. Errors: invalid_input; too_large.
+  virtual Result<PriceImport> import_prices(const Context& ctx, std::string_view table,
+                                            std::optional<Instant> effective) = 0;
+  /// Of one model, oldest first; empty: of every model what is in force or the first to come, by name.
+  virtual Result<std::vector<ModelPrice>> list_prices(const Context& ctx, std::string_view model) = 0;
 
   // --- limits
   /// Creates or replaces. Use so far stays counted. Errors: resource_exhausted over 256 quotas of one subject.
@@ -180,6 +201,8 @@ struct MeteringOptions {
   Nanos hold_max = std::chrono::hours(24 * 7);            ///< longest reservation
   bool detect_anomalies = true;
   std::string issuer = "Creto";  ///< names who bills, on the PDF
+  /// Where the PDF's fonts for texts beyond Latin-1 are (Debian's fonts-dejavu-core).
+  std::filesystem::path fonts = "/usr/share/fonts/truetype/dejavu";
   /// Which use of an authorization request counts against which quota; an action not named here counts under its own
   /// name.
   std::vector<std::pair<std::string, std::string>> actions = {{"sandbox.spawn", "sandbox_allocated"},

@@ -47,6 +47,7 @@ struct LoggedEvent {
   std::string_view cost{};
   std::string_view currency{};
   std::string_view replaces{};
+  std::string_view voids{};
   std::string_view envelope{};  ///< as received, where it came in one
   std::span<const std::pair<std::string_view, std::string_view>> properties{};
 };
