@@ -167,10 +167,9 @@ struct House {
     std::vector<Intake::Reached> reached;
     ledger = Ledger::open(
                  std::move(log), io::real_files(), directory, system_clock(), no_telemetry(),
-                 {.sealed =
-                      [this](std::uint32_t segment) {
-                        if (segment % checkpoint_segments == 0) checkpoint();
-                      }},
+                 {.sealed = [this](std::uint32_t segment) -> Result<> {
+                   return segment % checkpoint_segments == 0 ? checkpoint() : Result<>();
+                 }},
                  [&](Ledger& opened, BytesView counters) -> Result<> {
                    intake = std::make_unique<Intake>(opened, limits, population, system_clock(),
                                                      IntakeOptions{.attribution_ttl = std::chrono::hours(1)});
@@ -191,14 +190,13 @@ struct House {
     if (ledger) ledger->stop();
   }
 
-  void checkpoint() {
-    const auto saved = ledger->checkpoint(
+  Result<> checkpoint() {
+    return ledger->checkpoint(
         [this](Bytes& out) {
           limits.begin_copy(out);
           return true;
         },
         [this](Bytes& out) { return limits.write_copy(out); });
-    if (!saved) std::abort();
   }
 
   /// What MeteringService::ingest_records does with a batch, but for the answer's way back.
