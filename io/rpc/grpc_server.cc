@@ -276,6 +276,9 @@ class ExchangeCall final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer
       : dispatcher_(dispatcher), entry_(entry), exchanges_(exchanges), context_(context) {}
   void start(std::shared_ptr<ExchangeCall> self) {
     self_ = std::move(self);
+    // gRPC makes both when they are first asked for, which several messages would do at once.
+    static_cast<void>(context_->auth_context());
+    static_cast<void>(context_->client_metadata());
     exchanges_.add(self_);
     std::lock_guard lock(mutex_);
     read();
