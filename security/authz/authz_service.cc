@@ -23,6 +23,7 @@
 #include "override_use.h"
 #include "reach.h"
 #include "resource_filter.h"
+#include "service_entities.h"
 #include "snapshot.h"
 #include "source_overlay.h"
 #include "store.h"
@@ -33,49 +34,10 @@ namespace {
 constexpr std::size_t batch_max = 1'000;
 constexpr std::size_t filter_max = 1'000;
 constexpr std::size_t sources_max = 8;
-constexpr std::size_t context_attributes_max = 1'000;
 constexpr Nanos grant_max = std::chrono::days(30);
 constexpr Nanos idempotency_window = std::chrono::hours(24);
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
-
-/// Stored entities and those of the sources, as one. Where both know an entity, the source's attributes count and the
-/// parents are those of both: so groups can be stored for agents that nhi owns.
-class ServiceEntities : public cedar::EntityView {
- public:
-  ServiceEntities(const std::string& org, const OrgState& state, const std::vector<const EntitySource*>& sources)
-      : org_(org), state_(state), sources_(sources) {}
-
-  /// What the sources gave. Nothing that this view returned is valid afterwards.
-  SourceEntities take_loaded() { return std::move(loaded_); }
-
- protected:
-  Result<const Entity*> load(const EntityUid& uid) override {
-    const cedar::EntityId id = state_.entities.find(uid);
-    const Entity* known = id == cedar::no_entity ? nullptr : state_.entities.node(id).entity.get();
-    for (const EntitySource* source : sources_) {
-      auto found = source->find(org_, uid);
-      if (!found) return std::move(found).error();
-      if (!*found) continue;
-      Entity merged = **std::move(found);
-      if (known) {
-        merged.attributes.insert(merged.attributes.begin(), known->attributes.begin(), known->attributes.end());
-        merged.tags.insert(merged.tags.begin(), known->tags.begin(), known->tags.end());
-        merged.parents.insert(merged.parents.end(), known->parents.begin(), known->parents.end());
-      }
-      cedar::normalise(merged);
-      loaded_.push_back(std::move(merged));
-      return &loaded_.back();
-    }
-    return known;
-  }
-
- private:
-  const std::string& org_;
-  const OrgState& state_;
-  const std::vector<const EntitySource*>& sources_;
-  SourceEntities loaded_;
-};
 
 /// What a thread keeps from check to check, so that one by somebody who was here lately allocates nothing.
 class Workplace {
@@ -178,7 +140,7 @@ std::optional<std::string> fault_in(const CheckRequest& request) {
   if (request.resource.type.size() > 256 || !cedar::is_path(request.resource.type))
     return "the resource's type is no Cedar type";
   if (request.resource.id.size() > 4'096) return "the resource's id is longer than 4096 bytes";
-  if (request.context.size() > context_attributes_max) return "the context has more than 1000 attributes";
+  if (is_larger(request.context, context_bytes_max)) return "the context is larger than 256 KiB";
   if (request.chain.size() > delegation_chain_max_depth) return "the delegation chain is too deep";
   if (!request.chain.empty() && request.chain.back() != request.principal) {
     return "the delegation chain does not end with the principal";

@@ -3,6 +3,41 @@
 #include <algorithm>
 
 namespace creto::authz {
+namespace {
+
+constexpr std::size_t value_bytes = 16;
+
+/// Takes what a value needs from what is left; false where that is not enough.
+class Allowance {
+ public:
+  explicit Allowance(std::size_t bytes) : left_(bytes) {}
+
+  bool take(const Attributes& attributes) {
+    return std::all_of(attributes.begin(), attributes.end(), [this](const auto& attribute) {
+      return take(attribute.first.size()) && take(attribute.second);
+    });
+  }
+
+ private:
+  bool take(const Value& value) {
+    if (!take(value_bytes)) return false;
+    if (const auto* text = value.as<std::string>()) return take(text->size());
+    if (const auto* uid = value.as<EntityUid>()) return take(uid->type.size() + uid->id.size());
+    if (const auto* record = value.as_record()) return take(*record);
+    const auto* elements = value.as_set();
+    return !elements ||
+           std::all_of(elements->begin(), elements->end(), [this](const Value& element) { return take(element); });
+  }
+  bool take(std::size_t bytes) {
+    if (bytes > left_) return false;
+    left_ -= bytes;
+    return true;
+  }
+
+  std::size_t left_;
+};
+
+}  // namespace
 
 EntityUid entity_of(const Identity& identity) {
   switch (identity.kind()) {
@@ -25,5 +60,7 @@ Value delegation_of(const Identity& principal, const DelegationChain& chain) {
   return Value::record(
       {{"root", Value(entity_of(root))}, {"depth", Value(depth)}, {"chain", Value::set(std::move(links))}});
 }
+
+bool is_larger(const Attributes& context, std::size_t bytes_max) { return !Allowance(bytes_max).take(context); }
 
 }  // namespace creto::authz

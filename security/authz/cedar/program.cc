@@ -1,6 +1,8 @@
 #include "cedar/program.h"
 
 #include <algorithm>
+#include <type_traits>
+#include <variant>
 
 #include "cedar/interpreter.h"
 #include "creto/common/assert.h"
@@ -254,6 +256,14 @@ Value ContextView::to_record() const {
   return Value::record(std::move(attributes));
 }
 
+/// Where a type stands among those that a value may have.
+template <class T, class... Types>
+constexpr std::size_t place_of(const std::variant<Types...>*) {
+  std::size_t place = 0;
+  (void)((std::is_same_v<T, Types> || (++place, false)) || ...);
+  return place;
+}
+
 class Machine {
  public:
   Machine(const Program& program, Frame& frame, const EntityId* numbers)
@@ -399,11 +409,7 @@ class Machine {
         if (!is_set(left)) return {};
         const Cell right = operand(at, 1);
         if (!is_set(right)) return {};
-        const bool all = at.code == Code::contains_all;
-        const std::size_t count = size_of(right);
-        for (std::size_t i = 0; i < count; ++i)
-          if (contains(left, element_of(right, i)) != all) return Cell::of(!all);
-        return Cell::of(all);
+        return Cell::of(at.code == Code::contains_all ? contains_all(left, right) : contains_any(left, right));
       }
       case Code::is_empty: {
         const Cell set = operand(at, 0);
@@ -550,8 +556,46 @@ class Machine {
       return element.kind == Kind::entity && std::binary_search(ids.begin(), ids.end(), element.id);
     }
     const auto& elements = *set.value->as_set();
-    return std::any_of(elements.begin(), elements.end(),
-                       [&](const Value& candidate) { return equal(frame_.store->cell(candidate), element); });
+    const auto at = std::lower_bound(elements.begin(), elements.end(), element,
+                                     [](const Value& one, const Cell& wanted) { return order(one, wanted) < 0; });
+    return at != elements.end() && order(*at, element) == 0;
+  }
+
+  /// Both hold each element once.
+  bool contains_all(const Cell& set, const Cell& wanted) const {
+    const std::size_t count = size_of(wanted);
+    if (count > size_of(set)) return false;
+    for (std::size_t i = 0; i < count; ++i)
+      if (!contains(set, element_of(wanted, i))) return false;
+    return true;
+  }
+
+  bool contains_any(const Cell& a, const Cell& b) const {
+    if (size_of(a) < size_of(b)) return contains_any(b, a);
+    const std::size_t count = size_of(b);
+    for (std::size_t i = 0; i < count; ++i)
+      if (contains(a, element_of(b, i))) return true;
+    return false;
+  }
+
+  /// By the order that values have, in which the elements of a set stand.
+  static std::strong_ordering order(const Value& value, const Cell& cell) {
+    const auto compare = [&]<class T>(const T& other) -> std::strong_ordering {
+      const T* same = value.as<T>();
+      return same ? *same <=> other : value.rep().index() <=> place_of<T>(&value.rep());
+    };
+    switch (cell.kind) {
+      case Kind::boolean:
+        return compare(cell.boolean);
+      case Kind::integer:
+        return compare(cell.integer);
+      case Kind::string:
+        return compare(*cell.string);
+      case Kind::entity:
+        return compare(*cell.uid);
+      default:
+        return value <=> value_of(cell);
+    }
   }
 
   Cell contains_element(const Program::Instruction& at) {

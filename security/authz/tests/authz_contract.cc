@@ -343,6 +343,26 @@ TEST_P(AuthzContract, DeniesRequestsThatMakeNoSense) {
   EXPECT_FALSE(allowed(check(request)));
 }
 
+TEST_P(AuthzContract, DeniesAContextOver256KiB) {
+  add("all", "permit(principal, action, resource) when { context.many.containsAll(context.others) };");
+  const auto with = [&](std::int64_t count) {
+    std::vector<Value> numbers;
+    for (std::int64_t n = 0; n < count; ++n) numbers.emplace_back(n);
+    auto request = pay(1);
+    request.context = {{"many", Value::set(numbers)}, {"others", Value::set(std::move(numbers))}};
+    return check(request);
+  };
+  // Two sets and their names take 42 bytes.
+  const std::int64_t most = ((256 << 10) - 42) / 32;
+  EXPECT_TRUE(allowed(with(most)));
+  const Decision denied = with(most + 1);
+  ASSERT_TRUE(std::holds_alternative<Deny>(denied));
+  EXPECT_EQ(std::get<Deny>(denied).reason, "invalid request: the context is larger than 256 KiB");
+  auto request = pay(1);
+  request.context = {{"text", std::string(256 << 10, 'x')}};
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request}).error().kind(), ErrorKind::invalid_input);
+}
+
 TEST_P(AuthzContract, ExtensionsRestrictInTheOrderOfPrecedence) {
   add_payment_policies();
   TestExtension quota("quota_enforcer", 100);
