@@ -11,7 +11,6 @@
 #include "creto/messaging/messaging_rpc.h"
 #include "creto/metering/metering_rpc.h"
 #include "creto/oversight/oversight_rpc.h"
-#include "creto/vault/root_key.h"
 #include "provision.h"
 #include "services.h"
 #include "system.h"
@@ -78,7 +77,8 @@ authz::AuthzOptions authz_options(const Home& home, const Settings& settings) {
 
 }  // namespace
 
-Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings) {
+Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings,
+                                              std::unique_ptr<crypto::KeySealer> sealer) {
   auto system = std::make_unique<System>(home, settings);
   const Clock& clock = system_clock();
 
@@ -87,7 +87,7 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
   system->telemetry = ExportedTelemetry::create(log_options, clock);
   Telemetry& telemetry = *system->telemetry;
 
-  system->sealer = CRETO_TRY(vault::open_root_key(home.root_key(), Secret()));
+  system->sealer = std::move(sealer);
   system->database = CRETO_TRY(open_database(*system));
   system->bus = CRETO_TRY(bus::create_embedded_bus(*system->database, clock, telemetry));
   system->ceilings = CRETO_TRY(consensus::create_ceiling_store(*system->database, "local"));
@@ -104,6 +104,15 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
   system->access = access_through(*system->authz);
   return system;
 }
+
+namespace {
+
+std::string public_url(const Settings& settings) {
+  if (!settings.storage_public_url.empty() || settings.rest_port == 0) return settings.storage_public_url;
+  return fmt::format("{}://{}:{}", settings.tls ? "https" : "http", settings.address, settings.rest_port);
+}
+
+}  // namespace
 
 Result<> check_products(const Settings& settings) {
   const auto check = [](std::string_view setting, const std::string& name) -> Result<> {
@@ -293,6 +302,8 @@ Result<> assemble_services(System& system) {
   Secret presign_key = CRETO_TRY(read_sealed(system.home.presign_key(), *system.sealer));
   storage::StorageOptions storage_options;
   storage_options.root = system.home.objects();
+  storage_options.public_url = public_url(system.settings);
+  storage_options.presigned_put_bytes_max = http::ServerOptions().body_bytes_max;
   system.storage = CRETO_TRY(storage::create_storage(database, io::real_files(), *system.owner_keys, *system.access,
                                                      clock, telemetry, std::move(presign_key), storage_options));
 
@@ -310,8 +321,15 @@ Result<> assemble_services(System& system) {
   return {};
 }
 
-void apply_reload(System& system, const Settings& settings) {
-  if (const Result<LogLevel> level = log_level(settings.log_level)) system.telemetry->set_level(*level);
+Result<> apply_reload(System& system, const Settings& settings) {
+  const LogLevel level = CRETO_TRY(log_level(settings.log_level));
+  system.telemetry->set_level(level);
+  Settings others = settings;
+  others.log_level = system.settings.log_level;
+  others.services = system.settings.services;  // those may come from the command line
+  if (others == system.settings) return {};
+  return Error(Product::platform, ErrorKind::conflict,
+               "only `log.level` changes while the server runs; the other settings need a restart");
 }
 
 std::vector<HealthCheck> System::health_checks() const {

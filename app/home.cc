@@ -54,11 +54,12 @@ class NoEcho {
   bool changed_;
 };
 
-Result<Secret> ask_terminal(std::string_view prompt) {
+/// `variable` is for the advice where there is no terminal.
+Result<Secret> ask_terminal(std::string_view prompt, std::string_view variable) {
   if (!isatty(STDIN_FILENO))
     return platform_error(
         ErrorKind::unavailable,
-        "a passphrase is needed: put it into a file and name that in CRETO_PASSPHRASE_FILE, or use a terminal");
+        fmt::format("{}: put it into a file and name that in {}, or use a terminal", prompt, variable));
   fmt::print(stderr, "{}: ", prompt);
   std::fflush(stderr);
   Secret line(std::size_t{1024});
@@ -121,22 +122,56 @@ Result<HumanKeys> HumanKeys::open(BytesView file, const Secret& passphrase) {
   return HumanKeys{std::move(signing), std::move(kem)};
 }
 
-Result<Secret> read_passphrase(std::string_view prompt, bool confirm) {
-  if (const char* file = std::getenv("CRETO_PASSPHRASE_FILE"); file != nullptr && *file != '\0') {
-    Secret content(CRETO_TRY(io::real_files().read(file, 1024)));
-    std::size_t size = content.size();
-    while (size > 0 && (content.reveal()[size - 1] == '\n' || content.reveal()[size - 1] == '\r')) --size;
-    if (size == 0) return platform_error(ErrorKind::invalid_input, fmt::format("passphrase file `{}`: is empty", file));
-    return Secret::copy_of(content.reveal().first(size));
-  }
-  Secret first = CRETO_TRY(ask_terminal(prompt));
+namespace {
+
+Result<Secret> passphrase_in(const path& file) {
+  Secret content(CRETO_TRY(io::real_files().read(file, 1024)));
+  std::size_t size = content.size();
+  while (size > 0 && (content.reveal()[size - 1] == '\n' || content.reveal()[size - 1] == '\r')) --size;
+  if (size == 0)
+    return platform_error(ErrorKind::invalid_input, fmt::format("passphrase file `{}`: is empty", file.string()));
+  return Secret::copy_of(content.reveal().first(size));
+}
+
+/// The file that the environment's `variable` names; empty where it names none.
+path named_by(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value == nullptr ? path() : path(value);
+}
+
+Result<Secret> type_passphrase(std::string_view prompt, bool confirm, std::string_view variable) {
+  Secret first = CRETO_TRY(ask_terminal(prompt, variable));
   if (first.empty()) return platform_error(ErrorKind::invalid_input, "passphrase: must not be empty");
   if (confirm) {
-    const Secret second = CRETO_TRY(ask_terminal("the same again"));
+    const Secret second = CRETO_TRY(ask_terminal("the same again", variable));
     if (!equal_constant_time(first.reveal(), second.reveal()))
       return platform_error(ErrorKind::invalid_input, "passphrase: the two differ");
   }
   return first;
+}
+
+Result<Secret> root_passphrase(bool confirm) {
+  constexpr const char* variable = "CRETO_ROOT_PASSPHRASE_FILE";
+  if (const path file = named_by(variable); !file.empty()) return passphrase_in(file);
+  if (const path credentials = named_by("CREDENTIALS_DIRECTORY"); !credentials.empty()) {
+    const path credential = credentials / "creto-root-passphrase";
+    if (is_there(credential)) return passphrase_in(credential);
+  }
+  return type_passphrase("passphrase of the root key", confirm, variable);
+}
+
+}  // namespace
+
+Result<Secret> read_passphrase(std::string_view prompt, bool confirm) {
+  constexpr const char* variable = "CRETO_PASSPHRASE_FILE";
+  if (const path file = named_by(variable); !file.empty()) return passphrase_in(file);
+  return type_passphrase(prompt, confirm, variable);
+}
+
+Result<std::unique_ptr<crypto::KeySealer>> open_root_key(const Home& home) {
+  const bool sealed = CRETO_TRY(vault::root_key_needs_passphrase(home.root_key()));
+  const Secret passphrase = sealed ? CRETO_TRY(root_passphrase(false)) : Secret();
+  return vault::open_root_key(home.root_key(), passphrase);
 }
 
 Result<std::string> read_text(const path& file, std::size_t bytes_max) {
@@ -166,18 +201,25 @@ Result<Secret> read_sealed(const path& file, crypto::KeySealer& sealer) {
   return sealer.unseal("app/file:" + file.filename().string(), sealed);
 }
 
-Result<std::vector<std::string>> initialise_files(const Home& home, const InitOptions& options) {
+Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& options) {
   std::vector<std::string> made;
+  std::unique_ptr<crypto::KeySealer> sealer;
   CRETO_TRY(io::real_files().create_directories(home.root));
   CRETO_TRY(io::real_files().create_directories(home.human()));
   std::error_code ignored;
   std::filesystem::permissions(home.root, std::filesystem::perms::owner_all, ignored);
 
   if (!is_there(home.root_key())) {
-    CRETO_TRY(vault::create_root_key(home.root_key(), Secret()));
-    made.push_back("root key: " + home.root_key().string());
+    const Secret passphrase = options.seal_root_key ? CRETO_TRY(root_passphrase(true)) : Secret();
+    CRETO_TRY(vault::create_root_key(home.root_key(), passphrase));
+    sealer = CRETO_TRY(vault::open_root_key(home.root_key(), passphrase));
+    made.push_back(
+        fmt::format("root key{}: {}", options.seal_root_key ? " under a passphrase" : "", home.root_key().string()));
+  } else if (options.seal_root_key && !CRETO_TRY(vault::root_key_needs_passphrase(home.root_key()))) {
+    return platform_error(ErrorKind::already_exists,
+                          fmt::format("--seal-root-key: `{}` is there already, and open", home.root_key().string()));
   }
-  const std::unique_ptr<crypto::KeySealer> sealer = CRETO_TRY(vault::open_root_key(home.root_key(), Secret()));
+  if (!sealer) sealer = CRETO_TRY(open_root_key(home));
   const auto seal_fresh = [&](const path& file, const Secret& content, std::string_view what) -> Result<> {
     if (is_there(file)) return {};
     const Bytes sealed = CRETO_TRY(sealer->seal("app/file:" + file.filename().string(), content.reveal()));
@@ -233,7 +275,7 @@ Result<std::vector<std::string>> initialise_files(const Home& home, const InitOp
     CRETO_TRY(write_text(home.config(), fmt::format(config_template, options.org), 0600));
     made.push_back("settings: " + home.config().string());
   }
-  return made;
+  return InitialisedFiles{std::move(made), std::move(sealer)};
 }
 
 }  // namespace creto::app

@@ -55,9 +55,14 @@ struct HumanKeys {
   static Result<HumanKeys> open(BytesView file, const Secret& passphrase);
 };
 
-/// The content of $CRETO_PASSPHRASE_FILE without its line end, or what is typed at the terminal without echo.
-/// `confirm` asks twice. Errors: unavailable where there is neither.
+/// A human's passphrase: the content of $CRETO_PASSPHRASE_FILE without its line end, or what is typed at the terminal
+/// without echo. `confirm` asks twice. Errors: unavailable where there is neither.
 Result<Secret> read_passphrase(std::string_view prompt, bool confirm);
+
+/// Opens the root key. Where it is sealed its passphrase comes from $CRETO_ROOT_PASSPHRASE_FILE, from the systemd
+/// credential `creto-root-passphrase`, or from the terminal. Errors: unavailable where there is none of them;
+/// decryption_failed for a wrong one.
+Result<std::unique_ptr<crypto::KeySealer>> open_root_key(const Home& home);
 
 Result<std::string> read_text(const std::filesystem::path& path, std::size_t bytes_max = 1 << 20);
 
@@ -69,11 +74,16 @@ Result<Identity> human_of(const Home& home);
 struct InitOptions {
   std::string org = "default";
   std::string email;
+  bool seal_root_key = false;  ///< under a passphrase of its own, which every start of the server then needs
 };
 
 /// Makes what is missing of an installation: root key, authority, server certificate, log keys, the first human's keys
-/// and certificate, config. Changes nothing that is there. Returns what it made, one line each.
-Result<std::vector<std::string>> initialise_files(const Home& home, const InitOptions& options);
+/// and certificate, config. Changes nothing that is there.
+struct InitialisedFiles {
+  std::vector<std::string> made;  ///< one line each
+  std::unique_ptr<crypto::KeySealer> sealer;
+};
+Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& options);
 
 /// Reads a file that `initialise_files` sealed under the root key. `what` is the file's name.
 Result<Secret> read_sealed(const std::filesystem::path& path, crypto::KeySealer& sealer);

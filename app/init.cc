@@ -20,11 +20,12 @@ Result<> ensure_policy(System& system, const Context& ctx, const std::string& id
 }  // namespace
 
 Result<Output> init(const Home& home, const InitOptions& options) {
-  std::vector<std::string> made = CRETO_TRY(initialise_files(home, options));
+  InitialisedFiles files = CRETO_TRY(initialise_files(home, options));
+  std::vector<std::string>& made = files.made;
   Settings settings = CRETO_TRY(Settings::load(home));
   settings.decision_log = false;  // it is the server's, which may be running
   const Identity human = CRETO_TRY(human_of(home));
-  const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings));
+  const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings, std::move(files.sealer)));
 
   const Identity self = CRETO_TRY(Identity::service("creto"));
   Context ctx = Context::of_service(self);

@@ -237,6 +237,8 @@ int run(int argc, char** argv) {
                                    [&](const Home& home) { return init(home, init_options); });
   init_command->add_option("--email", init_options.email, "of the first human, who may do everything")->required();
   init_command->add_option("--org", init_options.org, "name of the organization")->capture_default_str();
+  init_command->add_flag("--seal-root-key", init_options.seal_root_key,
+                         "keep the root key under a passphrase, which each start of the server then asks for");
   std::vector<std::string> services;
   command("serve", "run the server until it is told to stop", [&](const Home& home) { return serve(home, services); })
       ->add_option("--services", services,

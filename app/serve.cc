@@ -35,7 +35,7 @@ class SignalWait {
   sigset_t set_{};
 };
 
-http::Response health_response(const System& system, bool readiness) {
+http::Response health_response(const System& system) {
   const HealthReport report = run_health_checks(system.health_checks());
   Json checks = Json::object();
   for (const auto& entry : report.entries)
@@ -46,7 +46,7 @@ http::Response health_response(const System& system, bool readiness) {
   const Json body = {{"status", std::string(to_string(report.overall.health))},
                      {"reason", report.overall.reason},
                      {"checks", std::move(checks)}};
-  return http::Response::json(good || !readiness ? (good ? 200 : 503) : 503, body.dump());
+  return http::Response::json(good ? 200 : 503, body.dump());
 }
 
 /// Everything that listens. Destroyed before the services behind it.
@@ -99,8 +99,8 @@ Result<Doors> open_doors(System& system) {
   doors.health = CRETO_TRY(http::Server::start(
       health,
       [&system](const http::Request& request) {
-        if (request.path() == "/health") return health_response(system, false);
-        if (request.path() == "/ready") return health_response(system, true);
+        // One answer for both: what listens has been assembled, and without what is critical it can do nothing.
+        if (request.path() == "/health" || request.path() == "/ready") return health_response(system);
         return http::Response::text(404, "not found: /health and /ready\n");
       },
       *system.telemetry));
@@ -120,15 +120,17 @@ Result<Doors> open_doors(System& system) {
 }  // namespace
 
 Result<Output> serve(const Home& home, const std::vector<std::string>& services) {
+  CRETO_TRY(human_of(home));
+  // Before signals are blocked, so that Ctrl-C ends the question for a passphrase.
+  std::unique_ptr<crypto::KeySealer> sealer = CRETO_TRY(open_root_key(home));
   SignalWait signals;
   if (!tls::use_post_quantum_groups())
     return Error(Product::platform, ErrorKind::internal,
                  "TLS here does not offer X25519MLKEM768: is another OpenSSL mapped?");
-  CRETO_TRY(human_of(home));
   Settings settings = CRETO_TRY(Settings::load(home));
   if (!services.empty()) settings.services = services;
   CRETO_TRY(check_products(settings));
-  const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings));
+  const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings, std::move(sealer)));
   CRETO_TRY(assemble_services(*system));
   Doors doors = CRETO_TRY(open_doors(*system));
 
@@ -148,10 +150,11 @@ Result<Output> serve(const Home& home, const std::vector<std::string>& services)
     if (signal != SIGHUP) break;
     // Settings that can change while we run; a mistake in the file is logged and changes nothing.
     const Result<Settings> reloaded = Settings::load(home);
-    if (!reloaded)
-      system->telemetry->error("platform", "reload_failed", {{"error", reloaded.error().to_string()}});
+    const Result<> applied = reloaded ? apply_reload(*system, *reloaded) : Result<>(reloaded.error());
+    if (applied)
+      system->telemetry->info("platform", "reloaded");
     else
-      apply_reload(*system, *reloaded);
+      system->telemetry->error("platform", "reload_failed", {{"error", applied.error().to_string()}});
   }
   system->telemetry->info("platform", "stopping");
   remove_ports(home);

@@ -26,7 +26,10 @@ void register_services(rpc::Dispatcher& dispatcher, System& system) {
   if (system.vault) vault::register_vault(dispatcher, *system.vault);
   if (system.inference) inference::register_inference(dispatcher, *system.inference);
   if (system.memory) memory::register_memory(dispatcher, *system.memory);
-  if (system.storage) storage::register_storage(dispatcher, *system.storage, system_clock());
+  if (system.storage) {
+    storage::register_storage(dispatcher, *system.storage, system_clock());
+    storage::mount_presigned(dispatcher, *system.storage);
+  }
   if (system.local_metering) metering::register_metering(dispatcher, *system.local_metering);
   if (system.runs("oversight")) oversight::register_oversight(dispatcher, *system.oversight);
   if (system.runs("messaging")) messaging::register_messaging(dispatcher, *system.messaging);

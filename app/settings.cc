@@ -33,6 +33,10 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("authz.decision_log.request_bytes_max", decision_log_request_bytes_max,
              "a longer request is logged without its context, and cannot be replayed", {.min = 4096, .max = 256 << 10});
 
+  schema.add(
+      "storage.public_url", storage_public_url,
+      "where clients reach REST (\"https://creto.example\"): presigned URLs begin with it; empty: its own address");
+
   schema.add("inference.url", inference_url, "an OpenAI-compatible endpoint, up to and with /v1");
   schema.add("inference.model", inference_model, "the model where a request names none");
   schema.add("inference.embedding_model", inference_embedding_model, "empty: memory uses the built-in local one");

@@ -33,6 +33,8 @@ struct Settings {
   Nanos decision_log_segment_age = std::chrono::hours(1);
   std::int64_t decision_log_request_bytes_max = 64 << 10;
 
+  std::string storage_public_url;  ///< empty: the REST address, or only a path where its port is any free one
+
   std::string inference_url;  ///< "http://127.0.0.1:11434/v1"
   std::string inference_model;
   std::string inference_embedding_model;
@@ -55,6 +57,8 @@ struct Settings {
   std::string webhook_url;
   std::string webhook_secret;  ///< "path/NAME" of a secret in the vault
   std::string invoice_webhook_url;
+
+  friend bool operator==(const Settings&, const Settings&) = default;
 
   static Result<Settings> load(const Home& home);
   /// As TOML, each with its help and where it came from.

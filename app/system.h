@@ -77,7 +77,8 @@ struct System {
 };
 
 /// The parts that `creto init` needs too: database, time, log, identities, permissions.
-Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings);
+Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& settings,
+                                              std::unique_ptr<crypto::KeySealer> sealer);
 /// Errors: invalid_input for a name in `services` or `integrations` that is no product.
 Result<> check_products(const Settings& settings);
 

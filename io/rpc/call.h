@@ -60,6 +60,7 @@ class DispatcherImpl final : public Dispatcher {
   ~DispatcherImpl() override;
 
   http::AsyncHandler rest() override;
+  void mount(std::string prefix, http::Handler handler) override;
   std::string openapi() const override;
   void stop() override;
 
@@ -74,6 +75,7 @@ class DispatcherImpl final : public Dispatcher {
   struct Running;
   void add(detail::Method method) override;
   void run(const Entry& entry, const std::shared_ptr<Call>& call);
+  void serve(const http::Handler& handler, http::Request request, http::Respond respond);
   void finish(const Entry& entry, Running& running, const Error* error, const google::protobuf::Message* message);
   Result<Context> context_of(const Call& call, Credentials& credentials) const;
 
@@ -81,6 +83,7 @@ class DispatcherImpl final : public Dispatcher {
   const DispatcherOptions options_;
   std::vector<std::unique_ptr<Entry>> entries_;
   std::unique_ptr<Router> router_;
+  std::vector<std::pair<std::string, http::Handler>> mounts_;
   std::atomic<bool> stopped_ = false;
   io::WorkerPool workers_;
 };

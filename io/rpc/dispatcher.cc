@@ -21,6 +21,12 @@ using google::protobuf::Message;
 
 Error refuse(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
+/// Why a call got no worker.
+Error too_busy(bool stopped) {
+  return refuse(ErrorKind::unavailable, stopped ? "the server is stopping" : "too many calls are waiting")
+      .with_retry_after(std::chrono::seconds(1));
+}
+
 /// "creto.nhi.v1.NhiService" and "GetAgent" give "nhi.get_agent".
 std::string default_action(std::string_view service, std::string_view method) {
   std::string action;
@@ -117,8 +123,25 @@ http::AsyncHandler DispatcherImpl::rest() {
   return [this](http::Request request, http::Respond respond) {
     if (request.path() == "/openapi.json" && request.method == "GET")
       return respond(http::Response::json(200, openapi()));
+    for (const auto& [prefix, handler] : mounts_)
+      if (request.path().starts_with(prefix)) return serve(handler, std::move(request), std::move(respond));
     router_->serve(*this, std::move(request), std::move(respond));
   };
+}
+
+void DispatcherImpl::mount(std::string prefix, http::Handler handler) {
+  mounts_.emplace_back(std::move(prefix), std::move(handler));
+}
+
+void DispatcherImpl::serve(const http::Handler& handler, http::Request request, http::Respond respond) {
+  const bool taken = !stopped_ && workers_.submit([&handler, request = std::move(request), respond] {
+    try {
+      respond(handler(request));
+    } catch (const std::exception& e) {
+      respond(http::error_response(refuse(ErrorKind::internal, e.what())));
+    }
+  });
+  if (!taken) respond(http::error_response(too_busy(stopped_)));
 }
 
 std::string DispatcherImpl::openapi() const { return make_openapi(entries_); }
@@ -150,9 +173,7 @@ void DispatcherImpl::dispatch(const Entry& entry, const std::shared_ptr<Call>& c
     run(entry, call);
     return;
   }
-  if (stopped_ || !workers_.submit([this, &entry, call] { run(entry, call); }))
-    call->fail(refuse(ErrorKind::unavailable, stopped_ ? "the server is stopping" : "too many calls are waiting")
-                   .with_retry_after(std::chrono::seconds(1)));
+  if (stopped_ || !workers_.submit([this, &entry, call] { run(entry, call); })) call->fail(too_busy(stopped_));
 }
 
 Result<Context> DispatcherImpl::context_of(const Call& call, Credentials& credentials) const {

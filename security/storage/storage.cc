@@ -270,10 +270,10 @@ class StorageService final : public Storage {
       CRETO_TRY(check_bucket(ref.bucket));
       CRETO_TRY(check_key(ref.key));
       CRETO_TRY(check_content_type(put->content_type));
-      if (put->size_max == 0 || put->size_max > size_limit_of(put->classification)) {
+      const std::uint64_t limit = std::min(size_limit_of(put->classification), options_.presigned_put_bytes_max);
+      if (put->size_max == 0 || put->size_max > limit) {
         return storage_error(ErrorKind::invalid_input,
-                             fmt::format("`size_max` must be 1 to {} for {}", size_limit_of(put->classification),
-                                         to_string(put->classification)));
+                             fmt::format("`size_max` must be 1 to {} for {}", limit, to_string(put->classification)));
       }
       grant.ref.version.clear();
     } else {

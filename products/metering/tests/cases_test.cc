@@ -531,7 +531,7 @@ TEST(MeteringCases, AgreeWithOtherBillingSystems) {
   const char* configured = std::getenv("CRETO_METERING_CASES");
   const std::string path = configured != nullptr ? configured : "../shared/cases/metering_cases.json";
   std::ifstream file(path);
-  if (!file) GTEST_SKIP() << "no cases at " << path << "; set CRETO_METERING_CASES";
+  if (!file) GTEST_SKIP() << "no cases at " << path << "; set $CRETO_METERING_CASES";
   std::stringstream content;
   content << file.rdbuf();
   const Case cases = Case::parse(content.str());

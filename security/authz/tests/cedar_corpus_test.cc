@@ -52,14 +52,14 @@ void expect_all_passed(const Result<ConformanceReport>& report) {
 
 TEST(CedarCorpus, AnswersAndValidatesAsCedarDoes) {
   const fs::path root = tree("CRETO_CEDAR_CORPUS", "cedar-public", "cedar-public");
-  if (root.empty()) GTEST_SKIP() << "no Cedar corpus: set CRETO_CEDAR_CORPUS or CRETO_SHARED";
+  if (root.empty()) GTEST_SKIP() << "no Cedar corpus: set $CRETO_CEDAR_CORPUS or CRETO_SHARED";
   const fs::path extra = tree("CRETO_CEDAR_EXTRA", "cedar-public-extra", "cedar-public-extra");
   expect_all_passed(run_corpus(root, extra.empty() ? std::optional<fs::path>() : extra));
 }
 
 TEST(CedarCorpus, DecidesTheWorkloadsOfTheCedarPaper) {
   const fs::path root = tree("CRETO_CEDAR_OOPSLA", "oopsla", "oopsla");
-  if (root.empty()) GTEST_SKIP() << "no Cedar workloads: set CRETO_CEDAR_OOPSLA or CRETO_SHARED";
+  if (root.empty()) GTEST_SKIP() << "no Cedar workloads: set $CRETO_CEDAR_OOPSLA or CRETO_SHARED";
   expect_all_passed(run_workloads(root));
 }
 

@@ -158,11 +158,18 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
       });
 }
 
+namespace {
+
+constexpr std::string_view presigned_path_prefix = "/v1/presigned/";
+constexpr std::size_t presigned_get_bytes_max = 64 << 20;
+
 http::Handler presigned_handler(Storage& storage) {
   return [&storage](const http::Request& request) -> http::Response {
     if (request.method == "GET") {
       http::Response response;
       auto metadata = storage.presigned_get(request.target, [&](BytesView piece) -> Result<> {
+        if (response.body.size() + piece.size() > presigned_get_bytes_max)
+          return Error(Product::platform, ErrorKind::too_large, "over 64 MiB: take it with RetrieveStream");
         response.body += as_text(piece);
         return {};
       });
@@ -189,6 +196,12 @@ http::Handler presigned_handler(Storage& storage) {
     if (!metadata) return http::error_response(metadata.error());
     return http::Response{201, {{"ETag", "\"" + hex(metadata->content_hash) + "\""}}, ""};
   };
+}
+
+}  // namespace
+
+void mount_presigned(rpc::Dispatcher& dispatcher, Storage& storage) {
+  dispatcher.mount(std::string(presigned_path_prefix), presigned_handler(storage));
 }
 
 }  // namespace creto::storage

@@ -218,6 +218,9 @@ class Dispatcher {
   /// REST: for http::Server::start_async. Also serves /openapi.json; 404 for a path that belongs to no method. Streams
   /// are for gRPC alone.
   virtual http::AsyncHandler rest() = 0;
+  /// REST requests below `prefix` ("/v1/files/") go to `handler`, on a worker, before any method; whether they are
+  /// permitted is for the handler to see. Before serving.
+  virtual void mount(std::string prefix, http::Handler handler) = 0;
   /// OpenAPI 3.0 of everything registered.
   virtual std::string openapi() const = 0;
   /// Lets running calls finish, then refuses with `unavailable`. Idempotent.

@@ -147,8 +147,9 @@ struct StorageOptions {
   Nanos compliance_retention = std::chrono::days(2555);
   std::string public_url = "http://127.0.0.1:8081";  ///< what presigned URLs begin with
   Nanos presign_ttl_max = std::chrono::days(7);
-  std::size_t chunk_bytes = 1u << 20;         ///< 4 KiB to 16 MiB; each object keeps its own
-  Nanos sweep_grace = std::chrono::hours(1);  ///< files younger than this may belong to a running upload
+  std::uint64_t presigned_put_bytes_max = 4 << 20;  ///< what the HTTP server behind `public_url` takes in one request
+  std::size_t chunk_bytes = 1u << 20;               ///< 4 KiB to 16 MiB; each object keeps its own
+  Nanos sweep_grace = std::chrono::hours(1);        ///< files younger than this may belong to a running upload
 };
 
 /// Keeps objects encrypted for their owner.

@@ -19,8 +19,8 @@ void register_storage(rpc::Dispatcher& dispatcher, Storage& storage, const Clock
 /// to the process that has the files.
 std::unique_ptr<Storage> create_storage_client(std::shared_ptr<rpc::Channel> channel);
 
-/// Answers GET and PUT of presigned URLs. `path_prefix` is where to mount it.
-inline constexpr std::string_view presigned_path_prefix = "/v1/presigned/";
-http::Handler presigned_handler(Storage& storage);
+/// Answers GET and PUT of presigned URLs below "/v1/presigned/"; the URL itself is the permission. An object over 64
+/// MiB is refused with `too_large`: it is held in memory whole, and is for RetrieveStream.
+void mount_presigned(rpc::Dispatcher& dispatcher, Storage& storage);
 
 }  // namespace creto::storage
