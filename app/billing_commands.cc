@@ -13,7 +13,7 @@
 #include "creto/crypto/signing.h"
 #include "creto/io/files.h"
 #include "creto/metering/simulation.h"
-#include "creto/metering/usage_log.h"
+#include "usage_events.h"
 
 namespace creto::app {
 namespace {
@@ -29,6 +29,7 @@ struct SimulationOptions {
   std::vector<std::string> plans;
   std::string events, since, from, subject, zone = "UTC", quantity = "1";
   std::filesystem::path log;
+  std::string org;
   bool anniversary = false;
 };
 
@@ -60,18 +61,16 @@ Result<metering::GivenUsage> usage_of_file(const std::string& file) {
   return usage;
 }
 
-/// What really was used, from the usage log of this home or of `--log`.
-Result<metering::GivenUsage> usage_of_log(const SimulationOptions& given, Instant since) {
-  std::filesystem::path log = given.log;
-  if (log.empty()) {
-    const Home home = CRETO_TRY(Home::locate());
-    log = home.usage() / "log";
-  }
-  metering::GivenUsage usage;
+/// What really was used, as the server's usage log or that of `--log` has it.
+Result<metering::GivenUsage> usage_of_log(const SimulationOptions& given, Instant since,
+                                          const std::function<Result<cli::CallOptions>()>& options) {
+  const Home home = CRETO_TRY(Home::locate());
+  const cli::CallOptions call = CRETO_TRY(options());
   // By arrival, which is not before the event's own time but for clocks that differ.
-  const metering::UsageLogFilter filter{.subject = given.subject, .from = since - std::chrono::hours(1)};
-  CRETO_TRY(
-      metering::dump_usage_log(io::real_files(), log, filter, [&](std::string_view line) { return usage.add(line); }));
+  const UsageEvents wanted{
+      .subject = given.subject, .from = since - std::chrono::hours(1), .log = given.log, .org = given.org};
+  metering::GivenUsage usage;
+  CRETO_TRY(each_usage_event(home, call, wanted, [&](std::string_view line) { return usage.add(line); }));
   CRETO_TRY(usage.correct());
   return usage;
 }
@@ -173,7 +172,7 @@ Result<Json> json_of(const Priced& priced) {
               {"total", total.to_string()}};
 }
 
-Result<Output> simulate(const SimulationOptions& given) {
+Result<Output> simulate(const SimulationOptions& given, const std::function<Result<cli::CallOptions>()>& options) {
   if (given.plans.empty() || given.plans.size() > plans_max)
     return invalid(fmt::format("--plan: must be given 1 to {} times", plans_max));
   if (given.events.empty() == given.since.empty()) return invalid("--events, --since: one of both must be given");
@@ -188,7 +187,7 @@ Result<Output> simulate(const SimulationOptions& given) {
   } else {
     const Instant since = CRETO_TRY(instant_of("--since", given.since));
     if (!terms.from) terms.from = since;
-    usage = CRETO_TRY(usage_of_log(given, since));
+    usage = CRETO_TRY(usage_of_log(given, since, options));
   }
   std::vector<Priced> all;
   for (const std::string& file : given.plans) {
@@ -323,12 +322,13 @@ Result<Output> verify_invoice(const VerifyOptions& given, const std::function<Re
 void add_billing_commands(const MakeCommand& command, std::function<Result<cli::CallOptions>()> options) {
   const auto given = std::make_shared<SimulationOptions>();
   CLI::App* simulated = command("metering simulate", "what usage would cost on a plan, or on several side by side",
-                                [given] { return simulate(*given); });
+                                [given, options] { return simulate(*given, options); });
   simulated->add_option("--plan", given->plans, "a plan as YAML or JSON; may be given again")->required();
   simulated->add_option("--events", given->events, "usage as for `metering import`, or of `metering dump`");
   simulated->add_option("--since", given->since, "of what was really used: RFC 3339 or a duration such as 90d");
   simulated->add_option("--subject", given->subject, "of that: an identity with all below it, or a subscription");
-  simulated->add_option("--log", given->log, "directory of the usage log; default: this home's");
+  simulated->add_option("--log", given->log, "of that: read this directory of log files, without a server");
+  simulated->add_option("--org", given->org, "of that: whose usage");
   simulated->add_option("--from", given->from,
                         "the subscription's start; default: of the first event's period, or --since");
   simulated->add_option("--time-zone", given->zone, "of days and periods; default: UTC");

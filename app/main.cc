@@ -325,8 +325,9 @@ int run(int argc, char** argv) {
                                        return export_usage(home, options, usage, exported);
                                      });
   export_command->add_option("FILE", exported.file, "to write: NAME.csv or NAME.arrow")->required();
-  export_command->add_flag("--events", exported.events, "each event by itself, from this machine's log");
-  export_command->add_option("--log", exported.log, "its directory; default: that of the home");
+  export_command->add_flag("--events", exported.events, "each event by itself");
+  export_command->add_option("--log", exported.log, "of that: read this directory of log files, without a server");
+  export_command->add_option("--org", exported.org, "of that: whose events");
   CLI::App* usage_command =
       command("usage show", "what was used: a table, CSV, bars or a picture", [&](const Home& home) -> Result<Output> {
         const cli::CallOptions options = CRETO_TRY(options_of(flags));

@@ -6,7 +6,7 @@
 
 #include "arrow.h"
 #include "creto/io/files.h"
-#include "creto/metering/usage_log.h"
+#include "usage_events.h"
 #include "usage_view.h"
 
 namespace creto::app {
@@ -102,7 +102,7 @@ Result<> add_row(ArrowWriter& table, const LoggedEvent& event) {
   return table.end_row();
 }
 
-Result<std::uint64_t> export_events(const metering::UsageLogFilter& filter, const std::filesystem::path& log,
+Result<std::uint64_t> export_events(const Home& home, const cli::CallOptions& options, const UsageEvents& wanted,
                                     bool arrow, NewFile& file) {
   std::optional<ArrowWriter> table;
   if (arrow) {
@@ -112,13 +112,14 @@ Result<std::uint64_t> export_events(const metering::UsageLogFilter& filter, cons
     for (const ArrowField& field : event_fields()) names.push_back(field.name);
     CRETO_TRY(file.append(as_bytes(csv_line_of(names))));
   }
-  const auto summary =
-      CRETO_TRY(metering::read_usage_log(io::real_files(), log, filter, [&](const LoggedEvent& event) -> Result<> {
-        if (table) return add_row(*table, event);
-        return file.append(as_bytes(csv_line(event)));
-      }));
+  const auto write = [&](const LoggedEvent& event) -> Result<> {
+    if (table) return add_row(*table, event);
+    return file.append(as_bytes(csv_line(event)));
+  };
+  const std::uint64_t events = CRETO_TRY(each_usage_event(
+      home, options, wanted, [&](std::string_view line) -> Result<> { return read_event_line(line, write); }));
   if (table) CRETO_TRY(table->finish());
-  return summary.events;
+  return events;
 }
 
 Result<> write_rows(const Json& response, const std::vector<std::string>& by, bool arrow, NewFile& file) {
@@ -149,14 +150,15 @@ Result<Output> export_usage(const Home& home, const cli::CallOptions& options, c
   if (!arrow && wanted.file.extension() != ".csv")
     return invalid(fmt::format("`{}`: must end in .csv or .arrow", wanted.file.string()));
   std::uint64_t rows = 0;
+  if (!wanted.events && !wanted.log.empty()) return invalid("--log: belongs to --events");
   if (wanted.events) {
     if (!usage.type.empty() || !usage.where.empty() || !usage.order.empty() || usage.top > 0)
       return invalid("--type, --where, --order and --top: belong to sums, not to --events");
-    metering::UsageLogFilter filter{.subject = usage.subject};
-    if (!usage.from.empty()) filter.from = CRETO_TRY(usage_instant("--from", usage.from));
-    if (!usage.until.empty()) filter.until = CRETO_TRY(usage_instant("--until", usage.until));
+    UsageEvents events{.subject = usage.subject, .log = wanted.log, .org = wanted.org};
+    if (!usage.from.empty()) events.from = CRETO_TRY(usage_instant("--from", usage.from));
+    if (!usage.until.empty()) events.until = CRETO_TRY(usage_instant("--until", usage.until));
     NewFile file = CRETO_TRY(NewFile::create(wanted.file));
-    rows = CRETO_TRY(export_events(filter, wanted.log.empty() ? home.usage() / "log" : wanted.log, arrow, file));
+    rows = CRETO_TRY(export_events(home, options, events, arrow, file));
     CRETO_TRY(file.finish());
   } else {
     UsageOptions all = usage;

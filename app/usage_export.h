@@ -8,8 +8,9 @@ namespace creto::app {
 
 struct ExportOptions {
   std::filesystem::path file;  ///< what its name ends with says the format: .csv or .arrow
-  bool events = false;         ///< each by itself, from this machine's log; else what the query adds up
-  std::filesystem::path log;   ///< default: that of the home
+  bool events = false;         ///< each by itself; else what the query adds up
+  std::filesystem::path log;   ///< read this without a server; then
+  std::string org;             ///< ... of whom
 };
 
 /// `creto usage export`: usage for other programs. The file is there when it is whole.

@@ -109,6 +109,15 @@ def export(doors, events):
     with open(named("events.csv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     require(len(rows) == events and {row["agent"] for row in rows} == {HUMAN}, "events as CSV")
+    log = os.path.join(doors.home, "usage", "log")
+    for org, there in (("default", events), ("other", 0)):
+        offline = doors.creto("usage", "export", named("offline.csv"), "--events", "--log", log, "--org", org)
+        require(offline["rows"] == there, f"of the files of {org}: {offline}")
+    with open(named("events.csv"), "rb") as whole, open(named("offline.csv"), "rb") as empty:
+        require(empty.readline() == whole.readline() and not empty.read(), "other organizations' events")
+    doors.creto("usage", "export", named("offline.csv"), "--events", "--log", log, "--org", "default")
+    with open(named("events.csv"), "rb") as asked, open(named("offline.csv"), "rb") as offline:
+        require(asked.read() == offline.read(), "a server and its files tell different events")
     doors.creto("usage", "export", named("sums.arrow"), "--by", "type")
     doors.creto("usage", "export", named("events.arrow"), "--events")
     program = """import {tableFromIPC} from 'apache-arrow'; import fs from 'node:fs';
@@ -162,6 +171,10 @@ def bill(doors):
     other = doors.file("other.json", json.dumps({**plan, "id": "q", "base_fee": "5"}))
     priced = doors.creto("metering", "simulate", "--plan", file, "--plan", other, "--since", "1h", "--subject", HUMAN)
     require(priced["plans"][0]["total"] == "49.96", f"simulated: {priced}")
+    log = ["--log", os.path.join(doors.home, "usage", "log"), "--org"]
+    for org, total in (("default", "49.96"), ("other", "0")):
+        offline = doors.creto("metering", "simulate", "--plan", file, "--since", "1h", "--subject", HUMAN, *log, org)
+        require(offline["plans"][0]["total"] == total, f"of the files of {org}: {offline}")
     require("q, USD" in doors.text("metering", "simulate", "--plan", file, "--plan", other, "--since", "1h"), "no second plan beside the first")
 
     doors.creto("plans", "put", "@" + file)

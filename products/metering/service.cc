@@ -5,7 +5,6 @@
 #include "creto/contracts/events.h"
 #include "creto/io/bus.h"
 #include "service_words.h"
-#include "usage_query.h"
 #include "window.h"
 
 namespace creto::metering {
@@ -290,21 +289,6 @@ Result<> MeteringService::attach(bus::Bus& bus) {
                          return deliver(context_of(message), id);
                        },
                        {.attempts_max = 1'000});
-}
-
-Result<UsageReport> MeteringService::usage(const Context& ctx, const UsageQuery& query) {
-  CRETO_TRY(check_usage_query(query));
-  const auto go_on = [&]() -> Result<> {
-    if (ctx.expired(clock_)) return error(ErrorKind::timeout, "the deadline passed");
-    return {};
-  };
-  UsageReport report;
-  CRETO_TRY(columns_->use([&](const ColumnStore::All& all) -> Result<> {
-    report = CRETO_TRY(
-        query_usage(all, ledger_->subjects(), ledger_->corrections(), ctx.org, options_.currency, query, go_on));
-    return {};
-  }));
-  return report;
 }
 
 Result<> MeteringService::tick() {

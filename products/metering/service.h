@@ -92,6 +92,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<std::vector<ModelPrice>> list_prices(const Context& ctx, std::string_view model) override;
 
   Result<UsageReport> usage(const Context& ctx, const UsageQuery& query) override;
+  Result<UsageEventsPage> usage_events(const Context& ctx, const UsageEventsQuery& query) override;
   Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
                                 std::optional<Instant> until) override;
   Result<Invoice> get_invoice(const Context& ctx, const InvoiceId& id) override;

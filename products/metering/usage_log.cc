@@ -1,43 +1,9 @@
 #include "creto/metering/usage_log.h"
 
-#include <nlohmann/json.hpp>
-
-#include "creto/common/json.h"
 #include "ledger/block_reader.h"
+#include "logged_event.h"
 
 namespace creto::metering {
-namespace {
-
-Result<std::string> line_of(const LoggedEvent& event) {
-  Json json{{"id", event.id.to_string()},
-            {"arrived", to_rfc3339(event.arrived)},
-            {"org", event.org},
-            {"agent", event.agent},
-            {"usage_type", event.usage_type},
-            {"idempotency_key", event.idempotency_key},
-            {"time", to_rfc3339(event.time)},
-            {"units", event.units}};
-  Json ancestors = Json::array();
-  for (const std::string_view ancestor : event.ancestors) ancestors.push_back(ancestor);
-  json["ancestors"] = std::move(ancestors);
-  const auto optional = [&](const char* name, std::string_view value) {
-    if (!value.empty()) json[name] = value;
-  };
-  optional("source", event.source);
-  optional("cost", event.cost);
-  optional("currency", event.currency);
-  optional("replaces", event.replaces);
-  optional("voids", event.voids);
-  optional("envelope", event.envelope);
-  optional("subscription", event.subscription);
-  Json properties = Json::object();
-  for (const auto& [name, value] : event.properties) properties[std::string(name)] = value;
-  json["properties"] = std::move(properties);
-  return canonical_json(json);
-}
-
-}  // namespace
-
 Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesystem::path& directory,
                                        const UsageLogFilter& filter,
                                        const std::function<Result<>(const LoggedEvent&)>& visit) {
@@ -59,29 +25,12 @@ Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesys
       const Subjects::Subject agent = subjects.subject(attribution.agent);
       if (!filter.org.empty() && agent.org != filter.org) return {};
       if (!filter.subject.empty() && !attribution.counts_for(subjects.find(agent.org, filter.subject))) return {};
-      ancestors.clear();
-      for (const SubjectNumber ancestor : attribution.ancestors) ancestors.push_back(subjects.subject(ancestor).name);
-      const RecordView& record = entry.record;
-      LoggedEvent event{
-          .id = entry.id ? *entry.id : id_of(hasher(subjects, entry.attribution, record), seconds_of(block.arrived())),
-          .arrived = block.arrived(),
-          .org = agent.org,
-          .agent = agent.name,
-          .ancestors = ancestors,
-          .source = record.source,
-          .usage_type = record.type,
-          .idempotency_key = record.key,
-          .time = record.time,
-          .units = record.units,
-          .cost = record.cost,
-          .currency = record.currency,
-          .replaces = record.replaces,
-          .voids = record.voids,
-          .envelope = entry.envelope,
-          .properties = record.properties};
-      if (attribution.subscription != 0) event.subscription = subjects.subject(attribution.subscription).name;
+      const EventId id =
+          entry.id ? *entry.id : id_of(hasher(subjects, entry.attribution, entry.record), seconds_of(block.arrived()));
+      const StoredEvent event{id,           address,        entry.index,   block.arrived(), entry.attribution,
+                              entry.record, entry.envelope, entry.corrects};
       ++summary.events;
-      return visit(event);
+      return visit(logged_event_of(subjects, event, ancestors));
     });
   }));
   return summary;
@@ -91,7 +40,7 @@ Result<UsageLogSummary> dump_usage_log(io::FileSystem& files, const std::filesys
                                        const UsageLogFilter& filter,
                                        const std::function<Result<>(std::string_view)>& line) {
   return read_usage_log(files, directory, filter, [&](const LoggedEvent& event) -> Result<> {
-    const std::string text = CRETO_TRY(line_of(event));
+    const std::string text = CRETO_TRY(json_of(event));
     return line(text);
   });
 }

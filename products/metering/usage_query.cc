@@ -942,6 +942,14 @@ Result<> check_usage_query(const UsageQuery& query) {
   return {};
 }
 
+Result<> check_usage_events_query(const UsageEventsQuery& query) {
+  if (query.from >= query.until) return invalid("until: must be after from");
+  if (query.after.size() > UsageEventsQuery::after_bytes_max) return invalid("after: must be the `next` of a page");
+  if (query.limit == 0 || query.limit > UsageEventsQuery::limit_max)
+    return invalid(fmt::format("limit: must be 1 to {}", UsageEventsQuery::limit_max));
+  return {};
+}
+
 Result<UsageReport> query_usage(const ColumnStore::All& columns, const Subjects& subjects,
                                 const Corrections& corrections, std::string_view org, const Currency& accounting,
                                 const UsageQuery& query, const std::function<Result<>()>& go_on,

@@ -595,6 +595,14 @@ Result<> Ledger::scan_proofs(
   });
 }
 
+Result<bool> Ledger::begins_block(BlockAddress address) const {
+  if (address == log_->begin()) return false;
+  const auto content = log_->read(address);
+  if (content) return true;
+  const bool elsewhere = content.error().category() != ErrorCategory::transient;
+  return elsewhere ? Result<bool>(false) : Result<bool>(content.error());
+}
+
 Result<BlockAddress> Ledger::first_at(Instant when) const {
   const BlockAddress end = position().end;
   const std::uint32_t place = log_->begin().offset;

@@ -163,6 +163,8 @@ class Ledger {
                        const std::function<Result<>(const BlockReader::Proof&, std::span<const Hash256>)>& visit) const;
   /// Runs `fn` while no event is between log and `counted`; returns where the log ends then.
   BlockAddress pause(const std::function<void()>& fn);
+  /// Whether a block with events lies at `address`, which is before the log's end.
+  Result<bool> begins_block(BlockAddress address) const;
   /// A block at or before the first one that arrived at `when` or later.
   Result<BlockAddress> first_at(Instant when) const;
   /// Waits until no run of keys is being written or merged and `sealed` has succeeded for every full segment.

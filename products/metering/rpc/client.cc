@@ -229,6 +229,11 @@ class MeteringClient final : public Metering {
     const auto response = CRETO_TRY(call<v1::GetUsageResponse>(ctx, "GetUsage", to_proto(query), repeatable));
     return from_proto(response);
   }
+  Result<UsageEventsPage> usage_events(const Context& ctx, const UsageEventsQuery& query) override {
+    const auto response =
+        CRETO_TRY(call<v1::ListUsageEventsResponse>(ctx, "ListUsageEvents", to_proto(query), repeatable));
+    return UsageEventsPage{{response.events().begin(), response.events().end()}, response.next()};
+  }
   Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
                                 std::optional<Instant> until) override {
     v1::IssueInvoiceRequest request;

@@ -211,6 +211,28 @@ Result<UsageQuery> from_proto(const v1::GetUsageRequest& request) {
   return query;
 }
 
+v1::ListUsageEventsRequest to_proto(const UsageEventsQuery& query) {
+  v1::ListUsageEventsRequest out;
+  out.set_subject(query.subject);
+  proto::set_time(out.mutable_from(), query.from);
+  if (query.until != Instant::max()) proto::set_time(out.mutable_until(), query.until);
+  out.set_after(query.after);
+  out.set_limit(static_cast<std::int32_t>(std::min<std::size_t>(query.limit, INT32_MAX)));
+  return out;
+}
+
+Result<UsageEventsQuery> from_proto(const v1::ListUsageEventsRequest& request) {
+  UsageEventsQuery query;
+  query.subject = request.subject();
+  if (request.has_from()) query.from = CRETO_TRY(proto::from_time(request.from(), "from"));
+  if (request.has_until()) query.until = CRETO_TRY(proto::from_time(request.until(), "until"));
+  query.after = request.after();
+  if (request.limit() < 0) return proto::bad_field("limit", "must not be negative");
+  if (request.limit() > 0) query.limit = static_cast<std::size_t>(request.limit());
+  CRETO_TRY(check_usage_events_query(query));
+  return query;
+}
+
 v1::GetUsageResponse to_proto(const UsageReport& usage) {
   v1::GetUsageResponse out;
   for (const UsageRow& one : usage.rows) {

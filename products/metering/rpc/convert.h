@@ -47,6 +47,8 @@ v1::QuotaDecision to_proto(const contracts::QuotaDecision& decision);
 Result<contracts::QuotaDecision> from_proto(const v1::QuotaDecision& decision);
 v1::GetUsageRequest to_proto(const UsageQuery& query);
 Result<UsageQuery> from_proto(const v1::GetUsageRequest& request);
+v1::ListUsageEventsRequest to_proto(const UsageEventsQuery& query);
+Result<UsageEventsQuery> from_proto(const v1::ListUsageEventsRequest& request);
 v1::GetUsageResponse to_proto(const UsageReport& usage);
 Result<UsageReport> from_proto(const v1::GetUsageResponse& response);
 v1::Invoice to_proto(const Invoice& invoice);

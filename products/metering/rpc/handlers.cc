@@ -380,6 +380,17 @@ void register_invoices(rpc::Service& service, Metering& metering) {
         const UsageQuery query = CRETO_TRY(from_proto(request));
         return answer<v1::GetUsageResponse>(metering.usage(ctx, query));
       });
+  service.unary<v1::ListUsageEventsRequest, v1::ListUsageEventsResponse>(
+      "ListUsageEvents", {.idempotent = true},
+      [&metering](const Context& ctx,
+                  const v1::ListUsageEventsRequest& request) -> Result<v1::ListUsageEventsResponse> {
+        const UsageEventsQuery query = CRETO_TRY(from_proto(request));
+        UsageEventsPage page = CRETO_TRY(metering.usage_events(ctx, query));
+        v1::ListUsageEventsResponse out;
+        for (std::string& event : page.events) out.add_events(std::move(event));
+        out.set_next(std::move(page.next));
+        return out;
+      });
   service.unary<v1::IssueInvoiceRequest, v1::Invoice>(
       "IssueInvoice", {},
       [&metering](const Context& ctx, const v1::IssueInvoiceRequest& request) -> Result<v1::Invoice> {

@@ -35,4 +35,5 @@ struct Convert {
 
 CRETO_FUZZ_MESSAGES(Convert, v1::Subscription, v1::QuotaState, v1::QuotaDecision, v1::Invoice, v1::BillableEvent,
                     v1::CostThreshold, v1::OversightTrigger, v1::CheckCostThresholdResponse, v1::GetUsageRequest,
-                    v1::GetUsageResponse, common::v1::Money, common::v1::EnablementError, google::protobuf::Struct)
+                    v1::ListUsageEventsRequest, v1::GetUsageResponse, common::v1::Money, common::v1::EnablementError,
+                    google::protobuf::Struct)

@@ -333,6 +333,48 @@ TEST_P(MeteringContract, UsageIsGroupedFilteredAndRanked) {
   EXPECT_EQ(code(metering->usage(ctx, query)), "MT-400");
 }
 
+TEST_P(MeteringContract, EventsAreReadPageByPageAndOnlyByTheirOrganization) {
+  std::vector<std::string> keys;
+  for (int i = 0; i < 7; ++i) {
+    const Identity& who = i % 3 == 0 ? *child : *parent;
+    keys.push_back(fmt::format("k{}", i));
+    ASSERT_TRUE(metering->ingest(ctx, event(who, keyed(keys.back()))));
+    clock.advance(1min);
+  }
+  const auto key_of = [](const std::string& line) {
+    constexpr std::string_view name = R"("idempotency_key":")";
+    const std::size_t begin = line.find(name) + name.size();
+    return line.substr(begin, line.find('"', begin) - begin);
+  };
+  const auto all = [&](UsageEventsQuery query) {
+    std::vector<std::string> found;
+    for (std::size_t page = 0; page < 20; ++page) {
+      const auto read = metering->usage_events(ctx, query);
+      EXPECT_TRUE(read) << read.error().to_string();
+      if (!read) break;
+      for (const std::string& line : read->events) found.push_back(key_of(line));
+      query.after = read->next;
+      if (query.after.empty()) break;
+    }
+    return found;
+  };
+  for (const std::size_t limit : {1u, 3u, 7u, 1'000u}) EXPECT_EQ(all({.limit = limit}), keys) << limit;
+  EXPECT_EQ(all({.subject = child->text(), .limit = 2}), (std::vector<std::string>{"k0", "k3", "k6"}));
+  EXPECT_EQ(all({.subject = parent->text(), .limit = 2}), keys) << "and of those below it";
+  EXPECT_EQ(all({.subject = "human:nobody@example.com"}), std::vector<std::string>());
+  const Instant first = from_rfc3339("2026-11-10T12:00:00Z").value();
+  EXPECT_EQ(all({.from = first + 2min, .until = first + 4min, .limit = 1}), (std::vector<std::string>{"k2", "k3"}));
+  Context other = ctx;
+  other.org = "other";
+  EXPECT_TRUE(local->usage_events(other, {}).value().events.empty());
+  const std::string next = metering->usage_events(ctx, {.limit = 1}).value().next;
+  EXPECT_EQ(code(metering->usage_events(ctx, {.after = "1.2"})), "MT-400");
+  EXPECT_EQ(code(metering->usage_events(ctx, {.after = "1.9000.0"})), "MT-400") << "no block begins there";
+  EXPECT_EQ(code(metering->usage_events(ctx, {.after = "99.0.0"})), "MT-400");
+  EXPECT_EQ(code(metering->usage_events(ctx, {.after = next + "0."})), "MT-400");
+  EXPECT_EQ(code(metering->usage_events(ctx, {.limit = 10'001})), "MT-400");
+}
+
 TEST_P(MeteringContract, AQuotaRefusesWithItsReset) {
   ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 2)));
   ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));

@@ -178,6 +178,8 @@ class Metering : public Billing,
   /// What was used, added up; an event counts as soon as it is accepted. Errors: resource_exhausted over a million
   /// groups.
   virtual Result<UsageReport> usage(const Context& ctx, const UsageQuery& query) = 0;
+  /// The events themselves. What arrives while pages are read is on the last of them, or not yet.
+  virtual Result<UsageEventsPage> usage_events(const Context& ctx, const UsageEventsQuery& query) = 0;
 };
 
 /// The service in this process.

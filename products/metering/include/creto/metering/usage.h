@@ -77,4 +77,25 @@ struct UsageReport {
   std::size_t groups = 0;  ///< all there are, also those beyond the limit
 };
 
+/// Which events of the usage log to read, a page at a time.
+struct UsageEventsQuery {
+  static constexpr std::size_t limit_max = 10'000;
+  static constexpr std::size_t after_bytes_max = 64;
+
+  std::string subject{};  ///< an identity: its own and those of all below it; or a subscription; empty: all
+  Instant from{};         ///< by arrival; half open
+  Instant until = Instant::max();
+  std::string after{};        ///< `next` of the page before; empty: from the first one
+  std::size_t limit = 1'000;  ///< of events, 1 to `limit_max`
+};
+
+/// Errors: invalid_input naming the field.
+Result<> check_usage_events_query(const UsageEventsQuery& query);
+
+struct UsageEventsPage {
+  std::vector<std::string> events;  ///< each as a line of `creto metering dump`, in the order of arrival
+  /// Where the next page begins; empty: there is no more. A page may have few events or none and yet a next one.
+  std::string next;
+};
+
 }  // namespace creto::metering
