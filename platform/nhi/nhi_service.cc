@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <shared_mutex>
 #include <unordered_map>
 
 #include "creto/audit/audit_log.h"
 #include "creto/common/assert.h"
+#include "creto/common/json.h"
 #include "creto/crypto/hash.h"
 #include "creto/crypto/random.h"
 #include "creto/io/idempotency.h"
@@ -51,6 +53,11 @@ Result<> check_attributes(const std::map<std::string, std::string>& attributes) 
                     fmt::format("`attributes.{}`: keys are 1 to 64 and values up to 1024 bytes of text",
                                 is_valid_utf8(key) ? key.substr(0, 64) : "?"));
   return {};
+}
+
+bool is_role(std::string_view role) {
+  return !role.empty() && role.size() <= 64 &&
+         std::ranges::all_of(role, [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; });
 }
 
 Error unknown(const Identity& identity) {
@@ -151,6 +158,7 @@ class NhiService final : public Nhi {
                                const std::optional<crypto::KemPublicKey>& kem) override;
   Result<Agent> ensure_service(const Context& ctx, const Identity& service) override;
   Result<Agent> update_agent(const Context& ctx, const Identity& identity, const AgentChange& change) override;
+  Result<Agent> set_roles(const Context& ctx, const Identity& human, std::vector<std::string> roles) override;
   Result<Agent> revoke_agent(const Context& ctx, const Identity& identity, const std::string& reason) override;
   Result<Agent> get_agent(const Context& ctx, const Identity& identity) override {
     auto found = CRETO_TRY(known(ctx, identity));
@@ -426,6 +434,31 @@ Result<Agent> NhiService::update_agent(const Context& ctx, const Identity& ident
   });
 }
 
+Result<Agent> NhiService::set_roles(const Context& ctx, const Identity& human, std::vector<std::string> roles) {
+  if (!human.is_human()) return refuse(ErrorKind::invalid_input, "`identity` must be a human's");
+  if (roles.size() > 16) return refuse(ErrorKind::invalid_input, "`roles` must be at most 16");
+  for (const std::string& role : roles)
+    if (!is_role(role))
+      return refuse(ErrorKind::invalid_input,
+                    fmt::format("`roles`: `{}` is not 1 to 64 of a-z, 0-9 and `-`", legible(role, 64)));
+  std::ranges::sort(roles);
+  roles.erase(std::unique(roles.begin(), roles.end()), roles.end());
+  return sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<Agent> {
+    auto agent = CRETO_TRY(store::find_agent(tx, ctx.org, human));
+    if (!agent) return unknown(human);
+    if (agent->status == AgentStatus::revoked)
+      return refuse(ErrorKind::conflict, fmt::format("`{}` is revoked", human.text()));
+    if (agent->roles == roles) return *std::move(agent);
+    auto record = record_of(ctx, "human_roles_set", human);
+    record.metadata = Json{{"before", agent->roles}, {"after", roles}}.dump();
+    agent->roles = roles;
+    CRETO_TRY(store::update_agent(tx, ctx.org, *agent));
+    CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+    forget_after(tx);
+    return *std::move(agent);
+  });
+}
+
 Result<Agent> NhiService::revoke_agent(const Context& ctx, const Identity& identity, const std::string& reason) {
   if (reason.size() > 1024 || !is_valid_utf8(reason))
     return refuse(ErrorKind::invalid_input, "`reason` must be at most 1024 bytes of text");
@@ -445,6 +478,7 @@ Result<Agent> NhiService::revoke_agent(const Context& ctx, const Identity& ident
 
 Result<std::vector<Agent>> NhiService::list_agents(const Context& ctx, const AgentFilter& filter) {
   if (filter.limit < 1 || filter.limit > 1000) return refuse(ErrorKind::invalid_input, "`page.size` must be 1 to 1000");
+  if (!filter.role.empty() && !is_role(filter.role)) return std::vector<Agent>();
   return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::list_agents(tx, ctx.org, filter); });
 }
 

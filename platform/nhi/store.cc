@@ -38,9 +38,13 @@ CREATE TABLE nhi_prekeys (
   org TEXT NOT NULL, identity TEXT NOT NULL, kind TEXT NOT NULL CHECK (kind IN ('dh', 'kem')), id BIGINT NOT NULL,
   key BYTEA NOT NULL, algorithm TEXT NOT NULL, signature BYTEA NOT NULL,
   PRIMARY KEY (org, identity, kind, id))
+)sql"},
+                                         {2, "roles", R"sql(
+ALTER TABLE nhi_agents ADD COLUMN roles TEXT NOT NULL DEFAULT '[]'
 )sql"}};
 
-constexpr std::string_view agent_columns = "identity, name, type, owner, status, created_at, expires_at, attributes";
+constexpr std::string_view agent_columns =
+    "identity, name, type, owner, status, created_at, expires_at, attributes, roles";
 constexpr std::string_view delegation_columns =
     "org, id, delegator, delegatee, parent, permissions, created_at, expires_at, key_id, algorithm, signature, revoked";
 
@@ -54,9 +58,11 @@ Result<Agent> agent_of(const sql::Row& row) {
   auto owner = Identity::parse(row.text(3));
   auto status = agent_status_from_string(row.text(4));
   auto attributes = parse_json(row.text(7));
-  if (!identity || !type || !owner || !status || !attributes) return damaged("agent");
+  auto roles = parse_json(row.text(8));
+  if (!identity || !type || !owner || !status || !attributes || !roles) return damaged("agent");
   Agent agent{*identity, row.text(1), *type, *owner, row.instant(5), row.instant(6), *status, {}};
   for (const auto& [key, value] : attributes->items()) agent.attributes[key] = value.get<std::string>();
+  agent.roles = roles->get<std::vector<std::string>>();
   return agent;
 }
 
@@ -103,10 +109,11 @@ Result<> insert_agent(sql::Tx& tx, const std::string& org, const Agent& agent) {
 }
 
 Result<> update_agent(sql::Tx& tx, const std::string& org, const Agent& agent) {
-  CRETO_TRY(tx.exec(
-      "UPDATE nhi_agents SET name = $3, status = $4, expires_at = $5, attributes = $6 "
-      "WHERE org = $1 AND identity = $2",
-      {org, agent.identity.text(), agent.name, to_string(agent.status), agent.expires_at, attributes_json(agent)}));
+  CRETO_TRY(
+      tx.exec("UPDATE nhi_agents SET name = $3, status = $4, expires_at = $5, attributes = $6, roles = $7 "
+              "WHERE org = $1 AND identity = $2",
+              {org, agent.identity.text(), agent.name, to_string(agent.status), agent.expires_at,
+               attributes_json(agent), Json(agent.roles).dump()}));
   return {};
 }
 
@@ -131,14 +138,16 @@ Result<std::optional<Agent>> find_agent_by_name(sql::Tx& tx, const std::string& 
 Result<std::vector<Agent>> list_agents(sql::Tx& tx, const std::string& org, const AgentFilter& filter) {
   std::string sql = fmt::format("SELECT {} FROM nhi_agents WHERE org = $1 AND identity > $2", agent_columns);
   std::vector<sql::Value> parameters = {org, filter.after};
-  auto also = [&](std::string_view column, sql::Value value) {
+  auto also = [&](std::string_view column, sql::Value value, std::string_view relation = "=") {
     parameters.push_back(std::move(value));
-    sql += fmt::format(" AND {} = ${}", column, parameters.size());
+    sql += fmt::format(" AND {} {} ${}", column, relation, parameters.size());
   };
   if (filter.owner) also("owner", filter.owner->text());
   if (filter.type) also("type", to_string(*filter.type));
   if (filter.status) also("status", to_string(*filter.status));
   if (!filter.name.empty()) also("name", filter.name);
+  // A role's name has neither quotes nor LIKE's own signs.
+  if (!filter.role.empty()) also("roles", fmt::format("%\"{}\"%", filter.role), "LIKE");
   parameters.push_back(static_cast<std::int64_t>(filter.limit));
   sql += fmt::format(" ORDER BY identity LIMIT ${}", parameters.size());
   auto rows = CRETO_TRY(tx.query(sql, parameters));

@@ -39,6 +39,11 @@ class NhiClient final : public Nhi {
     to_proto(change, request);
     return agent_from(ctx, "UpdateAgent", request, repeatable);
   }
+  Result<Agent> set_roles(const Context& ctx, const Identity& human, std::vector<std::string> roles) override {
+    auto request = about<v1::SetRolesRequest>(human);
+    for (std::string& role : roles) request.add_roles(std::move(role));
+    return agent_from(ctx, "SetRoles", request, repeatable);
+  }
   Result<Agent> revoke_agent(const Context& ctx, const Identity& identity, const std::string& reason) override {
     auto request = about<v1::RevokeAgentRequest>(identity);
     request.set_reason(reason);

@@ -102,6 +102,7 @@ void to_proto(const Agent& agent, v1::Agent& out) {
   if (agent.expires_at != Instant::max()) proto::set_time(out.mutable_expires_at(), agent.expires_at);
   out.set_status(to_proto(agent.status));
   for (const auto& [key, value] : agent.attributes) (*out.mutable_attributes())[key] = value;
+  for (const std::string& role : agent.roles) out.add_roles(role);
 }
 
 Result<Agent> from_proto(const v1::Agent& agent) {
@@ -113,8 +114,15 @@ Result<Agent> from_proto(const v1::Agent& agent) {
   if (!status) return bad_field("status", "is missing");
   auto created_at = CRETO_TRY(proto::from_time(agent.created_at(), "created_at"));
   auto expires_at = CRETO_TRY(end_of(agent.has_expires_at(), agent.expires_at(), "expires_at"));
-  return Agent{identity,   agent.name(), *type,   owner,
-               created_at, expires_at,   *status, {agent.attributes().begin(), agent.attributes().end()}};
+  return Agent{identity,
+               agent.name(),
+               *type,
+               owner,
+               created_at,
+               expires_at,
+               *status,
+               {agent.attributes().begin(), agent.attributes().end()},
+               {agent.roles().begin(), agent.roles().end()}};
 }
 
 void to_proto(const NewAgent& agent, v1::RegisterAgentRequest& out) {
@@ -164,6 +172,7 @@ void to_proto(const AgentFilter& filter, v1::ListAgentsRequest& out) {
   if (filter.type) out.set_type(to_proto(*filter.type));
   if (filter.status) out.set_status(to_proto(*filter.status));
   out.set_name(filter.name);
+  out.set_role(filter.role);
   out.mutable_page()->set_size(static_cast<std::int32_t>(std::min<std::size_t>(filter.limit, 1 << 20)));
   out.mutable_page()->set_token(filter.after);
 }
@@ -174,6 +183,7 @@ Result<AgentFilter> from_proto(const v1::ListAgentsRequest& request) {
   filter.type = CRETO_TRY(from_proto(request.type()));
   filter.status = CRETO_TRY(from_proto(request.status()));
   filter.name = request.name();
+  filter.role = request.role();
   if (request.page().size() < 0) return bad_field("page.size", "must be 1 to 1000");
   if (request.page().size() > 0) filter.limit = static_cast<std::size_t>(request.page().size());
   filter.after = request.page().token();

@@ -67,6 +67,12 @@ void register_nhi(rpc::Dispatcher& dispatcher, Nhi& nhi) {
         auto change = CRETO_TRY(from_proto(request));
         return answer<v1::Agent>(nhi.update_agent(ctx, identity, change));
       });
+  service.unary<v1::SetRolesRequest, v1::Agent>(
+      "SetRoles", {.idempotent = true, .resource = of_identity},
+      [&nhi](const Context& ctx, const v1::SetRolesRequest& request) -> Result<v1::Agent> {
+        auto human = CRETO_TRY(proto::from_identity(request.identity(), "identity"));
+        return answer<v1::Agent>(nhi.set_roles(ctx, human, {request.roles().begin(), request.roles().end()}));
+      });
   service.unary<v1::RevokeAgentRequest, v1::Agent>(
       "RevokeAgent", {.idempotent = true, .resource = of_identity},
       [&nhi](const Context& ctx, const v1::RevokeAgentRequest& request) -> Result<v1::Agent> {

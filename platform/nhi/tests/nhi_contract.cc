@@ -465,5 +465,30 @@ TEST_P(NhiContract, IsHealthyWhileItAnswers) { EXPECT_EQ(nhi->health().health, H
 INSTANTIATE_TEST_SUITE_P(, NhiContract, everywhere(),
                          [](const auto& info) { return ::testing::PrintToString(info.param); });
 
+TEST_P(NhiContract, RolesAreAHumansAndFoundByTheirWholeName) {
+  Human cfo(*nhi, "cfo@example.com");
+  Human deputy(*nhi, "deputy@example.com");
+  const auto set = nhi->set_roles(as_service(), cfo.identity, {"cfo", "board", "cfo"});
+  ASSERT_TRUE(set) << set.error().to_string();
+  EXPECT_EQ(set->roles, (std::vector<std::string>{"board", "cfo"}));
+  EXPECT_EQ(nhi->get_agent(as_service(), cfo.identity).value(), *set);
+  ASSERT_TRUE(nhi->set_roles(as_service(), deputy.identity, {"cfo-deputy"}));
+  const auto holders = [&](const std::string& role) {
+    std::vector<Identity> found;
+    for (const Agent& one : nhi->list_agents(as_service(), {.role = role}).value()) found.push_back(one.identity);
+    return found;
+  };
+  EXPECT_EQ(holders("cfo"), std::vector{cfo.identity});
+  EXPECT_EQ(holders("cf_"), std::vector<Identity>{});
+  EXPECT_EQ(holders("%"), std::vector<Identity>{});
+  ASSERT_TRUE(nhi->set_roles(as_service(), cfo.identity, {}));
+  EXPECT_EQ(holders("cfo"), std::vector<Identity>{});
+
+  EXPECT_EQ(kind(nhi->set_roles(as_service(), agent("clerk").identity, {"cfo"})), "invalid_input");
+  EXPECT_EQ(kind(nhi->set_roles(as_service(), cfo.identity, {"Chief \"x\""})), "invalid_input");
+  EXPECT_EQ(kind(nhi->set_roles(as_service(), cfo.identity, std::vector<std::string>(17, "cfo"))), "invalid_input");
+  EXPECT_EQ(kind(nhi->set_roles(as_service(), Identity::human("nobody@example.com").value(), {"cfo"})), "not_found");
+}
+
 }  // namespace
 }  // namespace creto::nhi

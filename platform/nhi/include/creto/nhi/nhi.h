@@ -51,6 +51,7 @@ struct Agent {
   Instant expires_at = Instant::max();
   AgentStatus status = AgentStatus::active;
   std::map<std::string, std::string> attributes;  ///< at most 64, keys 1 to 64, values up to 1 024 characters
+  std::vector<std::string> roles = {};            ///< of a human; what `set_roles` says
 
   friend bool operator==(const Agent&, const Agent&) = default;
 };
@@ -180,6 +181,7 @@ struct AgentFilter {
   std::optional<AgentType> type = {};
   std::optional<AgentStatus> status = {};
   std::string name = {};    ///< exact; empty: any
+  std::string role = {};    ///< who has it; empty: any
   std::size_t limit = 100;  ///< 1 to 1 000
   std::string after = {};   ///< identity text after which the page begins
 };
@@ -209,6 +211,10 @@ class Nhi {
   virtual Result<Agent> ensure_service(const Context& ctx, const Identity& service) = 0;
   /// Errors: conflict where it is revoked.
   virtual Result<Agent> update_agent(const Context& ctx, const Identity& identity, const AgentChange& change) = 0;
+  /// What a human stands for: "cfo" where an approval says `role:cfo`. Replaces all: at most 16, each 1 to 64 of a-z,
+  /// 0-9 and `-`; kept sorted, each once. A call of its own, so that who may change a name may not make approvers.
+  /// Errors: conflict where he is revoked.
+  virtual Result<Agent> set_roles(const Context& ctx, const Identity& human, std::vector<std::string> roles) = 0;
   /// Also ends every chain through it. Idempotent.
   virtual Result<Agent> revoke_agent(const Context& ctx, const Identity& identity, const std::string& reason) = 0;
   virtual Result<Agent> get_agent(const Context& ctx, const Identity& identity) = 0;
