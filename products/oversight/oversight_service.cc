@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "codec.h"
@@ -31,6 +32,10 @@ using contracts::is_final;
 
 constexpr std::string_view notification_subject = "oversight.notifications.";
 constexpr std::size_t memories_shown_max = 5;
+constexpr std::size_t needs_max = 16;  // what one token can lift
+constexpr std::size_t approvers_max = 64;
+constexpr std::string_view role_prefix = "role:";
+constexpr std::uint32_t attempts_max = 1'000;  // some eight hours: a webhook may be down for a night
 
 Error oversight_error(ErrorKind kind, std::string message) {
   return Error(Product::oversight, kind, std::move(message));
@@ -148,9 +153,11 @@ class OversightService final : public Oversight {
     CRETO_TRY(audit::prepare(parts_.database));
     CRETO_TRY(parts_.nhi.ensure_service(Context::of_service(self_), self_));
     CRETO_TRY(parts_.bus.subscribe("oversight-thresholds", std::string(contracts::CostThresholdExceededEvent::subject),
-                                   [this](const bus::BusMessage& message) { return consume_threshold(message); }));
+                                   [this](const bus::BusMessage& message) { return consume_threshold(message); },
+                                   {.attempts_max = attempts_max}));
     CRETO_TRY(parts_.bus.subscribe("oversight-notifications", std::string(notification_subject) + "*",
-                                   [this](const bus::BusMessage& message) { return deliver(message); }));
+                                   [this](const bus::BusMessage& message) { return deliver(message); },
+                                   {.attempts_max = attempts_max}));
     if (options_.schedule) scheduler_ = std::thread([this] { run_scheduler(); });
     return {};
   }
@@ -204,15 +211,10 @@ class OversightService final : public Oversight {
     const authz::Decision decision = parts_.authz.check(ctx, request);
     if (authz::allowed(decision)) return contracts::ApprovalCheck(contracts::NotRequired{});
     if (const auto* oversight = std::get_if<authz::RequiresOversight>(&decision)) {
-      contracts::ApprovalNeed need;
-      for (const auto& requirement : oversight->requirements) {
-        need.policies.push_back(requirement.oversight_policy);
-        need.forbids.push_back(requirement.forbid);
-        if (requirement.timeout)
-          need.timeout = need.timeout ? std::min(*need.timeout, *requirement.timeout) : *requirement.timeout;
-        need.approvers.insert(need.approvers.end(), requirement.approvers.begin(), requirement.approvers.end());
-      }
-      return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(need)});
+      std::vector<contracts::ApprovalNeed> needs;
+      for (const auto& requirement : oversight->requirements)
+        needs.push_back({requirement.oversight_policy, requirement.forbid, requirement.timeout, requirement.approvers});
+      return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(needs)});
     }
     const std::optional<Error> refused = authz::refusal(Product::oversight, decision);
     return contracts::ApprovalCheck(contracts::Prohibited{refused ? refused->to_string() : "denied"});
@@ -240,9 +242,13 @@ class OversightService final : public Oversight {
     request.risk_factors = asked.risk_factors;
     request.decision_response = "{}";
     request.created_at = now;
-    add_context(request);
-    const std::vector<Policy> policies = CRETO_TRY(policies_of(ctx, asked.need));
-    request.requirements = CRETO_TRY(begin_requirements(policies, asked.need, now));
+    add_context(ctx, request);
+    for (contracts::ApprovalNeed need : asked.needs) {
+      CRETO_TRY(resolve_roles(ctx, need));
+      Policy policy = CRETO_TRY(policy_of(ctx, need));
+      Requirement requirement = CRETO_TRY(begin_requirement(std::move(policy), need, now));
+      request.requirements.push_back(std::move(requirement));
+    }
     return create(ctx, std::move(request), dedupe);
   }
 
@@ -303,6 +309,11 @@ class OversightService final : public Oversight {
                              fmt::format("signature algorithm `{}`: must be `hybrid-ed25519-ml-dsa-65`",
                                          signature.algorithm.substr(0, 64)));
     CRETO_TRY(parts_.nhi.verify(ctx, document.approver, as_bytes(bytes), signature, ResponseDocument::type_name));
+    const Instant now = parts_.clock.now();
+    // What is due by the clock is a change of its own, with its record and its notifications.
+    CRETO_TRY(change(ctx, document.request, [&](Request& request) -> Result<bool> {
+      return !is_final(request.state) && apply_timeouts_to(request, now);
+    }));
     return change(ctx, document.request, [&](Request& request) -> Result<bool> {
       const auto repeated =
           std::ranges::find_if(request.responses, [&](const Response& r) { return r.document == bytes; });
@@ -313,8 +324,11 @@ class OversightService final : public Oversight {
       if (document.arguments_hash != request.arguments_hash())
         return oversight_error(ErrorKind::conflict,
                                "response document.arguments_sha3_256: is not of this request's arguments");
-      const Instant now = parts_.clock.now();
-      if (apply_timeouts_to(request, now) && is_final(request.state)) return true;
+      // A signature outlives the right to give it.
+      const bool may_act = !CRETO_TRY(parts_.nhi.is_revoked(ctx, document.approver));
+      if (!may_act)
+        return oversight_error(ErrorKind::permission_denied,
+                               fmt::format("`{}` is suspended or revoked", document.approver.text()));
       const Response response{document.approver, document.approve, document.notes, bytes, signature, now};
       CRETO_TRY(apply_response(request, response, document.response, now));
       return true;
@@ -375,43 +389,65 @@ class OversightService final : public Oversight {
     if (asked.description.size() > 1024) return refuse("description", 1024);
     if (asked.risk_factors.size() > 32)
       return oversight_error(ErrorKind::invalid_input, "risk_factors: must be at most 32");
-    if (asked.need.policies.empty())
-      return oversight_error(ErrorKind::invalid_input, "need.policies: must name at least one");
+    if (asked.needs.empty() || asked.needs.size() > needs_max)
+      return oversight_error(ErrorKind::invalid_input, fmt::format("needs: must be 1 to {}", needs_max));
+    for (const contracts::ApprovalNeed& need : asked.needs)
+      if (need.approvers.size() > approvers_max)
+        return oversight_error(ErrorKind::invalid_input, fmt::format("needs.approvers: {} at most", approvers_max));
     return {};
   }
 
-  /// The named policies. Where a cost threshold asks (no forbid behind it) and names its approvers, no stored one is
-  /// needed.
-  Result<std::vector<Policy>> policies_of(const Context& ctx, const contracts::ApprovalNeed& need) {
-    return sql::read(parts_.database, ctx, [&](sql::Tx& tx) -> Result<std::vector<Policy>> {
-      std::vector<Policy> policies;
-      for (std::size_t i = 0; i < need.policies.size(); ++i) {
-        const PolicyId& id = need.policies[i];
-        std::optional<Policy> policy = CRETO_TRY(store::find_policy(tx, ctx, id));
-        const bool lifts = i < need.forbids.size() && !need.forbids[i].empty();
-        if (!policy && !lifts && !need.approvers.empty()) {
-          Tier tier{.approvers = {}, .quorum = 1, .timeout = std::chrono::hours(24)};
-          for (const std::string& text : need.approvers) {
-            Identity approver = CRETO_TRY(Identity::parse(text));
-            tier.approvers.push_back(std::move(approver));
-          }
-          policy =
-              Policy{.id = id, .description = {}, .triggers = {Trigger::cost_threshold}, .tiers = {std::move(tier)}};
-        }
-        if (!policy) return oversight_error(ErrorKind::not_found, fmt::format("oversight policy `{}` not found", id));
-        policies.push_back(*std::move(policy));
+  /// Puts in the place of each role those who have it now: whoever gets or loses it later changes nothing for a request
+  /// that is open.
+  Result<> resolve_roles(const Context& ctx, contracts::ApprovalNeed& need) {
+    std::vector<std::string> resolved;
+    for (const std::string& approver : need.approvers) {
+      if (!approver.starts_with(role_prefix)) {
+        resolved.push_back(approver);
+        continue;
       }
-      return policies;
-    });
+      const std::string role = approver.substr(role_prefix.size());
+      Context own = Context::of_service(self_);
+      own.org = ctx.org;
+      own.deadline = ctx.deadline;
+      const std::vector<nhi::Agent> holders = CRETO_TRY(parts_.nhi.list_agents(
+          own, {.type = nhi::AgentType::human, .status = nhi::AgentStatus::active, .role = role, .limit = 1000}));
+      if (holders.empty())
+        return oversight_error(ErrorKind::invalid_input,
+                               fmt::format("approvers: no active human has the role `{}`", legible(role, 64)));
+      for (const nhi::Agent& holder : holders) resolved.push_back(holder.identity.text());
+    }
+    need.approvers = std::move(resolved);
+    return {};
+  }
+
+  /// The named policy. Where a cost threshold asks (no forbid behind it) and names its approvers, no stored one is
+  /// needed.
+  Result<Policy> policy_of(const Context& ctx, const contracts::ApprovalNeed& need) {
+    std::optional<Policy> policy = CRETO_TRY(
+        sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::find_policy(tx, ctx, need.policy); }));
+    if (policy) return *std::move(policy);
+    if (!need.forbid.empty() || need.approvers.empty())
+      return oversight_error(ErrorKind::not_found,
+                             fmt::format("oversight policy `{}` not found", legible(need.policy, 128)));
+    Tier tier{.approvers = {}, .quorum = 1, .timeout = std::chrono::hours(24)};
+    for (const std::string& text : need.approvers) {
+      Identity approver = CRETO_TRY(Identity::parse(text));
+      if (std::ranges::find(tier.approvers, approver) == tier.approvers.end())
+        tier.approvers.push_back(std::move(approver));
+    }
+    return Policy{
+        .id = need.policy, .description = {}, .triggers = {Trigger::cost_threshold}, .tiers = {std::move(tier)}};
   }
 
   /// What the agent remembers about this, for the approver. Missing context never stops a request (003 §4.6).
-  void add_context(Request& request) {
+  void add_context(const Context& asking, Request& request) {
     if (parts_.memory == nullptr) {
       request.context_problem = "OV-503: no memory service";
       return;
     }
     Context ctx = Context::of(self_, {self_});
+    ctx.org = asking.org;
     ctx.deadline = parts_.clock.monotonic() + options_.memory_timeout;
     const memory::Query query{.agent = request.action.agent,
                               .text = request.description + " " + request.reasoning,
@@ -461,21 +497,29 @@ class OversightService final : public Oversight {
     return {};
   }
 
-  Result<> notify(sql::Tx& tx, const Context& ctx, const Request& request) {
-    std::vector<std::string> channels;
-    for (const Requirement& requirement : request.requirements)
-      if (!requirement.met)
-        for (const std::string& channel : requirement.policy.channels)
-          if (channel != "cli" && std::ranges::find(channels, channel) == channels.end()) channels.push_back(channel);
-    for (const std::string& channel : channels)
-      for (const Identity& approver : asked_now(request)) {
-        const contracts::OversightNotificationEvent event{request.id, channel, approver.text(), request.description,
-                                                          request.reasoning};
-        const std::string body = CRETO_TRY(event.to_json());
-        const std::string id = fmt::format("{}.{}.{}", request.id.to_string(), request.version, approver.text());
-        CRETO_TRY(bus::publish(tx, ctx, std::string(notification_subject) + channel, id, body));
-      }
+  /// Those whom a requirement has begun to ask since `before`; null: since there was none. Each once per channel.
+  Result<> notify(sql::Tx& tx, const Context& ctx, const Request& request, const std::vector<std::uint32_t>* before) {
+    std::set<std::pair<std::string, std::string>> told;
+    for (std::size_t i = 0; i < request.requirements.size(); ++i) {
+      const Requirement& requirement = request.requirements[i];
+      if (requirement.met || (before != nullptr && (*before)[i] == requirement.tier)) continue;
+      for (const std::string& channel : requirement.policy.channels)
+        for (const Identity& approver : requirement.policy.tiers[requirement.tier].approvers) {
+          if (channel == "cli" || !told.emplace(channel, approver.text()).second) continue;
+          const contracts::OversightNotificationEvent event{request.id, channel, approver.text(), request.description,
+                                                            request.reasoning};
+          const std::string body = CRETO_TRY(event.to_json());
+          const std::string id = fmt::format("{}.{}.{}", request.id.to_string(), request.version, approver.text());
+          CRETO_TRY(bus::publish(tx, ctx, std::string(notification_subject) + channel, id, body));
+        }
+    }
     return {};
+  }
+
+  static std::vector<std::uint32_t> tiers_of(const Request& request) {
+    std::vector<std::uint32_t> tiers;
+    for (const Requirement& requirement : request.requirements) tiers.push_back(requirement.tier);
+    return tiers;
   }
 
   /// A decision as a signed event. Made outside the transaction: signing reads keys.
@@ -516,7 +560,7 @@ class OversightService final : public Oversight {
       }
       CRETO_TRY(store::insert(tx, ctx, request, dedupe));
       CRETO_TRY(record(tx, ctx, request, "request_created"));
-      CRETO_TRY(notify(tx, ctx, request));
+      CRETO_TRY(notify(tx, ctx, request, nullptr));
       tx.after_commit([this] { changed_.raise(); });
       return {};
     }));
@@ -531,11 +575,14 @@ class OversightService final : public Oversight {
     for (;;) {
       Request request = CRETO_TRY(get(ctx, id));
       const ApprovalState before = request.state;
+      const std::vector<std::uint32_t> tiers_before = tiers_of(request);
       const std::uint64_t expected = request.version;
       const bool changed = CRETO_TRY(decide(request));
       if (!changed) return request;
       ++request.version;
-      const bool moved = request.state != before;
+      // From one tier to the next it is escalated again, though its state stays the same.
+      const bool escalated = !is_final(request.state) && tiers_of(request) != tiers_before;
+      const bool moved = request.state != before || escalated;
       std::optional<EventEnvelope> event;
       if (moved) event = CRETO_TRY(decision_event(ctx, request));
       bool replaced = false;
@@ -543,7 +590,7 @@ class OversightService final : public Oversight {
         replaced = CRETO_TRY(store::replace(tx, ctx, request, expected));
         if (!replaced) return {};
         CRETO_TRY(record(tx, ctx, request, moved ? audit_word(request.state) : "response_received"));
-        if (request.state == ApprovalState::escalated && moved) CRETO_TRY(notify(tx, ctx, request));
+        if (escalated) CRETO_TRY(notify(tx, ctx, request, &tiers_before));
         if (event) {
           const std::string body = CRETO_TRY(event->to_json());
           CRETO_TRY(
@@ -627,7 +674,7 @@ class OversightService final : public Oversight {
     contracts::ApprovalRequest asked{
         .action = {envelope.agent, envelope.delegation_chain, std::nullopt, quota ? "quota.raise" : "cost.continue",
                    quota ? "Quota" : "CostThreshold", event.threshold_id, arguments},
-        .need = {.policies = {policy->id}, .forbids = {""}, .timeout = std::nullopt, .approvers = {}},
+        .needs = {{.policy = policy->id, .forbid = {}}},
         .description = fmt::format("{} has used {} of {} {} per {}", envelope.agent.text(), event.current, event.limit,
                                    event.unit, event.period),
         .reasoning = {},

@@ -40,36 +40,30 @@ std::size_t approvals(const Request& request, const Requirement& requirement) {
 
 }  // namespace
 
-Result<std::vector<Requirement>> begin_requirements(const std::vector<Policy>& policies,
-                                                    const contracts::ApprovalNeed& need, Instant now) {
-  std::vector<Requirement> requirements;
-  for (std::size_t i = 0; i < policies.size(); ++i) {
-    Policy policy = policies[i];
-    for (Tier& tier : policy.tiers) {
-      if (need.timeout && *need.timeout < tier.timeout) {
-        // A shorter time may end a request earlier, but not turn silence into a yes earlier.
-        tier.timeout = *need.timeout;
-        policy.final_action = FinalAction::auto_deny;
-      }
-      if (!need.approvers.empty()) {
-        std::erase_if(tier.approvers, [&](const Identity& approver) {
-          return std::ranges::find(need.approvers, approver.text()) == need.approvers.end();
-        });
-      }
+Result<Requirement> begin_requirement(Policy policy, const contracts::ApprovalNeed& need, Instant now) {
+  for (Tier& tier : policy.tiers) {
+    if (need.timeout && *need.timeout < tier.timeout) {
+      // A shorter time may end a request earlier, but not turn silence into a yes earlier.
+      tier.timeout = *need.timeout;
+      policy.final_action = FinalAction::auto_deny;
     }
-    // A tier that is left with fewer people than its quorum could never agree; a smaller quorum would widen the policy.
-    std::erase_if(policy.tiers, [](const Tier& tier) { return tier.approvers.size() < tier.quorum; });
-    if (policy.tiers.empty())
-      return oversight_error(
-          ErrorKind::invalid_input,
-          fmt::format("approvers: too few of them are approvers of the oversight policy `{}`", policy.id));
-    Requirement requirement;
-    requirement.forbid = i < need.forbids.size() ? need.forbids[i] : PolicyId();
-    requirement.tier_ends = now + policy.tiers.front().timeout;
-    requirement.policy = std::move(policy);
-    requirements.push_back(std::move(requirement));
+    if (!need.approvers.empty()) {
+      std::erase_if(tier.approvers, [&](const Identity& approver) {
+        return std::ranges::find(need.approvers, approver.text()) == need.approvers.end();
+      });
+    }
   }
-  return requirements;
+  // A tier that is left with fewer people than its quorum could never agree; a smaller quorum would widen the policy.
+  std::erase_if(policy.tiers, [](const Tier& tier) { return tier.approvers.size() < tier.quorum; });
+  if (policy.tiers.empty())
+    return oversight_error(
+        ErrorKind::invalid_input,
+        fmt::format("approvers: too few of them are approvers of the oversight policy `{}`", policy.id));
+  Requirement requirement;
+  requirement.forbid = need.forbid;
+  requirement.tier_ends = now + policy.tiers.front().timeout;
+  requirement.policy = std::move(policy);
+  return requirement;
 }
 
 Result<> apply_response(Request& request, const Response& response, std::string_view attached, Instant now) {

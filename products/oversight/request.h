@@ -5,10 +5,10 @@
 /// The state machine of a request (OV1, OV2). Pure: no clock, no store; every function returns what changed.
 namespace creto::oversight {
 
-/// Begins every requirement at its first tier. Narrows each policy by what the authorization decision said: its timeout
-/// may shorten, its approvers may only remain a subset. Errors: invalid_input where narrowing leaves nobody to ask.
-Result<std::vector<Requirement>> begin_requirements(const std::vector<Policy>& policies,
-                                                    const contracts::ApprovalNeed& need, Instant now);
+/// Begins a policy at its first tier. Narrows it by what the authorization decision said: its timeout may shorten, its
+/// approvers may only remain a subset. Requires: `need.approvers` are identities, roles resolved. Errors: invalid_input
+/// where narrowing leaves nobody to ask.
+Result<Requirement> begin_requirement(Policy policy, const contracts::ApprovalNeed& need, Instant now);
 
 /// Takes a verified answer. Requires: the request is open, `response.approver` signed it.
 /// Errors: permission_denied where he is not asked now or approves for himself; conflict where he has answered already.

@@ -29,7 +29,11 @@ class WebhookNotifier final : public Notifier {
     request.body_bytes_max = 64 << 10;
     const http::Response response = CRETO_TRY(client_->send(ctx, request));
     if (response.status >= 200 && response.status < 300) return {};
-    return Error(Product::oversight, ErrorKind::unavailable, fmt::format("webhook: answered {}", response.status));
+    // These are about this very notification: it will not be taken later, and keeps others waiting.
+    const bool refused =
+        response.status == 400 || response.status == 410 || response.status == 413 || response.status == 422;
+    return Error(Product::oversight, refused ? ErrorKind::conflict : ErrorKind::unavailable,
+                 fmt::format("webhook: answered {}", response.status));
   }
 
  private:

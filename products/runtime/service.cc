@@ -554,7 +554,7 @@ class RuntimeService final : public Runtime {
         return Error(Product::runtime, ErrorKind::permission_denied, prohibited->reason);
       if (const auto* required = std::get_if<contracts::ApprovalRequired>(&gate)) {
         auto asked = CRETO_TRY(
-            services_.approvals->request_approval(own, {gated, required->need, description, spec.reasoning, {}}));
+            services_.approvals->request_approval(own, {gated, required->needs, description, spec.reasoning, {}}));
         return SpawnResult{std::nullopt, std::move(asked)};
       }
     }

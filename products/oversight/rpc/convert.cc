@@ -27,6 +27,18 @@ void add_identities(const std::vector<Identity>& from, RepeatedPtrField<std::str
   for (const Identity& identity : from) *to->Add() = identity.text();
 }
 
+void add_needs(const std::vector<contracts::ApprovalNeed>& from, RepeatedPtrField<v1::ApprovalNeed>* to) {
+  for (const contracts::ApprovalNeed& need : from) to_proto(need, *to->Add());
+}
+Result<std::vector<contracts::ApprovalNeed>> needs_from(const RepeatedPtrField<v1::ApprovalNeed>& from) {
+  std::vector<contracts::ApprovalNeed> needs;
+  for (const v1::ApprovalNeed& in : from) {
+    contracts::ApprovalNeed need = CRETO_TRY(from_proto(in));
+    needs.push_back(std::move(need));
+  }
+  return needs;
+}
+
 }  // namespace
 
 void to_proto(const Policy& from, v1::Policy& to) {
@@ -120,24 +132,22 @@ Result<contracts::GatedAction> from_proto(const v1::GatedAction& from) {
 }
 
 void to_proto(const contracts::ApprovalNeed& from, v1::ApprovalNeed& to) {
-  add_texts(from.policies, to.mutable_policies());
-  add_texts(from.forbids, to.mutable_forbids());
+  to.set_policy(from.policy);
+  to.set_forbid(from.forbid);
   if (from.timeout) proto::set_duration(to.mutable_timeout(), *from.timeout);
   add_texts(from.approvers, to.mutable_approvers());
 }
 
 Result<contracts::ApprovalNeed> from_proto(const v1::ApprovalNeed& from) {
-  contracts::ApprovalNeed need;
-  need.policies = strings(from.policies());
-  need.forbids = strings(from.forbids());
-  if (from.has_timeout()) need.timeout = CRETO_TRY(proto::from_duration(from.timeout(), "need.timeout"));
+  contracts::ApprovalNeed need{.policy = from.policy(), .forbid = from.forbid()};
+  if (from.has_timeout()) need.timeout = CRETO_TRY(proto::from_duration(from.timeout(), "needs.timeout"));
   need.approvers = strings(from.approvers());
   return need;
 }
 
 void to_proto(const contracts::ApprovalCheck& from, v1::ApprovalCheck& to) {
   if (const auto* required = std::get_if<contracts::ApprovalRequired>(&from))
-    to_proto(required->need, *to.mutable_required());
+    add_needs(required->needs, to.mutable_required()->mutable_needs());
   else if (const auto* prohibited = std::get_if<contracts::Prohibited>(&from))
     to.set_prohibited(prohibited->reason);
   else
@@ -151,8 +161,8 @@ Result<contracts::ApprovalCheck> from_proto(const v1::ApprovalCheck& from) {
     case v1::ApprovalCheck::kProhibited:
       return contracts::ApprovalCheck(contracts::Prohibited{from.prohibited()});
     case v1::ApprovalCheck::kRequired: {
-      contracts::ApprovalNeed need = CRETO_TRY(from_proto(from.required()));
-      return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(need)});
+      std::vector<contracts::ApprovalNeed> needs = CRETO_TRY(needs_from(from.required().needs()));
+      return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(needs)});
     }
     case v1::ApprovalCheck::RESULT_NOT_SET:
       break;
@@ -162,7 +172,7 @@ Result<contracts::ApprovalCheck> from_proto(const v1::ApprovalCheck& from) {
 
 void to_proto(const contracts::ApprovalRequest& from, v1::RequestApprovalRequest& to) {
   to_proto(from.action, *to.mutable_action());
-  to_proto(from.need, *to.mutable_need());
+  add_needs(from.needs, to.mutable_needs());
   to.set_description(from.description);
   to.set_reasoning(from.reasoning);
   add_texts(from.risk_factors, to.mutable_risk_factors());
@@ -170,8 +180,8 @@ void to_proto(const contracts::ApprovalRequest& from, v1::RequestApprovalRequest
 
 Result<contracts::ApprovalRequest> from_proto(const v1::RequestApprovalRequest& from) {
   contracts::GatedAction action = CRETO_TRY(from_proto(from.action()));
-  contracts::ApprovalNeed need = CRETO_TRY(from_proto(from.need()));
-  return contracts::ApprovalRequest{std::move(action), std::move(need), from.description(), from.reasoning(),
+  std::vector<contracts::ApprovalNeed> needs = CRETO_TRY(needs_from(from.needs()));
+  return contracts::ApprovalRequest{std::move(action), std::move(needs), from.description(), from.reasoning(),
                                     strings(from.risk_factors())};
 }
 

@@ -27,11 +27,11 @@ Policy two_tiers() {
           .channels = {"cli"}};
 }
 
-Request request_under(std::vector<Policy> policies, const contracts::ApprovalNeed& need = {}) {
+Request request_under(const std::vector<Policy>& policies, const contracts::ApprovalNeed& need = {}) {
   Request request{
       .id = RequestId::fresh(start),
       .action = {agent, {agent}, std::nullopt, "payments.pay", "Ledger", "main", R"({"amount":"25000.00"})"}};
-  request.requirements = begin_requirements(policies, need, start).value();
+  for (const Policy& policy : policies) request.requirements.push_back(begin_requirement(policy, need, start).value());
   request.created_at = start;
   request.decision_response = "{}";
   return request;
@@ -115,30 +115,25 @@ TEST(Request, MayNotBeApprovedByWhoActsThroughTheAgent) {
   EXPECT_TRUE(apply_response(request, answer(cfo, false), "{}", start)) << "he may still say no";
 }
 
-TEST(Requirements, AreNarrowedByTheDecisionAndNeverWidened) {
-  const auto narrowed =
-      begin_requirements({two_tiers()},
-                         {.policies = {}, .forbids = {"f"}, .timeout = 5s, .approvers = {cfo.text(), ada.text()}},
-                         start)
+TEST(Requirement, IsNarrowedByTheDecisionAndNeverWidened) {
+  const Requirement narrowed =
+      begin_requirement(two_tiers(),
+                        {.policy = {}, .forbid = "f", .timeout = 5s, .approvers = {cfo.text(), ada.text()}}, start)
           .value();
-  ASSERT_EQ(narrowed.front().policy.tiers.size(), 1U);
-  EXPECT_EQ(narrowed.front().policy.tiers.front().approvers, (std::vector{cfo, ada}));
-  EXPECT_EQ(narrowed.front().policy.tiers.front().quorum, 2U);
-  EXPECT_EQ(narrowed.front().tier_ends, start + 5s);
-  EXPECT_EQ(narrowed.front().forbid, "f");
-  const auto longer =
-      begin_requirements({two_tiers()}, {.policies = {}, .forbids = {}, .timeout = 24h, .approvers = {}}, start)
-          .value();
-  EXPECT_EQ(longer.front().tier_ends, start + 10min);
-  EXPECT_FALSE(begin_requirements(
-      {two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {"human:eve@example.com"}},
-      start));
-  EXPECT_FALSE(begin_requirements(
-      {two_tiers()}, {.policies = {}, .forbids = {}, .timeout = std::nullopt, .approvers = {cfo.text()}}, start))
+  ASSERT_EQ(narrowed.policy.tiers.size(), 1U);
+  EXPECT_EQ(narrowed.policy.tiers.front().approvers, (std::vector{cfo, ada}));
+  EXPECT_EQ(narrowed.policy.tiers.front().quorum, 2U);
+  EXPECT_EQ(narrowed.tier_ends, start + 5s);
+  EXPECT_EQ(narrowed.forbid, "f");
+  EXPECT_EQ(begin_requirement(two_tiers(), {.policy = {}, .forbid = {}, .timeout = 24h}, start)->tier_ends,
+            start + 10min);
+  EXPECT_FALSE(
+      begin_requirement(two_tiers(), {.policy = {}, .forbid = {}, .approvers = {"human:eve@example.com"}}, start));
+  EXPECT_FALSE(begin_requirement(two_tiers(), {.policy = {}, .forbid = {}, .approvers = {cfo.text()}}, start))
       << "fewer people than the quorum never become a smaller quorum";
   Policy silent = two_tiers();
   silent.final_action = FinalAction::auto_approve;
-  Request request = request_under({silent}, {.policies = {}, .forbids = {}, .timeout = 5s, .approvers = {}});
+  Request request = request_under({silent}, {.policy = {}, .forbid = {}, .timeout = 5s});
   EXPECT_TRUE(apply_timeouts(request, start + 1h));
   EXPECT_EQ(request.state, ApprovalState::timed_out) << "a shorter time is no earlier yes";
 }

@@ -57,14 +57,15 @@ Error Approvals::refused(const Context& ctx, const authz::CheckRequest& request,
 Result<contracts::ApprovalStatus> Approvals::ask(const Context& ctx, const authz::CheckRequest& request,
                                                  const std::optional<SandboxId>& sandbox, const std::string& arguments,
                                                  const std::string& description, const std::string& reasoning,
-                                                 contracts::ApprovalNeed need, std::vector<std::string> risks) {
+                                                 std::vector<contracts::ApprovalNeed> needs,
+                                                 std::vector<std::string> risks) {
   if (!services_.approvals)
     return refused(ctx, request,
                    Error(Product::runtime, ErrorKind::oversight_required,
                          fmt::format("`{}` needs a human's approval, and nobody can be asked here", request.action)));
   contracts::ApprovalRequest asked{{request.principal, request.chain, sandbox, request.action, request.resource.type,
                                     request.resource.id, arguments},
-                                   std::move(need),
+                                   std::move(needs),
                                    description,
                                    reasoning,
                                    std::move(risks)};
@@ -77,18 +78,14 @@ Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
     const std::optional<Money>& cost) {
   const auto decision = services_.authz.admit(ctx, request);
   if (const auto* oversight = std::get_if<authz::RequiresOversight>(&decision)) {
-    contracts::ApprovalNeed need;
+    std::vector<contracts::ApprovalNeed> needs;
     std::vector<std::string> risks;
     for (const auto& requirement : oversight->requirements) {
-      need.policies.push_back(requirement.oversight_policy);
-      need.forbids.push_back(requirement.forbid);
-      if (requirement.timeout && (!need.timeout || *requirement.timeout < *need.timeout))
-        need.timeout = requirement.timeout;
-      need.approvers.insert(need.approvers.end(), requirement.approvers.begin(), requirement.approvers.end());
+      needs.push_back({requirement.oversight_policy, requirement.forbid, requirement.timeout, requirement.approvers});
       risks.push_back(fmt::format("policy `{}` forbids it without approval", requirement.forbid));
     }
     auto status =
-        CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning, std::move(need), std::move(risks)));
+        CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning, std::move(needs), std::move(risks)));
     return std::optional(std::move(status));
   }
   if (auto refusal = authz::refusal(Product::runtime, decision)) return refused(ctx, request, std::move(*refusal));
@@ -107,11 +104,8 @@ Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
         return refused(ctx, request,
                        Error(Product::runtime, ErrorKind::quota_exceeded, text + " exceeded")
                            .with_cause(Error(Product::metering, ErrorKind::quota_exceeded, text)));
-      contracts::ApprovalNeed need;
-      need.policies.push_back(trigger->policy_id);
-      need.forbids.emplace_back();
-      need.approvers = trigger->approvers;
-      auto status = CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning, std::move(need), {text}));
+      auto status = CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning,
+                                  {{trigger->policy_id, {}, std::nullopt, trigger->approvers}}, {text}));
       return std::optional(std::move(status));
     }
   }

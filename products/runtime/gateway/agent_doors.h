@@ -43,7 +43,7 @@ class Approvals {
   Result<contracts::ApprovalStatus> ask(const Context& ctx, const authz::CheckRequest& request,
                                         const std::optional<SandboxId>& sandbox, const std::string& arguments,
                                         const std::string& description, const std::string& reasoning,
-                                        contracts::ApprovalNeed need, std::vector<std::string> risks);
+                                        std::vector<contracts::ApprovalNeed> needs, std::vector<std::string> risks);
   Error refused(const Context& ctx, const authz::CheckRequest& request, Error error);
 
   RuntimeServices& services_;

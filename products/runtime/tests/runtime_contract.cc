@@ -106,8 +106,8 @@ class TestGate final : public contracts::ApprovalGate {
                                crypto::sha3_256(as_bytes(request.action.arguments)),
                                {},
                                system_clock().now() + std::chrono::hours(1)};
-    for (std::size_t i = 0; i < request.need.policies.size(); ++i)
-      grant.lifts.push_back({request.need.forbids[i], request.need.policies[i]});
+    for (const auto& need : request.needs)
+      if (!need.forbid.empty()) grant.lifts.push_back({need.forbid, need.policy});
     state.override_token = authz_.issue_override(ctx, grant).value();
     state.state = contracts::ApprovalState::approved;
     auto waiting = std::exchange(waiting_, {});

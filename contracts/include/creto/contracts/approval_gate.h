@@ -24,21 +24,24 @@ struct GatedAction {
   std::string arguments;  ///< canonical JSON of the exact arguments
 };
 
-/// Why a human is asked; from the authorization decision, narrowed by annotations (architecture, "Decisions").
+/// One oversight policy that must be met, narrowed by what the authorization decision said of its forbid alone
+/// (architecture, "Decisions").
 struct ApprovalNeed {
-  std::vector<PolicyId> policies;  ///< oversight policies; every one must be met
-  /// Beside each of `policies`, the Cedar forbid that its approval lifts; empty text where no Cedar policy asked (a
-  /// cost threshold). The override token of the approval lifts exactly these.
-  std::vector<PolicyId> forbids;
-  std::optional<Nanos> timeout;        ///< may shorten the oversight policies' own, never lengthen
-  std::vector<std::string> approvers;  ///< may narrow, never widen
+  PolicyId policy;  ///< the oversight policy
+  /// The Cedar forbid that its approval lifts; empty where no Cedar policy asked (a cost threshold). The override token
+  /// of the approval lifts exactly those of its needs.
+  PolicyId forbid;
+  std::optional<Nanos> timeout = {};  ///< may shorten the oversight policy's own, never lengthen
+  /// May narrow, never widen; empty: nothing narrows. Identities, and "role:NAME" for whoever has that role when the
+  /// request is made.
+  std::vector<std::string> approvers = {};
 };
 
 struct ApprovalRequest {
   GatedAction action;
-  ApprovalNeed need;
-  std::string description;  ///< one line for people
-  std::string reasoning;    ///< the agent's own words; shown as such
+  std::vector<ApprovalNeed> needs;  ///< 1 to 16; every one must be met
+  std::string description;          ///< one line for people
+  std::string reasoning;            ///< the agent's own words; shown as such
   std::vector<std::string> risk_factors;
 };
 
@@ -61,7 +64,7 @@ struct ApprovalStatus {
 /// Whether an action may proceed without asking (000 §1.2).
 struct NotRequired {};
 struct ApprovalRequired {
-  ApprovalNeed need;
+  std::vector<ApprovalNeed> needs;
 };
 struct Prohibited {
   std::string reason;

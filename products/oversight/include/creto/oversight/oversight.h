@@ -157,7 +157,8 @@ class Oversight : public contracts::ApprovalGate {
   virtual HealthStatus health() = 0;
 };
 
-/// Tells approvers through one channel. Called until it succeeds, at least once; blocking. Thread-safe.
+/// Tells approvers through one channel. Called until it succeeds or fails for good (an error that is not `retryable`),
+/// at least once; blocking. Thread-safe.
 class Notifier {
  public:
   virtual ~Notifier() = default;
