@@ -130,9 +130,37 @@ Result<Output> openapi(const Home& home) {
   return Output{document.dump(2) + "\n", document.dump(2), 0};
 }
 
-Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key) {
+Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key,
+                            const std::filesystem::path& records) {
   const std::string keys = CRETO_TRY(read_text(key));
-  const tlog::VerifiedLog log = CRETO_TRY(audit::verify_directory(tiles, keys));
+  io::FileSystem& files = io::real_files();
+  std::filesystem::path unproven;
+  std::unique_ptr<io::WritableFile> out;
+  if (!records.empty()) {
+    unproven = records.string() + ".unproven";
+    out = CRETO_TRY(files.create(unproven, 0600));
+  }
+  std::string lines;
+  const auto write = [&]() -> Result<> {
+    CRETO_TRY(out->append(as_bytes(lines)));
+    lines.clear();
+    return {};
+  };
+  const auto keep = [&](std::string_view record) -> Result<> {
+    if (!out) return {};
+    lines.append(record).push_back('\n');
+    return lines.size() < 1 << 20 ? Result<>() : write();
+  };
+  const auto verified = audit::verify_directory(tiles, keys, keep);
+  if (!verified) {
+    if (out) (void)files.remove(unproven);
+    return Error(verified.error());
+  }
+  const tlog::VerifiedLog& log = *verified;
+  if (out) {
+    CRETO_TRY(write());
+    CRETO_TRY(files.rename(unproven, records));
+  }
   const Json json = {{"verified", true}, {"origin", log.origin}, {"size", log.size}, {"root", base64(log.root)}};
   return Output{fmt::format("verified: {} entries of {}\nroot: {}\n", log.size, log.origin, base64(log.root)),
                 json.dump(2), 0};

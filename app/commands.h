@@ -24,7 +24,8 @@ Result<Output> health(const Home& home);
 /// The OpenAPI document of the running server.
 Result<Output> openapi(const Home& home);
 /// Needs only the directory and the key file: no home, no server.
-Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key);
+Result<Output> verify_audit(const std::filesystem::path& tiles, const std::filesystem::path& key,
+                            const std::filesystem::path& records);
 
 /// Registers an agent and delegates to it, signed here with the human's key. With an idempotency key of the caller's,
 /// this and `delegate` may be repeated until they succeed: there will be one agent and one delegation.

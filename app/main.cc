@@ -248,11 +248,12 @@ int run(int argc, char** argv) {
   command("openapi", "print the running server's OpenAPI document", [](const Home& home) { return openapi(home); });
   command("config show", "every setting with where it came from", [](const Home& home) { return show_config(home); });
 
-  std::string tiles, key;
+  std::string tiles, key, records;
   CLI::App* verify = subcommand(app, "audit verify", "check a whole log with nothing but its files and public key");
   verify->add_option("--tiles", tiles, "directory of the log")->required();
   verify->add_option("--key", key, "file of verifier keys (audit.vkey)")->required();
-  verify->callback([&] { chosen = [&] { return verify_audit(tiles, key); }; });
+  verify->add_option("--records", records, "file for the proven records, one JSON object a line");
+  verify->callback([&] { chosen = [&] { return verify_audit(tiles, key, records); }; });
 
   const MakeCommand plain_command = [&](std::string_view path, std::string_view help,
                                         std::function<Result<Output>()> action) {

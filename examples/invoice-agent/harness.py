@@ -60,7 +60,7 @@ class Steps:
         ms = round((time.monotonic() - begin) * 1000)
         self.rows.append({"name": name, "ok": ok, "ms": ms, "detail": detail})
         self.failed = self.failed or not ok
-        print(f"{'ok  ' if ok else 'FAIL'} {ms:>7} ms  {name}" + (f"\n                 {detail}" if detail else ""), flush=True)
+        print(f"{'ok  ' if ok else 'FAIL'} {ms:>7} ms  {name}" + ("\n                 " + " ".join(detail.split()) if detail else ""), flush=True)
         return ok
 
     def table(self):
@@ -113,7 +113,7 @@ class Creto:
             try:
                 error = json.loads(done.stderr.strip().splitlines()[-1])
             except (ValueError, IndexError):
-                error = {"message": done.stderr.strip()[-2000:]}
+                error = {"message": (done.stderr.strip() or done.stdout.strip())[-2000:]}
             raise CretoError(args, done.returncode, error)
         return json.loads(done.stdout) if done.stdout.strip() else {}
 

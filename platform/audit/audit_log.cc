@@ -594,14 +594,15 @@ Result<std::unique_ptr<AuditLog>> create_audit_log(sql::Database& db, io::FileSy
   return std::unique_ptr<AuditLog>(std::move(log));
 }
 
-Result<tlog::VerifiedLog> verify_directory(const std::filesystem::path& directory, std::string_view key_file) {
+Result<tlog::VerifiedLog> verify_directory(const std::filesystem::path& directory, std::string_view key_file,
+                                           const std::function<Result<>(std::string_view)>& on_record) {
   const auto keys = CRETO_TRY(tlog::parse_key_file(key_file));
   return tlog::verify_log(
-      tlog::files_below(io::real_files(), directory), keys, [](std::uint64_t index, BytesView entry) -> Result<> {
-        auto parsed = parse_entry(as_text(entry));
-        if (parsed) return {};
-        return refusal(ErrorKind::invalid_input,
-                       fmt::format("entry {} is not an audit record: {}", index, parsed.error().message()));
+      tlog::files_below(io::real_files(), directory), keys, [&](std::uint64_t index, BytesView entry) -> Result<> {
+        if (auto parsed = parse_entry(as_text(entry)); !parsed)
+          return refusal(ErrorKind::invalid_input,
+                         fmt::format("entry {} is not an audit record: {}", index, parsed.error().message()));
+        return on_record ? on_record(as_text(entry)) : Result<>();
       });
 }
 

@@ -4,6 +4,7 @@
 Environment: CRETO_GATEWAY; EXPECT_FROM, the invoice agent's identity; MESSAGES, how many to wait for (default 1); WAIT_S, for how
 long at most (default 300). Prints one JSON object per line; leaves with 1 where something was missing or wrong.
 """
+import hashlib
 import json
 import os
 import sys
@@ -36,6 +37,9 @@ def check(message, expected):
 def main():
     gateway = Gateway()
     say("identity", **gateway.identity())
+    if "BOOKING_KEY" in os.environ:
+        # A secret is for this sandbox alone; what it is may be compared, not told.
+        say("secret", sha256=hashlib.sha256(os.environ["BOOKING_KEY"].encode()).hexdigest())
     wanted = int(os.environ.get("MESSAGES", "1"))
     deadline = time.monotonic() + float(os.environ.get("WAIT_S", "300"))
     received, wrong = 0, 0

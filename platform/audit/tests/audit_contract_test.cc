@@ -208,9 +208,15 @@ TEST_P(AuditContract, ProvesWhatItHolds) {
     EXPECT_TRUE(tlog::verify_note(proof.checkpoint, verifiers()));
   }
   EXPECT_EQ(log->consistency(ctx, 311).error().kind(), ErrorKind::invalid_input);
-  const auto verified = verify_directory(tiles, key_file());
+  std::size_t records = 0;
+  const auto verified = verify_directory(tiles, key_file(), [&](std::string_view record) -> Result<> {
+    EXPECT_TRUE(parse_entry(record));
+    ++records;
+    return {};
+  });
   ASSERT_TRUE(verified) << verified.error().to_string();
   EXPECT_EQ(verified->size, 310u);
+  EXPECT_EQ(records, 310u);
   EXPECT_EQ(verified->origin, origin);
 }
 

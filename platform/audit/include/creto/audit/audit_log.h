@@ -153,7 +153,9 @@ Result<std::unique_ptr<AuditLog>> create_audit_log(sql::Database& db, io::FileSy
                                                    Telemetry& telemetry, AuditKeys keys, AuditOptions options);
 
 /// What `creto audit verify` runs: the log below `directory`, by the keys of `key_file` alone. Checks every entry to be
-/// an audit record too. Errors: as tlog::verify_log.
-Result<tlog::VerifiedLog> verify_directory(const std::filesystem::path& directory, std::string_view key_file);
+/// an audit record too. `on_record`, if any, sees each as it was logged (canonical JSON), in order; what it saw is
+/// proven only where the call succeeds. Errors: as tlog::verify_log; those of `on_record`.
+Result<tlog::VerifiedLog> verify_directory(const std::filesystem::path& directory, std::string_view key_file,
+                                           const std::function<Result<>(std::string_view record)>& on_record = {});
 
 }  // namespace creto::audit
