@@ -61,8 +61,9 @@ Result<std::unique_ptr<audit::AuditLog>> open_log(System& system) {
   return log;
 }
 
-authz::AuthzOptions authz_options(const Home& home, const Settings& settings) {
+authz::AuthzOptions authz_options(const Home& home, const Settings& settings, sql::Dialect dialect) {
   authz::AuthzOptions options;
+  if (dialect == sql::Dialect::postgres) options.fresh_for = settings.authz_fresh_for;
   if (!settings.decision_log) return options;
   authz::DecisionLogOptions& log = options.decision_log.emplace();
   log.directory = home.decisions();
@@ -98,7 +99,8 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
   system->entities = entities_of(*system->nhi, *system->database);
   Secret override_key = CRETO_TRY(read_sealed(home.override_key(), *system->sealer));
   system->authz = CRETO_TRY(authz::create_authz(*system->database, clock, telemetry, {system->entities.get()},
-                                                std::move(override_key), authz_options(home, settings)));
+                                                std::move(override_key),
+                                                authz_options(home, settings, system->database->dialect())));
   system->delegations = delegation_limits(*system->nhi);
   CRETO_TRY(system->authz->register_extension(*system->delegations));
   system->access = access_through(*system->authz);

@@ -12,7 +12,10 @@ namespace {
 
 class ChoreThread final : public Chores {
  public:
-  explicit ChoreThread(System& system) : system_(system), thread_([this] { run(); }) {}
+  explicit ChoreThread(System& system) : system_(system), thread_([this] { run(); }) {
+    // Only another process can have changed policies behind our back, and only where it shares the database.
+    if (system_.database->dialect() == sql::Dialect::postgres) refresh_ = std::thread([this] { refresh(); });
+  }
   ~ChoreThread() override {
     {
       const std::lock_guard lock(mutex_);
@@ -20,6 +23,7 @@ class ChoreThread final : public Chores {
     }
     wake_.notify_all();
     thread_.join();
+    if (refresh_.joinable()) refresh_.join();
   }
 
  private:
@@ -31,9 +35,21 @@ class ChoreThread final : public Chores {
       ctx.org = system_.settings.org;
       if (second % 60 == 0) each_minute(ctx);
       if (second % 3600 == 0) each_hour(ctx);
-      // Only another process can have changed policies behind our back, and only where it shares the database.
-      if (system_.database->dialect() == sql::Dialect::postgres)
-        attempt("authz", [&] { return system_.authz->refresh(ctx); });
+      lock.lock();
+      wake_.wait_for(lock, std::chrono::seconds(1), [this] { return stopping_; });
+    }
+  }
+
+  /// On a thread of its own, because checks deny where this has not happened for long, and other chores may take long.
+  void refresh() {
+    Context ctx = Context::of_service(self_);
+    ctx.org = system_.settings.org;
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      lock.unlock();
+      ctx.deadline = system_clock().monotonic() + std::chrono::seconds(10);
+      attempt("nhi", [&] { return system_.nhi->refresh(ctx); });
+      attempt("authz", [&] { return system_.authz->refresh(ctx); });
       lock.lock();
       wake_.wait_for(lock, std::chrono::seconds(1), [this] { return stopping_; });
     }
@@ -66,6 +82,7 @@ class ChoreThread final : public Chores {
   std::condition_variable wake_;
   bool stopping_ = false;
   std::thread thread_;
+  std::thread refresh_;
 };
 
 }  // namespace

@@ -22,6 +22,9 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("services", services, "the products to run here; empty: all");
   schema.add_table("integrations", integrations, "product that runs elsewhere = host:port of its gRPC");
 
+  schema.add(
+      "authz.fresh_for", authz_fresh_for,
+      "with PostgreSQL: so long after it last answered, checks deny, as others may have changed policies; 0s: never");
   schema.add("authz.decision_log.enabled", decision_log, "every decision is kept, for `creto authz replay`");
   schema.add("authz.decision_log.age", decision_log_age, "then a segment of the decision log is removed");
   schema.add("authz.decision_log.bytes_max", decision_log_bytes_max,

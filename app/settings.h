@@ -26,6 +26,7 @@ struct Settings {
   /// Product that runs elsewhere = host:port of its gRPC, in an installation with the same authority.
   std::map<std::string, std::string> integrations;
 
+  Nanos authz_fresh_for = std::chrono::seconds(30);
   bool decision_log = true;
   Nanos decision_log_age = std::chrono::days(30);
   std::int64_t decision_log_bytes_max = 1ll << 30;

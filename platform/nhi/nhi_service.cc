@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <shared_mutex>
@@ -191,6 +192,14 @@ class NhiService final : public Nhi {
   Result<KeyBundle> take_key_bundle(const Context& ctx, const Identity& identity) override;
   Result<PrekeyCount> prekey_count(const Context& ctx, const Identity& identity) override;
 
+  Result<> refresh(const Context& ctx) override {
+    const std::int64_t changes = CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return store::changes(tx); }));
+    if (changes_seen_.exchange(changes) == changes) return {};
+    forget_all();
+    database_.signal("nhi.changed").raise();
+    return {};
+  }
+
   HealthStatus health() override {
     auto answered = database_.read(Context(), [](sql::Tx& tx) -> Result<> {
       CRETO_TRY(tx.query("SELECT 1 FROM nhi_agents LIMIT 1"));
@@ -211,12 +220,14 @@ class NhiService final : public Nhi {
     tokens_.clear();
     private_.clear();
   }
-  /// After what `tx` changes has been committed nothing read before is used.
-  void forget_after(sql::Tx& tx) {
+  /// After what `tx` changes has been committed nothing read before is used, also not by others who `refresh`.
+  Result<> forget_after(sql::Tx& tx) {
+    CRETO_TRY(store::count_change(tx));
     tx.after_commit([this] {
       forget_all();
       database_.signal("nhi.changed").raise();
     });
+    return {};
   }
 
   /// Errors: not_found.
@@ -262,6 +273,7 @@ class NhiService final : public Nhi {
   crypto::KeySealer& sealer_;
   const Clock& clock_;
   const NhiOptions options_;
+  std::atomic<std::int64_t> changes_seen_{0};  ///< as `store::changes` counts them
   Cache<Known> known_;
   Cache<Chain> chains_;
   Cache<ResolvedToken> tokens_;
@@ -312,8 +324,7 @@ Result<> NhiService::insert_managed(sql::Tx& tx, const Context& ctx, const Agent
   CRETO_TRY(store::insert_agent(tx, ctx.org, agent));
   CRETO_TRY(store::insert_keys(tx, ctx.org, agent.identity, keys, sealed));
   CRETO_TRY(audit::record(tx, ctx, record_of(ctx, std::move(what), agent.identity)));
-  forget_after(tx);
-  return {};
+  return forget_after(tx);
 }
 
 Result<Agent> NhiService::register_agent(const Context& ctx, const NewAgent& wanted) {
@@ -378,7 +389,7 @@ Result<Agent> NhiService::register_human(const Context& ctx, const Identity& hum
     CRETO_TRY(store::insert_agent(tx, ctx.org, agent));
     CRETO_TRY(store::insert_keys(tx, ctx.org, human, keys, std::nullopt));
     CRETO_TRY(audit::record(tx, ctx, record_of(ctx, "human_registered", human)));
-    forget_after(tx);
+    CRETO_TRY(forget_after(tx));
     return agent;
   });
 }
@@ -429,7 +440,7 @@ Result<Agent> NhiService::update_agent(const Context& ctx, const Identity& ident
     if (change.attributes) agent->attributes = *change.attributes;
     CRETO_TRY(store::update_agent(tx, ctx.org, *agent));
     CRETO_TRY(audit::record(tx, ctx, record_of(ctx, "agent_updated", identity)));
-    forget_after(tx);
+    CRETO_TRY(forget_after(tx));
     return *std::move(agent);
   });
 }
@@ -454,7 +465,7 @@ Result<Agent> NhiService::set_roles(const Context& ctx, const Identity& human, s
     agent->roles = roles;
     CRETO_TRY(store::update_agent(tx, ctx.org, *agent));
     CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-    forget_after(tx);
+    CRETO_TRY(forget_after(tx));
     return *std::move(agent);
   });
 }
@@ -471,7 +482,7 @@ Result<Agent> NhiService::revoke_agent(const Context& ctx, const Identity& ident
     auto record = record_of(ctx, "agent_revoked", identity);
     record.why = reason;
     CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-    forget_after(tx);
+    CRETO_TRY(forget_after(tx));
     return *std::move(agent);
   });
 }
@@ -636,7 +647,7 @@ Result<Delegation> NhiService::create_delegation(const Context& ctx, const NewDe
                           fmt::format("delegation `{}` exists with other content", delegation.id.to_string()));
           }
           CRETO_TRY(audit::record(tx, ctx, record_of(ctx, "delegation_created", delegation.delegatee)));
-          forget_after(tx);
+          CRETO_TRY(forget_after(tx));
           return delegation;
         },
         [](const Delegation& made) { return made.id.to_string(); },
@@ -747,8 +758,7 @@ Result<> NhiService::revoke_delegation(const Context& ctx, const DelegationId& i
     if (link->revoked) return {};
     CRETO_TRY(store::revoke_delegation(tx, ctx.org, id));
     CRETO_TRY(audit::record(tx, ctx, record_of(ctx, "delegation_revoked", link->delegatee)));
-    forget_after(tx);
-    return {};
+    return forget_after(tx);
   });
 }
 

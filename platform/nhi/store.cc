@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <thread>
 
 #include "creto/common/assert.h"
 #include "creto/common/json.h"
@@ -41,6 +43,9 @@ CREATE TABLE nhi_prekeys (
 )sql"},
                                          {2, "roles", R"sql(
 ALTER TABLE nhi_agents ADD COLUMN roles TEXT NOT NULL DEFAULT '[]'
+)sql"},
+                                         {3, "changes", R"sql(
+CREATE TABLE nhi_changes (counter BIGINT NOT NULL, count BIGINT NOT NULL, PRIMARY KEY (counter))
 )sql"}};
 
 constexpr std::string_view agent_columns =
@@ -96,6 +101,23 @@ Result<Delegation> delegation_of(const sql::Row& row) {
 }  // namespace
 
 Result<> migrate(sql::Database& database) { return sql::migrate(database, "nhi", migrations); }
+
+Result<> count_change(sql::Tx& tx) {
+  // One counter would make every two changes at the same time wait for each other.
+  constexpr std::size_t counters = 16;
+  const auto counter = static_cast<std::int64_t>(std::hash<std::thread::id>()(std::this_thread::get_id()) % counters);
+  CRETO_TRY(
+      tx.exec("INSERT INTO nhi_changes (counter, count) VALUES ($1, 1) "
+              "ON CONFLICT (counter) DO UPDATE SET count = nhi_changes.count + 1",
+              {counter}));
+  return {};
+}
+
+Result<std::int64_t> changes(sql::Tx& tx) {
+  const auto rows = CRETO_TRY(tx.query("SELECT count FROM nhi_changes"));
+  return std::accumulate(rows.begin(), rows.end(), std::int64_t{0},
+                         [](std::int64_t sum, const sql::Row& row) { return sum + row.integer(0); });
+}
 
 Result<> insert_agent(sql::Tx& tx, const std::string& org, const Agent& agent) {
   auto changed = CRETO_TRY(

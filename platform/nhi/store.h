@@ -11,6 +11,10 @@ namespace creto::nhi::store {
 
 Result<> migrate(sql::Database& database);
 
+/// How often anything that is cached was changed, by whichever process: each change counts itself.
+Result<> count_change(sql::Tx& tx);
+Result<std::int64_t> changes(sql::Tx& tx);
+
 Result<> insert_agent(sql::Tx& tx, const std::string& org, const Agent& agent);  ///< already_exists: name or identity
 Result<> update_agent(sql::Tx& tx, const std::string& org, const Agent& agent);
 Result<std::optional<Agent>> find_agent(sql::Tx& tx, const std::string& org, const Identity& identity);

@@ -240,7 +240,9 @@ class AuthzService final : public Authz {
       log_ = CRETO_TRY(DecisionLog::open(database_, io::real_files(), clock_, telemetry_, *options_.decision_log,
                                          sources_.size(), options_.cache_ttl));
     const std::lock_guard lock(writing_);
+    const Monotonic begin = clock_.monotonic();
     CRETO_TRY(reload(Context{}));
+    is_fresh_as_of(begin);
     return begin_histories();
   }
 
@@ -286,7 +288,7 @@ class AuthzService final : public Authz {
     if (question.limit > filter_max)
       return error(ErrorKind::invalid_input, fmt::format("limit: must be at most {}", filter_max));
     const auto snapshot = snapshots_.pin();
-    if (snapshot->stale) return error(ErrorKind::unavailable, "the policies in force cannot be established");
+    if (is_stale(*snapshot)) return error(ErrorKind::unavailable, "the policies in force cannot be established");
     const OrgState* state = snapshot->org(ctx.org);
     if (!state) return ResourceFilter{};
     if (state->schema) CRETO_TRY(state->schema->check(cedar_request(request)));
@@ -595,13 +597,15 @@ class AuthzService final : public Authz {
   Result<> refresh(const Context& ctx) override {
     const std::lock_guard lock(writing_);
     const auto snapshot = snapshots_.current();
+    const Monotonic begin = clock_.monotonic();
     const auto stored = CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return store::versions(tx); }));
     const bool same = !snapshot->stale && std::all_of(stored.begin(), stored.end(), [&](const auto& entry) {
       const OrgState* state = snapshot->org(entry.first);
       return state && state->version == entry.second;
     });
-    if (same) return {};
-    return reload(ctx);
+    if (!same) CRETO_TRY(reload(ctx));
+    is_fresh_as_of(begin);
+    return {};
   }
 
  private:
@@ -619,7 +623,7 @@ class AuthzService final : public Authz {
       // What is likely to be found is fetched while the clock is read.
       if (cacheable) place = cache_.look(*trail.key);
       trail.at = clock_.monotonic();
-      if (cacheable) note = cache_.find(place, trail.at);
+      if (cacheable && trail.at <= fresh_until_.load(std::memory_order_relaxed)) note = cache_.find(place, trail.at);
     }
     RateWindows* const rate = note && note->rate != 0 ? state->rate(note->rate) : nullptr;
     const bool known = note && (note->rate == 0 || rate != nullptr);
@@ -655,6 +659,16 @@ class AuthzService final : public Authz {
       if (counts && allowed(decision)) by(DecidedBy::rate, [&] { limit(request, decided, true); });
     }
     return logged(trail, request, said, std::move(decision));
+  }
+
+  /// Whether nobody knows any more what is in force.
+  bool is_stale(const Snapshot& snapshot) const {
+    if (snapshot.stale) return true;
+    const Monotonic until = fresh_until_.load(std::memory_order_relaxed);
+    return until != Monotonic::max() && clock_.monotonic() > until;
+  }
+  void is_fresh_as_of(Monotonic begin) {
+    if (options_.fresh_for > Nanos(0)) fresh_until_.store(begin + options_.fresh_for, std::memory_order_relaxed);
   }
 
   /// Writes the request down. The sources' versions come before what they are asked: an answer can only be filed as
@@ -703,7 +717,7 @@ class AuthzService final : public Authz {
       if (trail) trail->by = by;
       return {Deny{.reason = std::move(reason), .policy = {}, .transient = transient}, {}};
     };
-    if (snapshot.stale) return denied(DecidedBy::trouble, "the policies in force cannot be established", true);
+    if (is_stale(snapshot)) return denied(DecidedBy::trouble, "the policies in force cannot be established", true);
     if (auto fault = fault_in(request)) return denied(DecidedBy::request, "invalid request: " + *fault, false);
     const OrgState* state = snapshot.org(ctx.org);
     if (!state) return denied(DecidedBy::policies, "no policy permits this", false);
@@ -1213,6 +1227,7 @@ class AuthzService final : public Authz {
   Telemetry& telemetry_;
   const std::shared_ptr<RateMemory> rate_memory_;
   SnapshotHolder snapshots_;
+  std::atomic<Monotonic> fresh_until_{Monotonic::max()};  ///< what is in force may be older then than is permitted
   DecisionCache cache_;
   std::unique_ptr<DecisionLog> log_;  ///< null: decisions are not logged
   std::mutex writing_;                ///< one change at a time, so that snapshots follow the versions

@@ -162,6 +162,8 @@ class NhiClient final : public Nhi {
     return count_from(ctx, "GetPrekeyCount", about<v1::GetPrekeyCountRequest>(identity));
   }
 
+  Result<> refresh(const Context&) override { return {}; }
+
   HealthStatus health() override {
     Context ctx;
     auto answered = is_registered(ctx, Identity::service("nhi").value());

@@ -121,6 +121,21 @@ TEST_P(NhiContract, SurvivesARestart) {
   EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("y"), after)), "ok");
 }
 
+TEST_P(NhiContract, ForgetsWhatAnotherProcessChangedWhenItLooks) {
+  const Agent clerk = agent("clerk");
+  const auto other = create_nhi(*db, sealer_, clock).value();
+  EXPECT_FALSE(other->is_revoked(as_service(), clerk.identity).value());
+  ASSERT_TRUE(nhi->revoke_agent(as(ada->identity), clerk.identity, "replaced").has_value());
+  EXPECT_FALSE(other->is_revoked(as_service(), clerk.identity).value()) << "it has not looked yet";
+  const std::uint64_t before = db->signal("nhi.changed").count();
+  ASSERT_TRUE(other->refresh(as_service()).has_value());
+  EXPECT_TRUE(other->is_revoked(as_service(), clerk.identity).value());
+  EXPECT_GT(db->signal("nhi.changed").count(), before);
+  const std::uint64_t after = db->signal("nhi.changed").count();
+  ASSERT_TRUE(other->refresh(as_service()).has_value());
+  EXPECT_EQ(db->signal("nhi.changed").count(), after) << "nothing has changed since";
+}
+
 TEST_P(NhiContract, RepeatsARegistrationByItsKeyAndRefusesOtherContent) {
   Context ctx = as(ada->identity);
   ctx.idempotency_key = "once";

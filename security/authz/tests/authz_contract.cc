@@ -627,6 +627,35 @@ TEST_P(AuthzContract, TakesOverWhatAnotherProcessChangedBeforeItChangesAnything)
   EXPECT_EQ(other->list_entities(ctx)->size(), 1u);
 }
 
+TEST_P(AuthzContract, DeniesWhereItCouldNotLookForOthersChangesForTooLong) {
+  stop();
+  options.fresh_for = seconds(30);
+  start();
+  add("pay", "permit(principal, action, resource);");
+  EXPECT_TRUE(allowed(check(pay(1))));
+  clock.advance(seconds(31));
+  for (const std::int64_t amount : {1, 2}) {
+    const Decision decision = check(pay(amount));
+    ASSERT_TRUE(std::holds_alternative<Deny>(decision)) << "cached or not: " << amount;
+    EXPECT_TRUE(std::get<Deny>(decision).transient);
+  }
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = pay(1)}).error().kind(), ErrorKind::unavailable);
+  const auto rename = [&](const char* from, const char* to) {
+    ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(tx.exec(fmt::format("ALTER TABLE {} RENAME TO {}", from, to)));
+      return {};
+    }));
+  };
+  rename("authz_versions", "authz_hidden");
+  EXPECT_FALSE(local->refresh(ctx));
+  EXPECT_FALSE(allowed(check(pay(1))));
+  rename("authz_hidden", "authz_versions");
+  ASSERT_TRUE(local->refresh(ctx));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  clock.advance(seconds(30));
+  EXPECT_TRUE(allowed(check(pay(1))));
+}
+
 TEST_P(AuthzContract, KeepsSoManyVersionsAndNoMore) {
   stop();
   options.versions_kept = 3;

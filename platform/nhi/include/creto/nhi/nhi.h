@@ -268,12 +268,15 @@ class Nhi {
   virtual Result<KeyBundle> take_key_bundle(const Context& ctx, const Identity& identity) = 0;
   virtual Result<PrekeyCount> prekey_count(const Context& ctx, const Identity& identity) = 0;
 
+  /// Forgets what another process has changed since. Errors: unavailable; then it is noticed after `cache_ttl`.
+  virtual Result<> refresh(const Context& ctx) = 0;
+
   virtual HealthStatus health() = 0;
 };
 
 struct NhiOptions {
   Nanos agent_valid_for = std::chrono::days(365);
-  Nanos cache_ttl = std::chrono::seconds(60);  ///< how long another process' change may go unseen
+  Nanos cache_ttl = std::chrono::seconds(60);  ///< how long another process' change may go unseen without `refresh`
   std::size_t cache_entries = 10'000;
   Nanos clock_skew = std::chrono::minutes(5);  ///< tolerated in what others sign
 };

@@ -321,8 +321,8 @@ class Authz {
   virtual Result<> register_extension(Extension& extension) = 0;
   virtual Result<std::vector<ExtensionStatus>> list_extensions(const Context& ctx) = 0;  ///< in the order they run
 
-  /// Takes over what another process stored. Errors: unavailable; checks deny until it succeeds only where a change of
-  /// our own may have been lost.
+  /// Takes over what another process stored. Errors: unavailable; checks deny until it succeeds where a change of our
+  /// own may have been lost, or `AuthzOptions::fresh_for` is over.
   virtual Result<> refresh(const Context& ctx) = 0;
 };
 
@@ -356,6 +356,9 @@ struct AuthzOptions {
   std::size_t entities_max = 100'000;      ///< stored ones, per organization
   std::size_t ancestors_max = 20'000'000;  ///< of all of these together
   std::size_t versions_kept = 1'000;       ///< of the policies, per organization; at least 1
+  /// How long after a `refresh` checks go by what it found; then they deny, as trouble, until one succeeds. Zero: for
+  /// ever, for who shares the database with nobody.
+  Nanos fresh_for{};
   std::size_t rate_bytes_max = 256 << 20;  ///< what counting for `@rate` may take; beyond it newcomers are denied
   std::optional<DecisionLogOptions> decision_log{};  ///< none: decisions are not logged
 };
