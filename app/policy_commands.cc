@@ -14,8 +14,6 @@
 namespace creto::app {
 namespace {
 
-constexpr const char* erring_help = "as Creto's server does; Cedar skips a forbid that fails";
-
 /// What the user gave; lives as long as the commands that refer to it.
 struct Given {
   authz::PolicyFiles files;
@@ -73,6 +71,7 @@ void add_files(CLI::App* sub, Given& given, bool entities) {
   sub->add_option("--policies", given.files.policies, "files .cedar and .json, or folders of them")->required();
   sub->add_option("--schema", given.files.schema, ".cedarschema, or .json");
   if (entities) sub->add_option("--entities", given.files.entities, "a JSON array of entities");
+  sub->add_flag("--cedar", given.files.plain_cedar, "plain Cedar, as other tools for it; otherwise as Creto's server");
 }
 
 void add_request(CLI::App* sub, authz::PolicyQuestion& question) {
@@ -111,6 +110,9 @@ void add_log_commands(const MakeCommand& command) {
   add_times(replay, *given);
   replay->add_option("--policies", given->changed.policies,
                      "files .cedar and .json, or folders of them; default: those that were in force");
+  replay->add_option("--folder", given->changed.folder,
+                     "they stand for the policies whose ids begin with FOLDER/, which is put before new ids");
+  replay->add_option("--schema", given->changed.schema, ".cedarschema, or .json: what does not fit it is denied");
   replay->add_option("--entities", given->changed.entities, "a JSON array of entities that the log does not know");
 
   CLI::App* what_if =
@@ -125,6 +127,8 @@ void add_log_commands(const MakeCommand& command) {
   add_log(what_if, *given);
   what_if->add_option("--current", given->current, "the policies as they are; default: what the log says last");
   what_if->add_option("--policies", given->changed.policies, "files .cedar and .json, or folders of them")->required();
+  what_if->add_option("--folder", given->changed.folder,
+                      "they stand for the policies whose ids begin with FOLDER/, which is put before new ids");
   what_if->add_option("--schema", given->changed.schema, ".cedarschema, or .json");
   what_if->add_option("--entities", given->changed.entities, "a JSON array; counts where the log knows one too");
   add_request(what_if, given->question);
@@ -168,7 +172,6 @@ void add_partial(CLI::App* sub, Given& given) {
   sub->add_option("--dialect", given.dialect, "for sql")
       ->capture_default_str()
       ->check(CLI::IsMember({"postgres", "sqlite"}));
-  sub->add_flag("--erring-forbid-denies", partial.erring_forbid_denies, erring_help);
 }
 
 Result<Output> run_partial(const Given& given) {
@@ -205,12 +208,13 @@ Result<Json> ask(const GivenSet& given, std::string_view method, const Json& req
 }
 
 Result<Output> apply(const GivenSet& given) {
-  const auto policies = CRETO_TRY(authz::read_policy_texts(given.paths, given.folder));
+  const authz::PolicyFiles files{.policies = given.paths, .schema = {}, .entities = {}, .folder = given.folder};
+  const authz::PolicyTexts texts = CRETO_TRY(authz::read_policy_texts(files));
   Json request{{"folder", given.folder},
                {"expected_version", std::to_string(given.expected)},
                {"dry_run", given.dry_run},
                {"policies", Json::array()}};
-  for (const authz::PolicyText& policy : policies)
+  for (const authz::PolicyText& policy : texts.policies)
     request["policies"].push_back({{"id", policy.id}, {"text", policy.text}});
   const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/ApplyPolicies", request));
   std::string text;
@@ -219,6 +223,7 @@ Result<Output> apply(const GivenSet& given) {
       text += fmt::format("{} {}\n", sign, id.get<std::string>());
   }
   const bool same = text.empty();
+  for (const std::string& warning : texts.warnings) text += warning + "\n";
   for (const Json& warning : response.value("warnings", Json::array()))
     text += fmt::format("warning: {}\n", warning.get<std::string>());
   const std::string version = response.at("version").value("version", "0");
@@ -355,7 +360,7 @@ void add_policy_commands(const MakeCommand& command) {
   CLI::App* validate = command("authz validate", "check policies, and entities, against a schema",
                                [given] { return output(authz::validate_policies(given->files, given->validate)); });
   add_files(validate, *given, true);
-  validate->add_flag("--permissive", given->validate.permissive, "let different types be compared");
+  validate->add_flag("--permissive", given->validate.permissive, "let different types be compared; with --cedar");
   validate->add_option("--level", given->validate.level_max,
                        "how many steps from the request's entities a policy may take");
 
@@ -392,7 +397,6 @@ void add_policy_commands(const MakeCommand& command) {
   query->add_option("--action", given->resources.action, "such as 'Action::\"view\"'")->required();
   query->add_option("--resource-type", given->resources.resource_type, "such as 'Photo'");
   query->add_option("--context", given->resources.context, "a JSON object")->capture_default_str();
-  query->add_flag("--erring-forbid-denies", given->resources.erring_forbid_denies, erring_help);
 
   CLI::App* test = command("authz test", "run a table of requests with the decisions they should get",
                            [given] { return output(authz::test_policies(given->files, given->table)); });

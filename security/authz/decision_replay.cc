@@ -183,15 +183,15 @@ class SegmentReplay {
         for (const std::uint32_t number : logged.policies_removed) numbers->erase(number);
         numbers->insert(logged.policies_added.begin(), logged.policies_added.end());
         state.policies = std::move(numbers);
-        if (!query_.policies) state.plan = nullptr;
+        if (!query_.policies || !query_.folder.empty()) state.plan = nullptr;
       }
       if (!state.plan) {
         auto plan = std::make_shared<OrgState>();
         std::vector<PolicyTable::Entry> policies;
-        if (query_.policies) {
-          policies = *query_.policies;
-        } else {
+        if (query_.policies) policies = *query_.policies;
+        if (!query_.policies || !query_.folder.empty()) {
           for (const std::uint32_t number : *state.policies) {
+            if (query_.policies && reader_.policies()[number].id.starts_with(query_.folder + "/")) continue;
             auto policy = CRETO_TRY(logged_policy(number));
             policies.push_back(std::move(policy));
           }
@@ -253,6 +253,7 @@ class SegmentReplay {
 
   /// Requires: `request_` is the decision's.
   const Answer* decide(const SegmentReader::Decided& decided, const ReplayState& state) {
+    if (query_.schema && !conforms()) return remember(Outcome::deny, nullptr, "");
     cedar::EntityOverlay* const overlay = overlay_for(decided, state);
     if (!evaluate(state, overlay, cedar::Detail::decision)) return remember(Outcome::deny, nullptr, "");
     lifts_.clear();
@@ -269,6 +270,12 @@ class SegmentReplay {
       return remember(Outcome::requires_oversight, named(oversight->requirements.front().forbid),
                       oversight_names(*oversight));
     return remember(Outcome::allow, determining_permit(scratch_.result), "");
+  }
+
+  bool conforms() const {
+    const cedar::Request request{request_.chain->principal, request_.action, request_.resource,
+                                 Value::record(request_.context)};
+    return query_.schema->check(request).has_value();
   }
 
   bool evaluate(const ReplayState& state, cedar::EntityOverlay* overlay, cedar::Detail detail) {

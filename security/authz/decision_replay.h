@@ -22,7 +22,9 @@ using ReplayPolicies = std::optional<std::vector<std::shared_ptr<const LoadedPol
 struct ReplayQuery {
   std::filesystem::path log;
   ReplayPolicies policies{};
-  std::vector<Entity> entities{};  ///< where the log knows none of that name
+  std::string folder{};  ///< `policies` are in the place of those of this folder, "<folder>/…"; empty: of all
+  std::shared_ptr<const LoadedSchema> schema{};  ///< what does not conform is denied; null: all that was asked does
+  std::vector<Entity> entities{};                ///< where the log knows none of that name
   Instant since = Instant::min(), until = Instant::max();
   std::string org{};     ///< empty: all
   unsigned threads = 0;  ///< 0: one for each processor

@@ -9,13 +9,13 @@
 #include <set>
 
 #include "cedar/entity_table.h"
-#include "check_request.h"
 #include "creto/audit/tlog.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/files.h"
 #include "decision_files.h"
 #include "decision_replay.h"
 #include "policy_files.h"
+#include "service_bench.h"
 
 namespace creto::authz {
 namespace {
@@ -27,19 +27,6 @@ constexpr int exit_wrong_policies = 2;
 
 Error bad(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 
-/// As the service would have them: `@oversight` and its neighbours read.
-Result<std::vector<std::shared_ptr<const LoadedPolicy>>> loaded_policies(const Workspace& workspace) {
-  std::vector<std::shared_ptr<const LoadedPolicy>> policies;
-  for (const FilePolicy& policy : workspace.policies) {
-    auto loaded =
-        load_policy(Policy{.id = policy.id, .text = policy.text, .version = 0, .updated_at = {}, .updated_by = {}},
-                    policy.ast, nullptr, std::make_shared<RateMemory>(std::int64_t{0}));
-    if (!loaded) return bad(fmt::format("{}: policy `{}`: {}", policy.file, policy.id, loaded.error().message()));
-    policies.push_back(std::make_shared<const LoadedPolicy>(*std::move(loaded)));
-  }
-  return policies;
-}
-
 ToolResult wrong_policies(const Workspace& workspace) {
   ToolResult result = report(workspace);
   result.exit_code = exit_wrong_policies;
@@ -50,70 +37,37 @@ std::string by_policy(std::string_view policy) {
   return policy.empty() ? "no policy permits it" : fmt::format("`{}`", policy);
 }
 
-/// One request under one set of policies.
-struct Verdict {
-  Decision decision;
-  std::vector<PolicyId> policies;  ///< that determined it
-};
-
 std::string label(const Decision& decision) {
   const auto* oversight = std::get_if<RequiresOversight>(&decision);
   return oversight ? fmt::format("{}({})", to_string(decision), oversight_names(*oversight))
                    : std::string(to_string(decision));
 }
 
-Result<Verdict> decide_with(const std::vector<std::shared_ptr<const LoadedPolicy>>& policies,
-                            const std::vector<Entity>& entities, const cedar::Request& request) {
-  OrgState state;
-  state.policies = PolicyTable(policies);
-  std::vector<std::shared_ptr<const Entity>> shared;
-  for (Entity entity : entities) {
-    cedar::normalise(entity);
-    shared.push_back(std::make_shared<const Entity>(std::move(entity)));
-  }
-  state.entities.put(std::move(shared));
-  state.plan();
-  cedar::EntityTable table(entities);
-  cedar::Engine::Scratch scratch;
-  const cedar::RequestView view{request.principal, request.action, request.resource, *request.context.as_record()};
-  const auto explain = [&](const cedar::PlannedPolicy& policy) {
-    const auto again = cedar::is_satisfied(policy.ast, request, table);
-    return again ? Error(Product::platform, ErrorKind::internal, "it fails where it should not") : again.error();
-  };
-  if (!state.engine.evaluate(scratch, state.entities, nullptr, view, cedar::Detail::all, explain))
-    return bad("an entity has too many ancestors");
-  PolicyDecision decided = decide(scratch.result, {});
-  Verdict verdict{std::move(decided.decision), {}};
-  for (const auto* policy : scratch.result.reasons()) verdict.policies.push_back(policy->id);
-  for (const auto& [policy, failure] : scratch.result.errors)
-    if (policy->ast.effect == cedar::Effect::forbid) verdict.policies.push_back(policy->id);
-  return verdict;
+using Policies = std::vector<std::shared_ptr<const LoadedPolicy>>;
+
+bool is_in_folder(const PolicyId& id, const std::string& folder) { return id.starts_with(folder + "/"); }
+
+/// `before` with `changed` in the place of the policies of `folder`, or of all.
+Policies with_folder(const Policies& before, const Policies& changed, const std::string& folder) {
+  Policies all = changed;
+  for (const auto& policy : before)
+    if (!folder.empty() && !is_in_folder(policy->stored.id, folder)) all.push_back(policy);
+  return all;
 }
 
-/// What a check adds to the context, for a principal that acts for itself.
-cedar::Request with_delegation(cedar::Request request) {
-  const std::string& type = request.principal.type;
-  if (type != "Agent" && type != "Human" && type != "Service") return request;
-  const auto identity = Identity::parse(request.principal.id);
-  if (!identity || entity_of(*identity) != request.principal || request.context.attribute("delegation")) return request;
-  Attributes context = *request.context.as_record();
-  context.emplace_back("delegation", delegation_of(*identity, {}));
-  request.context = Value::record(std::move(context));
-  return request;
-}
-
-Json verdict_json(const Verdict& verdict) {
-  Json json{{"decision", to_string(verdict.decision)}, {"policies", verdict.policies}};
+Json verdict_json(const ServiceBench::Verdict& verdict) {
+  Json json{{"decision", to_string(verdict.decision)}, {"policies", verdict.determining()}};
   if (const auto* deny = std::get_if<Deny>(&verdict.decision)) json["reason"] = deny->reason;
   if (const auto* oversight = std::get_if<RequiresOversight>(&verdict.decision))
     json["oversight"] = oversight_names(*oversight);
   return json;
 }
 
-std::string verdict_text(std::string_view what, const Verdict& verdict) {
+std::string verdict_text(std::string_view what, const ServiceBench::Verdict& verdict) {
   std::string text = fmt::format("{:<9}{}", what, label(verdict.decision));
-  if (verdict.policies.empty()) return text + ": no policy permits it\n";
-  return text + fmt::format(": `{}`\n", fmt::join(verdict.policies, "`, `"));
+  const std::vector<PolicyId> policies = verdict.determining();
+  if (policies.empty()) return text + ": no policy permits it\n";
+  return text + fmt::format(": `{}`\n", fmt::join(policies, "`, `"));
 }
 
 }  // namespace
@@ -121,14 +75,18 @@ std::string verdict_text(std::string_view what, const Verdict& verdict) {
 Result<ToolResult> replay_decisions(const DecisionFilter& filter, const PolicyFiles& changed) {
   ReplayQuery query{.log = filter.log,
                     .policies = {},
+                    .folder = changed.folder,
+                    .schema = {},
                     .entities = {},
                     .since = filter.since,
                     .until = filter.until,
                     .org = filter.org};
-  if (!changed.policies.empty() || !changed.entities.empty()) {
+  if (!changed.folder.empty() && changed.policies.empty()) return bad("folder: says which policies change: name them");
+  if (!changed.policies.empty() || !changed.entities.empty() || !changed.schema.empty()) {
     Workspace workspace = CRETO_TRY(load_workspace(changed));
     if (workspace.has_errors()) return wrong_policies(workspace);
-    if (!changed.policies.empty()) query.policies = CRETO_TRY(loaded_policies(workspace));
+    if (!changed.policies.empty()) query.policies = std::move(workspace.loaded);
+    query.schema = std::move(workspace.service_schema);
     query.entities = std::move(workspace.entities);
   }
   const ReplayReport report = CRETO_TRY(replay(io::real_files(), query));
@@ -177,13 +135,14 @@ Result<ToolResult> what_if(const DecisionFilter& filter, const std::vector<fs::p
                            const PolicyFiles& changed, const PolicyQuestion& question) {
   Workspace after = CRETO_TRY(load_workspace(changed));
   if (after.has_errors()) return wrong_policies(after);
-  std::vector<std::shared_ptr<const LoadedPolicy>> in_force;
+  Policies in_force;
   std::vector<Entity> entities;
   std::vector<FilePolicy> before;
   if (!current.empty()) {
-    Workspace workspace = CRETO_TRY(load_workspace({current, changed.schema, {}}));
+    Workspace workspace = CRETO_TRY(
+        load_workspace({.policies = current, .schema = changed.schema, .entities = {}, .folder = changed.folder}));
     if (workspace.has_errors()) return wrong_policies(workspace);
-    in_force = CRETO_TRY(loaded_policies(workspace));
+    in_force = std::move(workspace.loaded);
     before = std::move(workspace.policies);
   } else {
     LoggedState logged = CRETO_TRY(latest_state(io::real_files(), filter.log, filter.org));
@@ -198,15 +157,17 @@ Result<ToolResult> what_if(const DecisionFilter& filter, const std::vector<fs::p
   std::erase_if(entities, [&given](const Entity& entity) { return given.contains(entity.uid); });
   entities.insert(entities.end(), after.entities.begin(), after.entities.end());
 
-  cedar::Request request = CRETO_TRY(request_of(after, question));
-  request = with_delegation(std::move(request));
-  const auto policies = CRETO_TRY(loaded_policies(after));
-  const Verdict was = CRETO_TRY(decide_with(in_force, entities, request));
-  const Verdict is = CRETO_TRY(decide_with(policies, entities, request));
+  const cedar::Request request = CRETO_TRY(request_of(after, question));
+  ServiceBench now(in_force, entities), then(with_folder(in_force, after.loaded, changed.folder), entities);
+  const auto was = CRETO_TRY(now.decide(request));
+  const auto is = CRETO_TRY(then.decide(request));
+  for (const FilePolicy& policy : before)
+    if (!changed.folder.empty() && !is_in_folder(policy.id, changed.folder)) after.policies.push_back(policy);
 
   // What the outcome hangs on: whatever determined either decision, under both sets.
-  std::set<PolicyId> involved(was.policies.begin(), was.policies.end());
-  involved.insert(is.policies.begin(), is.policies.end());
+  std::set<PolicyId> involved;
+  for (const auto* verdict : {&was, &is})
+    for (const PolicyId& id : verdict->determining()) involved.insert(id);
   cedar::EntityTable table(entities);
   ToolResult result;
   result.text = verdict_text("in force", was) + verdict_text("changed", is);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cedar/conform.h"
 #include "cedar/format.h"
@@ -21,6 +22,10 @@ constexpr std::size_t file_max = 64 << 20;
 
 class Loader {
  public:
+  explicit Loader(const PolicyFiles& files) : prefix_(files.folder.empty() ? "" : files.folder + "/") {
+    workspace.plain_cedar = files.plain_cedar;
+  }
+
   Workspace workspace;
 
   Result<> policies(const PolicyFiles& files) {
@@ -43,14 +48,23 @@ class Loader {
       }
     }
     link_all();
+    if (!workspace.plain_cedar) load_all();
     return {};
   }
 
   Result<> schema(const fs::path& path) {
     const std::string text = CRETO_TRY(read_text(path));
-    const auto decl = parse_schema_file(path, text);
+    auto decl = parse_schema_file(path, text);
     for (const auto& problem : decl.problems) report(path, problem);
     if (!decl.ok()) return {};
+    if (!workspace.plain_cedar) {
+      auto loaded = load_schema({.text = text, .updated_at = {}, .updated_by = {}}, std::move(decl.value));
+      for (const auto& problem : loaded.problems) report(path, problem);
+      if (!loaded.ok()) return {};
+      workspace.service_schema = std::move(loaded.value);
+      workspace.schema = workspace.service_schema->schema;
+      return {};
+    }
     auto resolved = cedar::Schema::resolve(decl.value);
     for (const auto& problem : resolved.problems) report(path, problem);
     if (resolved.ok()) workspace.schema = std::move(resolved.value);
@@ -86,6 +100,7 @@ class Loader {
 
   void add(const fs::path& file, std::string id, cedar::PolicyAst ast, std::string text = {}) {
     if (text.empty()) text = cedar::to_text(ast);
+    if (!ast.is_template() && !id.starts_with(prefix_)) id = prefix_ + id;
     const auto [first, fresh] = ids_.emplace(id, file.string());
     if (!fresh) {
       report(file, {ast.where, fmt::format("there is another policy `{}`, in {}", id, first->second)}, id);
@@ -140,7 +155,9 @@ class Loader {
   }
 
   void link_all() {
+    std::set<std::string> linked;
     for (auto& [file, link] : links_) {
+      linked.insert(link.template_id);
       const auto from =
           std::find_if(workspace.templates.begin(), workspace.templates.end(),
                        [&link = link](const FilePolicy& policy) { return policy.id == link.template_id; });
@@ -150,14 +167,40 @@ class Loader {
       }
       auto policy = cedar::link(from->ast, link.values);
       if (policy) {
+        policy->annotations.erase("id");  // the template's own
         add(file, link.id, *std::move(policy));
       } else {
         report(file, cedar::problem_of(policy.error()), link.id);
       }
     }
+    if (workspace.plain_cedar) return;
+    for (const FilePolicy& policy : workspace.templates) {
+      if (linked.contains(policy.id)) continue;
+      const std::string what = "no link makes a policy of this template, so it decides nothing";
+      workspace.problems.push_back({policy.file, {policy.ast.where, what}, policy.id, true});
+    }
+  }
+
+  /// What the service would refuse is an error.
+  void load_all() {
+    const auto memory = std::make_shared<RateMemory>(std::int64_t{0});
+    for (const FilePolicy& policy : workspace.policies) {
+      auto loaded =
+          load_policy(Policy{.id = policy.id, .text = policy.text, .version = 0, .updated_at = {}, .updated_by = {}},
+                      AuthzOptions().policy_bytes_max, nullptr, memory);
+      if (loaded) {
+        workspace.loaded.push_back(std::make_shared<const LoadedPolicy>(*std::move(loaded)));
+      } else {
+        report(policy.file, {policy.ast.where, cedar::problem_of(loaded.error()).what}, policy.id);
+      }
+    }
   }
 
   Result<std::vector<Entity>> read_entities(const Json& json) const {
+    if (workspace.service_schema) {
+      const auto declared = [this](const EntityUid& uid) { return workspace.service_schema->speaks_of(uid); };
+      return cedar::entities_from_json(*workspace.schema, json, declared);
+    }
     if (workspace.schema) return cedar::entities_from_json(*workspace.schema, json);
     if (!json.is_array()) return Error(Product::platform, ErrorKind::invalid_input, "entities are a JSON array");
     std::vector<Entity> all;
@@ -172,6 +215,7 @@ class Loader {
     return all;
   }
 
+  const std::string prefix_;                ///< of every policy's id
   std::map<std::string, std::string> ids_;  ///< and the file of each
   std::vector<std::pair<fs::path, cedar::TemplateLink>> links_;
 };
@@ -193,10 +237,14 @@ bool Workspace::has_errors() const {
 }
 
 Result<Workspace> load_workspace(const PolicyFiles& files) {
-  Loader loader;
+  Loader loader(files);
   CRETO_TRY(loader.policies(files));
   if (!files.schema.empty()) CRETO_TRY(loader.schema(files.schema));
-  if (!files.entities.empty()) CRETO_TRY(loader.entities(files.entities));
+  if (!files.entities.empty()) {
+    CRETO_TRY(loader.entities(files.entities));
+  } else if (loader.workspace.service_schema) {
+    loader.workspace.entities = loader.workspace.service_schema->schema.action_entities();
+  }
   return std::move(loader.workspace);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "cedar/problem.h"
 #include "cedar/schema.h"
 #include "creto/authz/policy_tools.h"
+#include "snapshot.h"
 
 namespace creto::authz {
 
@@ -33,9 +35,13 @@ struct FilePolicy {
 
 /// Everything that `PolicyFiles` names, as far as it could be read.
 struct Workspace {
+  bool plain_cedar = false;
   std::vector<FilePolicy> policies;  ///< with those that links make
   std::vector<FilePolicy> templates;
+  std::vector<std::shared_ptr<const LoadedPolicy>>
+      loaded;  ///< `policies` as the service runs them; not for plain Cedar
   std::optional<cedar::Schema> schema;
+  std::shared_ptr<const LoadedSchema> service_schema;  ///< the same as the service has it; null for plain Cedar
   std::vector<Entity> entities;
   std::vector<FileProblem> problems;
 
@@ -51,7 +57,8 @@ Result<std::string> read_text(const std::filesystem::path& path);
 Result<std::vector<std::filesystem::path>> files_below(const std::filesystem::path& path);
 /// What is in the workspace and what is wrong with it; exit_code 1 where something is.
 ToolResult report(const Workspace& workspace);
-/// The request that is asked about; conforms to the schema where there is one. Errors: invalid_input.
+/// The request that is asked about, for the service with `context.delegation`; conforms to the schema where there is
+/// one. Errors: invalid_input.
 Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuestion& question);
 /// Whether one policy applied, and why not.
 std::string explanation_text(const FilePolicy& policy, const cedar::PolicyExplanation& why);

@@ -20,6 +20,7 @@
 #include "creto/io/files.h"
 #include "policy_files.h"
 #include "reach.h"
+#include "service_bench.h"
 #include "snapshot.h"
 
 namespace creto::authz {
@@ -96,15 +97,29 @@ Result<EntityUid> entity_member(const Json& json, const char* what) {
   return *value->as<EntityUid>();
 }
 
-/// Conforms to the schema where there is one.
+/// Conforms to the schema where there is one. For the service with what it adds.
 Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principal, EntityUid action, EntityUid resource,
-                                  const Json& context) {
+                                  Json context) {
+  const LoadedSchema* service = workspace.service_schema.get();
+  const bool typed = workspace.schema && (service == nullptr || workspace.schema->action(action) != nullptr);
+  // Whoever tries a chain gives it as the service would add it; the schema need not declare it.
+  std::optional<Value> delegation;
+  if (!workspace.plain_cedar && context.is_object() && context.contains("delegation")) {
+    delegation = CRETO_TRY(value_from_json(context.at("delegation")));
+    context.erase("delegation");
+  }
   auto attributes =
-      workspace.schema ? cedar::context_from_json(*workspace.schema, action, context) : attributes_from_json(context);
+      typed ? cedar::context_from_json(*workspace.schema, action, context) : attributes_from_json(context);
   if (!attributes) return bad(attributes.error().message());
+  if (delegation) attributes->emplace_back("delegation", *std::move(delegation));
   cedar::Request request{std::move(principal), std::move(action), std::move(resource),
                          Value::record(*std::move(attributes))};
-  if (workspace.schema) CRETO_TRY(cedar::check_request(*workspace.schema, request));
+  if (workspace.plain_cedar) {
+    if (workspace.schema) CRETO_TRY(cedar::check_request(*workspace.schema, request));
+    return request;
+  }
+  request = with_delegation(std::move(request));
+  if (service != nullptr) CRETO_TRY(service->check(request));
   return request;
 }
 
@@ -135,43 +150,64 @@ cedar::PolicySet policies_of(const Workspace& workspace) {
   return cedar::PolicySet(std::move(planned));
 }
 
-/// Decides over a workspace without errors.
+/// Decides over a workspace without errors, as the service does or as plain Cedar.
 class Decider {
  public:
-  explicit Decider(const Workspace& workspace) : bench_(policies_of(workspace), workspace.entities) {}
+  explicit Decider(const Workspace& workspace) {
+    if (workspace.plain_cedar) {
+      cedar_.emplace(policies_of(workspace), workspace.entities);
+    } else {
+      service_.emplace(workspace.loaded, workspace.entities);
+    }
+  }
 
-  cedar::EntityTable& entities() { return bench_.entities(); }
+  cedar::EntityTable& entities() { return service_ ? service_->entities() : cedar_->entities(); }
 
   struct Answer {
-    bool allows = false;
+    Decision decision;
     std::set<std::string> reasons;
     std::vector<std::pair<std::string, std::string>> errors;  ///< policy and what failed
   };
-  Result<Answer> answer(const cedar::Request& request) {
-    const cedar::Evaluation& evaluation = bench_.evaluate(request);
-    if (!bench_.decided()) return bad("an entity has too many ancestors");
-    Answer answer{evaluation.allows(), {}, {}};
+  /// `given` is for the service alone.
+  Result<Answer> answer(const cedar::Request& request, const Assumptions& given = {}) {
+    if (service_) {
+      ServiceBench::Verdict verdict = CRETO_TRY(service_->decide(request, given));
+      return Answer{
+          std::move(verdict.decision), {verdict.reasons.begin(), verdict.reasons.end()}, std::move(verdict.errors)};
+    }
+    const cedar::Evaluation& evaluation = cedar_->evaluate(request);
+    if (!cedar_->decided()) return bad("an entity has too many ancestors");
+    Answer answer{evaluation.allows() ? Decision(Allow{}) : Decision(Deny{}), {}, {}};
     for (const auto* policy : evaluation.reasons()) answer.reasons.insert(policy->id);
     for (const auto& [policy, error] : evaluation.errors) answer.errors.emplace_back(policy->id, error.message());
     return answer;
   }
 
  private:
-  cedar::Workbench bench_;
+  std::optional<ServiceBench> service_;
+  std::optional<cedar::Workbench> cedar_;
 };
 
 Json answer_json(const Decider::Answer& answer) {
   Json errors = Json::array();
   for (const auto& [policy, error] : answer.errors) errors.push_back(Json{{"policy", policy}, {"message", error}});
-  return Json{
-      {"decision", answer.allows ? "allow" : "deny"}, {"reason", answer.reasons}, {"errors", std::move(errors)}};
+  Json json{{"decision", to_string(answer.decision)}, {"reason", answer.reasons}, {"errors", std::move(errors)}};
+  if (const auto* oversight = std::get_if<RequiresOversight>(&answer.decision))
+    json["oversight"] = oversight_names(*oversight);
+  return json;
 }
 
 std::string answer_text(const Decider::Answer& answer) {
-  std::string text = answer.allows ? "allow\n" : "deny\n";
+  std::string text = fmt::format("{}\n", to_string(answer.decision));
   for (const std::string& policy : answer.reasons) text += fmt::format("  decided by policy `{}`\n", policy);
-  if (!answer.allows && answer.reasons.empty()) text += "  no policy permits it\n";
+  if (const auto* oversight = std::get_if<RequiresOversight>(&answer.decision))
+    text += fmt::format("  a human has to approve: {}\n", oversight_names(*oversight));
+  const auto* denied = std::get_if<Deny>(&answer.decision);
+  if (denied && answer.reasons.empty()) text += "  no policy permits it\n";
   for (const auto& [policy, error] : answer.errors) text += fmt::format("  policy `{}` failed: {}\n", policy, error);
+  // Where a forbid that failed denies, what decided is not among Cedar's reasons.
+  if (denied && !denied->policy.empty() && !answer.reasons.contains(denied->policy))
+    text += fmt::format("  {}\n", denied->reason);
   return text;
 }
 
@@ -374,22 +410,51 @@ Result<std::string> cedar_of(const fs::path& file, const std::string& text, std:
   return cedar::format_policies(printed, {.width = width});
 }
 
+const std::vector<std::string_view> cedar_decisions = {"allow", "deny"};
+const std::vector<std::string_view> service_decisions = {"allow", "deny", "requires_oversight", "rate_limited",
+                                                         "quota_exceeded"};
+
+/// What a row of a table takes as given.
+Result<Assumptions> assumptions_of(const Workspace& workspace, const Json& row) {
+  Assumptions given;
+  for (const char* member : {"approved", "admitted", "quota_exceeded"})
+    if (workspace.plain_cedar && row.contains(member)) return bad(fmt::format("{}: is not for plain Cedar", member));
+  if (const auto approved = row.find("approved"); approved != row.end()) {
+    for (const Json& id : *approved) {
+      if (!id.is_string()) return bad("approved: must be an array of policy ids");
+      given.approved.push_back(id.get<std::string>());
+    }
+  }
+  if (const auto admitted = row.find("admitted"); admitted != row.end()) {
+    if (!admitted->is_number_unsigned()) return bad("admitted: must be a number that is not negative");
+    given.admitted = admitted->get<std::uint64_t>();
+  }
+  if (const auto quota = row.find("quota_exceeded"); quota != row.end()) {
+    if (!quota->is_boolean()) return bad("quota_exceeded: must be true or false");
+    given.quota_exceeded = quota->get<bool>();
+  }
+  return given;
+}
+
 /// One request of a table. Empty where it came out as expected, else what did not.
 Result<std::string> run_row(const Workspace& workspace, Decider& decider, const Json& row) {
   if (!row.is_object()) return bad("must be an object");
   const Json& body = row.contains("request") ? row.at("request") : row;
   if (!body.is_object()) return bad("request: must be an object");
   const auto decision = row.find("decision");
-  if (decision == row.end() || !decision->is_string()) return bad("decision: must be \"allow\" or \"deny\"");
+  if (decision == row.end() || !decision->is_string()) return bad("decision: is missing");
   std::string wanted = decision->get<std::string>();
   if (wanted == "Allow") wanted = "allow";  // as other tools for Cedar write it
   if (wanted == "Deny") wanted = "deny";
-  if (wanted != "allow" && wanted != "deny") return bad("decision: must be \"allow\" or \"deny\"");
+  const auto& known = workspace.plain_cedar ? cedar_decisions : service_decisions;
+  if (std::find(known.begin(), known.end(), wanted) == known.end())
+    return bad(fmt::format("decision: must be one of {}", fmt::join(known, ", ")));
+  const Assumptions given = CRETO_TRY(assumptions_of(workspace, row));
   const cedar::Request request = CRETO_TRY(request_of(workspace, body));
-  const Decider::Answer got = CRETO_TRY(decider.answer(request));
+  const Decider::Answer got = CRETO_TRY(decider.answer(request, given));
 
   std::string wrong;
-  if (got.allows != (wanted == "allow")) wrong = fmt::format("expected {}, got {}", wanted, answer_text(got));
+  if (to_string(got.decision) != wanted) wrong = fmt::format("expected {}, got {}", wanted, answer_text(got));
   std::set<std::string> failed;
   for (const auto& [policy, error] : got.errors) failed.insert(policy);
   for (const auto& [key, have] :
@@ -428,11 +493,14 @@ void add_group(std::string& text, Json& json, std::string_view what, const Confo
 }  // namespace
 
 Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOptions& options) {
+  if (options.permissive && !files.plain_cedar)
+    return bad("permissive: is for plain Cedar; the service validates strictly");
   Workspace workspace = CRETO_TRY(load_workspace(files));
   if (workspace.schema) {
     const cedar::ValidationOptions how{
         .mode = options.permissive ? cedar::ValidationMode::permissive : cedar::ValidationMode::strict,
-        .level_max = options.level_max};
+        .level_max = options.level_max,
+        .other_actions = !files.plain_cedar};
     for (const auto* group : {&workspace.templates, &workspace.policies}) {
       for (const FilePolicy& policy : *group) {
         const cedar::PolicyFindings findings = cedar::validate(*workspace.schema, policy.ast, how);
@@ -448,7 +516,7 @@ Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOpt
   std::vector<PolicyView> views;
   for (const FilePolicy& policy : workspace.policies) {
     views.push_back({policy.id, policy.ast});
-    const auto sound = check_annotations(policy.ast, policy.text);
+    const auto sound = files.plain_cedar ? check_annotations(policy.ast, policy.text) : Result<>();
     if (sound) continue;
     const std::string what = cedar::problem_of(sound.error()).what;
     workspace.problems.push_back({policy.file, {policy.ast.where, what}, policy.id, true});
@@ -461,17 +529,16 @@ Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOpt
   return report(workspace);
 }
 
-Result<std::vector<PolicyText>> read_policy_texts(const std::vector<fs::path>& policies, const std::string& folder) {
-  const Workspace workspace = CRETO_TRY(load_workspace({.policies = policies, .schema = {}, .entities = {}}));
+Result<PolicyTexts> read_policy_texts(const PolicyFiles& files) {
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
   if (workspace.has_errors()) {
     std::string all;
     for (const FileProblem& problem : workspace.problems) all += (all.empty() ? "" : "\n") + problem.to_string();
     return bad(std::move(all));
   }
-  const std::string prefix = folder.empty() ? "" : folder + "/";
-  std::vector<PolicyText> texts;
-  for (const FilePolicy& policy : workspace.policies)
-    texts.push_back({policy.id.starts_with(prefix) ? policy.id : prefix + policy.id, policy.text});
+  PolicyTexts texts;
+  for (const FilePolicy& policy : workspace.policies) texts.policies.push_back({policy.id, policy.text});
+  for (const FileProblem& problem : workspace.problems) texts.warnings.push_back(problem.to_string());
   return texts;
 }
 
@@ -522,7 +589,7 @@ Result<ToolResult> check_policies(const PolicyFiles& files, const PolicyQuestion
   const cedar::Request request = CRETO_TRY(request_of(workspace, question));
   Decider decider(workspace);
   const Decider::Answer answer = CRETO_TRY(decider.answer(request));
-  return ToolResult{answer_text(answer), answer_json(answer).dump(2), answer.allows ? 0 : exit_denied};
+  return ToolResult{answer_text(answer), answer_json(answer).dump(2), allowed(answer.decision) ? 0 : exit_denied};
 }
 
 Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuestion& question) {
@@ -553,7 +620,7 @@ Result<ToolResult> decide_partially(const PolicyFiles& files, const PartialQuest
   const cedar::PolicySet policies = policies_of(workspace);
   cedar::EntityTable entities(workspace.entities);
   const auto evaluation = CRETO_TRY(cedar::evaluate_partially(policies, std::move(request), entities));
-  const cedar::ErringForbid forbid = erring(question.erring_forbid_denies);
+  const cedar::ErringForbid forbid = erring(!files.plain_cedar);
   if (question.form == Form::sql) {
     const cedar::SqlMapping mapping = CRETO_TRY(mapping_of(workspace, question.columns));
     const auto dialect = question.sqlite ? cedar::SqlDialect::sqlite : cedar::SqlDialect::postgres;
@@ -587,7 +654,7 @@ Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuesti
   const cedar::PolicySet policies = policies_of(workspace);
   cedar::EntityTable entities(workspace.entities);
   const cedar::ResourceQuery query{*request.principal.uid, *request.action.uid, request.resource.type, request.context,
-                                   erring(question.erring_forbid_denies)};
+                                   erring(!files.plain_cedar)};
   const auto allowed = CRETO_TRY(cedar::query_resources(policies, query, candidates, entities));
   ToolResult result;
   Json json = Json::array();

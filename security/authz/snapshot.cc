@@ -193,6 +193,10 @@ Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored) {
   const bool json = first != std::string::npos && stored.text[first] == '{' && parse_json(stored.text).has_value();
   auto parsed = json ? cedar::parse_schema_json(stored.text) : cedar::parse_schema(stored.text);
   cedar::SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
+  return load_schema(std::move(stored), std::move(decl)).result();
+}
+
+cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored, cedar::SchemaDecl decl) {
   auto loaded = std::make_shared<LoadedSchema>();
   for (const auto& [name, space] : decl.namespaces)
     for (const auto& [type, def] : space.entities) loaded->declared.insert(name.empty() ? type : name + "::" + type);
@@ -207,9 +211,10 @@ Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored) {
   }();
   auto& root = decl.namespaces[""];
   for (const auto& [type, def] : common.namespaces.at("").entities) root.entities.emplace(type, def);
-  loaded->schema = CRETO_TRY(cedar::Schema::resolve(decl).result());
+  auto resolved = cedar::Schema::resolve(decl);
+  loaded->schema = std::move(resolved.value);
   loaded->stored = std::move(stored);
-  return std::shared_ptr<const LoadedSchema>(std::move(loaded));
+  return {std::move(loaded), std::move(resolved.problems)};
 }
 
 cedar::PolicyFindings LoadedSchema::validate(const cedar::PolicyAst& policy) const {
@@ -231,7 +236,7 @@ Result<> LoadedSchema::check(const cedar::Request& request) const {
 }
 
 Result<> LoadedSchema::check(const Entity& entity) const {
-  if (!declared.contains(entity.uid.type) && !schema.action(entity.uid)) return {};
+  if (!speaks_of(entity.uid)) return {};
   return cedar::check_entity(schema, entity);
 }
 

@@ -100,12 +100,16 @@ struct LoadedSchema {
   cedar::PolicyFindings validate(const cedar::PolicyAst& policy) const;
   /// What does not conform in a request for an action that is declared; other actions are none of its business.
   Result<> check(const cedar::Request& request) const;
-  /// Likewise an entity of a declared type, or an action that is declared.
+  /// Likewise an entity that it speaks of.
   Result<> check(const Entity& entity) const;
+  /// Whether it is of a declared type, or an action that is declared.
+  bool speaks_of(const EntityUid& uid) const { return declared.contains(uid.type) || schema.action(uid) != nullptr; }
 };
 
 /// Errors: invalid_input with every problem.
 Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored);
+/// The same for a schema that is parsed already.
+cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored, cedar::SchemaDecl decl);
 
 /// What is in force in one organization. Immutable once published.
 struct OrgState {

@@ -254,17 +254,24 @@ Result<Entity> entity_from_json(const Schema& schema, const Json& json) {
   return entity;
 }
 
-Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json) {
+Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json,
+                                               const std::function<bool(const EntityUid&)>& declared) {
   if (!json.is_array()) return bad("entities are a JSON array");
   std::vector<Entity> entities;
   std::set<EntityUid> seen;
+  const auto read = [&](const Json& one) -> Result<Entity> {
+    if (!declared) return entity_from_json(schema, one);
+    Entity plain = CRETO_TRY(authz::entity_from_json(one));
+    if (!declared(plain.uid)) return plain;
+    return entity_from_json(schema, one);
+  };
   for (std::size_t i = 0; i < json.size(); ++i) {
-    auto entity = entity_from_json(schema, json[i]);
+    auto entity = read(json[i]);
     if (!entity) return bad(fmt::format("entity {}: {}", i + 1, entity.error().message()));
     if (!seen.insert(entity->uid).second) {
       return bad(fmt::format("entity {}: {} stands twice", i + 1, entity->uid.to_string()));
     }
-    if (!is_action_type(entity->uid.type)) entities.push_back(*std::move(entity));
+    if (!schema.action(entity->uid)) entities.push_back(*std::move(entity));
   }
   CRETO_TRY(refuse_cycles(entities));
   for (Entity& action : schema.action_entities()) entities.push_back(std::move(action));

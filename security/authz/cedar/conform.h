@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "cedar/interpreter.h"
@@ -14,9 +15,10 @@ namespace creto::authz::cedar {
 /// An entity's JSON where the schema supplies what the escapes would say: `{"type", "id"}` is an entity where one is
 /// expected, `"10.0.0.1"` an address. Conforms, but for its parents' own ancestors.
 Result<Entity> entity_from_json(const Schema& schema, const Json& json);
-/// An array of them, with the schema's actions added.
+/// An array of them, with the schema's actions added. Those of which `declared`, unless empty, says no are as they are.
 /// Errors: also an entity that stands twice, a cycle in the hierarchy.
-Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json);
+Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json,
+                                               const std::function<bool(const EntityUid&)>& declared = {});
 /// The context of a request for `action`. Conforms, where those of `unknown` may be absent.
 /// Errors: also one of `unknown` that the action's context cannot have.
 Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json,

@@ -1066,8 +1066,8 @@ void check_scopes(const Schema& schema, const PolicyAst& policy, std::vector<Pro
 PolicyFindings validate(const Schema& schema, const PolicyAst& policy, const ValidationOptions& options) {
   PolicyFindings findings;
   NameChecker(schema, findings.errors).check(policy);
-  if (!options.other_actions || policy.action.kind != ScopeConstraint::Kind::any)
-    check_scopes(schema, policy, findings.errors);
+  const bool for_other_actions = options.other_actions && policy.action.kind == ScopeConstraint::Kind::any;
+  if (!for_other_actions) check_scopes(schema, policy, findings.errors);
   if (options.mode == ValidationMode::strict) check_action_types(policy.action, findings.errors);
 
   ExpressionNames names(policy);
@@ -1091,7 +1091,12 @@ PolicyFindings validate(const Schema& schema, const PolicyAst& policy, const Val
     }
   }
   if (findings.errors.empty()) findings.errors = std::move(levels);
-  if (!may_apply) {
+  // What is false for every declared action may be true for another one, unless it is false for itself.
+  const auto is_variable = [](const Node& node) { return node.op == Op::variable; };
+  const bool may_apply_elsewhere =
+      for_other_actions &&
+      (policy.conditions.empty() || std::any_of(policy.nodes.begin(), policy.nodes.end(), is_variable));
+  if (!may_apply && !may_apply_elsewhere) {
     findings.warnings.push_back(
         {policy.where, "this policy can never apply: its scope or its conditions are always false"});
   }

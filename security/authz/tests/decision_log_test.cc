@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include "creto/audit/audit_log.h"
 #include "creto/authz/decision_tools.h"
@@ -259,6 +260,51 @@ TEST_F(LoggedAuthz, AnotherPolicySetDiffersWhereItDecidesOtherwise) {
   std::uint64_t grouped = 0;
   for (const ReplayGroup& group : report.groups) grouped += group.count;
   EXPECT_EQ(grouped, differ);
+}
+
+TEST_F(LoggedAuthz, AFolderOfPoliciesIsTriedAmongThoseOfOthers) {
+  auto authz = start();
+  ASSERT_TRUE(authz->create_policy(ctx, "all", "permit(principal, action, resource);"));
+  ASSERT_TRUE(authz->create_policy(ctx, "team/act1", "forbid(principal, action == Action::\"act1\", resource);"));
+  World world(7);
+  for (int i = 0; i < 3; ++i) {
+    CheckRequest request = world.request();
+    request.action = fmt::format("act{}", i);
+    check(*authz, request);
+  }
+  // What others change in between stays, too.
+  ASSERT_TRUE(authz->create_policy(ctx, "act0", "forbid(principal, action == Action::\"act0\", resource);"));
+  CheckRequest last = world.request();
+  last.action = "act0";
+  check(*authz, last);
+  authz.reset();
+  const auto write = [&](const char* name, std::string_view text) {
+    std::ofstream(directory / name) << text;
+    return directory / name;
+  };
+  PolicyFiles same{{write("act1.cedar", "forbid(principal, action == Action::\"act1\", resource);")}, {}, {}};
+  same.folder = "team";
+  const DecisionFilter filter{.log = directory / "decisions"};
+  const auto unchanged = replay_decisions(filter, same);
+  ASSERT_TRUE(unchanged) << unchanged.error().message();
+  EXPECT_EQ(unchanged->text, "0 of 4 decisions differ\n");
+  EXPECT_EQ(unchanged->exit_code, 0);
+  PolicyFiles other{{write("act2.cedar", "forbid(principal, action == Action::\"act2\", resource);")}, {}, {}};
+  other.folder = "team";
+  const auto changed = parse_json(replay_decisions(filter, other)->json).value();
+  EXPECT_EQ(changed["differ"], 2) << "act1 is allowed now, act2 is not";
+  std::set<std::string> policies;
+  for (const Json& group : changed["groups"]) policies.insert(group["policy_becomes"].get<std::string>());
+  EXPECT_EQ(policies, (std::set<std::string>{"all", "team/act2"}));
+  const PolicyQuestion question{"Service::\"test\"", "Action::\"act0\"", "Thing::\"t0\""};
+  EXPECT_EQ(what_if(filter, {}, other, question)->exit_code, 0) << "the others' forbid is still there";
+  other.folder.clear();
+  EXPECT_EQ(what_if(filter, {}, other, question)->exit_code, 0) << "nothing permits it";
+  PolicyFiles strict;
+  strict.schema =
+      write("app.cedarschema", "entity Thing; action act2 appliesTo { principal: Human, resource: Thing };");
+  const auto refused = parse_json(replay_decisions(filter, strict)->json).value();
+  EXPECT_EQ(refused["differ"], 1) << "the action is declared, but not for agents";
 }
 
 TEST_F(LoggedAuthz, NoTokenIsWrittenAndLongContextsAreLeftOut) {

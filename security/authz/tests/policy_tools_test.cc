@@ -124,6 +124,7 @@ TEST_F(PolicyTools, ValidateWarnsOfOversightThatIsNeverReachedAndOfBadAnnotation
   write("policies/unpermitted.cedar", "@oversight(\"x\") forbid(principal, action == Action::\"write\", resource);");
   write("policies/rated.cedar", "\n@rate(\"often\") permit(principal, action == Action::\"read\", resource);");
   files_.schema.clear();
+  files_.plain_cedar = true;
   const auto result = validate_policies(files_);
   ASSERT_TRUE(result);
   EXPECT_EQ(result->exit_code, 0);
@@ -135,25 +136,127 @@ TEST_F(PolicyTools, ValidateWarnsOfOversightThatIsNeverReachedAndOfBadAnnotation
             "policies/unpermitted.cedar:1:1: warning: policy `unpermitted`: the oversight of `unpermitted` is never "
             "reached: no policy permits any of it\n"
             "5 policies, 0 templates, 3 entities: no errors\n");
+  files_.plain_cedar = false;
+  const auto refused = validate_policies(files_);
+  EXPECT_EQ(refused->exit_code, 1) << "the service would not store it";
+  EXPECT_EQ(plain(refused->text).substr(0, 36), "policies/rated.cedar:2:1: error: pol");
+  EXPECT_EQ(check_policies(files_, question_)->exit_code, 1) << "nor is anything decided by it";
+}
+
+/// What an agent may do, as the service has it: no `Agent` in the schema, actions that nobody declared, oversight,
+/// rates.
+class ServiceRules : public PolicyTools {
+ protected:
+  void SetUp() override {
+    PolicyTools::SetUp();
+    fs::remove_all(folder_ / "policies");
+    fs::create_directories(folder_ / "policies");
+    write("app.cedarschema", R"(entity Ledger; action "payments";
+      action "payments.pay" in ["payments"] appliesTo { principal: [Agent], resource: [Ledger], context: { amount: Long } };)");
+    write("policies/pay.cedar",
+          "@rate(\"3/1m\") permit(principal is Agent, action in Action::\"payments\", resource) when { context.amount "
+          "> 0 };");
+    write("policies/large.cedar",
+          "@oversight(\"large-payments\") forbid(principal, action == Action::\"payments.pay\", resource) "
+          "when { context.amount > 100 };");
+    write("policies/services.cedar",
+          "permit(principal is Service, action, resource) when { context.delegation.root == principal };");
+    write("policies/erring.cedar", "forbid(principal is Human, action, resource) when { context.level > 3 };");
+    write("policies/humans.cedar", "permit(principal is Human, action, resource);");
+    files_.entities.clear();
+  }
+};
+
+TEST_F(ServiceRules, ValidateTakesWhatTheServiceTakes) {
+  const auto result = validate_policies(files_);
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text, "5 policies, 0 templates, 2 entities: no errors\n") << "nor warnings of other actions";
+  files_.plain_cedar = true;
+  EXPECT_EQ(validate_policies(files_)->exit_code, 1) << "for Cedar alone there is no `Agent`";
+  files_.plain_cedar = false;
+  EXPECT_FALSE(validate_policies(files_, {.permissive = true, .level_max = {}}));
+  write("policies/template.cedar", "permit(principal == ?principal, action, resource);");
+  const auto warned = validate_policies(files_);
+  EXPECT_EQ(warned->exit_code, 0);
+  EXPECT_EQ(plain(warned->text).find("policies/template.cedar:1:1: warning: policy `template`: no link makes"), 0u);
+  const auto texts = read_policy_texts(files_);
+  EXPECT_EQ(texts->policies.size(), 5u);
+  EXPECT_EQ(texts->warnings.size(), 1u);
+}
+
+TEST_F(ServiceRules, CheckAndExplainDecideAsTheServiceDoes) {
+  PolicyQuestion question{"Agent::\"scout\"", "Action::\"payments.pay\"", "Ledger::\"main\"", R"({"amount": 50})"};
+  EXPECT_EQ(check_policies(files_, question)->text, "allow\n  decided by policy `pay`\n");
+  question.context = R"({"amount": 500})";
+  const auto oversight = check_policies(files_, question);
+  EXPECT_EQ(oversight->text,
+            "requires_oversight\n  decided by policy `large`\n  a human has to approve: large-payments\n");
+  EXPECT_EQ(oversight->exit_code, 3);
+  EXPECT_EQ(Json::parse(oversight->json)["decision"], "requires_oversight");
+  question.context = R"({"amount": 50, "more": 1})";
+  EXPECT_FALSE(check_policies(files_, question)) << "the schema declares this action";
+
+  const PolicyQuestion service{"Service::\"mailer\"", "Action::\"message.send\"", "Org::\"default\""};
+  EXPECT_EQ(check_policies(files_, service)->text, "allow\n  decided by policy `services`\n") << "it acts for itself";
+  PolicyQuestion chained = service;
+  chained.context = R"({"delegation": {"root": {"__entity": {"type": "Human", "id": "ada"}}}})";
+  EXPECT_EQ(check_policies(files_, chained)->exit_code, 3) << "unless a chain is given";
+
+  const PolicyQuestion human{"Human::\"ada\"", "Action::\"documents.read\"", "Document::\"plan\""};
+  const auto denied = explain_policies(files_, human);
+  EXPECT_NE(denied->text.find("deny\n"), std::string::npos);
+  EXPECT_NE(denied->text.find("  the forbid `erring` failed: "), std::string::npos) << denied->text;
+  files_.plain_cedar = true;
+  files_.schema.clear();
+  EXPECT_EQ(check_policies(files_, human)->exit_code, 0) << "Cedar skips a forbid that fails";
+}
+
+TEST_F(ServiceRules, TablesKnowEveryDecisionAndWhatIsTakenAsGiven) {
+  const std::string pay =
+      R"("principal": "Agent::\"scout\"", "action": "Action::\"payments.pay\"", "resource": "Ledger::\"main\"")";
+  const auto row = [&](const std::string& rest) { return "{" + pay + ", " + rest + "}"; };
+  write("table.json",
+        "[" + row(R"("context": {"amount": 50}, "decision": "allow", "reason": ["pay"])") + "," +
+            row(R"("context": {"amount": -1}, "decision": "deny")") + "," +
+            row(R"("context": {"amount": 500}, "decision": "requires_oversight", "reason": ["large"])") + "," +
+            row(R"("context": {"amount": 500}, "approved": ["large"], "decision": "allow")") + "," +
+            row(R"("context": {"amount": 50}, "admitted": 2, "decision": "allow")") + "," +
+            row(R"("context": {"amount": 500}, "admitted": 3, "decision": "rate_limited")") + "," +
+            row(R"("context": {"amount": 50}, "admitted": 3, "quota_exceeded": true, "decision": "quota_exceeded")") +
+            "," + row(R"("context": {"amount": -1}, "quota_exceeded": true, "decision": "deny")") + "]");
+  const auto result = test_policies(files_, folder_ / "table.json");
+  ASSERT_TRUE(result) << result.error().message();
+  EXPECT_EQ(result->text, "8 passed, 0 failed\n");
+  write("table.json", "[" + row(R"("context": {"amount": 500}, "decision": "deny")") + "," +
+                          row(R"("context": {"amount": 50}, "decision": "perhaps")") + "," +
+                          row(R"("context": {"amount": 50}, "approved": ["pay"], "decision": "allow")") + "]");
+  EXPECT_EQ(test_policies(files_, folder_ / "table.json")->text,
+            "request 1: expected deny, got requires_oversight\n  decided by policy `large`\n"
+            "  a human has to approve: large-payments\n"
+            "request 2: decision: must be one of allow, deny, requires_oversight, rate_limited, quota_exceeded\n"
+            "request 3: approved: `pay` asks for no oversight\n"
+            "0 passed, 3 failed\n");
 }
 
 TEST_F(PolicyTools, PolicyTextsAreThoseOfTheFiles) {
   write("policies/two.cedar",
         "// the first\npermit(principal, action, resource) when { context.a == \";\" };\n\n// the other\n"
         "@id(\"team/own\") forbid(principal, action, resource); // and its end\n");
-  const auto texts = read_policy_texts({folder_ / "policies"}, "");
+  const auto texts = read_policy_texts({{folder_ / "policies"}, {}, {}});
   ASSERT_TRUE(texts) << texts.error().message();
   std::map<std::string, std::string> all;
-  for (const PolicyText& text : *texts) all[text.id] = text.text;
+  for (const PolicyText& text : texts->policies) all[text.id] = text.text;
   ASSERT_EQ(all.size(), 4u);
   EXPECT_EQ(all["two.1"], "// the first\npermit(principal, action, resource) when { context.a == \";\" };\n");
   EXPECT_EQ(all["team/own"], "// the other\n@id(\"team/own\") forbid(principal, action, resource);\n");
   EXPECT_EQ(all["staff"], read("policies/staff.cedar"));
-  const auto in_folder = read_policy_texts({folder_ / "policies/two.cedar"}, "team");
-  EXPECT_EQ(in_folder->at(0).id, "team/two.1");
-  EXPECT_EQ(in_folder->at(1).id, "team/own");
+  PolicyFiles team{{folder_ / "policies/two.cedar"}, {}, {}};
+  team.folder = "team";
+  const auto in_folder = read_policy_texts(team)->policies;
+  EXPECT_EQ(in_folder.at(0).id, "team/two.1");
+  EXPECT_EQ(in_folder.at(1).id, "team/own");
   write("policies/bad.cedar", "permit(principal, action);");
-  EXPECT_FALSE(read_policy_texts({folder_ / "policies"}, ""));
+  EXPECT_FALSE(read_policy_texts({{folder_ / "policies"}, {}, {}}));
 }
 
 TEST_F(PolicyTools, PartialPrintsWhatIsLeftAsPolicies) {
@@ -201,9 +304,10 @@ TEST_F(PolicyTools, PartialMakesAConditionOfSql) {
   question.columns = folder_ / "columns.json";
   const auto result = decide_partially(files_, question);
   ASSERT_TRUE(result) << result.error().message();
-  EXPECT_EQ(result->text, "d.size < $1 AND (d.size > $2) IS NOT TRUE\n-- $1: 10\n-- $2: 100\n");
-  question.erring_forbid_denies = true;
-  EXPECT_EQ(decide_partially(files_, question)->text, "d.size < $1 AND d.size <= $2\n-- $1: 10\n-- $2: 100\n");
+  EXPECT_EQ(result->text, "d.size < $1 AND d.size <= $2\n-- $1: 10\n-- $2: 100\n");
+  files_.plain_cedar = true;
+  EXPECT_EQ(decide_partially(files_, question)->text,
+            "d.size < $1 AND (d.size > $2) IS NOT TRUE\n-- $1: 10\n-- $2: 100\n");
   question.columns.clear();
   EXPECT_FALSE(decide_partially(files_, question));
 }
@@ -229,6 +333,7 @@ TEST_F(PolicyTools, TestRunsATableOfRequests) {
     {"request": {"principal": {"type": "User", "id": "ada"}, "action": "Action::\"read\"", "resource": "Doc::\"plan\"",
      "context": {"mfa": false}}, "decision": "allow"},
     {"principal": "User::\"ada\"", "action": "Action::\"red\"", "resource": "Doc::\"plan\"", "decision": "deny"}])");
+  files_.plain_cedar = true;
   const auto result = test_policies(files_, folder_ / "table.json");
   ASSERT_TRUE(result) << result.error().message();
   EXPECT_EQ(result->text,

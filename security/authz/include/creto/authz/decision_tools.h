@@ -24,15 +24,17 @@ struct DecisionFilter {
 /// policies have errors.
 ///
 /// Without policies, against those that were in force: then a difference means that this program decides otherwise than
-/// the one that logged. Entities are those that were logged; `changed.entities` adds what the log does not know. What
-/// an extension (a quota) or a rate refused stays refused unless the policies are stricter still; what was refused for
-/// its token, its form or trouble is counted apart.
+/// the one that logged. With `changed.folder` they stand in the place of the policies of that folder, and all others
+/// are as they were. With a schema, requests that do not fit it are denied. Entities are those that were logged;
+/// `changed.entities` adds what the log does not know. What an extension (a quota) or a rate refused stays refused
+/// unless the policies are stricter still; what was refused for its token, its form or trouble is counted apart.
 Result<ToolResult> replay_decisions(const DecisionFilter& filter, const PolicyFiles& changed);
 
 /// One request under the policies in force and under `changed`: both decisions, and of each policy that the outcome
 /// hangs on why it applies or not. In force is what the log of `filter` says last, or, where `current` names some,
-/// those. `exit_code` 0: the same outcome, 1: another, 2: the policies have errors. Where the context has no
-/// `delegation`, the principal acts for itself.
+/// those. With `changed.folder` they stand in the place of the policies of that folder. `exit_code` 0: the same
+/// outcome, 1: another, 2: the policies have errors. Where the context has no `delegation`, the principal acts for
+/// itself.
 Result<ToolResult> what_if(const DecisionFilter& filter, const std::vector<std::filesystem::path>& current,
                            const PolicyFiles& changed, const PolicyQuestion& question);
 

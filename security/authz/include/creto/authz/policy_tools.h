@@ -30,20 +30,29 @@ struct PolicyFiles {
   std::vector<std::filesystem::path> policies;
   std::filesystem::path schema;    ///< `.cedarschema`, or `.json`; empty: none
   std::filesystem::path entities;  ///< a JSON array; empty: none
+  /// Cedar alone, as other tools for Cedar would have it. Otherwise all is as in Creto's service: Agent, Human, Service
+  /// and Org need no declaration, actions that the schema does not declare may be named and asked for, a forbid that
+  /// errs denies, `@oversight`, `@rate` and their neighbours count, and `context.delegation` is added for who acts.
+  bool plain_cedar = false;
+  /// Every id begins with "<folder>/"; where a file's does not, that is put before it. Empty: ids are the files'.
+  std::string folder{};
 };
 
 struct ValidateOptions {
-  bool permissive = false;
+  bool permissive = false;            ///< for plain Cedar: the service is strict
   std::optional<unsigned> level_max;  ///< steps from the request's entities
 };
-/// Parses everything there is; with a schema also validates policies and entities. Warns of annotations that the
-/// service would refuse, and of oversight that is never reached.
+/// Parses everything there is; with a schema also validates policies and entities. What the service would refuse is an
+/// error, for plain Cedar a warning; it warns of oversight that is never reached, and of templates that nothing links.
 Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOptions& options = {});
 
-/// Each policy as text of its own, for `Authz::apply_policies`. In a `folder` every id begins with "<folder>/"; where a
-/// file's does not, that is put before it. Errors: invalid_input with everything wrong in the files.
-Result<std::vector<PolicyText>> read_policy_texts(const std::vector<std::filesystem::path>& policies,
-                                                  const std::string& folder);
+/// Each policy as text of its own, for `Authz::apply_policies`, and what to warn of: templates that nothing links are
+/// not among them. Errors: invalid_input with everything wrong in the files.
+struct PolicyTexts {
+  std::vector<PolicyText> policies;
+  std::vector<std::string> warnings;
+};
+Result<PolicyTexts> read_policy_texts(const PolicyFiles& files);
 
 struct FormatFilesOptions {
   bool write = false;       ///< files are rewritten; else the formatted text is the result
@@ -61,7 +70,8 @@ struct PolicyQuestion {
   std::string principal, action, resource;
   std::string context = "{}";  ///< a JSON object
 };
-/// Cedar's decision: exit_code 0 for Allow, 3 for Deny.
+/// The decision: exit_code 0 for Allow, 3 for any other. What the service asks besides is not known here: quotas, other
+/// extensions, and how often something was done.
 Result<ToolResult> check_policies(const PolicyFiles& files, const PolicyQuestion& question);
 /// And why: for each policy whether it applied, else what failed first and the values it saw. `exit_code` 0 either way.
 Result<ToolResult> explain_policies(const PolicyFiles& files, const PolicyQuestion& question);
@@ -78,7 +88,6 @@ struct PartialQuestion {
   std::string principal_type, resource_type;  ///< of an unknown one, such as `Photo`
   std::string context = "{}";                 ///< a JSON object: what is known of it
   std::vector<std::string> unknown;           ///< "context", or attributes such as "context.mfa"
-  bool erring_forbid_denies = false;          ///< as in Creto's service; Cedar skips a forbid that errs
   Form form = Form::cedar;
   std::filesystem::path columns;  ///< where the resources lie: `docs/formats.md`, "Columns"
   bool sqlite = false;            ///< SQL for SQLite, else for PostgreSQL
@@ -91,14 +100,15 @@ struct ResourceQuestion {
   std::string principal, action;
   std::string resource_type;
   std::string context = "{}";
-  bool erring_forbid_denies = false;
 };
 /// The entities of that type, among those of the files, that the principal may act on; one a line.
 Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuestion& question);
 
-/// Runs a table of requests: a JSON array of objects with `principal`, `action`, `resource`, `decision` ("allow" or
-/// "deny") and optionally `name`, `context`, `reason` (ids of the policies that decided), `errors` (of those that
-/// failed). The request may also stand in a member `request`, and entities as `{"type", "id"}`.
+/// Runs a table of requests: a JSON array of objects with `principal`, `action`, `resource`, `decision` ("allow",
+/// "deny", "requires_oversight", "rate_limited", "quota_exceeded") and optionally `name`, `context`, `reason` (ids of
+/// the policies that decided), `errors` (of those that failed). The request may also stand in a member `request`, and
+/// entities as `{"type", "id"}`. Not for plain Cedar, what is to be taken as given: `approved` (ids of forbids with
+/// `@oversight`), `admitted` (how often the same was just admitted, for `@rate`), `quota_exceeded` (true or false).
 Result<ToolResult> test_policies(const PolicyFiles& files, const std::filesystem::path& table);
 
 /// Cedar's conformance data: a tree in the format of its integration tests, or with `workloads` of the Cedar paper's.
