@@ -90,6 +90,9 @@ Result<Doors> open_doors(System& system) {
   rest.address = settings.address;
   rest.port = static_cast<std::uint16_t>(settings.rest_port);
   rest.tls = identity;
+  rest.body_bytes_of = [&dispatcher = *doors.dispatcher](const http::Request& head) {
+    return dispatcher.rest_body_bytes_max(head);
+  };
   doors.rest = CRETO_TRY(http::Server::start_async(rest, doors.dispatcher->rest(), *system.telemetry));
 
   http::ServerOptions health;

@@ -23,12 +23,12 @@ def now():
 
 
 class Doors(Installation):
-    def rest(self, path, body, content_type):
+    def rest(self, path, body, content_type, headers=()):
         with open(os.path.join(self.home, "ports.json"), encoding="utf-8") as file:
             address = json.load(file)["rest"]
         context = ssl.create_default_context(cafile=os.path.join(self.home, "ca.pem"))
         context.load_cert_chain(os.path.join(self.home, "human", "client.pem"), os.path.join(self.home, "human", "client.key"))
-        request = urllib.request.Request(f"https://{address}{path}", json.dumps(body).encode(), {"Content-Type": content_type})
+        request = urllib.request.Request(f"https://{address}{path}", json.dumps(body).encode(), {"Content-Type": content_type, **dict(headers)})
         with urllib.request.urlopen(request, context=context, timeout=60) as answer:
             return json.load(answer)["items"]
 
@@ -70,7 +70,18 @@ def play(doors):
     require("error" not in doors.rest("/v1/cloudevents", event, "application/cloudevents+json")[0], "a CloudEvent is refused")
     batch = doors.rest("/v1/cloudevents", [event, {**event, "id": "e-2"}, {"specversion": "1.0"}], "application/cloudevents-batch+json")
     require(batch[0].get("duplicate") and "error" not in batch[1] and batch[2]["error"]["code"] == "MT-400", f"a batch: {batch}")
-    before = {"pages": (2498, 4996), "rooms": (2, 2), "tokens": (2, 6), "visits": (3, 11)}
+    attributes = {"ce-specversion": "1.0", "ce-id": "e-5", "ce-source": "/gate/1", "ce-type": "visits", "ce-subject": HUMAN, "ce-time": at}
+    binary = doors.rest("/v1/cloudevents", {"units": "2"}, "application/json", attributes)
+    require("error" not in binary[0], f"a CloudEvent in headers: {binary}")
+    bad = doors.rest("/v1/cloudevents", {**event, "id": "e-6", "replaces": 5}, "application/cloudevents+json")
+    require(bad[0]["error"]["message"] == "replaces: must be a string", f"a correction by number: {bad}")
+    huge = {**report, "idempotency_key": "r-5", "properties": {"note": "x" * (10 << 20)}}
+    answers = doors.rest("/v1/usage", [huge, report], "application/json")
+    require(answers[0]["error"]["code"].startswith("MT-4") and answers[1].get("duplicate"), f"beside 10 MB: {str(answers)[:400]}")
+    huge = {**event, "id": "e-7", "data": {"note": "x" * (10 << 20)}}
+    answers = doors.rest("/v1/cloudevents", [huge, event], "application/cloudevents-batch+json")
+    require(answers[0]["error"]["code"].startswith("MT-4") and answers[1].get("duplicate"), f"beside 10 MB: {str(answers)[:400]}")
+    before = {"pages": (2498, 4996), "rooms": (2, 2), "tokens": (2, 6), "visits": (4, 13)}
     require(doors.used() == before, f"used: {doors.used()}")
 
     doors.stop(signal.SIGKILL)
@@ -146,7 +157,7 @@ def correct(doors, event, report):
     void = {**event, "id": "e-3", "type": "void", "voids": "key:e-2", "data": {}}
     answers = doors.rest("/v1/cloudevents", [void, {**void, "id": "e-4", "voids": "key:never"}], "application/cloudevents-batch+json")
     require("error" not in answers[0] and answers[1]["error"]["code"] == "MT-404", f"corrections by CloudEvents: {answers}")
-    require(doors.used() == {"pages": (2498, 4996), "rooms": (1, 5), "tokens": (2, 51), "visits": (2, 7)}, f"corrected: {doors.used()}")
+    require(doors.used() == {"pages": (2498, 4996), "rooms": (1, 5), "tokens": (2, 51), "visits": (3, 9)}, f"corrected: {doors.used()}")
     require(not doors.creto("metering", "verify").get("problems"), "corrections do not agree with their events")
     require("key:r-2" in doors.text("metering", "dump"), "no correction is dumped")
 

@@ -178,34 +178,57 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
 
   void read() {
     parser_.emplace();
-    parser_->body_limit(server_->options().body_bytes_max);
+    // How large the body may be depends on what it is for, and so does whether its length is refused.
+    parser_->body_limit(boost::none);
     parser_->header_limit(static_cast<std::uint32_t>(server_->options().header_bytes_max));
     lowest().expires_after(server_->options().read_timeout);
     idle_ = true;
-    beast::http::async_read(
-        stream_, buffer_, *parser_, [self = this->shared_from_this()](error_code error, std::size_t) {
-          self->idle_ = false;
-          if (!error) return self->answer();
-          using Failure = beast::http::error;
-          Error refusal(Product::platform, ErrorKind::invalid_input,
-                        fmt::format("malformed HTTP: {}", error.message()));
-          int status = 400;
-          if (error == Failure::body_limit) {
-            refusal = Error(Product::platform, ErrorKind::too_large,
-                            fmt::format("the body is over {} bytes", self->server_->options().body_bytes_max));
-            status = 413;
-          } else if (error == Failure::header_limit) {
-            refusal = Error(Product::platform, ErrorKind::too_large, "the header is too large");
-            status = 431;
-          } else if (error.category() != beast::http::make_error_code(Failure::end_of_stream).category() ||
-                     error == Failure::end_of_stream || error == Failure::partial_message) {
-            return self->end();
-          }
-          self->last_ = true;
-          Response response = error_response(refusal);
-          response.status = status;
-          self->write(std::move(response), 11);
-        });
+    beast::http::async_read_header(stream_, buffer_, *parser_,
+                                   [self = this->shared_from_this()](error_code error, std::size_t) {
+                                     self->idle_ = false;
+                                     if (error) return self->refuse(error);
+                                     self->read_body();
+                                   });
+  }
+
+  void read_body() {
+    const auto& head = parser_->get();
+    body_bytes_max_ = server_->options().body_bytes_max;
+    if (const auto& limit_of = server_->options().body_bytes_of) {
+      Request request;
+      request.method = std::string(head.method_string());
+      request.target = std::string(head.target());
+      if (const std::size_t limit = limit_of(request); limit > 0) body_bytes_max_ = limit;
+    }
+    if (parser_->content_length().value_or(0) > body_bytes_max_)
+      return refuse(make_error_code(beast::http::error::body_limit));
+    parser_->body_limit(body_bytes_max_);
+    beast::http::async_read(stream_, buffer_, *parser_,
+                            [self = this->shared_from_this()](error_code error, std::size_t) {
+                              if (error) return self->refuse(error);
+                              self->answer();
+                            });
+  }
+
+  void refuse(error_code error) {
+    using Failure = beast::http::error;
+    Error refusal(Product::platform, ErrorKind::invalid_input, fmt::format("malformed HTTP: {}", error.message()));
+    int status = 400;
+    if (error == Failure::body_limit) {
+      refusal =
+          Error(Product::platform, ErrorKind::too_large, fmt::format("the body is over {} bytes", body_bytes_max_));
+      status = 413;
+    } else if (error == Failure::header_limit) {
+      refusal = Error(Product::platform, ErrorKind::too_large, "the header is too large");
+      status = 431;
+    } else if (error.category() != beast::http::make_error_code(Failure::end_of_stream).category() ||
+               error == Failure::end_of_stream || error == Failure::partial_message) {
+      return end();
+    }
+    last_ = true;
+    Response response = error_response(refusal);
+    response.status = status;
+    write(std::move(response), 11);
   }
 
   void answer() {
@@ -294,6 +317,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
   std::optional<beast::http::response<beast::http::string_body>> out_;
   std::uint64_t request_number_ = 0, answered_ = 0;
+  std::size_t body_bytes_max_ = 0;  ///< of the request that is being read
   bool head_ = false, last_ = false, idle_ = false, waiting_ = false;
 };
 

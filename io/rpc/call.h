@@ -61,8 +61,12 @@ class DispatcherImpl final : public Dispatcher {
 
   http::AsyncHandler rest() override;
   void mount(std::string prefix, http::Handler handler) override;
+  std::size_t rest_body_bytes_max(const http::Request& head) const override;
   std::string openapi() const override;
   void stop() override;
+  std::size_t request_bytes_max(const Entry& entry) const {
+    return entry.method.request_bytes_max > 0 ? entry.method.request_bytes_max : options_.request_bytes_max;
+  }
 
   /// Runs `call` here or on a worker, and answers it.
   void dispatch(const Entry& entry, const std::shared_ptr<Call>& call);

@@ -119,6 +119,10 @@ void DispatcherImpl::stop() {
   workers_.stop();
 }
 
+std::size_t DispatcherImpl::rest_body_bytes_max(const http::Request& head) const {
+  return router_->body_bytes_max(head);
+}
+
 http::AsyncHandler DispatcherImpl::rest() {
   return [this](http::Request request, http::Respond respond) {
     if (request.path() == "/openapi.json" && request.method == "GET")

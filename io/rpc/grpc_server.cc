@@ -32,7 +32,8 @@ grpc::Status to_status(const Error& error) {
 /// What gRPC knows of a call, for both kinds of reactor.
 class GrpcCall : public Call {
  public:
-  GrpcCall(grpc::CallbackServerContext* context, const ByteBuffer* request) : context_(context), request_(request) {}
+  GrpcCall(grpc::CallbackServerContext* context, const ByteBuffer* request, std::size_t bytes_max)
+      : context_(context), request_(request), bytes_max_(bytes_max) {}
 
   std::string_view metadata(std::string_view name) const override {
     const auto& all = context_->client_metadata();
@@ -56,6 +57,8 @@ class GrpcCall : public Call {
     return std::max(Nanos(0), Nanos(std::chrono::seconds(left.tv_sec)) + Nanos(left.tv_nsec));
   }
   Result<> parse(Message& request) override {
+    if (request_->Length() > bytes_max_)
+      return Error(Product::platform, ErrorKind::too_large, fmt::format("the request is over {} bytes", bytes_max_));
     // Deserialize empties the buffer it is given; a copy shares the slices.
     ByteBuffer buffer = *request_;
     auto status = grpc::GenericDeserialize<grpc::ProtoBufferReader, Message>(&buffer, &request);
@@ -68,6 +71,7 @@ class GrpcCall : public Call {
  protected:
   grpc::CallbackServerContext* context_;
   const ByteBuffer* request_;
+  const std::size_t bytes_max_;
 };
 
 /// Answers once. gRPC's objects go after `Finish`, and not before it: so the reactor keeps itself alive until OnDone, a
@@ -75,8 +79,9 @@ class GrpcCall : public Call {
 /// more.
 class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
  public:
-  UnaryCall(grpc::CallbackServerContext* context, const ByteBuffer* request, ByteBuffer* response)
-      : GrpcCall(context, request), response_(response) {}
+  UnaryCall(grpc::CallbackServerContext* context, const ByteBuffer* request, std::size_t bytes_max,
+            ByteBuffer* response)
+      : GrpcCall(context, request, bytes_max), response_(response) {}
   void keep(std::shared_ptr<UnaryCall> self) { self_ = std::move(self); }
 
   void answer(const Message& message) override {
@@ -128,7 +133,8 @@ class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
 
 class StreamCall final : public GrpcCall, public grpc::ServerWriteReactor<ByteBuffer> {
  public:
-  StreamCall(grpc::CallbackServerContext* context, const ByteBuffer* request) : GrpcCall(context, request) {}
+  StreamCall(grpc::CallbackServerContext* context, const ByteBuffer* request, std::size_t bytes_max)
+      : GrpcCall(context, request, bytes_max) {}
   void keep(std::shared_ptr<StreamCall> self) { self_ = std::move(self); }
 
   void answer(const Message&) override { CRETO_ASSERT(false); }
@@ -341,7 +347,9 @@ class ExchangeCall final : public grpc::ServerBidiReactor<ByteBuffer, ByteBuffer
 class ExchangeCall::Message final : public GrpcCall {
  public:
   Message(std::shared_ptr<ExchangeCall> exchange, ByteBuffer request)
-      : GrpcCall(exchange->context_, &bytes_), exchange_(std::move(exchange)), bytes_(std::move(request)) {}
+      : GrpcCall(exchange->context_, &bytes_, exchange->dispatcher_.request_bytes_max(exchange->entry_)),
+        exchange_(std::move(exchange)),
+        bytes_(std::move(request)) {}
   ~Message() override { CRETO_ASSERT(settled_); }
 
   std::string_view metadata(std::string_view name) const override {
@@ -450,22 +458,24 @@ class RawService final : public grpc::Service {
     }
     if (entry.method.stream) {
       AddMethod(new grpc::internal::RpcServiceMethod(entry.full_name.c_str(), RpcMethod::SERVER_STREAMING, nullptr));
-      MarkMethodRawCallback(count_++,
-                            new grpc::internal::CallbackServerStreamingHandler<ByteBuffer, ByteBuffer>(
-                                [&dispatcher, &entry](grpc::CallbackServerContext* context, const ByteBuffer* request) {
-                                  auto call = std::make_shared<StreamCall>(context, request);
-                                  call->keep(call);
-                                  StreamCall* reactor = call.get();
-                                  dispatcher.dispatch(entry, std::move(call));
-                                  return reactor;
-                                }));
+      MarkMethodRawCallback(
+          count_++, new grpc::internal::CallbackServerStreamingHandler<ByteBuffer, ByteBuffer>(
+                        [&dispatcher, &entry](grpc::CallbackServerContext* context, const ByteBuffer* request) {
+                          auto call =
+                              std::make_shared<StreamCall>(context, request, dispatcher.request_bytes_max(entry));
+                          call->keep(call);
+                          StreamCall* reactor = call.get();
+                          dispatcher.dispatch(entry, std::move(call));
+                          return reactor;
+                        }));
       return;
     }
     AddMethod(new grpc::internal::RpcServiceMethod(entry.full_name.c_str(), RpcMethod::NORMAL_RPC, nullptr));
     MarkMethodRawCallback(count_++, new grpc::internal::CallbackUnaryHandler<ByteBuffer, ByteBuffer>(
                                         [&dispatcher, &entry](grpc::CallbackServerContext* context,
                                                               const ByteBuffer* request, ByteBuffer* response) {
-                                          auto call = std::make_shared<UnaryCall>(context, request, response);
+                                          auto call = std::make_shared<UnaryCall>(
+                                              context, request, dispatcher.request_bytes_max(entry), response);
                                           call->keep(call);
                                           UnaryCall* reactor = call.get();
                                           dispatcher.dispatch(entry, std::move(call));
@@ -491,7 +501,10 @@ class GrpcServerImpl final : public GrpcServer {
     });
 
     grpc::ServerBuilder builder;
-    builder.SetMaxReceiveMessageSize(static_cast<int>(dispatcher.options().request_bytes_max));
+    // gRPC has one limit for all; each method has its own when the message is there.
+    std::size_t largest = dispatcher.options().request_bytes_max;
+    for (const auto& entry : dispatcher.entries()) largest = std::max(largest, dispatcher.request_bytes_max(*entry));
+    builder.SetMaxReceiveMessageSize(static_cast<int>(largest));
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 64 << 10);
     if (options.port) {

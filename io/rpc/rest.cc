@@ -59,16 +59,17 @@ class RestCall final : public Call {
   }
 
   Result<> parse(Message& message) override {
+    const auto& read = route_.entry->method.read_body;
     if (route_.body.empty()) {
       if (!request_.body.empty() && request_.body != "{}") return invalid("this method takes no body");
-    } else if (!request_.body.empty()) {
+    } else if (!request_.body.empty() || read) {
       std::string_view type = request_.header("content-type");
-      if (!is_json(type)) return invalid(fmt::format("`Content-Type` must be application/json, not `{}`", type));
-      const auto& read = route_.entry->method.read_body;
+      if (!request_.body.empty() && !is_json(type))
+        return invalid(fmt::format("`Content-Type` must be application/json, not `{}`", type));
       const FieldDescriptor* field =
           route_.body == "*" ? nullptr : message.GetDescriptor()->FindFieldByName(route_.body);
       if (read) {
-        CRETO_TRY(read(request_.body, message));
+        CRETO_TRY(read(request_, message));
       } else if (field != nullptr && field->is_repeated()) {
         // A list of things, or one of them.
         const std::size_t begin = request_.body.find_first_not_of(" \t\r\n");
@@ -233,6 +234,17 @@ void Router::add(const Entry& entry) {
     auto place = std::ranges::find_if(routes_, [&](const Route& other) { return more_specific(route, other); });
     routes_.insert(place, std::move(route));
   }
+}
+
+std::size_t Router::body_bytes_max(const http::Request& head) const {
+  const std::string_view path = head.path();
+  if (!path.starts_with('/')) return 0;
+  const auto parts = split(path.substr(1), '/');
+  for (const Route& route : routes_) {
+    if (route.verb == head.method && route.segments.size() <= parts.size() && match(route, parts))
+      return route.entry->method.request_bytes_max;
+  }
+  return 0;
 }
 
 void Router::serve(DispatcherImpl& dispatcher, http::Request request, http::Respond respond) const {

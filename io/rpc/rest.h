@@ -41,6 +41,8 @@ class Router {
  public:
   void add(const Entry& entry);
   void serve(DispatcherImpl& dispatcher, http::Request request, http::Respond respond) const;
+  /// That the method at this path has for itself; 0: none.
+  std::size_t body_bytes_max(const http::Request& head) const;
 
  private:
   std::vector<Route> routes_;  ///< more specific first

@@ -84,6 +84,20 @@ TEST_F(Http, RefusesWhatIsTooLargeOrMalformed) {
   EXPECT_EQ(thrown->body.find("secret"), std::string::npos);
 }
 
+TEST_F(Http, ABodyMayBeLargerWhereItIsForThat) {
+  const auto limit_of = [](const Request& head) { return head.path() == "/bulk" ? std::size_t{1} << 20 : 0; };
+  auto server =
+      Server::start({.port = 0, .body_bytes_max = 1000, .body_bytes_of = limit_of}, echo, no_telemetry()).value();
+  const auto status = [&](const char* path, std::size_t size) {
+    auto answer = client->send(ctx, {.method = "POST", .url = url(*server, path), .body = std::string(size, 'x')});
+    return answer ? answer->status : 0;
+  };
+  EXPECT_EQ(status("/bulk?a=b", 1 << 20), 200);
+  EXPECT_EQ(status("/bulk", (1 << 20) + 1), 413);
+  EXPECT_EQ(status("/other", 1000), 200);
+  EXPECT_EQ(status("/other", 1001), 413);
+}
+
 TEST_F(Http, AnswersALongPollWithoutHoldingAThread) {
   std::mutex mutex;
   std::vector<Respond> waiting;

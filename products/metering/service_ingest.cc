@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::size_t envelopes_max = 1'000;
 constexpr std::size_t records_max = 10'000;
+constexpr std::size_t records_bytes_max = 16 << 20;
 
 Error no_signature(std::string message) {
   return error(ErrorKind::signature_invalid, std::move(message)).with_number(401);
@@ -133,6 +134,10 @@ Result<std::vector<Result<Ingested>>> MeteringService::ingest_records(const Cont
   if (reporter.empty()) return error(ErrorKind::invalid_input, "reporter: is required");
   std::vector<BytesView> records;
   std::vector<Hash256> leaves;
+  std::size_t bytes = 0;
+  for (const auto& record : batch.records) bytes += record.size();
+  if (bytes > records_bytes_max)
+    return error(ErrorKind::too_large, fmt::format("records: must be at most {} bytes together", records_bytes_max));
   records.reserve(batch.records.size());
   leaves.reserve(batch.records.size());
   for (const auto& record : batch.records) {

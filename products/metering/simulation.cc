@@ -13,7 +13,7 @@
 #include "invoicing.h"
 #include "ledger/batch_proof.h"
 #include "rating.h"
-#include "rpc/usage_records.h"
+#include "usage_records.h"
 
 namespace creto::metering {
 namespace {

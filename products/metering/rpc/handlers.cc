@@ -5,7 +5,7 @@
 #include "creto/io/rpc.h"
 #include "creto/metering/metering_rpc.h"
 #include "rpc/convert.h"
-#include "rpc/usage_records.h"
+#include "usage_records.h"
 
 namespace creto::metering {
 
@@ -99,6 +99,9 @@ v1::IngestStreamResponse stream_answer_of(std::span<const Result<Ingested>> answ
 }
 
 constexpr std::size_t reports_max = 1'000;
+/// Of what is taken item by item: one that is much too large is refused in its place, and what we take in bulk is 16
+/// MiB, which is more as JSON.
+constexpr std::size_t batch_bytes_max = 24 << 20;
 
 /// Takes what could be encoded; what could not is refused in its place.
 Result<v1::IngestBatchResponse> take_encoded(const Context& ctx, Metering& metering,
@@ -154,20 +157,20 @@ void register_events(rpc::Service& service, Metering& metering) {
         return answer<v1::IngestResponse>(metering.ingest(ctx, request.event()));
       });
   service.unary<v1::IngestBatchRequest, v1::IngestBatchResponse>(
-      "IngestBatch", {.idempotent = true},
+      "IngestBatch", {.idempotent = true, .request_bytes_max = batch_bytes_max},
       [&metering](const Context& ctx, const v1::IngestBatchRequest& request) -> Result<v1::IngestBatchResponse> {
         const std::vector<std::string> events(request.events().begin(), request.events().end());
         const auto answers = CRETO_TRY(metering.ingest_batch(ctx, events));
         return answers_of(answers);
       });
   service.unary<v1::IngestRecordsRequest, v1::IngestBatchResponse>(
-      "IngestRecords", {.idempotent = true},
+      "IngestRecords", {.idempotent = true, .request_bytes_max = batch_bytes_max},
       [&metering](const Context& ctx, v1::IngestRecordsRequest& request) -> Result<v1::IngestBatchResponse> {
         const auto answers = CRETO_TRY(take_records(ctx, metering, request));
         return answers_of(answers);
       });
   service.exchange<v1::IngestRecordsRequest, v1::IngestStreamResponse>(
-      "IngestStream", {.idempotent = true},
+      "IngestStream", {.idempotent = true, .request_bytes_max = batch_bytes_max},
       [&metering](const Context& ctx, v1::IngestRecordsRequest& request) -> Result<v1::IngestStreamResponse> {
         const auto answers = CRETO_TRY(take_records(ctx, metering, request));
         return stream_answer_of(answers);
@@ -178,7 +181,7 @@ void register_events(rpc::Service& service, Metering& metering) {
         return out;
       });
   service.unary<v1::ReportUsageRequest, v1::IngestBatchResponse>(
-      "ReportUsage", {.idempotent = true, .write_body = json_of_answers},
+      "ReportUsage", {.idempotent = true, .request_bytes_max = batch_bytes_max, .write_body = json_of_answers},
       [&metering](const Context& ctx, const v1::ReportUsageRequest& request) -> Result<v1::IngestBatchResponse> {
         auto records = CRETO_TRY(records_of(request.events()));
         return take_encoded(ctx, metering, std::move(records));
@@ -186,8 +189,14 @@ void register_events(rpc::Service& service, Metering& metering) {
   service.unary<v1::IngestCloudEventsRequest, v1::IngestBatchResponse>(
       "IngestCloudEvents",
       {.idempotent = true,
-       .read_body = [](std::string_view body, v1::IngestCloudEventsRequest& request) -> Result<> {
-         request.set_json(std::string(body));
+       .request_bytes_max = batch_bytes_max,
+       .read_body = [](const http::Request& http, v1::IngestCloudEventsRequest& request) -> Result<> {
+         if (http.header("ce-specversion").empty()) {
+           request.set_json(http.body);
+         } else {
+           std::string event = CRETO_TRY(event_of_headers(http.headers, http.body));
+           request.set_json(std::move(event));
+         }
          return {};
        },
        .write_body = json_of_answers},
@@ -242,7 +251,7 @@ void register_events(rpc::Service& service, Metering& metering) {
 
 void register_plans(rpc::Service& service, Metering& metering) {
   service.unary<v1::ImportPricesRequest, v1::ImportPricesResponse>(
-      "ImportPrices", {.audited = true, .idempotent = true},
+      "ImportPrices", {.audited = true, .idempotent = true, .request_bytes_max = batch_bytes_max},
       [&metering](const Context& ctx, const v1::ImportPricesRequest& request) -> Result<v1::ImportPricesResponse> {
         std::optional<Instant> effective;
         if (request.has_effective()) effective = CRETO_TRY(proto::from_time(request.effective(), "effective"));

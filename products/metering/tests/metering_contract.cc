@@ -270,6 +270,19 @@ TEST_P(MeteringContract, ABatchAnswersForEachEvent) {
   EXPECT_EQ(used[0].events, 2);
 }
 
+TEST_P(MeteringContract, WhatIsMuchTooLargeIsRefusedInItsPlace) {
+  RecordBatch batch{.records = {record(*parent, "small"), std::string(10 << 20, 'x')}};
+  const auto answers = metering->ingest_records(ctx, batch);
+  ASSERT_TRUE(answers) << answers.error().to_string();
+  EXPECT_TRUE(answers->at(0));
+  EXPECT_EQ(code(answers->at(1)), "MT-413");
+  const auto events = metering->ingest_batch(ctx, std::vector<std::string>{std::string(10 << 20, 'x')});
+  ASSERT_TRUE(events) << events.error().to_string();
+  EXPECT_EQ(code(events->at(0)), "MT-413");
+  batch.records.back() = std::string(16 << 20, 'x');
+  EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-413") << "together";
+}
+
 TEST_P(MeteringContract, AnUnknownAgentIsNotFoundAndMayBeTriedAgain) {
   const Identity stranger = Identity::agent(ByteArray<32>{9});
   const contracts::RuntimeUsageEvent usage{"sandbox_terminated", "k", R"({"sandbox_id":"sb-1"})", Decimal(1), {}};

@@ -7,7 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "ledger/batch_proof.h"
-#include "rpc/usage_records.h"
+#include "usage_records.h"
 
 namespace creto::metering {
 namespace {
@@ -150,6 +150,46 @@ TEST(CloudEvents, WhatIsWrongIsNamed) {
   EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"n":18446744073709551615})")),
             "data.n: is beyond 2^53: write it as a string");
   EXPECT_EQ(refused(cloud_event(when + R"(,"data":{"units":"-3"})")), "units `-3`: must be 0 to 10^18");
+}
+
+TEST(CloudEvents, AttributesAreTextsAndGivenOnce) {
+  const std::string when = R"(,"time":"2026-11-10T12:00:00Z")";
+  const auto refused = [](const std::string& text) {
+    const auto encoded = record_of(json(text));
+    const auto again = records_of_json(text, 1).value().at(0);
+    EXPECT_EQ(again ? "taken" : again.error().message(), encoded ? "taken" : encoded.error().message());
+    return encoded ? "taken" : encoded.error().message();
+  };
+  EXPECT_EQ(refused(cloud_event(when + R"(,"replaces":5)")), "replaces: must be a string");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"voids":{"id":"x"})")), "voids: must be a string");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"replaces":"")")), "replaces: must not be empty");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"data_base64":"e30=")")),
+            "data_base64: is not read: `data` must be an object");
+  EXPECT_EQ(refused(cloud_event(when + R"(,"replaces":null,"sequence":7)")), "taken");
+  const auto twice = records_of_json(cloud_event(when + R"(,"voids":"","voids":"key:a")"), 1).value();
+  EXPECT_EQ(twice.at(0).error().message(), "voids: must not be empty");
+}
+
+TEST(CloudEvents, MayHaveTheirAttributesInHeaders) {
+  std::vector<std::pair<std::string, std::string>> headers{
+      {"content-type", "application/json"}, {"ce-specversion", "1.0"}, {"ce-id", "k"},
+      {"ce-source", "gateway%201"},         {"ce-type", "pages"},      {"ce-subject", "service:a"},
+      {"ce-time", "2026-11-10T12:00:00Z"}};
+  const std::string event = event_of_headers(headers, R"({"units":3,"room":"south"})").value();
+  const std::string encoded = records_of_json(event, 1).value().at(0).value();
+  RecordScratch scratch;
+  const auto record = parse_record(as_bytes(encoded), scratch).value();
+  EXPECT_EQ(record.source, "gateway 1");
+  EXPECT_EQ(record.units, "3");
+  EXPECT_EQ(record.property("room"), "south");
+  EXPECT_TRUE(records_of_json(event_of_headers(headers, "").value(), 1).value().at(0)) << "data may be absent";
+  EXPECT_FALSE(event_of_headers(headers, R"({},"subject":"service:b")"));
+  headers.emplace_back("ce-id", "other");
+  EXPECT_EQ(event_of_headers(headers, "{}").error().message(), "ce-id: must be given once");
+  headers.back() = {"ce-voids", "%"};
+  EXPECT_EQ(event_of_headers(headers, "{}").error().message(), "ce-voids: must be percent-encoded");
+  headers.back() = {"ce-voids", "%ff"};
+  EXPECT_FALSE(event_of_headers(headers, "{}"));
 }
 
 TEST(CloudEvents, EachOfAListIsTakenOrRefusedByItself) {

@@ -85,7 +85,9 @@ struct ServerOptions {
   std::size_t workers = 8;  ///< for Handler; further requests wait, over `queue_max` they get 503
   std::size_t queue_max = 256;
   std::size_t connections_max = 1024;
-  std::size_t body_bytes_max = 4 << 20;     ///< above: 413
+  std::size_t body_bytes_max = 4 << 20;  ///< above: 413
+  /// Asked with what came before the body, on an I/O thread: another limit for this one, or 0.
+  std::function<std::size_t(const Request& head)> body_bytes_of = {};
   std::size_t header_bytes_max = 32 << 10;  ///< above: 431
   Nanos read_timeout = std::chrono::seconds(30);
   Nanos handler_timeout = std::chrono::minutes(10);  ///< then 504; the handler's answer is dropped

@@ -110,8 +110,10 @@ struct Rule {
   bool inline_call = false;  ///< runs on the transport's thread: memory only, microseconds
   bool idempotent = false;   ///< reads, and writes that are safe to repeat: documented in OpenAPI
   std::function<Resource(const Req&)> resource = {};
-  /// Instead of protobuf's JSON, for what comes over REST too often for it. Of a unary method whose body is a list.
-  std::function<Result<>(std::string_view body, Req&)> read_body = {};
+  std::size_t request_bytes_max = 0;  ///< instead of the server's; the body of REST counts as it comes
+  /// Instead of protobuf's JSON, for what comes over REST too often for it, or in headers. Of a unary method whose body
+  /// is a list.
+  std::function<Result<>(const http::Request& request, Req&)> read_body = {};
   std::function<Result<std::string>(const google::protobuf::Message& response)> write_body = {};
 };
 
@@ -153,10 +155,11 @@ struct Method {
   bool audited;
   bool inline_call;
   bool idempotent;
+  std::size_t request_bytes_max;             ///< 0: the server's
   const google::protobuf::Message* request;  ///< prototypes
   const google::protobuf::Message* response;
   std::function<Resource(const google::protobuf::Message&)> resource;
-  std::function<Result<>(std::string_view, google::protobuf::Message&)> read_body;
+  std::function<Result<>(const http::Request&, google::protobuf::Message&)> read_body;
   std::function<Result<std::string>(const google::protobuf::Message&)> write_body;
   /// One of these. `write` may be called later, from another thread, only by `deferred`.
   std::function<void(const Context&, google::protobuf::Message&, const Write&)> unary;
@@ -199,7 +202,7 @@ struct Ports {
 struct DispatcherOptions {
   std::size_t workers = 8;
   std::size_t queue_max = 1024;             ///< calls waiting for a worker; more are refused with `unavailable`
-  std::size_t request_bytes_max = 8 << 20;  ///< 1 KiB to 128 MiB
+  std::size_t request_bytes_max = 8 << 20;  ///< 1 KiB to 128 MiB; of methods without a limit of their own
   std::size_t json_depth_max = 64;
   std::size_t stream_queue_max = 1024;  ///< messages a slow reader may be behind
   std::size_t exchange_window = 8;      ///< messages of one exchange whose answers are not sent; more are not read
@@ -218,6 +221,9 @@ class Dispatcher {
   /// REST: for http::Server::start_async. Also serves /openapi.json; 404 for a path that belongs to no method. Streams
   /// are for gRPC alone.
   virtual http::AsyncHandler rest() = 0;
+  /// How large a request's body may be, by its first line and headers: for http::ServerOptions::body_bytes_of. 0: as
+  /// others.
+  virtual std::size_t rest_body_bytes_max(const http::Request& head) const = 0;
   /// REST requests below `prefix` ("/v1/files/") go to `handler`, on a worker, before any method; whether they are
   /// permitted is for the handler to see. Before serving.
   virtual void mount(std::string prefix, http::Handler handler) = 0;
@@ -307,6 +313,7 @@ class Service {
     m.audited = rule.audited;
     m.inline_call = rule.inline_call;
     m.idempotent = rule.idempotent;
+    m.request_bytes_max = rule.request_bytes_max;
     m.request = &Req::default_instance();
     m.response = &Res::default_instance();
     if (rule.resource) {
@@ -315,8 +322,8 @@ class Service {
       };
     }
     if (rule.read_body) {
-      m.read_body = [read = std::move(rule.read_body)](std::string_view body, google::protobuf::Message& request) {
-        return read(body, static_cast<Req&>(request));
+      m.read_body = [read = std::move(rule.read_body)](const http::Request& http, google::protobuf::Message& request) {
+        return read(http, static_cast<Req&>(request));
       };
     }
     m.write_body = std::move(rule.write_body);

@@ -1,4 +1,4 @@
-#include "rpc/usage_records.h"
+#include "usage_records.h"
 
 #include <fmt/format.h>
 #include <simdjson.h>
@@ -6,8 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
+#include "creto/common/json.h"
+#include "creto/io/http_server.h"
 #include "creto/io/proto.h"
 #include "ledger/usage_record.h"
 #include "names.h"
@@ -56,15 +60,19 @@ class CloudEvent {
 
   void clear() {
     attributes_ = {};
+    given_ = {};
     members_ = 0;
   }
-  /// Others than those of usage are nothing to us.
-  Result<> set(std::string_view name, std::string_view value) {
+  /// Others than those of usage are nothing to us. `value`: none where it is not a text.
+  Result<> set(std::string_view name, std::optional<std::string_view> value) {
+    if (name == "data_base64") return invalid(name, "is not read: `data` must be an object");
     const auto found = std::ranges::find(names, name);
     if (found == names.end()) return {};
-    std::string_view& attribute = attributes_[static_cast<std::size_t>(found - names.begin())];
-    if (!attribute.empty()) return invalid(name, "must be given once");
-    attribute = value;
+    const auto which = static_cast<std::size_t>(found - names.begin());
+    if (!value) return invalid(name, "must be a string");
+    if (value->empty()) return invalid(name, "must not be empty");
+    if (std::exchange(given_[which], true)) return invalid(name, "must be given once");
+    attributes_[which] = *value;
     return {};
   }
   Result<> add(std::string_view name, std::string_view value) {
@@ -131,6 +139,7 @@ class CloudEvent {
   static constexpr std::array<std::string_view, 8> names{"specversion", "id",   "source",   "type",
                                                          "subject",     "time", "replaces", "voids"};
   std::array<std::string_view, names.size()> attributes_{};
+  std::array<bool, names.size()> given_{};
   std::array<PropertyView, members_max> data_{};
   std::array<PropertyView, members_max> properties_{};
   std::array<std::array<char, 32>, members_max> numbers_{};
@@ -155,7 +164,10 @@ Result<std::string> record_of(const dom::element& element, CloudEvent& event, En
   for (const auto& [name, value] : object) {
     std::string_view text;
     if (name != "data") {
-      if (value.get(text) == simdjson::SUCCESS) CRETO_TRY(event.set(name, text));
+      // An attribute that is null is not there.
+      if (value.is_null()) continue;
+      const bool is_text = value.get(text) == simdjson::SUCCESS;
+      CRETO_TRY(event.set(name, is_text ? std::optional(text) : std::nullopt));
       continue;
     }
     dom::object data;
@@ -209,7 +221,9 @@ Result<std::string> record_of(const v1::UsageReport& report) {
 Result<std::string> record_of(const Struct& event) {
   CloudEvent cloud_event;
   for (const auto& [name, value] : event.fields()) {
-    if (value.kind_case() == Value::kStringValue) CRETO_TRY(cloud_event.set(name, value.string_value()));
+    if (name == "data" || value.kind_case() == Value::kNullValue) continue;
+    const bool is_text = value.kind_case() == Value::kStringValue;
+    CRETO_TRY(cloud_event.set(name, is_text ? std::optional<std::string_view>(value.string_value()) : std::nullopt));
   }
   if (const auto data = event.fields().find("data"); data != event.fields().end()) {
     if (data->second.kind_case() != Value::kStructValue) return invalid("data", "must be an object");
@@ -231,6 +245,29 @@ Result<std::string> record_of(const Struct& event) {
   }
   Encoder encoder;
   return cloud_event.encode(encoder);
+}
+
+Result<std::string> event_of_headers(const std::vector<std::pair<std::string, std::string>>& headers,
+                                     std::string_view data) {
+  constexpr std::string_view prefix = "ce-";
+  constexpr std::size_t attributes_max = 64;
+  Json event = Json::object();
+  for (const auto& [name, value] : headers) {
+    if (!name.starts_with(prefix)) continue;
+    if (event.size() == attributes_max)
+      return invalid(name.substr(0, 64), fmt::format("is over {} attributes", attributes_max));
+    const auto text = http::percent_decode(value, false);
+    if (!text) return invalid(name.substr(0, 64), "must be percent-encoded");
+    if (!event.emplace(name.substr(prefix.size()), *text).second)
+      return invalid(name.substr(0, 64), "must be given once");
+  }
+  if (event.contains("data")) return invalid("ce-data", "is the body");
+  if (!data.empty()) event["data"] = CRETO_TRY(parse_json(data, {.bytes_max = data.size()}));
+  try {
+    return event.dump();
+  } catch (const Json::type_error&) {
+    return invalid("headers", "must be UTF-8");
+  }
 }
 
 Result<std::vector<Result<std::string>>> records_of_json(std::string_view cloud_events, std::size_t events_max) {
