@@ -21,6 +21,7 @@
 #include "hash.h"
 #include "override_token.h"
 #include "override_use.h"
+#include "policy_verdicts.h"
 #include "reach.h"
 #include "resource_filter.h"
 #include "service_entities.h"
@@ -34,7 +35,10 @@ namespace {
 constexpr std::size_t batch_max = 1'000;
 constexpr std::size_t filter_max = 1'000;
 constexpr std::size_t sources_max = 8;
+constexpr std::size_t verdicts_max = 100;
+constexpr std::size_t problems_max = 100;
 constexpr Nanos grant_max = std::chrono::days(30);
+constexpr Nanos overrides_kept = 2 * grant_max;
 constexpr Nanos idempotency_window = std::chrono::hours(24);
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
@@ -255,6 +259,11 @@ class AuthzService final : public Authz {
   Decision admit(const Context& ctx, const CheckRequest& request) override {
     return answer(ctx, request, *snapshots_.pin(), true);
   }
+  Decision check_naming(const Context& ctx, const CheckRequest& request, bool counts,
+                        std::vector<PolicyId>& matched) override {
+    matched.clear();
+    return answer(ctx, request, *snapshots_.pin(), counts, &matched);
+  }
 
   std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) override {
     const auto snapshot = snapshots_.pin();
@@ -272,11 +281,21 @@ class AuthzService final : public Authz {
 
   Explanation explain(const Context& ctx, const CheckRequest& request) override {
     const auto snapshot = snapshots_.pin();
-    Explanation explanation{.decision = Allow{}, .reasons = {}, .errors = {}, .lifted = {}};
+    Explanation explanation;
+    explanation.decided_by = to_string(DecidedBy::policies);
     PolicyDecision decided = evaluate(ctx, request, *snapshot, &explanation, nullptr);
     if (!std::holds_alternative<Deny>(decided.decision)) {
+      const std::size_t before = decided.decision.index();
       limit(request, decided, false);
-      restrict(ctx, request, *snapshot, decided.decision);
+      if (decided.decision.index() != before) {
+        explanation.decided_by = to_string(DecidedBy::rate);
+        explanation.decided_by_name = permits_of(explanation);
+      }
+      const std::string_view extension = restrict(ctx, request, *snapshot, decided.decision);
+      if (!extension.empty()) {
+        explanation.decided_by = to_string(DecidedBy::extension);
+        explanation.decided_by_name = extension;
+      }
     }
     explanation.decision = std::move(decided.decision);
     return explanation;
@@ -533,11 +552,13 @@ class AuthzService final : public Authz {
         return error(ErrorKind::conflict, fmt::format("the approval `{}` was used by `{}`", request.to_string(), *use));
       }
       CRETO_TRY(store::revoke_override(tx, ctx.org, request));
+      CRETO_TRY(store::forget_overrides(tx, tx.now() - overrides_kept));
       auto record = audit::AuditRecord::of(ctx, "override_revoked", "oversight:request:" + request.to_string());
       CRETO_TRY(audit::record(tx, ctx, std::move(record)));
-      auto revoked = state.revoked ? *state.revoked : std::set<RequestId>();
-      revoked.insert(request);
-      state.revoked = std::make_shared<const std::set<RequestId>>(std::move(revoked));
+      auto revoked = state.revoked ? *state.revoked : std::map<RequestId, Instant>();
+      std::erase_if(revoked, [&](const auto& one) { return one.second < tx.now() - overrides_kept; });
+      revoked.emplace(request, tx.now());
+      state.revoked = std::make_shared<const std::map<RequestId, Instant>>(std::move(revoked));
       return true;
     });
   }
@@ -550,9 +571,9 @@ class AuthzService final : public Authz {
     });
   }
 
-  Result<RequestId> verify_override(const Context& ctx, const CheckRequest& request) override {
-    const OverrideToken token = CRETO_TRY(tokens_.verify(ctx.org, request));
-    return token.request;
+  Result<VerifiedOverride> verify_override(const Context& ctx, const CheckRequest& request) override {
+    OverrideToken token = CRETO_TRY(tokens_.verify(ctx.org, request));
+    return VerifiedOverride{token.request, token.expires_at, std::move(token.lifts)};
   }
 
   Result<> consume_override(sql::Tx& tx, const Context& ctx, const CheckRequest& request,
@@ -612,10 +633,13 @@ class AuthzService final : public Authz {
   // --- deciding
   // ---------------------------------------------------------------------------------------------------------
 
-  Decision answer(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, bool counts) {
+  /// `matched`, unless null, is told which policies determined Cedar's own answer; a cache does not know.
+  Decision answer(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, bool counts,
+                  std::vector<PolicyId>* matched = nullptr) {
     Trail trail;
     const OrgState* state = snapshot.org(ctx.org);
-    const bool cacheable = state && !snapshot.stale && options_.cache_entries != 0 && request.override_token.empty();
+    const bool cacheable =
+        state && !snapshot.stale && options_.cache_entries != 0 && request.override_token.empty() && matched == nullptr;
     DecisionCache::Place place;
     std::optional<CacheNote> note;
     if (cacheable || log_) {
@@ -637,7 +661,7 @@ class AuthzService final : public Authz {
     }
     PolicyDecision decided{Allow{}, {}, rate};
     if (!known) {
-      decided = evaluate(ctx, request, snapshot, nullptr, log_ ? &trail : nullptr);
+      decided = evaluate(ctx, request, snapshot, nullptr, log_ ? &trail : nullptr, matched);
       if (cacheable) {
         probe_.miss();
         // With the one rate that it depends on, if any: a choice of several is made anew each time.
@@ -712,9 +736,10 @@ class AuthzService final : public Authz {
   }
 
   PolicyDecision evaluate(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
-                          Explanation* explanation, Trail* trail) {
-    const auto denied = [trail](DecidedBy by, std::string reason, bool transient) -> PolicyDecision {
+                          Explanation* explanation, Trail* trail, std::vector<PolicyId>* matched = nullptr) {
+    const auto denied = [&](DecidedBy by, std::string reason, bool transient) -> PolicyDecision {
       if (trail) trail->by = by;
+      if (explanation) explanation->decided_by = to_string(by);
       return {Deny{.reason = std::move(reason), .policy = {}, .transient = transient}, {}};
     };
     if (is_stale(snapshot)) return denied(DecidedBy::trouble, "the policies in force cannot be established", true);
@@ -749,7 +774,7 @@ class AuthzService final : public Authz {
     };
     const bool decided =
         state->engine.evaluate(scratch, state->entities, sources_.empty() ? nullptr : &overlay, view,
-                               explanation ? cedar::Detail::all : cedar::Detail::decision, what_failed);
+                               explanation || matched ? cedar::Detail::all : cedar::Detail::decision, what_failed);
     if (!decided) {
       const Error trouble = entities.trouble().value_or(
           error(ErrorKind::too_large, fmt::format("an entity has more than {} ancestors", cedar::ancestors_max)));
@@ -759,27 +784,45 @@ class AuthzService final : public Authz {
     const cedar::Evaluation& evaluation = scratch.result;
     for (const auto& [policy, failure] : evaluation.errors) probe_.policy_failed(ctx, policy->id, failure);
     PolicyDecision result = decide(evaluation, lifts);
+    if (matched) *matched = ids_of(evaluation.reasons());
+    if (explanation) {
+      explanation->snapshot = state->version;
+      explanation->lifted = result.lifted;
+      explanation->reasons = ids_of(evaluation.reasons());
+      for (const auto& [policy, failure] : evaluation.errors)
+        explanation->errors.emplace_back(policy->id, failure.message());
+      std::sort(explanation->errors.begin(), explanation->errors.end());
+      explanation->policies =
+          verdicts_of(*state, cedar_request(request), entities, verdicts_max, explanation->policies_left_out);
+    }
     if (trail) {
       trail->add_policies(evaluation, result);
       trail->add_entities(entities.take_loaded());
       if (!lifts.empty()) trail->make_further().lifts = std::move(lifts);
     }
-    if (explanation) {
-      explanation->snapshot = state->version;
-      explanation->lifted = result.lifted;
-      for (const auto* policy : evaluation.reasons()) explanation->reasons.push_back(policy->id);
-      for (const auto& [policy, failure] : evaluation.errors) {
-        explanation->errors.emplace_back(policy->id, failure.message());
-      }
-      std::sort(explanation->reasons.begin(), explanation->reasons.end());
-      std::sort(explanation->errors.begin(), explanation->errors.end());
-    }
     return result;
   }
 
-  /// Lets the extensions make `decision` stricter.
-  void restrict(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot, Decision& decision) {
-    if (snapshot.extensions.empty()) return;
+  static std::vector<PolicyId> ids_of(const std::vector<const cedar::PlannedPolicy*>& policies) {
+    std::vector<PolicyId> ids;
+    for (const auto* policy : policies) ids.push_back(policy->id);
+    std::sort(ids.begin(), ids.end());
+    return ids;
+  }
+
+  static std::string permits_of(const Explanation& explanation) {
+    std::string names;
+    for (const PolicyVerdict& one : explanation.policies)
+      if (!one.forbids && one.outcome == PolicyVerdict::Outcome::applies)
+        names += (names.empty() ? "" : ", ") + one.policy;
+    return names;
+  }
+
+  /// Lets the extensions make `decision` stricter. The last that did; empty where none did.
+  std::string_view restrict(const Context& ctx, const CheckRequest& request, const Snapshot& snapshot,
+                            Decision& decision) {
+    std::string_view by;
+    if (snapshot.extensions.empty()) return by;
     Monotonic begin = clock_.monotonic();
     for (const auto& one : snapshot.extensions) {
       Extension& extension = one->extension;
@@ -801,15 +844,20 @@ class AuthzService final : public Authz {
         failure = opinion.error().message();
       } else if (*opinion && !allowed(**opinion)) {
         // An objection is one, however late.
-        if (outranks(**opinion, decision)) decision = **std::move(opinion);
+        if (outranks(**opinion, decision)) {
+          decision = **std::move(opinion);
+          by = extension.name();
+        }
         failure.clear();
       }
       if (!failure.empty() && extension.denies_on_failure()) {
         decision =
             Deny{.reason = fmt::format("`{}` failed: {}", extension.name(), failure), .policy = {}, .transient = true};
+        by = extension.name();
       }
-      if (std::holds_alternative<Deny>(decision)) return;
+      if (std::holds_alternative<Deny>(decision)) return by;
     }
+    return by;
   }
 
   // --- changing
@@ -910,11 +958,16 @@ class AuthzService final : public Authz {
     return state ? warnings_of(*state, ids) : std::vector<std::string>();
   }
   static std::vector<std::string> warnings_of(const OrgState& state, std::span<const PolicyId> ids) {
-    const bool forbids = std::any_of(ids.begin(), ids.end(), [&](const PolicyId& id) {
-      const auto policy = state.policies.find(id);
-      return policy && policy->planned->ast.effect == cedar::Effect::forbid;
-    });
+    bool forbids = false;
     std::vector<std::string> warnings;
+    for (const PolicyId& id : ids) {
+      const auto policy = state.policies.find(id);
+      if (!policy) continue;
+      forbids = forbids || policy->planned->ast.effect == cedar::Effect::forbid;
+      if (!state.schema || warnings.size() >= problems_max) continue;
+      for (const auto& problem : state.schema->validate(policy->planned->ast).warnings)
+        warnings.push_back(fmt::format("policy `{}`: {}", id, cedar::to_string(problem)));
+    }
     if (!forbids) return warnings;
     std::vector<PolicyTable::Entry> kept;
     state.policies.for_each([&](const PolicyTable::Entry& policy) {
@@ -925,6 +978,7 @@ class AuthzService final : public Authz {
     for (const auto& policy : kept) views.push_back({policy->stored.id, policy->planned->ast});
     for (const Unreachable& one : unreachable_oversight(views, ids, false)) warnings.push_back(one.to_string());
     std::sort(warnings.begin(), warnings.end());
+    if (warnings.size() > problems_max) warnings.resize(problems_max);
     return warnings;
   }
 
@@ -968,6 +1022,16 @@ class AuthzService final : public Authz {
     return cedar::to_error(findings.errors);
   }
 
+  static std::vector<std::string_view> lines_of(std::string_view text) {
+    std::vector<std::string_view> lines;
+    while (!text.empty()) {
+      const auto end = std::min(text.find('\n'), text.size());
+      lines.push_back(text.substr(0, end));
+      text.remove_prefix(std::min(end + 1, text.size()));
+    }
+    return lines;
+  }
+
   static void stamp(sql::Tx& tx, const Context& ctx, Policy& policy, const LoadedPolicy* before) {
     policy.version = before ? before->stored.version + 1 : 1;
     policy.updated_at = tx.now();
@@ -985,16 +1049,24 @@ class AuthzService final : public Authz {
       result.removed.push_back(entry->stored.id);
       changes.emplace_back(entry, nullptr);
     }
+    std::string problems;
+    std::size_t refused = 0;
     for (const auto& [id, text] : wanted) {
       const auto before = state.policies.find(id);
       if (before && before->stored.text == text) continue;
       auto loaded =
           load(state, Policy{.id = id, .text = text, .version = 0, .updated_at = {}, .updated_by = {}}, before.get());
-      if (!loaded) return error(loaded.error().kind(), fmt::format("policy `{}`: {}", id, loaded.error().message()));
+      if (!loaded) {
+        for (const std::string_view line : lines_of(loaded.error().message()))
+          problems += fmt::format("{}policy `{}`: {}", problems.empty() ? "" : "\n", id, line);
+        if (++refused == problems_max) break;
+        continue;
+      }
       if (tx != nullptr) stamp(*tx, ctx, loaded->stored, before.get());
       (before ? result.changed : result.added).push_back(id);
       changes.emplace_back(before, std::make_shared<const LoadedPolicy>(*std::move(loaded)));
     }
+    if (refused > 0) return error(ErrorKind::invalid_input, std::move(problems));
     if (state.policies.size() + result.added.size() - result.removed.size() > options_.policies_max)
       return error(ErrorKind::resource_exhausted, fmt::format("at most {} policies", options_.policies_max));
     for (const auto& [before, after] : changes) {
@@ -1177,7 +1249,7 @@ class AuthzService final : public Authz {
       state->policies = PolicyTable(std::move(policies));
       if (rows.schema) state->schema = CRETO_TRY(load_schema(*std::move(rows.schema)));
       load_entities(*state, std::move(rows.entities));
-      state->revoked = std::make_shared<const std::set<RequestId>>(rows.revoked.begin(), rows.revoked.end());
+      state->revoked = std::make_shared<const std::map<RequestId, Instant>>(std::move(rows.revoked));
       state->plan();
       next->orgs.emplace(org, std::move(state));
     }

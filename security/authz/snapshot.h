@@ -119,7 +119,7 @@ struct OrgState {
   std::shared_ptr<const LoadedSchema> schema;  ///< null: none
   cedar::EntityStore entities;
   cedar::Engine engine;
-  std::shared_ptr<const std::set<RequestId>> revoked;  ///< whose override token was withdrawn; null: none
+  std::shared_ptr<const std::map<RequestId, Instant>> revoked;  ///< whose override token was withdrawn when; null: none
   /// Those of policies with `@rate`, by their number; null: none.
   std::shared_ptr<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>> rates;
 

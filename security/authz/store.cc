@@ -103,10 +103,10 @@ Result<std::map<std::string, OrgRows>> load_all(sql::Tx& tx) {
     Entity entity = CRETO_TRY(entity_from_json(doc));
     orgs[row.text(0)].entities.push_back(std::move(entity));
   }
-  const auto revoked = CRETO_TRY(tx.query("SELECT org, request FROM authz_override_revocations"));
+  const auto revoked = CRETO_TRY(tx.query("SELECT org, request, revoked_at FROM authz_override_revocations"));
   for (const sql::Row row : revoked) {
     const RequestId request = CRETO_TRY(RequestId::parse(row.text(1)));
-    orgs[row.text(0)].revoked.push_back(request);
+    orgs[row.text(0)].revoked.emplace(request, row.instant(2));
   }
   return orgs;
 }
@@ -278,6 +278,12 @@ Result<> revoke_override(sql::Tx& tx, const std::string& org, const RequestId& r
       tx.exec("INSERT INTO authz_override_revocations (org, request, revoked_at) VALUES ($1, $2, $3) "
               "ON CONFLICT (org, request) DO NOTHING",
               {org, request.to_string(), tx.now()}));
+  return {};
+}
+
+Result<> forget_overrides(sql::Tx& tx, Instant before) {
+  CRETO_TRY(tx.exec("DELETE FROM authz_override_uses WHERE used_at < $1", {before}));
+  CRETO_TRY(tx.exec("DELETE FROM authz_override_revocations WHERE revoked_at < $1", {before}));
   return {};
 }
 

@@ -20,7 +20,7 @@ struct OrgRows {
   std::vector<Policy> policies;
   std::optional<PolicySchema> schema;
   std::vector<Entity> entities;
-  std::vector<RequestId> revoked;
+  std::map<RequestId, Instant> revoked;  ///< and when
 };
 Result<std::map<std::string, OrgRows>> load_all(sql::Tx& tx);
 Result<std::map<std::string, std::int64_t>> versions(sql::Tx& tx);
@@ -59,5 +59,7 @@ Result<bool> is_override_revoked(sql::Tx& tx, const std::string& org, const Requ
 /// False where another operation was first.
 Result<bool> use_override(sql::Tx& tx, const std::string& org, const RequestId& request, std::string_view operation);
 Result<> revoke_override(sql::Tx& tx, const std::string& org, const RequestId& request);
+/// Uses and revocations before then, of all organizations.
+Result<> forget_overrides(sql::Tx& tx, Instant before);
 
 }  // namespace creto::authz::store

@@ -20,6 +20,15 @@ class AuthzClient final : public Authz {
   }
   Decision admit(const Context& ctx, const CheckRequest& request) override { return decide(ctx, "Admit", request, {}); }
 
+  Decision check_naming(const Context& ctx, const CheckRequest& request, bool counts,
+                        std::vector<PolicyId>& matched) override {
+    matched.clear();
+    v1::CheckRequest proto;
+    to_proto(request, proto);
+    proto.set_name_policies(true);
+    return counts ? decide(ctx, "Admit", proto, {}, &matched) : decide(ctx, "Check", proto, repeatable, &matched);
+  }
+
   std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) override {
     v1::CheckBatchRequest proto;
     for (const CheckRequest& request : requests) to_proto(request, *proto.add_requests());
@@ -44,7 +53,7 @@ class AuthzClient final : public Authz {
     v1::CheckRequest proto;
     to_proto(request, proto);
     const auto failed = [](const Error& error) {
-      return Explanation{.decision = not_decided(error), .reasons = {}, .errors = {}, .lifted = {}, .snapshot = 0};
+      return Explanation{.decision = not_decided(error), .decided_by = "trouble"};
     };
     auto response = call<v1::ExplainResponse>(ctx, "Explain", proto, repeatable);
     if (!response) return failed(response.error());
@@ -192,11 +201,11 @@ class AuthzClient final : public Authz {
     const auto response = CRETO_TRY(call<v1::IsOverrideOpenResponse>(ctx, "IsOverrideOpen", request, repeatable));
     return response.open();
   }
-  Result<RequestId> verify_override(const Context& ctx, const CheckRequest& request) override {
+  Result<VerifiedOverride> verify_override(const Context& ctx, const CheckRequest& request) override {
     v1::CheckRequest proto;
     to_proto(request, proto);
     const auto response = CRETO_TRY(call<v1::VerifyOverrideResponse>(ctx, "VerifyOverride", proto, repeatable));
-    return proto::from_id<RequestId>(response.request_id(), "request_id");
+    return from_proto(response);
   }
   Result<> consume_override(sql::Tx& tx, const Context& ctx, const CheckRequest& request,
                             std::string_view operation_id) override {
@@ -228,8 +237,13 @@ class AuthzClient final : public Authz {
   Decision decide(const Context& ctx, std::string_view method, const CheckRequest& request, rpc::CallOptions options) {
     v1::CheckRequest proto;
     to_proto(request, proto);
-    auto response = call<v1::CheckResponse>(ctx, method, proto, options);
+    return decide(ctx, method, proto, options);
+  }
+  Decision decide(const Context& ctx, std::string_view method, const v1::CheckRequest& request,
+                  rpc::CallOptions options, std::vector<PolicyId>* matched = nullptr) {
+    auto response = call<v1::CheckResponse>(ctx, method, request, options);
     if (!response) return not_decided(response.error());
+    if (matched) matched->assign(response->matched_policies().begin(), response->matched_policies().end());
     auto decision = from_proto(response->decision());
     if (!decision) return not_decided(decision.error());
     return *std::move(decision);

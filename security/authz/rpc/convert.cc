@@ -178,16 +178,68 @@ void to_proto(const Explanation& explanation, v1::ExplainResponse& out) {
   }
   for (const PolicyId& id : explanation.lifted) out.add_lifted(id);
   out.set_snapshot(explanation.snapshot);
+  out.set_decided_by(explanation.decided_by);
+  out.set_decided_by_name(explanation.decided_by_name);
+  for (const PolicyVerdict& verdict : explanation.policies) {
+    auto* one = out.add_policies();
+    one->set_policy_id(verdict.policy);
+    one->set_forbids(verdict.forbids);
+    // The outcomes have the same order, behind the one that is not said.
+    one->set_outcome(static_cast<v1::ExplainResponse::Verdict::Outcome>(static_cast<int>(verdict.outcome) + 1));
+    one->set_because(verdict.because);
+    one->set_line(static_cast<std::uint32_t>(verdict.line));
+    one->set_column(static_cast<std::uint32_t>(verdict.column));
+    for (const auto& [expression, value] : verdict.saw) {
+      auto* seen = one->add_saw();
+      seen->set_expression(expression);
+      seen->set_value(value);
+    }
+  }
+  out.set_policies_left_out(static_cast<std::uint32_t>(explanation.policies_left_out));
 }
 
 Result<Explanation> from_proto(const v1::ExplainResponse& response) {
-  Explanation explanation{
-      .decision = Allow{}, .reasons = {}, .errors = {}, .lifted = {}, .snapshot = response.snapshot()};
+  using Verdict = v1::ExplainResponse::Verdict;
+  Explanation explanation;
+  explanation.snapshot = response.snapshot();
+  explanation.decided_by = response.decided_by();
+  explanation.decided_by_name = response.decided_by_name();
+  explanation.policies_left_out = response.policies_left_out();
+  for (const auto& one : response.policies()) {
+    if (one.outcome() < Verdict::OUTCOME_APPLIES || one.outcome() > Verdict::OUTCOME_CONDITION)
+      return bad_field("outcome", "is not known here");
+    PolicyVerdict& verdict = explanation.policies.emplace_back();
+    verdict.policy = one.policy_id();
+    verdict.forbids = one.forbids();
+    verdict.outcome = static_cast<PolicyVerdict::Outcome>(one.outcome() - 1);
+    verdict.because = one.because();
+    verdict.line = one.line();
+    verdict.column = one.column();
+    for (const auto& seen : one.saw()) verdict.saw.emplace_back(seen.expression(), seen.value());
+  }
   explanation.decision = CRETO_TRY(from_proto(response.decision()));
   explanation.reasons.assign(response.matched_policies().begin(), response.matched_policies().end());
   for (const auto& one : response.errors()) explanation.errors.emplace_back(one.policy_id(), one.message());
   explanation.lifted.assign(response.lifted().begin(), response.lifted().end());
   return explanation;
+}
+
+void to_proto(const VerifiedOverride& verified, v1::VerifyOverrideResponse& out) {
+  out.set_request_id(verified.request.to_string());
+  proto::set_time(out.mutable_expires_at(), verified.expires_at);
+  for (const auto& lift : verified.lifts) {
+    auto* one = out.add_lifts();
+    one->set_forbid(lift.forbid);
+    one->set_oversight_policy(lift.oversight_policy);
+  }
+}
+
+Result<VerifiedOverride> from_proto(const v1::VerifyOverrideResponse& response) {
+  const RequestId request = CRETO_TRY(proto::from_id<RequestId>(response.request_id(), "request_id"));
+  const Instant expires_at = CRETO_TRY(proto::from_time(response.expires_at(), "expires_at"));
+  VerifiedOverride verified{request, expires_at, {}};
+  for (const auto& one : response.lifts()) verified.lifts.push_back({one.forbid(), one.oversight_policy()});
+  return verified;
 }
 
 void to_proto(const FilterQuestion& question, v1::FilterResourcesRequest& out) {

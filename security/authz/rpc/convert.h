@@ -17,6 +17,8 @@ void to_proto(const Decision& decision, v1::Decision& out);
 Result<Decision> from_proto(const v1::Decision& decision);
 void to_proto(const Explanation& explanation, v1::ExplainResponse& out);
 Result<Explanation> from_proto(const v1::ExplainResponse& response);
+void to_proto(const VerifiedOverride& verified, v1::VerifyOverrideResponse& out);
+Result<VerifiedOverride> from_proto(const v1::VerifyOverrideResponse& response);
 void to_proto(const FilterQuestion& question, v1::FilterResourcesRequest& out);
 Result<FilterQuestion> from_proto(const v1::FilterResourcesRequest& request);
 void to_proto(const ResourceFilter& filter, v1::FilterResourcesResponse& out);

@@ -21,20 +21,23 @@ constexpr auto of_request = [](const auto& request) { return rpc::Resource{"Appr
 void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
   auto service = dispatcher.service("creto.authz.v1.AuthzService");
 
-  const auto decide = [&authz](Decision (Authz::*ask)(const Context&, const CheckRequest&)) {
-    return [&authz, ask](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::CheckResponse> {
+  const auto decide = [&authz](bool counts) {
+    return [&authz, counts](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::CheckResponse> {
       const CheckRequest check = CRETO_TRY(from_proto(request));
       const Monotonic begin = system_clock().monotonic();
-      const Decision decision = (authz.*ask)(ctx, check);
+      std::vector<PolicyId> matched;
+      const Decision decision = request.name_policies() ? authz.check_naming(ctx, check, counts, matched)
+                                : counts                ? authz.admit(ctx, check)
+                                                        : authz.check(ctx, check);
       v1::CheckResponse response;
+      for (const PolicyId& id : matched) response.add_matched_policies(id);
       response.set_evaluation_time_ns(static_cast<std::uint64_t>((system_clock().monotonic() - begin).count()));
       to_proto(decision, *response.mutable_decision());
       return response;
     };
   };
-  service.unary<v1::CheckRequest, v1::CheckResponse>("Check", {.inline_call = true, .idempotent = true},
-                                                     decide(&Authz::check));
-  service.unary<v1::CheckRequest, v1::CheckResponse>("Admit", {.inline_call = true}, decide(&Authz::admit));
+  service.unary<v1::CheckRequest, v1::CheckResponse>("Check", {.inline_call = true, .idempotent = true}, decide(false));
+  service.unary<v1::CheckRequest, v1::CheckResponse>("Admit", {.inline_call = true}, decide(true));
   service.unary<v1::CheckBatchRequest, v1::CheckBatchResponse>(
       "CheckBatch", {.idempotent = true},
       [&authz](const Context& ctx, const v1::CheckBatchRequest& request) -> Result<v1::CheckBatchResponse> {
@@ -202,10 +205,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       "VerifyOverride", {.idempotent = true},
       [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::VerifyOverrideResponse> {
         const CheckRequest check = CRETO_TRY(from_proto(request));
-        const RequestId id = CRETO_TRY(authz.verify_override(ctx, check));
-        v1::VerifyOverrideResponse response;
-        response.set_request_id(id.to_string());
-        return response;
+        return answer<v1::VerifyOverrideResponse>(authz.verify_override(ctx, check));
       });
 }
 

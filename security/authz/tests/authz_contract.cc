@@ -223,6 +223,91 @@ TEST_P(AuthzContract, WhatDoesNotDependOnTheResourceIsToldAsSuch) {
   EXPECT_EQ(authz->filter_resources(ctx, {.request = request}).error().kind(), ErrorKind::invalid_input);
 }
 
+TEST_P(AuthzContract, ExplainTellsOfEachPolicyInScopeWhyItAppliesOrNot) {
+  add_payment_policies();
+  add("broken", "forbid(principal, action, resource) when { context.amount > 7 && context.nothing };");
+  add("small", R"(forbid(principal, action, resource)
+                    when { principal is Agent && context.amount < 5 };)");
+  add("elsewhere", "permit(principal is Human, action, resource);");
+  const Explanation why = authz->explain(ctx, pay(8));
+  EXPECT_EQ(why.decided_by, "policies");
+  ASSERT_EQ(why.policies.size(), 4u) << "not the one for humans";
+  using Outcome = PolicyVerdict::Outcome;
+  EXPECT_EQ(why.policies[0].policy, "pay");
+  EXPECT_EQ(why.policies[0].outcome, Outcome::applies);
+  EXPECT_FALSE(why.policies[0].forbids);
+  EXPECT_EQ(why.policies[1].policy, "broken");
+  EXPECT_EQ(why.policies[1].outcome, Outcome::failed);
+  EXPECT_THAT(why.policies[1].because, ::testing::HasSubstr("nothing"));
+  EXPECT_EQ(why.policies[2].policy, "large");
+  EXPECT_EQ(why.policies[3],
+            (PolicyVerdict{"small", true, Outcome::condition, "context.amount < 5", 2, 65, {{"context.amount", "8"}}}));
+  EXPECT_EQ(why.policies_left_out, 0u);
+  auto request = pay(1);
+  request.chain = {agent, human};
+  EXPECT_EQ(authz->explain(ctx, request).decided_by, "request");
+  source.failing = true;
+  add("look", "forbid(principal, action, resource) when { principal.gone };");
+  EXPECT_EQ(authz->explain(ctx, pay(8)).decided_by, "trouble");
+}
+
+TEST_P(AuthzContract, ExplainNamesTheRateOrTheExtensionThatRefused) {
+  add("pay", "@rate(\"1/1m\") permit(principal, action, resource);");
+  EXPECT_TRUE(allowed(authz->admit(ctx, pay(1))));
+  Explanation why = authz->explain(ctx, pay(1));
+  EXPECT_TRUE(std::holds_alternative<RateLimited>(why.decision));
+  EXPECT_EQ(why.decided_by, "rate");
+  EXPECT_EQ(why.decided_by_name, "pay");
+  TestExtension mild("mild", 1), quota("quota_enforcer", 100);
+  quota.answer = [] { return std::optional<Decision>(QuotaExceeded{"q", 3, 3, std::nullopt, "full"}); };
+  ASSERT_TRUE(local->register_extension(mild));
+  ASSERT_TRUE(local->register_extension(quota));
+  why = authz->explain(ctx, pay(1));
+  EXPECT_EQ(why.decided_by, "extension");
+  EXPECT_EQ(why.decided_by_name, "quota_enforcer");
+  stop();
+}
+
+TEST_P(AuthzContract, NamesThePoliciesThatDeterminedADecisionWhereItIsAsked) {
+  add_payment_policies();
+  add("also", "permit(principal, action, resource) when { context.amount == 1 };");
+  EXPECT_TRUE(allowed(check(pay(1)))) << "it is in the cache now";
+  std::vector<PolicyId> matched{"before"};
+  EXPECT_TRUE(allowed(authz->check_naming(ctx, pay(1), false, matched)));
+  EXPECT_THAT(matched, ::testing::ElementsAre("also", "pay"));
+  EXPECT_FALSE(allowed(authz->check_naming(ctx, pay(25'000), false, matched)));
+  EXPECT_THAT(matched, ::testing::ElementsAre("large"));
+  ASSERT_TRUE(authz->update_policy(ctx, "pay", "@rate(\"1/1m\") permit(principal, action, resource);", 0));
+  EXPECT_TRUE(allowed(authz->check_naming(ctx, pay(2), false, matched)));
+  EXPECT_TRUE(allowed(authz->check_naming(ctx, pay(2), true, matched)));
+  EXPECT_TRUE(std::holds_alternative<RateLimited>(authz->check_naming(ctx, pay(2), true, matched))) << "it counts";
+}
+
+TEST_P(AuthzContract, AContextThatBringsADelegationOfItsOwnIsNotBelieved) {
+  add("for ada", R"(permit(principal, action, resource)
+                      when { context.delegation.root == Human::"human:ada@example.com" };)");
+  auto request = pay(1);
+  request.chain = {agent};
+  request.context.emplace_back("delegation",
+                               Value::record({{"root", EntityUid{"Human", human.text()}},
+                                              {"depth", 2},
+                                              {"chain", Value::set({Value(EntityUid{"Human", human.text()})})}}));
+  EXPECT_FALSE(allowed(check(request)));
+  request.chain = {human, agent};
+  EXPECT_TRUE(allowed(check(request)));
+  request.context.back().second = "something else";
+  EXPECT_TRUE(allowed(check(request)));
+  ASSERT_TRUE(authz->set_schema(ctx, R"(entity Ledger;
+    action "payments.pay" appliesTo { principal: [Agent], resource: [Ledger], context: {
+      amount: Long, delegation: { root: Human, depth: Long, chain: Set<Human> } } };)"))
+      << "a schema may declare it";
+  request.chain = {agent};
+  request.context.back().second = Value::record({{"root", EntityUid{"Human", human.text()}},
+                                                 {"depth", 2},
+                                                 {"chain", Value::set({Value(EntityUid{"Human", human.text()})})}});
+  EXPECT_FALSE(allowed(check(request)));
+}
+
 TEST_P(AuthzContract, AForbidThatErrsDenies) {
   add("pay", "permit(principal, action, resource);");
   add("broken", "@oversight(\"x\") forbid(principal, action, resource) when { context.nothing };");
@@ -686,6 +771,11 @@ TEST_P(AuthzContract, AppliesManyPoliciesInOneStepOrNone) {
   const auto refused = authz->apply_policies(ctx, next);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().message(), "policy `bad`: line 1, column 44: found `]`, expected an expression");
+  next.policies.push_back({"worse", "permit(principal, action resource) when { ] };"});
+  const std::string both = authz->apply_policies(ctx, next).error().message();
+  EXPECT_THAT(both, ::testing::AllOf(::testing::HasSubstr("policy `bad`: line 1"),
+                                     ::testing::HasSubstr("\npolicy `worse`: line 1")));
+  next.policies.pop_back();
   EXPECT_TRUE(allowed(check(pay(1)))) << "a bad set never replaces a good one";
   next.policies.pop_back();
   next.dry_run = true;
@@ -771,6 +861,13 @@ TEST_P(AuthzContract, WithASchemaWhatDoesNotFitIsRefused) {
   EXPECT_NE(bad.error().message().find("line 1, column"), std::string::npos);
   EXPECT_NE(bad.error().message().find("amount"), std::string::npos)
       << "says what was meant: " << bad.error().message();
+  const auto never = authz->create_policy(
+      ctx, "never", R"(permit(principal is Agent, action == Action::"payments.pay", resource) when { false };)");
+  ASSERT_TRUE(never);
+  EXPECT_THAT(
+      never->warnings,
+      ::testing::ElementsAre(::testing::HasSubstr("policy `never`: line 1, column 1: this policy can never apply")));
+  ASSERT_TRUE(authz->delete_policy(ctx, "never"));
   auto request = pay(1);
   request.context = {{"amount", "one"}};
   EXPECT_FALSE(allowed(check(request)));
@@ -812,6 +909,11 @@ TEST_P(AuthzContract, ATokenLiftsTheNamedForbidForThisVeryAction) {
   EXPECT_EQ(*authz->issue_override(ctx, grant_for(request)), *token);
   request.override_token = *token;
   EXPECT_TRUE(allowed(check(request)));
+  const auto verified = authz->verify_override(ctx, request);
+  ASSERT_TRUE(verified);
+  EXPECT_EQ(verified->request, approval);
+  EXPECT_EQ(verified->expires_at, clock.now() + hours(1));
+  EXPECT_EQ(verified->lifts, grant_for(request).lifts);
   EXPECT_THAT(authz->explain(ctx, request).lifted, ::testing::ElementsAre("large"));
 
   auto other = pay(25'001);
@@ -879,6 +981,24 @@ TEST_P(AuthzContract, ATokenEndsByTimeOrByWithdrawal) {
   EXPECT_EQ(consume(request, "op-1").error().kind(), ErrorKind::expired);
   grant.expires_at = clock.now() + hours(24 * 31);
   EXPECT_FALSE(authz->issue_override(ctx, grant));
+}
+
+TEST_P(AuthzContract, ForgetsUsesAndWithdrawalsThatNoTokenOutlasts) {
+  add_payment_policies();
+  auto request = pay(25'000);
+  request.override_token = *authz->issue_override(ctx, grant_for(request));
+  ASSERT_TRUE(consume(request, "op-1"));
+  const RequestId withdrawn = RequestId::fresh(clock.now());
+  ASSERT_TRUE(authz->revoke_override(ctx, withdrawn));
+  clock.advance(hours(24 * 59));
+  ASSERT_TRUE(authz->revoke_override(ctx, RequestId::fresh(clock.now())));
+  EXPECT_FALSE(*authz->is_override_open(ctx, approval));
+  EXPECT_FALSE(*authz->is_override_open(ctx, withdrawn));
+  clock.advance(hours(24 * 2));
+  ASSERT_TRUE(authz->revoke_override(ctx, RequestId::fresh(clock.now())));
+  EXPECT_TRUE(*authz->is_override_open(ctx, approval)) << "its row is gone";
+  EXPECT_TRUE(*authz->is_override_open(ctx, withdrawn));
+  EXPECT_EQ(consume(request, "op-2").error().kind(), ErrorKind::expired);
 }
 
 TEST_P(AuthzContract, OrganizationsShareNothing) {

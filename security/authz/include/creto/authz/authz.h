@@ -84,13 +84,36 @@ std::string_view to_string(const Decision& decision);
 /// caused by MT-429, rate_limited with its delay; unavailable for a transient Deny. None for Allow.
 std::optional<Error> refusal(Product product, const Decision& decision);
 
+/// What one policy had to do with a request that is in its scope.
+struct PolicyVerdict {
+  enum class Outcome : std::uint8_t {
+    applies,
+    failed,     ///< it erred
+    condition,  ///< a condition was not met
+  };
+  PolicyId policy;
+  bool forbids = false;
+  Outcome outcome = Outcome::applies;
+  std::string because;               ///< the smallest part of the conditions that decided, as Cedar text; how it failed
+  std::size_t line = 0, column = 0;  ///< of that, in the policy's text, counted from 1
+  /// What stands in `because`, and its value: {"context.amount", "500"}. At most 10.
+  std::vector<std::pair<std::string, std::string>> saw;
+  friend bool operator==(const PolicyVerdict&, const PolicyVerdict&) = default;
+};
+
 /// The decision with what led to it.
 struct Explanation {
-  Decision decision;
-  std::vector<PolicyId> reasons;                         ///< policies that determined Cedar's own answer
-  std::vector<std::pair<PolicyId, std::string>> errors;  ///< policies that were skipped because they erred
-  std::vector<PolicyId> lifted;                          ///< forbids that the override token lifted
+  Decision decision = Deny{};
+  std::vector<PolicyId> reasons{};                         ///< policies that determined Cedar's own answer
+  std::vector<std::pair<PolicyId, std::string>> errors{};  ///< policies that were skipped because they erred
+  std::vector<PolicyId> lifted{};                          ///< forbids that the override token lifted
   std::int64_t snapshot = 0;
+  /// Who had the last word: "policies", "rate", "extension", "token", "request" (it is malformed) or "trouble".
+  std::string decided_by{};
+  std::string decided_by_name{};  ///< of the extension; of the permits that had no room
+  /// Those whose scope the request is in: at most 100, those first that apply, then those that failed.
+  std::vector<PolicyVerdict> policies{};
+  std::size_t policies_left_out = 0;  ///< further ones that do not apply
 };
 
 /// Which resources of a type somebody may do something to.
@@ -125,7 +148,8 @@ struct Policy {
   std::int64_t version = 0;  ///< 1 at creation, +1 with each update
   Instant updated_at{};
   std::string updated_by;
-  /// Of what changes it: that a human will never be asked, say. Empty where it is only read.
+  /// Of what changes it: that a human will never be asked, or that it can never apply, say. Empty where it is only
+  /// read.
   std::vector<std::string> warnings = {};
 };
 
@@ -233,6 +257,13 @@ struct OverrideGrant {
   Instant expires_at{};     ///< at most 30 days ahead
 };
 
+/// What a token that was issued for a request says of itself.
+struct VerifiedOverride {
+  RequestId request;  ///< the approval that it comes from
+  Instant expires_at{};
+  std::vector<OverrideGrant::Lift> lifts;
+};
+
 /// Who may do what. Thread-safe.
 ///
 /// Invariant 1: no failure allows. Invariant 2: a check sees one snapshot of policies and stored entities. Invariant 3:
@@ -251,7 +282,11 @@ class Authz {
   virtual Decision admit(const Context& ctx, const CheckRequest& request) = 0;
   /// One decision per request, in order, all by one snapshot. At most 1 000; more are all denied.
   virtual std::vector<Decision> check_batch(const Context& ctx, std::span<const CheckRequest> requests) = 0;
-  /// As `check`, never from the cache.
+  /// As `check`, or where it `counts` as `admit`, and which policies determined Cedar's own answer, by id. Never from
+  /// the cache.
+  virtual Decision check_naming(const Context& ctx, const CheckRequest& request, bool counts,
+                                std::vector<PolicyId>& matched) = 0;
+  /// As `check`, never from the cache. Answers a question and permits nothing: it is not logged.
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
   /// What policies permit without anybody's approval. Rates, quotas and extensions are not asked: `check` each resource
   /// before it is used. Errors: invalid_input, also for what SQL cannot say with these columns, naming policy and
@@ -259,8 +294,8 @@ class Authz {
   /// read.
   virtual Result<ResourceFilter> filter_resources(const Context& ctx, const FilterQuestion& question) = 0;
 
-  /// Errors: invalid_input with line, column and what was expected; already_exists; resource_exhausted over 10 000
-  /// policies.
+  /// Errors: invalid_input with line, column and what was expected, every problem a line; already_exists;
+  /// resource_exhausted over 10 000 policies.
   virtual Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) = 0;
   /// `expected_version` 0 replaces whatever is there. Errors: as above; not_found; conflict on another version.
   virtual Result<Policy> update_policy(const Context& ctx, const PolicyId& id, std::string text,
@@ -270,7 +305,8 @@ class Authz {
   virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;  ///< by id
 
   /// Puts policies in the place of others, all or none, in one snapshot. A policy whose text stays keeps its version.
-  /// Errors: as create_policy, naming the policy; conflict on another version.
+  /// Errors: as create_policy, with the problems of all policies (up to 100), naming the policy; conflict on another
+  /// version.
   virtual Result<AppliedPolicies> apply_policies(const Context& ctx, const PolicyApplication& application) = 0;
   /// Newest first, those before version `before` (0: from the newest). `limit` 1 to 1 000.
   virtual Result<std::vector<PolicyVersion>> list_policy_versions(const Context& ctx, std::int64_t before,
@@ -301,15 +337,16 @@ class Authz {
 
   /// The token of a grant; the same grant gives the same token. Errors: invalid_input.
   virtual Result<std::string> issue_override(const Context& ctx, const OverrideGrant& grant) = 0;
-  /// Withdraws the token of `request`, used or not yet issued. Errors: conflict where it was consumed already.
+  /// Withdraws the token of `request`, used or not yet issued. Remembered for 60 days, which no token outlasts that was
+  /// issued within 30. Errors: conflict where it was consumed already.
   virtual Result<> revoke_override(const Context& ctx, const RequestId& request) = 0;
 
   /// Whether the token of `request` is neither used nor withdrawn.
   virtual Result<bool> is_override_open(const Context& ctx, const RequestId& request) = 0;
 
-  /// That `request.override_token` was issued for exactly this request; the approval it comes from. Memory only, and no
-  /// word on whether it was used or has expired. Errors: permission_denied.
-  virtual Result<RequestId> verify_override(const Context& ctx, const CheckRequest& request) = 0;
+  /// That `request.override_token` was issued for exactly this request; what it says. Memory only, and no word on
+  /// whether it was used or withdrawn, nor is its time looked at. Errors: permission_denied.
+  virtual Result<VerifiedOverride> verify_override(const Context& ctx, const CheckRequest& request) = 0;
 
   /// Uses up `request.override_token` for `operation_id` in the operation's own transaction. The same operation may
   /// repeat. Errors: permission_denied where the token is forged, for something else, revoked or used by another
