@@ -314,6 +314,10 @@ class MessagingService final : public Messaging {
   Result<> acknowledge_for_sandbox(const Context& ctx, const SandboxId& sandbox, const MessageId& message) override {
     return acknowledge(ctx, message, DeliveryState::delivered, {}, sandbox);
   }
+  Result<> refuse_for_sandbox(const Context& ctx, const SandboxId& sandbox, const MessageId& message,
+                              std::string_view reason) override {
+    return acknowledge(ctx, message, DeliveryState::failed, std::string(reason), sandbox);
+  }
 
  private:
   Context service_context(std::string org) const {

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "actions.h"
+#include "backlog.h"
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
 #include "creto/common/assert.h"
@@ -97,6 +98,33 @@ Result<> check_spec(const SandboxSpec& spec) {
   return {};
 }
 
+Json egress_json(const std::vector<EgressRule>& rules) {
+  Json list = Json::array();
+  for (const auto& rule : rules)
+    list.push_back({{"host", rule.host}, {"port", rule.port}, {"verdict", to_string(rule.verdict)}});
+  return list;
+}
+
+authz::Value egress_value(const std::vector<EgressRule>& rules) {
+  std::vector<authz::Value> list;
+  for (const auto& rule : rules)
+    list.push_back(authz::Value::record(
+        {{"host", rule.host}, {"port", static_cast<std::int64_t>(rule.port)}, {"verdict", to_string(rule.verdict)}}));
+  return authz::Value::set(std::move(list));
+}
+
+/// How a sandbox is set up, whole: what an attestation vouches for, and what an approval is bound to.
+Json config_json(const SandboxSpec& spec) {
+  return {{"command", spec.command},
+          {"environment", spec.environment},
+          {"working_directory", spec.working_directory},
+          {"egress", egress_json(spec.egress)},
+          {"cpu_millicores", spec.limits.cpu_millicores},
+          {"memory_bytes", spec.limits.memory_bytes},
+          {"pids", spec.limits.pids},
+          {"time_ns", std::to_string(spec.limits.time.count())}};
+}
+
 bool matches(const EgressRule& rule, const EgressTarget& target) {
   if (rule.port != 0 && rule.port != target.port) return false;
   if (rule.host == "*" || rule.host == target.host) return true;
@@ -139,6 +167,7 @@ class RuntimeService final : public Runtime {
     drivers_.clear();
     proxy_.reset();
     hub_.reset();
+    backlog_.finish();
   }
 
   Result<> open() {
@@ -152,7 +181,7 @@ class RuntimeService final : public Runtime {
     CRETO_TRY(make_directory(options_.state_directory, 0700));
     CRETO_TRY(make_directory(options_.state_directory + "/sandboxes", 0700));
     init_program_ = CRETO_TRY(install_init_program(options_.state_directory));
-    doors_ = std::make_unique<AgentDoors>(services_, events_, approvals_, gateway_tasks_, std::move(actions));
+    doors_ = std::make_unique<AgentDoors>(services_, events_, approvals_, gateway_tasks_, backlog_, std::move(actions));
     CRETO_TRY(services_.nhi.ensure_service(events_.service_context("default"), events_.service()));
 
     CRETO_TRY(driver_for(options_.runtime_class));
@@ -526,20 +555,25 @@ class RuntimeService final : public Runtime {
     if (runtime_class != options_.runtime_class && std::find(more.begin(), more.end(), runtime_class) == more.end())
       return invalid(fmt::format("runtime_class: `{}` is not offered here", runtime_class.substr(0, 64)));
     auto* driver = CRETO_TRY(driver_for(runtime_class));
-    const auto arguments = CRETO_TRY(canonical_json(Json{{"image", spec.image},
-                                                         {"command", spec.command},
-                                                         {"runtime_class", runtime_class},
-                                                         {"cpu_millicores", spec.limits.cpu_millicores},
-                                                         {"memory_bytes", std::to_string(spec.limits.memory_bytes)},
-                                                         {"secrets", spec.secrets}}));
+    auto whole = config_json(spec);
+    whole["image"] = spec.image;
+    whole["image_digest"] = image.digest;
+    whole["runtime_class"] = runtime_class;
+    whole["secrets"] = spec.secrets;
+    whole["child"] = parent.has_value();
+    whole["parent"] = parent ? parent->to_string() : "";
+    const auto arguments = CRETO_TRY(canonical_json(whole));
     const authz::CheckRequest check{asking.agent,
                                     asking.chain,
                                     "sandbox.spawn",
                                     {"Image", spec.image},
+                                    // Of the same types as in `arguments`, which oversight shows to the same policies.
                                     {{"cpu_millicores", static_cast<std::int64_t>(spec.limits.cpu_millicores)},
                                      {"memory_bytes", static_cast<std::int64_t>(spec.limits.memory_bytes)},
+                                     {"pids", static_cast<std::int64_t>(spec.limits.pids)},
                                      {"runtime_class", runtime_class},
-                                     {"child", parent.has_value()}},
+                                     {"child", parent.has_value()},
+                                     {"egress", egress_value(spec.egress)}},
                                     crypto::sha3_256(as_bytes(arguments)),
                                     spec.override_token};
     const auto description = fmt::format("start a sandbox from image `{}`", spec.image);
@@ -839,15 +873,18 @@ class RuntimeService final : public Runtime {
     return other.sandbox;
   }
 
-  void revoke_secrets(const SandboxRecord& record) {
-    if (record.secret_delegation.empty() || !services_.vault) return;
+  /// An error is one that may pass; what stands in the way for good is logged, and their time ends them.
+  Result<> revoke_secrets(const SandboxRecord& record) {
+    if (record.secret_delegation.empty() || !services_.vault) return {};
     const auto id = vault::SecretDelegationId::parse(record.secret_delegation);
     auto ctx = Context::of(record.sandbox.agent, record.sandbox.delegation_chain);
     ctx.org = record.org;
     auto revoked = services_.vault->revoke_delegation(ctx, *id);
-    if (!revoked && revoked.error().kind() != ErrorKind::not_found)
-      services_.telemetry.error("runtime", "secrets_not_revoked",
-                                {{"sandbox", record.sandbox.id.to_string()}, {"error", revoked.error().to_string()}});
+    if (revoked || revoked.error().kind() == ErrorKind::not_found) return {};
+    services_.telemetry.error("runtime", "secrets_not_revoked",
+                              {{"sandbox", record.sandbox.id.to_string()}, {"error", revoked.error().to_string()}});
+    if (revoked.error().retryable()) return std::move(revoked).error();
+    return {};
   }
 
   /// The sandbox that the caller's key stands for: another one, where a parallel call was quicker. Key, approval and
@@ -948,17 +985,13 @@ class RuntimeService final : public Runtime {
     const auto driver = CRETO_TRY(driver_for(sandbox.runtime_class));
     Json chain = Json::array();
     for (const auto& link : sandbox.delegation_chain) chain.push_back(link.text());
-    Json egress = Json::array();
-    for (const auto& rule : record.egress)
-      egress.push_back(fmt::format("{}:{} {}", rule.host, rule.port, to_string(rule.verdict)));
-    const auto config = CRETO_TRY(canonical_json(Json{{"command", sandbox.command},
-                                                      {"environment", record.environment},
-                                                      {"working_directory", record.working_directory},
-                                                      {"egress", std::move(egress)},
-                                                      {"cpu_millicores", sandbox.limits.cpu_millicores},
-                                                      {"memory_bytes", std::to_string(sandbox.limits.memory_bytes)},
-                                                      {"pids", sandbox.limits.pids},
-                                                      {"time_ns", std::to_string(sandbox.limits.time.count())}}));
+    SandboxSpec spec;
+    spec.command = sandbox.command;
+    spec.environment = record.environment;
+    spec.working_directory = record.working_directory;
+    spec.egress = record.egress;
+    spec.limits = sandbox.limits;
+    const auto config = CRETO_TRY(canonical_json(config_json(spec)));
     Attestation attestation;
     attestation.document =
         CRETO_TRY(canonical_json(Json{{"schema_version", 1},
@@ -1105,7 +1138,6 @@ class RuntimeService final : public Runtime {
     }
     for (const auto& child : children) finish(child, TerminationReason::manual, "its parent ended", std::nullopt);
     discard(live);
-    revoke_secrets(record);
     auto& sandbox = record.sandbox;
     if (sandbox.ready_at) {
       // Whoever sees its end sees all that it wrote, also after a power cut.
@@ -1135,9 +1167,12 @@ class RuntimeService final : public Runtime {
                                {{"sandbox", record.sandbox.id.to_string()}, {"error", noted.error().to_string()}});
   }
 
-  /// What happened is recorded, however long the database takes to come back.
+  /// What happened is recorded, however long the database takes to come back. Only what holds no secret any more has
+  /// ended: what is not yet recorded as ended a later process takes up.
   void record_end(const Live& live, const SandboxRecord& record, const SandboxUsage& usage, Nanos pause) {
-    auto recorded = record.sandbox.ready_at ? try_record_end(record, usage) : try_record_failed_spawn(record, usage);
+    auto recorded = revoke_secrets(record);
+    if (recorded)
+      recorded = record.sandbox.ready_at ? try_record_end(record, usage) : try_record_failed_spawn(record, usage);
     if (!recorded && recorded.error().kind() != ErrorKind::conflict) {
       services_.telemetry.error("runtime", "termination_not_recorded",
                                 {{"sandbox", record.sandbox.id.to_string()}, {"error", recorded.error().to_string()}});
@@ -1226,19 +1261,29 @@ class RuntimeService final : public Runtime {
     auto ctx = Context::of(record.sandbox.agent, record.sandbox.delegation_chain);
     ctx.org = record.org;
     ctx.deadline = services_.clock.monotonic() + std::chrono::seconds(10);
-    auto verdict = EgressVerdict::require_authz;
-    std::string why = "authorization";
-    for (const auto* rules : {&record.egress, &options_.egress}) {
+    const auto first_of = [&](const std::vector<EgressRule>& rules) -> const EgressRule* {
       const auto rule =
-          std::find_if(rules->begin(), rules->end(), [&](const EgressRule& r) { return matches(r, target); });
-      if (rule == rules->end()) continue;
-      verdict = rule->verdict;
-      if (verdict != EgressVerdict::require_authz) why = fmt::format("rule {}:{}", rule->host, rule->port);
-      break;
+          std::find_if(rules.begin(), rules.end(), [&](const EgressRule& r) { return matches(r, target); });
+      return rule == rules.end() ? nullptr : &*rule;
+    };
+    // Whoever spawns writes the sandbox' own rules: they deny or ask for more, and never permit. Only the
+    // installation's stand above policy.
+    const EgressRule* own = first_of(record.egress);
+    const EgressRule* common = first_of(options_.egress);
+    const auto says = [](const EgressRule* rule, EgressVerdict verdict) { return rule && rule->verdict == verdict; };
+    auto verdict = EgressVerdict::require_authz;
+    const EgressRule* decides = nullptr;
+    if (says(own, EgressVerdict::deny) || says(common, EgressVerdict::deny)) {
+      verdict = EgressVerdict::deny;
+      decides = says(own, EgressVerdict::deny) ? own : common;
+    } else if (says(common, EgressVerdict::allow) && !says(own, EgressVerdict::require_authz)) {
+      verdict = EgressVerdict::allow;
+      decides = common;
     }
+    const std::string why = decides ? fmt::format("rule {}:{}", decides->host, decides->port) : "authorization";
     std::optional<Error> refusal;
     if (verdict == EgressVerdict::deny)
-      refusal = Error(Product::runtime, ErrorKind::egress_denied, "denied by the sandbox' rules");
+      refusal = Error(Product::runtime, ErrorKind::egress_denied, fmt::format("denied by {}", why));
     if (verdict == EgressVerdict::require_authz) {
       const auto decision =
           services_.authz.admit(ctx, {record.sandbox.agent,
@@ -1274,26 +1319,25 @@ class RuntimeService final : public Runtime {
       if (it == live_.end()) return;
       live = it->second;
     }
-    const auto& record = *live->record;
-    auto ctx = Context::of(record.sandbox.agent, record.sandbox.delegation_chain);
-    ctx.org = record.org;
-    const auto recorded = [&]() -> Result<> {
-      contracts::RuntimeUsageEvent usage;
-      usage.usage_type = "network_egress";
-      usage.idempotency_key = "egress:" + EventId::fresh(services_.clock.now()).to_string();
-      usage.units = Decimal(static_cast<std::int64_t>(bytes));
-      usage.properties = CRETO_TRY(canonical_json(Json{{"sandbox_id", record.sandbox.id.to_string()},
-                                                       {"destination", closed.target.text()},
-                                                       {"bytes_transferred", std::to_string(bytes)},
-                                                       {"bytes_out", std::to_string(closed.bytes_out)},
-                                                       {"bytes_in", std::to_string(closed.bytes_in)}}));
-      auto event = CRETO_TRY(events_.usage(record.org, record.sandbox.agent, record.sandbox.delegation_chain, usage));
-      return sql::write(services_.database, ctx, [&](sql::Tx& tx) { return Events::publish(tx, ctx, {event}); });
-    }();
     services_.telemetry.counter("runtime_egress_bytes_total", "Bytes through the egress proxy, both ways").add(bytes);
-    if (!recorded)
-      services_.telemetry.error("runtime", "egress_not_recorded",
-                                {{"sandbox", record.sandbox.id.to_string()}, {"error", recorded.error().to_string()}});
+    contracts::RuntimeUsageEvent usage;
+    usage.usage_type = "network_egress";
+    usage.idempotency_key = "egress:" + EventId::fresh(services_.clock.now()).to_string();
+    usage.units = Decimal(static_cast<std::int64_t>(bytes));
+    usage.properties = Json{{"sandbox_id", live->id.to_string()},
+                            {"destination", closed.target.text()},
+                            {"bytes_transferred", std::to_string(bytes)},
+                            {"bytes_out", std::to_string(closed.bytes_out)},
+                            {"bytes_in", std::to_string(closed.bytes_in)}}
+                           .dump();
+    backlog_.record("egress of " + live->id.to_string(), [this, record = *live->record, usage]() -> Result<> {
+      const auto& sandbox = record.sandbox;
+      auto ctx = Context::of(sandbox.agent, sandbox.delegation_chain);
+      ctx.org = record.org;
+      ctx.deadline = services_.clock.monotonic() + std::chrono::seconds(10);
+      auto event = CRETO_TRY(events_.usage(record.org, sandbox.agent, sandbox.delegation_chain, usage));
+      return sql::write(services_.database, ctx, [&](sql::Tx& tx) { return Events::publish(tx, ctx, {event}); });
+    });
   }
 
   // --- after a restart
@@ -1401,7 +1445,8 @@ class RuntimeService final : public Runtime {
   Approvals approvals_;
   ImageStore images_;
   std::string init_program_;
-  Tasks tasks_;          ///< beginnings and ends of sandboxes
+  Tasks tasks_;  ///< beginnings and ends of sandboxes
+  Backlog backlog_{tasks_, services_.telemetry};
   Tasks gateway_tasks_;  ///< what agents ask; may wait for models, upstreams and humans' databases
   std::unique_ptr<AgentDoors> doors_;
   std::unique_ptr<ControlHub> hub_;

@@ -259,6 +259,11 @@ Result<> RuntimeStore::update(sql::Tx& tx, const OperationRecord& record) {
   return {};
 }
 
+Result<> RuntimeStore::remove(sql::Tx& tx, const OperationRecord& record) {
+  CRETO_TRY(tx.exec("DELETE FROM runtime_operations WHERE org = $1 AND id = $2 AND done = 0", {record.org, record.id}));
+  return {};
+}
+
 Result<std::optional<OperationRecord>> RuntimeStore::find_operation(sql::Tx& tx, const std::string& org,
                                                                     const Identity& agent, std::string_view kind,
                                                                     const std::string& key) {

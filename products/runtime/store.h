@@ -61,6 +61,8 @@ class RuntimeStore {
 
   static Result<> insert(sql::Tx& tx, const OperationRecord& record, Instant now);
   static Result<> update(sql::Tx& tx, const OperationRecord& record);
+  /// Unless it is done.
+  static Result<> remove(sql::Tx& tx, const OperationRecord& record);
   static Result<std::optional<OperationRecord>> find_operation(sql::Tx& tx, const std::string& org,
                                                                const Identity& agent, std::string_view kind,
                                                                const std::string& key);

@@ -154,6 +154,10 @@ class MessagingClient final : public Messaging {
   Result<> acknowledge_for_sandbox(const Context& ctx, const SandboxId& sandbox, const MessageId& message) override {
     return acknowledge(ctx, message, DeliveryState::delivered, {}, sandbox);
   }
+  Result<> refuse_for_sandbox(const Context& ctx, const SandboxId& sandbox, const MessageId& message,
+                              std::string_view reason) override {
+    return acknowledge(ctx, message, DeliveryState::failed, std::string(reason), sandbox);
+  }
 
  private:
   /// Everything here is safe to repeat: sending by its message id, the rest by its nature.

@@ -21,6 +21,8 @@ namespace {
 
 constexpr std::string_view send_operation = "runtime.send";
 constexpr Nanos idempotency_window = std::chrono::hours(24);
+constexpr std::size_t receive_messages_max = 32;
+constexpr int receive_looks_max = 8;
 
 Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 Error turned_off(std::string_view what) {
@@ -37,6 +39,17 @@ ReservationId hold_of(const std::string& operation) {
   const auto id = ActionId::parse(operation);
   CRETO_ASSERT(id.has_value());
   return ReservationId::from_bytes(id->bytes());
+}
+
+Json message_json(const OpenedMessage& opened) {
+  const bool text = is_valid_utf8(opened.body);
+  return {{"message_id", opened.id.to_string()},
+          {"from", opened.sender.text()},
+          {"topic", opened.topic},
+          {"verified", opened.verified},
+          {"sent_at", to_rfc3339(opened.sent_at)},
+          {"body", text ? opened.body : base64(as_bytes(opened.body))},
+          {"encoding", text ? "text" : "base64"}};
 }
 
 }  // namespace
@@ -90,8 +103,7 @@ Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
   }
   if (auto refusal = authz::refusal(Product::runtime, decision)) return refused(ctx, request, std::move(*refusal));
 
-  // A token is bound to these very arguments and used up later: who approved it has seen the cost.
-  if (cost && services_.costs && request.override_token.empty()) {
+  if (cost && services_.costs) {
     const contracts::BillableEvent event{"action", request.principal, request.chain, *cost};
     for (const auto period :
          {contracts::BillingPeriod::transaction, contracts::BillingPeriod::hour, contracts::BillingPeriod::day,
@@ -104,6 +116,8 @@ Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
         return refused(ctx, request,
                        Error(Product::runtime, ErrorKind::quota_exceeded, text + " exceeded")
                            .with_cause(Error(Product::metering, ErrorKind::quota_exceeded, text)));
+      // A token is bound to these very arguments and used up later: who approved it has seen the cost.
+      if (!request.override_token.empty()) continue;
       auto status = CRETO_TRY(ask(ctx, request, sandbox, arguments, description, reasoning,
                                   {{trigger->policy_id, {}, std::nullopt, trigger->approvers}}, {text}));
       return std::optional(std::move(status));
@@ -114,12 +128,13 @@ Result<std::optional<contracts::ApprovalStatus>> Approvals::require(
 
 // --- actions ---------------------------------------------------------------------------------------------------------
 
-AgentDoors::AgentDoors(RuntimeServices& services, Events& events, Approvals& approvals, Tasks& tasks,
+AgentDoors::AgentDoors(RuntimeServices& services, Events& events, Approvals& approvals, Tasks& tasks, Backlog& backlog,
                        std::map<std::string, ActionDeclaration> actions)
     : services_(services),
       events_(events),
       approvals_(approvals),
       tasks_(tasks),
+      backlog_(backlog),
       actions_(std::move(actions)),
       client_(http::Client::create(services.clock)),
       bell_(services.database.signal(contracts::SandboxMessenger::queue_signal), tasks) {}
@@ -205,9 +220,7 @@ Result<ActionOutcome> AgentDoors::act(const Context& ctx, const Resident& reside
     return {};
   });
   if (!begun) {
-    if (services_.limits)
-      if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
-        services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+    release(ctx, operation);
     // Another request with the same key was quicker.
     if (begun.error().kind() == ErrorKind::already_exists)
       return Error(Product::runtime, ErrorKind::unavailable, "the same operation is being performed; repeat")
@@ -299,10 +312,14 @@ Result<ActionOutcome> AgentDoors::perform(const Context& ctx, OperationRecord op
   // `conflict`: a parallel repeat recorded the same outcome of the same operation.
   if (!done && done.error().kind() != ErrorKind::conflict) return std::move(done).error();
   // What succeeded settles its hold by its usage event.
-  if (services_.limits && !succeeded)
-    if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
-      services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+  if (!succeeded) release(ctx, operation);
   return ActionOutcome{operation.status, operation.result, std::nullopt};
+}
+
+void AgentDoors::release(const Context& ctx, const OperationRecord& operation) {
+  if (!services_.limits) return;
+  if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
+    services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
 }
 
 Result<> AgentDoors::resume() {
@@ -350,6 +367,23 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
   const auto request = CRETO_TRY(read_completion(body, resident.sandbox));
   const auto canonical = CRETO_TRY(canonical_json(body));
   const auto hash = hex(crypto::sha3_256(as_bytes(canonical)));
+  if (ctx.idempotency_key.empty()) return call_model(ctx, resident, request, hash);
+
+  // A sandbox has one runtime, so this one knows of every call that is under way.
+  const auto call = fmt::format("{}\n{}\n{}", resident.org, resident.agent.text(), ctx.idempotency_key);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!calls_.insert(call).second)
+      return Error(Product::runtime, ErrorKind::unavailable, "the same call is under way; repeat").with_retryable(true);
+  }
+  auto answer = call_model(ctx, resident, request, hash);
+  const std::lock_guard lock(mutex_);
+  calls_.erase(call);
+  return answer;
+}
+
+Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& resident,
+                                           const inference::CompletionRequest& request, const std::string& hash) {
   const auto earlier =
       CRETO_TRY(sql::read(services_.database, ctx, [&](sql::Tx& tx) -> Result<std::optional<OperationRecord>> {
         return RuntimeStore::find_operation(tx, resident.org, resident.agent, "inference", ctx.idempotency_key);
@@ -381,9 +415,10 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
                             request.model,
                             hash,
                             {},
-                            true,
-                            200,
+                            false,
+                            0,
                             {}};
+  // Of a process that died while it called: nobody knows of an answer.
   if (earlier) operation.id = earlier->id;
   if (services_.limits) {
     // The prompt is counted by the provider only; a token is at least a byte and usually four.
@@ -406,14 +441,22 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
                    "the model cannot be called")
           .with_cause(std::move(held).error());
   }
-  const auto release = [&] {
-    if (!services_.limits) return;
-    if (auto released = services_.limits->release(ctx, hold_of(operation.id)); !released)
-      services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
-  };
+  if (!earlier) {
+    const auto begun =
+        sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::insert(tx, operation, tx.now()); });
+    if (!begun) {
+      release(ctx, operation);
+      return Error(begun.error());
+    }
+  }
   auto response = services_.inference->complete(ctx, request);
   if (!response) {
-    release();
+    release(ctx, operation);
+    // What was not answered is no operation; where this is not written, the repeat calls again all the same.
+    const auto forgotten =
+        sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::remove(tx, operation); });
+    if (!forgotten)
+      services_.telemetry.warn("runtime", "operation_not_removed", {{"error", forgotten.error().to_string()}});
     return std::move(response).error();
   }
   Json answer = {
@@ -430,6 +473,8 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
         {"total_tokens", response->usage.total()}}}};
   if (response->flagged)
     answer["creto_injection"] = {{"score", response->flagged->score}, {"rules", response->flagged->rules}};
+  operation.done = true;
+  operation.status = 200;
   operation.result = answer.dump();
 
   contracts::RuntimeUsageEvent usage;
@@ -444,15 +489,19 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
                                                    {"reservation_id", hold_of(operation.id).to_string()},
                                                    {"output_tokens", response->usage.completion_tokens},
                                                    {"reasoning_tokens", response->usage.reasoning_tokens}}));
-  auto event = CRETO_TRY(events_.usage(resident.org, resident.agent, resident.chain, usage));
-  CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
-    if (!earlier) {
-      CRETO_TRY(RuntimeStore::insert(tx, operation, tx.now()));
+  // The model has answered: that is a fact and an answer, whatever the database says to it now.
+  backlog_.record("tokens of " + operation.id, [this, resident, operation, usage]() -> Result<> {
+    auto own = Context::of(resident.agent, resident.chain);
+    own.org = resident.org;
+    own.deadline = services_.clock.monotonic() + std::chrono::seconds(10);
+    auto event = CRETO_TRY(events_.usage(resident.org, resident.agent, resident.chain, usage));
+    auto written = sql::write(services_.database, own, [&](sql::Tx& tx) -> Result<> {
       CRETO_TRY(RuntimeStore::update(tx, operation));
-    }
-    CRETO_TRY(Events::publish(tx, ctx, {event}));
-    return {};
-  }));
+      return Events::publish(tx, own, {event});
+    });
+    if (!written && written.error().kind() == ErrorKind::conflict) return {};  // it was, and we did not learn of it
+    return written;
+  });
   return operation.result;
 }
 
@@ -522,25 +571,27 @@ Result<std::string> AgentDoors::seal_and_send(const Context& ctx, const Resident
 
 Result<Json> AgentDoors::receive(const Context& ctx, const Resident& resident) {
   if (!services_.messenger || !services_.endpoint) return turned_off("messaging");
-  const auto received = CRETO_TRY(services_.messenger->receive_for_sandbox(ctx, resident.sandbox, 32));
   Json list = Json::array();
-  for (const auto& message : received) {
-    auto opened = services_.endpoint->open(ctx, resident.agent, message);
-    if (!opened) {
-      services_.telemetry.warn(
-          "runtime", "message_not_opened",
-          {{"message", message.message.message_id.to_string()}, {"error", opened.error().to_string()}});
-      continue;
+  // What cannot be opened leaves the queue and makes room for what is behind it; but nobody keeps a gateway busy with
+  // it.
+  for (int look = 0, refused = 1; look < receive_looks_max && refused > 0 && list.empty(); ++look) {
+    refused = 0;
+    const auto received =
+        CRETO_TRY(services_.messenger->receive_for_sandbox(ctx, resident.sandbox, receive_messages_max));
+    for (const auto& message : received) {
+      auto opened = services_.endpoint->open(ctx, resident.agent, message);
+      if (opened) {
+        list.push_back(message_json(*opened));
+        continue;
+      }
+      const auto& id = message.message.message_id;
+      services_.telemetry.warn("runtime", "message_not_opened",
+                               {{"message", id.to_string()}, {"error", opened.error().to_string()}});
+      if (opened.error().retryable()) continue;
+      const auto reason = fmt::format("it cannot be opened: {}", opened.error().message());
+      CRETO_TRY(services_.messenger->refuse_for_sandbox(ctx, resident.sandbox, id, legible(reason, 1024)));
+      ++refused;
     }
-    Json one = {{"message_id", opened->id.to_string()},
-                {"from", opened->sender.text()},
-                {"topic", opened->topic},
-                {"verified", opened->verified},
-                {"sent_at", to_rfc3339(opened->sent_at)}};
-    const bool text = is_valid_utf8(opened->body);
-    one["body"] = text ? opened->body : base64(as_bytes(opened->body));
-    one["encoding"] = text ? "text" : "base64";
-    list.push_back(std::move(one));
   }
   return list;
 }

@@ -3,10 +3,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
 #include <variant>
 
 #include "actions.h"
+#include "backlog.h"
 #include "creto/authz/authz.h"
 #include "creto/inference/inference.h"
 #include "creto/io/http_client.h"
@@ -64,14 +67,15 @@ struct ActionOutcome {
 /// was begun when the process died is made again under the same id, so an upstream that honours the id sees it once.
 class AgentDoors {
  public:
-  AgentDoors(RuntimeServices& services, Events& events, Approvals& approvals, Tasks& tasks,
+  AgentDoors(RuntimeServices& services, Events& events, Approvals& approvals, Tasks& tasks, Backlog& backlog,
              std::map<std::string, ActionDeclaration> actions);
 
   /// Errors: not_found; permission_denied; quota_exceeded; conflict (key used with other content); unavailable (the
   /// upstream did not answer: repeat with the same key).
   Result<ActionOutcome> act(const Context& ctx, const Resident& resident, const std::string& action,
                             const Json& arguments, const std::string& reasoning, const std::string& override_token);
-  /// OpenAI's request and response JSON.
+  /// OpenAI's request and response JSON. The model is called once per idempotency key and answer. Errors: conflict (key
+  /// used with other content); unavailable (retryable) while a call with the same key is under way.
   Result<std::string> complete(const Context& ctx, const Resident& resident, const Json& request);
 
   Result<std::string> remember(const Context& ctx, const Resident& resident, const Json& request);
@@ -92,6 +96,10 @@ class AgentDoors {
   Result<ActionOutcome> perform(const Context& ctx, OperationRecord operation, const ActionDeclaration& action,
                                 const CheckedArguments& checked);
   void resume_one(OperationRecord operation, Nanos delay);
+  Result<std::string> call_model(const Context& ctx, const Resident& resident,
+                                 const inference::CompletionRequest& request, const std::string& hash);
+  /// The hold that was made for an operation is over without use.
+  void release(const Context& ctx, const OperationRecord& operation);
   Result<std::string> seal_and_send(const Context& ctx, const Resident& resident, const std::string& to,
                                     const std::string& topic, const std::string& content);
 
@@ -99,9 +107,12 @@ class AgentDoors {
   Events& events_;
   Approvals& approvals_;
   Tasks& tasks_;
+  Backlog& backlog_;
   const std::map<std::string, ActionDeclaration> actions_;
   std::shared_ptr<http::Client> client_;
   MessageBell bell_;
+  std::mutex mutex_;
+  std::set<std::string> calls_;  ///< of models, by agent and key, while they are under way
 };
 
 /// What the HTTP doors of one sandbox need.

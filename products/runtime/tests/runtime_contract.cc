@@ -17,8 +17,10 @@
 #include "creto/authz/authz.h"
 #include "creto/common/json.h"
 #include "creto/consensus/timestamp_source.h"
+#include "creto/contracts/cost_trigger.h"
 #include "creto/contracts/spending.h"
 #include "creto/crypto/hash.h"
+#include "creto/inference/inference.h"
 #include "creto/io/http_client.h"
 #include "creto/io/http_server.h"
 #include "creto/memory/memory.h"
@@ -95,6 +97,11 @@ class TestGate final : public contracts::ApprovalGate {
   }
   Result<> cancel_approval(const Context&, const RequestId&) override { return {}; }
 
+  contracts::ApprovalRequest last() {
+    const std::lock_guard lock(mutex_);
+    return requests_.back();
+  }
+
   std::string approve_last(const Context& ctx) {
     std::unique_lock lock(mutex_);
     auto& state = states_.back();
@@ -139,15 +146,23 @@ class TestMessenger final : public contracts::SandboxMessenger {
   }
   Result<> unsubscribe_sandbox(const Context&, const TopicSubscriptionId&) override { return {}; }
   Result<std::vector<contracts::ReceivedMessage>> receive_for_sandbox(const Context&, const SandboxId&,
-                                                                      std::size_t) override {
+                                                                      std::size_t messages_max) override {
     const std::lock_guard lock(mutex_);
     ++looks_;
     looked_.notify_all();
-    return queue_;
+    return std::vector(queue_.begin(),
+                       queue_.begin() + static_cast<std::ptrdiff_t>(std::min(queue_.size(), messages_max)));
   }
   Result<> acknowledge_for_sandbox(const Context&, const SandboxId&, const MessageId& id) override {
     const std::lock_guard lock(mutex_);
     std::erase_if(queue_, [&](const auto& message) { return message.message.message_id == id; });
+    return {};
+  }
+
+  Result<> refuse_for_sandbox(const Context&, const SandboxId&, const MessageId& id, std::string_view reason) override {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(queue_, [&](const auto& message) { return message.message.message_id == id; });
+    refused[id] = reason;
     return {};
   }
 
@@ -170,6 +185,7 @@ class TestMessenger final : public contracts::SandboxMessenger {
     return queue_.size();
   }
   std::atomic<int> refusals = 0;
+  std::map<MessageId, std::string> refused;
 
  private:
   std::mutex mutex_;
@@ -197,6 +213,10 @@ class TestEndpoint final : public MessageEndpoint {
   }
   Result<OpenedMessage> open(const Context&, const Identity&, const contracts::ReceivedMessage& received) override {
     const auto& message = received.message;
+    if (as_text(message.envelope) == "forged")
+      return Error(Product::messaging, ErrorKind::signature_invalid, "the signature does not hold");
+    if (as_text(message.envelope) == "not yet")
+      return Error(Product::messaging, ErrorKind::unavailable, "the keys cannot be read");
     return OpenedMessage{
         message.message_id, message.sender, message.topic, std::string(as_text(message.envelope)), true,
         message.sent_at};
@@ -241,6 +261,82 @@ class Ledger {
   bool failing = false;
 
  private:
+  std::unique_ptr<http::Server> server_;
+};
+
+/// Costs that ask or refuse from an amount on, in a single transaction.
+class TestCosts final : public contracts::CostTrigger {
+ public:
+  Result<std::optional<contracts::OversightTrigger>> check_cost_threshold(const Context&,
+                                                                          const contracts::BillableEvent& event,
+                                                                          contracts::BillingPeriod period) override {
+    if (period != contracts::BillingPeriod::transaction) return std::nullopt;
+    for (const auto& [from, action] : thresholds) {
+      if (event.cost.amount < from) continue;
+      contracts::OversightTrigger trigger;
+      trigger.policy_id = fmt::format("from-{}", from.to_string());
+      trigger.current_cost = event.cost;
+      trigger.threshold = Money{from, event.cost.currency};
+      trigger.action = action;
+      trigger.approvers = {"role:cfo"};
+      return std::optional(std::move(trigger));
+    }
+    return std::nullopt;
+  }
+  Result<std::vector<contracts::OversightTrigger>> check_multiple_thresholds(
+      const Context&, const contracts::BillableEvent&, const std::vector<contracts::CostThreshold>&) override {
+    return std::vector<contracts::OversightTrigger>();
+  }
+  Result<std::vector<std::optional<contracts::OversightTrigger>>> check_batch(
+      const Context&, const std::vector<contracts::BillableEvent>&, contracts::BillingPeriod) override {
+    return std::vector<std::optional<contracts::OversightTrigger>>();
+  }
+  Result<contracts::AccumulatedCost> accumulated_cost(const Context&, const Identity&,
+                                                      contracts::BillingPeriod) override {
+    return Error(Product::metering, ErrorKind::not_found, "never seen");
+  }
+  /// The largest first.
+  std::vector<std::pair<Decimal, contracts::ThresholdAction>> thresholds;
+};
+
+/// A model behind OpenAI's HTTP API; answers when the test lets it.
+class Model {
+ public:
+  Model() {
+    http::ServerOptions options;
+    options.port = 0;
+    server_ = http::Server::start(options, [this](const http::Request&) { return answer(); }, no_telemetry()).value();
+    inference::OpenAiOptions provider;
+    provider.base_url = fmt::format("http://127.0.0.1:{}/v1", server_->port());
+    provider.default_model = "m-1";
+    provider_ = inference::create_openai_provider(std::move(provider)).value();
+  }
+  inference::Provider& provider() { return *provider_; }
+  void wait_for_a_call() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return calls > 0; });
+  }
+  void set_open(bool is_open) {
+    const std::lock_guard lock(mutex_);
+    open_ = is_open;
+    changed_.notify_all();
+  }
+  std::atomic<int> calls = 0;
+  std::atomic<int> status = 200;
+
+ private:
+  http::Response answer() {
+    std::unique_lock lock(mutex_);
+    ++calls;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return open_; });
+    return http::Response::json(status, R"({"id":"c1","model":"m-1","choices":[{"index":0,"finish_reason":"stop",
+      "message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":4}})");
+  }
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool open_ = true;
+  std::unique_ptr<inference::Provider> provider_;
   std::unique_ptr<http::Server> server_;
 };
 
@@ -327,6 +423,7 @@ class RuntimeContract : public ::testing::TestWithParam<Setup>, protected World 
     policy(
         "@oversight(\"large\") forbid(principal, action == Action::\"payments.pay\", resource) when { "
         "context.amount.greaterThan(decimal(\"100.00\")) };");
+    policy("permit(principal, action == Action::\"inference.call\", resource);");
     policy("permit(principal, action == Action::\"network.egress\", resource == Host::\"rates.example:80\");");
     ASSERT_TRUE(write_text_file(directory_.path() / "actions.yaml", R"(
 schema_version: 1
@@ -399,7 +496,7 @@ actions:
     o.pool_size = 1;
     o.keep_sandboxes = keep_sandboxes;
     o.output_bytes_max = output_bytes_max;
-    o.static_hosts = {{"rates.example", ledger.url().substr(7)}};
+    o.static_hosts = {{"rates.example", ledger.url().substr(7)}, {"closed.example", ledger.url().substr(7)}};
     o.actions_file = directory_.path() / "actions.yaml";
     o.variables = {{"LEDGER", ledger.url()}};
     return o;
@@ -410,6 +507,9 @@ actions:
     with.approvals = gate.get();
     with.messenger = &messenger;
     with.endpoint = &endpoint;
+    with.costs = &costs;
+    inference = inference::create_inference(model.provider(), *db, system_clock(), no_telemetry()).value();
+    with.inference = inference.get();
     memory = memory::create_memory(*db, *embedder, everyone, system_clock(), no_telemetry()).value();
     with.memory = memory.get();
     auto made = create_runtime(with, options());
@@ -490,6 +590,20 @@ actions:
     if (!response) ADD_FAILURE() << response.error().to_string();
     return response ? *response : http::Response{};
   }
+  /// What somebody inside gets from port 80 of `host`; empty where he is not let through.
+  std::string fetch(const SandboxId& id, const std::string& host) {
+    return runtime
+        ->exec(as(ada->identity), id,
+               {.command = {"bash", "-c",
+                            "exec 3<>/dev/tcp/" + host + "/80; printf 'GET / HTTP/1.0\\r\\nHost: " + host +
+                                "\\r\\n\\r\\n' >&3; head -n 1 <&3"}})
+        .value()
+        .out;
+  }
+  /// How many usage events of `type` have left for `id`.
+  std::int64_t usage(const std::string& type, const SandboxId& id) {
+    return count("outbox", fmt::format("body LIKE '%{}%' AND body LIKE '%{}%'", type, id.to_string()));
+  }
   http::Response pay(const SandboxId& id, std::string amount, std::string key, std::string token = "") {
     http::Headers headers = {{"Creto-Idempotency-Key", std::move(key)}};
     if (!token.empty()) headers.emplace_back("Creto-Override", token);
@@ -541,6 +655,9 @@ actions:
   std::unique_ptr<TestGate> gate;
   TestMessenger messenger;
   TestEndpoint endpoint;
+  TestCosts costs;
+  Model model;
+  std::unique_ptr<inference::Inference> inference;
   std::unique_ptr<memory::Embedder> embedder = memory::create_hash_embedder();
   std::unique_ptr<memory::Memory> memory;
   std::unique_ptr<Runtime> service_;
@@ -718,18 +835,143 @@ TEST_P(RuntimeContract, AnActionWithoutAnswerIsFinishedAfterARestartAndNotDouble
   EXPECT_EQ(ledger.payments(), 1u);
 }
 
-TEST_P(RuntimeContract, EgressFollowsPolicy) {
+TEST_P(RuntimeContract, EgressFollowsPolicyAndIsMetered) {
   const auto sandbox = spawn(spec({"sleep", "60"}));
-  const auto connect = [&](const std::string& host) {
-    return runtime
-        ->exec(as(ada->identity), sandbox.id,
-               {.command = {"bash", "-c",
-                            "exec 3<>/dev/tcp/" + host + "/80; printf 'GET / HTTP/1.0\\r\\nHost: " + host +
-                                "\\r\\n\\r\\n' >&3; head -n 1 <&3"}})
-        .value();
+  EXPECT_THAT(fetch(sandbox.id, "rates.example"), HasSubstr("200"));
+  EXPECT_EQ(fetch(sandbox.id, "closed.example"), "");
+  ASSERT_TRUE(runtime->terminate(as(ada->identity), sandbox.id));
+  EXPECT_EQ(usage("network_egress", sandbox.id), 1) << "of the one connection that was let through";
+}
+
+TEST_P(RuntimeContract, ASandboxsOwnRulesNarrowWhatPolicyPermitsAndNeverWidenIt) {
+  auto wide = spec({"sleep", "60"});
+  wide.egress = {{"*", 0, EgressVerdict::allow}};
+  const auto open = spawn(wide);
+  EXPECT_THAT(fetch(open.id, "rates.example"), HasSubstr("200"));
+  EXPECT_EQ(fetch(open.id, "closed.example"), "") << "`allow` in a spec is no permission";
+  auto narrow = spec({"sleep", "60"});
+  narrow.egress = {{"rates.example", 0, EgressVerdict::deny}};
+  EXPECT_EQ(fetch(spawn(narrow).id, "rates.example"), "");
+
+  policy(
+      "forbid(principal, action == Action::\"sandbox.spawn\", resource) when { "
+      "context.egress.contains({\"host\": \"*\", \"port\": 0, \"verdict\": \"allow\"}) };");
+  EXPECT_EQ(runtime->spawn(as(ada->identity), wide).error().kind(), ErrorKind::permission_denied);
+  EXPECT_TRUE(runtime->spawn(as(ada->identity), narrow));
+}
+
+TEST_P(RuntimeContract, AnApprovedSpawnIsThisSpecAndNoOther) {
+  policy(
+      "@oversight(\"large\") forbid(principal, action == Action::\"sandbox.spawn\", resource) when { "
+      "context.cpu_millicores == 900 };");
+  auto approved = spec({"sh", "-c", "sleep 60"});
+  approved.limits.cpu_millicores = 900;
+  approved.environment = {{"MODE", "dry-run"}};
+  approved.egress = {{"rates.example", 80, EgressVerdict::require_authz}};
+  const auto asked = runtime->spawn(as(ada->identity), approved);
+  ASSERT_TRUE(asked) << asked.error().to_string();
+  ASSERT_TRUE(asked->approval);
+  const auto shown = parse_json(gate->last().action.arguments).value();
+  EXPECT_EQ(shown["environment"]["MODE"], "dry-run");
+  EXPECT_EQ(shown["egress"][0]["host"], "rates.example");
+  approved.override_token = gate->approve_last(as_service());
+
+  const std::pair<const char*, std::function<void(SandboxSpec&)>> changes[] = {
+      {"command", [](SandboxSpec& s) { s.command = {"sh", "-c", "sleep 61"}; }},
+      {"environment", [](SandboxSpec& s) { s.environment["MODE"] = "live"; }},
+      {"working_directory", [](SandboxSpec& s) { s.working_directory = "/tmp"; }},
+      {"secrets", [](SandboxSpec& s) { s.secrets = {"agents/API_KEY"}; }},
+      {"egress host", [](SandboxSpec& s) { s.egress[0].host = "*"; }},
+      {"egress verdict", [](SandboxSpec& s) { s.egress[0].verdict = EgressVerdict::allow; }},
+      {"egress", [](SandboxSpec& s) { s.egress.clear(); }},
+      {"limits.memory_bytes", [](SandboxSpec& s) { s.limits.memory_bytes *= 2; }},
+      {"limits.pids", [](SandboxSpec& s) { s.limits.pids = 512; }},
+      {"limits.time", [](SandboxSpec& s) { s.limits.time = std::chrono::hours(1); }}};
+  for (const auto& [field, change] : changes) {
+    auto other = approved;
+    change(other);
+    const auto refused = runtime->spawn(as(ada->identity), other);
+    ASSERT_FALSE(refused) << field;
+    EXPECT_EQ(refused.error().kind(), ErrorKind::permission_denied) << field;
+  }
+  const auto spawned = runtime->spawn(as(ada->identity), approved);
+  ASSERT_TRUE(spawned) << spawned.error().to_string();
+  EXPECT_TRUE(spawned->sandbox);
+}
+
+TEST_P(RuntimeContract, ACostThresholdAsksAHumanAndHisTokenPaysOnce) {
+  costs.thresholds = {{Decimal(90), contracts::ThresholdAction::block},
+                      {Decimal(50), contracts::ThresholdAction::require_approval},
+                      {Decimal(20), contracts::ThresholdAction::notify_only}};
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  EXPECT_EQ(pay(sandbox.id, "30.00", "notified").status, 200);
+  const auto blocked = pay(sandbox.id, "95.00", "blocked");
+  EXPECT_EQ(blocked.status, 429) << blocked.body;
+
+  const auto asked = pay(sandbox.id, "60.00", "k1");
+  ASSERT_EQ(asked.status, 202) << asked.body;
+  const auto request = gate->last();
+  ASSERT_EQ(request.needs.size(), 1u);
+  EXPECT_EQ(request.needs[0].policy, "from-50");
+  EXPECT_EQ(request.needs[0].forbid, "");
+  EXPECT_EQ(request.needs[0].approvers, std::vector<std::string>{"role:cfo"});
+  const auto token = gate->approve_last(as_service());
+  EXPECT_NE(pay(sandbox.id, "61.00", "other", token).status, 200);
+  EXPECT_EQ(pay(sandbox.id, "60.00", "k1", token).status, 200);
+  EXPECT_NE(pay(sandbox.id, "60.00", "again", token).status, 200);
+  EXPECT_EQ(ledger.payments(), 2u);
+
+  costs.thresholds = {{Decimal(0), contracts::ThresholdAction::require_approval}};
+  ASSERT_EQ(pay(sandbox.id, "70.00", "late").status, 202);
+  const auto late = gate->approve_last(as_service());
+  costs.thresholds = {{Decimal(0), contracts::ThresholdAction::block}};
+  EXPECT_EQ(pay(sandbox.id, "70.00", "late", late).status, 429) << "what is blocked nobody approves";
+}
+
+TEST_P(RuntimeContract, AModelIsCalledOncePerKeyAndItsTokensAreMetered) {
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto ask = [&](const char* key, const char* content = "hello") {
+    return gateway(sandbox.id, "POST", "/v1/inference/chat/completions",
+                   Json{{"messages", {{{"role", "user"}, {"content", content}}}}}, {{"Creto-Idempotency-Key", key}});
   };
-  EXPECT_THAT(connect("rates.example").out, HasSubstr("200"));
-  EXPECT_EQ(connect("evil.example").out, "");
+  model.set_open(false);
+  auto first = std::async(std::launch::async, [&] { return ask("k"); });
+  model.wait_for_a_call();
+  EXPECT_EQ(ask("k").status, 503) << "it is under way";
+  EXPECT_EQ(model.calls, 1);
+  model.set_open(true);
+  const auto answer = first.get();
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  EXPECT_EQ(parse_json(answer.body).value()["choices"][0]["message"]["content"], "hi");
+  EXPECT_EQ(ask("k").body, answer.body);
+  EXPECT_EQ(ask("k", "other").status, 409);
+  EXPECT_EQ(model.calls, 1);
+  EXPECT_EQ(usage("inference_tokens", sandbox.id), 1);
+
+  // What was not answered is no answer to a repeat.
+  model.status = 400;
+  EXPECT_NE(ask("again").status, 200);
+  model.status = 200;
+  EXPECT_EQ(ask("again").status, 200);
+  EXPECT_EQ(usage("inference_tokens", sandbox.id), 2);
+  policy("forbid(principal, action == Action::\"inference.call\", resource);");
+  EXPECT_EQ(ask("forbidden").status, 403);
+}
+
+TEST_P(RuntimeContract, WhatCannotBeOpenedIsRefusedAndStandsInNobodysWay) {
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto kept = messenger.deliver(*db, *agent, "not yet");
+  std::vector<MessageId> forged;
+  for (int i = 0; i < 40; ++i) forged.push_back(messenger.deliver(*db, *agent, "forged"));
+  const auto good = messenger.deliver(*db, *agent, "hello");
+  const auto answer = gateway(sandbox.id, "GET", "/v1/messages");
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  const auto messages = parse_json(answer.body).value()["messages"];
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_EQ(messages[0]["message_id"], good.to_string());
+  for (const auto& id : forged) EXPECT_EQ(messenger.refused[id], "it cannot be opened: the signature does not hold");
+  EXPECT_FALSE(messenger.refused.contains(kept)) << "it may open later";
+  EXPECT_EQ(messenger.waiting(), 2u);
 }
 
 TEST_P(RuntimeContract, RunningSandboxesAreTakenOverAfterARestart) {
@@ -1073,7 +1315,7 @@ TEST_P(RuntimeContract, TheGatewayRefusesWhatIsMalformed) {
   EXPECT_EQ(gateway(sandbox.id, "GET", "/v1/requests/not-an-id").status, 404);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/actions/pay", Json::array()).status, 400);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/sandboxes", Json{{"image", "base"}, {"colour", "red"}}).status, 400);
-  EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/inference/chat/completions", Json::object()).status, 503);
+  EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/inference/chat/completions", Json::object()).status, 400);
   EXPECT_EQ(gateway(sandbox.id, "POST", "/v1/\xff\xfe").status, 404);
 }
 

@@ -50,6 +50,9 @@ class SandboxMessenger {
   virtual Result<std::vector<ReceivedMessage>> receive_for_sandbox(const Context& ctx, const SandboxId& sandbox,
                                                                    std::size_t messages_max) = 0;
   virtual Result<> acknowledge_for_sandbox(const Context& ctx, const SandboxId& sandbox, const MessageId& message) = 0;
+  /// It cannot be opened and never will be: it leaves the queue, and its sender is told `reason` (up to 1 024 bytes).
+  virtual Result<> refuse_for_sandbox(const Context& ctx, const SandboxId& sandbox, const MessageId& message,
+                                      std::string_view reason) = 0;
 };
 
 }  // namespace creto::contracts

@@ -59,7 +59,9 @@ enum class EgressVerdict : std::uint8_t { allow, deny, require_authz };
 std::string_view to_string(EgressVerdict verdict);
 Result<EgressVerdict> egress_verdict_from_string(std::string_view text);
 
-/// The first rule that matches decides; where none does, authorization is asked (network.egress on Host::"name:port").
+/// Of a list the first rule that matches counts. A sandbox' own rules never widen what policy gives its agent: their
+/// `deny` denies, their `allow` asks authorization (network.egress on Host::"name:port") as no rule does. Those of the
+/// installation (`RuntimeOptions::egress`) stand above policy: `allow` permits, unless an own rule says otherwise.
 struct EgressRule {
   std::string host;        ///< "api.example", "*.example" (any name below it), or "*"
   std::uint16_t port = 0;  ///< 0: any
@@ -263,7 +265,7 @@ struct RuntimeOptions {
   std::string pool_image;                         ///< empty: no pool
   std::size_t pool_size = 2;                      ///< warm sandboxes of `pool_image` with default limits
   std::size_t sandboxes_max = 256;
-  std::vector<EgressRule> egress;                   ///< behind those of the spec
+  std::vector<EgressRule> egress;                   ///< of the installation, for every sandbox
   std::map<std::string, std::string> static_hosts;  ///< "rates.example" to "127.0.0.1:8123", see EgressOptions
   std::string actions_file;                         ///< YAML or JSON of declared actions; empty: none
   std::map<std::string, std::string> variables;     ///< for ${NAME} in it
