@@ -46,11 +46,15 @@ Wire::~Wire() {
   dispatcher_->stop();
 }
 
-std::shared_ptr<rpc::Channel> Wire::connect(std::string org) {
+std::string Wire::endpoint() {
   const std::string socket = (directory_ / "rpc.sock").string();
   if (!server_) server_ = rpc::GrpcServer::start(*dispatcher_, {.unix_path = socket}).value();
+  return "unix:" + socket;
+}
+
+std::shared_ptr<rpc::Channel> Wire::connect(std::string org) {
   rpc::ChannelOptions options;
-  options.endpoint = "unix:" + socket;
+  options.endpoint = endpoint();
   options.bearer = [org = std::move(org)] { return org; };
   options.forward_caller = true;
   options.timeout = std::chrono::minutes(1);  // sandboxes start slowly under a sanitizer

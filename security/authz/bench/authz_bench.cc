@@ -3,24 +3,18 @@
 // before: what is timed is the decision, not the reading of a request that the processor has forgotten. Further a
 // change of policies, and checks over a connection.
 
-#include <grpcpp/grpcpp.h>
-
-#include <atomic>
 #include <cstdlib>
-#include <functional>
+#include <cstring>
 #include <new>
-#include <thread>
 
-#include "creto/authz/authz_rpc.h"
-#include "creto/crypto/hash.h"
+#include "bench/calls_bench.h"
+#include "creto/authz/authz.h"
 #include "creto/io/files.h"
 #include "creto/testing/bench.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/temp_dir.h"
-#include "creto/testing/wire.h"
 #include "decision_log.h"
 #include "decision_replay.h"
-#include "echo.grpc.pb.h"
 #include "snapshot.h"
 
 namespace {
@@ -112,98 +106,6 @@ bool one_change(BenchReport& report, const Context& ctx) {
   report.add("of this, compiled, hashed and published, median", 1e3 * percentile(compiled, 0.5), "ms", 1, 0.2);
   report.add("of this, compiled, hashed and published, p99", 1e3 * percentile(compiled, 0.99), "ms", 1, 0.5);
   return true;
-}
-
-/// What gRPC's own generated code makes of a service that does nothing.
-class BareService final : public bench::v1::EchoService::CallbackService {
-  grpc::ServerUnaryReactor* Echo(grpc::CallbackServerContext* context, const bench::v1::EchoMessage* request,
-                                 bench::v1::EchoMessage* response) override {
-    response->set_number(request->number());
-    auto* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
-  }
-};
-
-/// How long each of 5 000 calls a second took of several clients, each call on its own schedule: who waits for the one
-/// before him waits on the report too. `call` has the client's number and the call's.
-std::vector<double> at_5000_a_second(const std::function<void(std::size_t, std::size_t)>& call) {
-  constexpr std::size_t clients = 8, rate = 5'000, calls = 1'250;  // of each client: two seconds
-  constexpr std::chrono::seconds give_up(10);                      // who cannot keep up has shown that by then
-  std::vector<std::vector<double>> took(clients);
-  const auto begin = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
-  std::vector<std::jthread> threads;
-  for (std::size_t client = 0; client < clients; ++client) {
-    threads.emplace_back([&, client] {
-      for (std::size_t i = 0; i < calls; ++i) {
-        const auto due = begin + std::chrono::nanoseconds((i * clients + client) * (1'000'000'000 / rate));
-        std::this_thread::sleep_until(due);
-        if (std::chrono::steady_clock::now() > begin + give_up) break;
-        call(client, i);
-        const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - due;
-        if (i > calls / 10) took[client].push_back(spent.count());
-      }
-    });
-  }
-  threads.clear();
-  std::vector<double> all;
-  for (const auto& one : took) all.insert(all.end(), one.begin(), one.end());
-  std::sort(all.begin(), all.end());
-  return all;
-}
-
-/// Check over gRPC, in turns with the bare service: what the machine and gRPC take of the time, each takes of both.
-bool over_grpc(BenchReport& report, Authz& authz, sql::Database& db, const std::vector<CheckRequest>& requests) {
-  constexpr std::size_t clients = 8;
-  creto::testing::TempDir folder;
-  BareService bare;
-  grpc::ServerBuilder builder;
-  const std::string bare_address = "unix:" + (folder / "bare.sock").string();
-  builder.AddListeningPort(bare_address, grpc::InsecureServerCredentials());
-  builder.RegisterService(&bare);
-  const auto bare_server = builder.BuildAndStart();
-  creto::testing::Wire wire(system_clock());
-  register_authz(wire.dispatcher(), authz);
-
-  std::vector<std::unique_ptr<Authz>> connections;
-  std::vector<std::unique_ptr<bench::v1::EchoService::Stub>> stubs;
-  for (std::size_t i = 0; i < clients; ++i) {
-    connections.push_back(create_authz_client(wire.connect(), db, system_clock()).value());
-    grpc::ChannelArguments arguments;
-    arguments.SetInt("creto.client", static_cast<int>(i));  // a connection of its own
-    stubs.push_back(bench::v1::EchoService::NewStub(
-        grpc::CreateCustomChannel(bare_address, grpc::InsecureChannelCredentials(), arguments)));
-  }
-  std::atomic<std::int64_t> refused{0};
-  const auto check = [&](std::size_t client, std::size_t i) {
-    const Context ctx = Context::of_service(Identity::service("bench").value());
-    if (!allowed(connections[client]->check(ctx, requests[i * 7'919 % requests.size()]))) ++refused;
-  };
-  const auto echo = [&](std::size_t client, std::size_t i) {
-    bench::v1::EchoMessage request, response;
-    request.set_identity(requests[i].principal.text());
-    request.set_number(static_cast<std::int64_t>(i));
-    grpc::ClientContext context;
-    if (!stubs[client]->Echo(&context, request, &response).ok()) ++refused;
-  };
-  std::vector<double> medians, tails, bare_medians, bare_tails;
-  for (int round = 0; round < 5; ++round) {
-    const auto ours = at_5000_a_second(check), plain = at_5000_a_second(echo);
-    medians.push_back(1e3 * percentile(ours, 0.5));
-    tails.push_back(1e3 * percentile(ours, 0.99));
-    bare_medians.push_back(1e3 * percentile(plain, 0.5));
-    bare_tails.push_back(1e3 * percentile(plain, 0.99));
-  }
-  const auto middle = [](std::vector<double> rounds) {
-    std::sort(rounds.begin(), rounds.end());
-    return percentile(rounds, 0.5);
-  };
-  report.add("Check over gRPC at 5 000/s, median", middle(medians), "ms", 1, 0.3);
-  report.add("Check over gRPC at 5 000/s, p99", middle(tails), "ms", 1, 0.5);
-  report.compare("a bare generated service at 5 000/s, median", middle(bare_medians), "ms");
-  report.compare("a bare generated service at 5 000/s, p99", middle(bare_tails), "ms");
-  bare_server->Shutdown();
-  return refused == 0;
 }
 
 /// Appending alone, and how many decisions a second the log takes for ever.
@@ -323,18 +225,7 @@ int run(int argc, char** argv) {
       .value();
   auto cold = create_authz(*db, system_clock(), no_telemetry(), {}, key.clone(), {.cache_entries = 0}).value();
 
-  const Identity human = Identity::human("ada@example.com").value();
-  const Identity agent = Identity::agent(ByteArray<32>{1});
-  std::vector<CheckRequest> requests;
-  for (int i = 0; i < 10'000; ++i) {
-    requests.push_back({.principal = agent,
-                        .chain = {human, agent},
-                        .action = fmt::format("act{}", i % 99),
-                        .resource = {"Thing", fmt::format("thing-{}", i)},
-                        .context = {{"amount", i % 5'000}, {"payee", "known vendor"}},
-                        .arguments_hash = crypto::sha3_256(as_bytes(fmt::format("{}", i))),
-                        .override_token = {}});
-  }
+  const std::vector<CheckRequest> requests = ten_thousand_requests();
   for (const CheckRequest& request : requests) {
     if (!allowed(warm->check(ctx, request))) return 2;
   }
@@ -346,8 +237,6 @@ int run(int argc, char** argv) {
   // Made anew in the same memory, as a server does with what it receives: copying them from one large array would put
   // the array into the processor's cache in the place of what decides.
   CheckRequest request = requests[0];
-  std::vector<Hash256> hashes;
-  for (const CheckRequest& one : requests) hashes.push_back(one.arguments_hash);
   std::array<std::string, 99> actions;
   for (std::size_t i = 0; i < actions.size(); ++i) actions[i] = fmt::format("act{}", i);
   const auto next = [&] {
@@ -356,7 +245,7 @@ int run(int argc, char** argv) {
     request.resource.id.resize(std::string_view("thing-").size());
     fmt::format_to(std::back_inserter(request.resource.id), "{}", i);
     request.context[0].second = static_cast<std::int64_t>(i % 5'000);
-    request.arguments_hash = hashes[i];
+    std::memcpy(request.arguments_hash.data(), &i, sizeof(i));
   };
   for (std::size_t i = 0; i < requests.size(); ++i) {
     next();
@@ -383,7 +272,7 @@ int run(int argc, char** argv) {
   CheckRequest approved = requests[0];
   approved.context = {{"amount", 6'000}, {"payee", "known vendor"}};
   approved.override_token = warm->issue_override(ctx, {.request = RequestId::fresh(system_clock().now()),
-                                                       .agent = agent,
+                                                       .agent = approved.principal,
                                                        .action = approved.action,
                                                        .resource = approved.resource,
                                                        .arguments_hash = approved.arguments_hash,
@@ -405,7 +294,7 @@ int run(int argc, char** argv) {
   const auto admissions = measure(500'000, [&] { (void)warm->admit(ctx, rated); });
   report.add("admission under a rate, cached, median", ns(admissions, 0.5), "ns", 1'000, 200);
 
-  if (!over_grpc(report, *warm, *db, requests) || !one_change(report, ctx)) return 2;
+  if (!over_grpc(report, *warm) || !one_change(report, ctx)) return 2;
   // Writing the decision log: what it costs whoever decides, while one thread writes the file.
   creto::testing::TempDir folder;
   AuthzOptions logged_options;
@@ -425,4 +314,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace creto::authz
 
-int main(int argc, char** argv) { return creto::authz::run(argc, argv); }
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == creto::authz::calling) return creto::authz::call_the_server(argc, argv);
+  return creto::authz::run(argc, argv);
+}

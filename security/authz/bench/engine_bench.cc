@@ -96,10 +96,11 @@ double throughput(const Size& size, unsigned threads) {
   for (unsigned thread = 0; thread < threads; ++thread) {
     all.emplace_back([&, thread] {
       Engine::Scratch scratch;
+      const auto requests = size.requests;  // as a thread has that reads its own from its own connections
       ready.arrive_and_wait();
       std::size_t decided = 0;
       for (; !stop.load(std::memory_order_relaxed); ++decided) {
-        const auto& [loaded, request] = size.requests[(decided + thread * 101) % size.requests.size()];
+        const auto& [loaded, request] = requests[(decided + thread * 101) % requests.size()];
         (void)decide(*loaded, scratch, request, Detail::decision);
       }
       done += decided;

@@ -28,6 +28,8 @@ class Wire {
   rpc::Dispatcher& dispatcher() { return *dispatcher_; }
   /// A connection of that organization. Register everything before the first.
   std::shared_ptr<rpc::Channel> connect(std::string org = "default");
+  /// Serves, and says where: "unix:/path"; for clients in other processes. Register everything before.
+  std::string endpoint();
 
  private:
   struct Ports;
