@@ -6,6 +6,7 @@
 #include <ctime>
 
 #include "creto/common/clock.h"
+#include "creto/common/tick_time.h"
 
 namespace creto {
 namespace {
@@ -34,17 +35,16 @@ bool skip(std::string_view& text, std::string_view any_of) {
   return true;
 }
 
+Nanos read(clockid_t id) {
+  timespec spec{};
+  clock_gettime(id, &spec);
+  return seconds(spec.tv_sec) + nanoseconds(spec.tv_nsec);
+}
+
 class SystemClock final : public Clock {
  public:
   Instant now() const override { return Instant(read(CLOCK_REALTIME)); }
   Monotonic monotonic() const override { return Monotonic(read(CLOCK_MONOTONIC)); }
-
- private:
-  static Nanos read(clockid_t id) {
-    timespec spec{};
-    clock_gettime(id, &spec);
-    return seconds(spec.tv_sec) + nanoseconds(spec.tv_nsec);
-  }
 };
 
 }  // namespace
@@ -53,6 +53,8 @@ const Clock& system_clock() {
   static const SystemClock clock;
   return clock;
 }
+
+Monotonic TickTime::last_tick() { return Monotonic(read(CLOCK_MONOTONIC_COARSE)); }
 
 std::string to_rfc3339(Instant instant) {
   const auto day = floor<days>(instant);

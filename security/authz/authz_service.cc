@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <time.h>
 
 #include <algorithm>
 #include <limits>
@@ -13,6 +12,7 @@
 #include "creto/audit/audit_log.h"
 #include "creto/authz/authz.h"
 #include "creto/common/assert.h"
+#include "creto/common/tick_time.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/files.h"
 #include "creto/io/idempotency.h"
@@ -223,22 +223,6 @@ Result<AppliedPolicies> decode_applied(std::string_view text) {
   json.at("warnings").get_to(applied.warnings);
   return applied;
 }
-
-/// The time of `clock`, or for the machine's own that of its last tick, a few milliseconds ago: enough to tell whether
-/// an answer of a minute has ended, and read in a quarter of the time.
-class TickTime {
- public:
-  explicit TickTime(const Clock& clock) : clock_(clock), ticks_(&clock == &system_clock()) {}
-  Monotonic now() const {
-    timespec tick{};
-    if (!ticks_ || clock_gettime(CLOCK_MONOTONIC_COARSE, &tick) != 0) return clock_.monotonic();
-    return Monotonic(std::chrono::seconds(tick.tv_sec) + Nanos(tick.tv_nsec));
-  }
-
- private:
-  const Clock& clock_;
-  const bool ticks_;
-};
 
 class AuthzService final : public Authz {
  public:
