@@ -9,6 +9,7 @@
 
 #include "creto/audit/audit_log.h"
 #include "creto/common/assert.h"
+#include "creto/common/event.h"
 #include "creto/common/json.h"
 #include "creto/crypto/hash.h"
 #include "creto/crypto/random.h"
@@ -176,6 +177,7 @@ class NhiService final : public Nhi {
   Result<Delegation> create_delegation(const Context& ctx, const NewDelegation& wanted) override;
   Result<Chain> get_delegation_chain(const Context& ctx, const Identity& identity,
                                      const std::optional<DelegationId>& leaf) override;
+  Result<PastChain> get_past_delegation_chain(const Context& ctx, const Identity& identity, Instant when) override;
   Result<> verify_delegation(const Context& ctx, const Chain& chain) override;
   Result<> revoke_delegation(const Context& ctx, const DelegationId& id) override;
 
@@ -184,6 +186,8 @@ class NhiService final : public Nhi {
                          std::string_view context) override;
   Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                   std::string_view context) override;
+  Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
+                       std::string_view context, Instant when) override;
   Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
                              BytesView ciphertext) override;
 
@@ -268,6 +272,7 @@ class NhiService final : public Nhi {
   Result<> verify_link(const Context& ctx, const Delegation& link);
   Result<Chain> load_chain(const Context& ctx, const Agent& agent, const std::optional<DelegationId>& leaf);
   Result<Chain> chain_from(const Context& ctx, Delegation last);
+  Result<PastChain> past_chain_from(const Context& ctx, store::PastDelegation last);
 
   sql::Database& database_;
   crypto::KeySealer& sealer_;
@@ -478,6 +483,7 @@ Result<Agent> NhiService::revoke_agent(const Context& ctx, const Identity& ident
     if (!agent) return unknown(identity);
     if (agent->status == AgentStatus::revoked) return *std::move(agent);
     agent->status = AgentStatus::revoked;
+    agent->expires_at = std::min(agent->expires_at, clock_.now());
     CRETO_TRY(store::update_agent(tx, ctx.org, *agent));
     auto record = record_of(ctx, "agent_revoked", identity);
     record.why = reason;
@@ -722,6 +728,65 @@ Result<Chain> NhiService::get_delegation_chain(const Context& ctx, const Identit
   return *chains_.put(key, std::move(chain), generation);
 }
 
+/// The chain that ended with `last`, between its beginning and its end: everything but what changed since must hold.
+Result<PastChain> NhiService::past_chain_from(const Context& ctx, store::PastDelegation last) {
+  const Instant made = last.link.created_at;
+  Instant ends_at = last.ends_at;
+  std::vector<Delegation> links = {std::move(last.link)};
+  while (links.back().parent) {
+    if (links.size() >= delegation_chain_max_depth)
+      return refuse(ErrorKind::permission_denied,
+                    fmt::format("the chain is deeper than {}", delegation_chain_max_depth));
+    auto parent = CRETO_TRY(sql::read(
+        database_, ctx, [&](sql::Tx& tx) { return store::find_past_delegation(tx, ctx.org, *links.back().parent); }));
+    if (!parent) return refuse(ErrorKind::permission_denied, "a delegation of the chain is missing");
+    ends_at = std::min(ends_at, parent->ends_at);
+    links.push_back(std::move(parent->link));
+  }
+  std::ranges::reverse(links);
+  auto root = CRETO_TRY(known(ctx, links.front().delegator));
+  ends_at = std::min(ends_at, root->agent.expires_at);
+  for (Delegation& link : links) {
+    auto holder = CRETO_TRY(known(ctx, link.delegatee));
+    ends_at = std::min(ends_at, holder->agent.expires_at);
+    CRETO_TRY(verify_link(ctx, link));
+    link.revoked = false;  // as it was
+  }
+  CRETO_TRY(check_structure(root->agent.identity, links, made));
+  return PastChain{Chain{root->agent, std::move(links), ends_at}, made, ends_at};
+}
+
+Result<PastChain> NhiService::get_past_delegation_chain(const Context& ctx, const Identity& identity, Instant when) {
+  auto agent = CRETO_TRY(known(ctx, identity));
+  if (!identity.is_agent()) return PastChain{Chain{agent->agent, {}, agent->agent.expires_at}};
+  auto candidates = CRETO_TRY(
+      sql::read(database_, ctx, [&](sql::Tx& tx) { return store::past_delegations_to(tx, ctx.org, identity, when); }));
+  std::optional<PastChain> found;
+  // Nothing begins or ends between these.
+  Instant from = Instant::min(), until = Instant::max();
+  for (store::PastDelegation& candidate : candidates) {
+    auto past = past_chain_from(ctx, std::move(candidate));
+    if (!past && category_of(past.error().kind()) == ErrorCategory::transient) return past;
+    if (!past || past->chain.root.identity != agent->agent.owner) continue;
+    for (const Instant change : {past->from, past->until}) {
+      if (change <= when) from = std::max(from, change);
+      if (change > when) until = std::min(until, change);
+    }
+    // The newest that held then; else the last that did; else, of an event from before any, the first.
+    const auto rank = [&](const PastChain& one) {
+      if (one.from > when) return std::pair(0, Instant::min());
+      return one.until > when ? std::pair(2, one.from) : std::pair(1, one.until);
+    };
+    if (!found || rank(*past) > rank(*found)) found = *std::move(past);
+  }
+  if (!found)
+    return refuse(ErrorKind::permission_denied,
+                  fmt::format("`{}` never had a delegation from its owner", identity.text()));
+  found->from = from;
+  found->until = until;
+  return *std::move(found);
+}
+
 Result<> NhiService::verify_delegation(const Context& ctx, const Chain& chain) {
   Instant now = clock_.now();
   CRETO_TRY(check_structure(chain.root.identity, chain.delegations, now));
@@ -756,7 +821,7 @@ Result<> NhiService::revoke_delegation(const Context& ctx, const DelegationId& i
       return refuse(ErrorKind::permission_denied,
                     fmt::format("`{}` is not above delegation `{}`", ctx.caller_text(), id.to_string()));
     if (link->revoked) return {};
-    CRETO_TRY(store::revoke_delegation(tx, ctx.org, id));
+    CRETO_TRY(store::revoke_delegation(tx, ctx.org, id, clock_.now()));
     CRETO_TRY(audit::record(tx, ctx, record_of(ctx, "delegation_revoked", link->delegatee)));
     return forget_after(tx);
   });
@@ -778,7 +843,9 @@ Result<Signature> NhiService::sign(const Context& ctx, const Identity& identity,
   if (context == delegation_context || context == token_context)
     return refuse(ErrorKind::permission_denied, fmt::format("`{}` is not signed on demand", context));
   CRETO_TRY(check_speaks_for(ctx, identity));
-  auto found = CRETO_TRY(acting(ctx, identity));
+  auto found = CRETO_TRY(known(ctx, identity));
+  const bool told_by_another = context == event_signature_context && *ctx.caller != identity;
+  if (!told_by_another) CRETO_TRY(check_acting(found->agent, clock_.now()));
   CRETO_ASSERT(!found->keys.empty());
   auto keys = CRETO_TRY(private_keys(ctx, *found, found->keys.front().key_id));
   return keys->signing.sign(data, as_bytes(context));
@@ -794,6 +861,24 @@ Result<> NhiService::verify(const Context& ctx, const Identity& identity, BytesV
       refuse(ErrorKind::signature_invalid, fmt::format("`{}` has no key that is valid now", identity.text()));
   for (const PublicKeys& set : found->keys) {
     if (set.valid_until <= now) continue;
+    last = set.signing.verify(data, signature, as_bytes(context));
+    if (last) return last;
+  }
+  return last;
+}
+
+Result<> NhiService::verify_past(const Context& ctx, const Identity& identity, BytesView data,
+                                 const Signature& signature, std::string_view context, Instant when) {
+  if (data.size() > sign_bytes_max) return refuse(ErrorKind::too_large, "`data` is over 4 MiB");
+  CRETO_TRY(crypto::parse_signature_algorithm(signature.algorithm));
+  auto found = CRETO_TRY(known(ctx, identity));
+  const auto in_force = [&](const PublicKeys& set) {
+    return set.valid_from <= when + options_.clock_skew && set.valid_until > when;
+  };
+  const bool some = std::ranges::any_of(found->keys, in_force);
+  Result<> last = refuse(ErrorKind::signature_invalid, fmt::format("`{}` has no key", identity.text()));
+  for (const PublicKeys& set : found->keys) {
+    if (some && !in_force(set)) continue;
     last = set.signing.verify(data, signature, as_bytes(context));
     if (last) return last;
   }

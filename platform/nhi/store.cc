@@ -46,6 +46,9 @@ ALTER TABLE nhi_agents ADD COLUMN roles TEXT NOT NULL DEFAULT '[]'
 )sql"},
                                          {3, "changes", R"sql(
 CREATE TABLE nhi_changes (counter BIGINT NOT NULL, count BIGINT NOT NULL, PRIMARY KEY (counter))
+)sql"},
+                                         {4, "ends of delegations", R"sql(
+ALTER TABLE nhi_delegations ADD COLUMN revoked_at BIGINT
 )sql"}};
 
 constexpr std::string_view agent_columns =
@@ -256,9 +259,48 @@ Result<std::vector<Delegation>> delegations_to(sql::Tx& tx, const std::string& o
   return all;
 }
 
-Result<> revoke_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id) {
-  CRETO_TRY(tx.exec("UPDATE nhi_delegations SET revoked = 1 WHERE org = $1 AND id = $2", {org, id.to_string()}));
+Result<> revoke_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id, Instant now) {
+  CRETO_TRY(tx.exec("UPDATE nhi_delegations SET revoked = 1, revoked_at = $3 WHERE org = $1 AND id = $2",
+                    {org, id.to_string(), now}));
   return {};
+}
+
+namespace {
+
+Result<PastDelegation> past_delegation_of(const sql::Row& row) {
+  Delegation link = CRETO_TRY(delegation_of(row));
+  Instant ends_at = link.expires_at;
+  if (!row.is_null(12)) ends_at = std::min(ends_at, row.instant(12));
+  return PastDelegation{std::move(link), ends_at};
+}
+
+}  // namespace
+
+Result<std::vector<PastDelegation>> past_delegations_to(sql::Tx& tx, const std::string& org, const Identity& delegatee,
+                                                        Instant when) {
+  std::vector<PastDelegation> all;
+  for (const std::string_view part : {"created_at > $3 ORDER BY created_at, id LIMIT 1",
+                                      "created_at <= $3 ORDER BY created_at DESC, id DESC LIMIT 64"}) {
+    auto rows = CRETO_TRY(
+        tx.query(fmt::format("SELECT {}, revoked_at FROM nhi_delegations WHERE org = $1 AND delegatee = $2 AND {}",
+                             delegation_columns, part),
+                 {org, delegatee.text(), when}));
+    for (const sql::Row row : rows) {
+      PastDelegation one = CRETO_TRY(past_delegation_of(row));
+      all.push_back(std::move(one));
+    }
+  }
+  return all;
+}
+
+Result<std::optional<PastDelegation>> find_past_delegation(sql::Tx& tx, const std::string& org,
+                                                           const DelegationId& id) {
+  auto rows = CRETO_TRY(
+      tx.query(fmt::format("SELECT {}, revoked_at FROM nhi_delegations WHERE org = $1 AND id = $2", delegation_columns),
+               {org, id.to_string()}));
+  if (rows.empty()) return std::optional<PastDelegation>();
+  PastDelegation one = CRETO_TRY(past_delegation_of(rows.front()));
+  return std::optional(std::move(one));
 }
 
 Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& b) {

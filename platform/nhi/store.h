@@ -34,7 +34,17 @@ Result<std::optional<Delegation>> find_delegation(sql::Tx& tx, const std::string
 /// Not revoked and not ended, newest first, at most 64.
 Result<std::vector<Delegation>> delegations_to(sql::Tx& tx, const std::string& org, const Identity& delegatee,
                                                Instant now);
-Result<> revoke_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id);
+Result<> revoke_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id, Instant now);
+
+/// A delegation, whether or not it still holds, and when it ended or will: it expires or was revoked.
+struct PastDelegation {
+  Delegation link;
+  Instant ends_at{};
+};
+/// Made until `when`, newest first, at most 64; before them the next one after it, if there is one.
+Result<std::vector<PastDelegation>> past_delegations_to(sql::Tx& tx, const std::string& org, const Identity& delegatee,
+                                                        Instant when);
+Result<std::optional<PastDelegation>> find_past_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id);
 
 Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& bundle);
 /// Without keys, kem and one_time.

@@ -108,6 +108,12 @@ class NhiClient final : public Nhi {
     auto response = CRETO_TRY(call<v1::DelegationChain>(ctx, "GetDelegationChain", request, repeatable));
     return from_proto(response);
   }
+  Result<PastChain> get_past_delegation_chain(const Context& ctx, const Identity& identity, Instant when) override {
+    auto request = about<v1::GetPastDelegationChainRequest>(identity);
+    proto::set_time(request.mutable_at(), when);
+    auto response = CRETO_TRY(call<v1::PastDelegationChain>(ctx, "GetPastDelegationChain", request, repeatable));
+    return from_proto(response);
+  }
   Result<> verify_delegation(const Context& ctx, const Chain& chain) override {
     v1::DelegationChain request;
     to_proto(chain, request);
@@ -136,12 +142,13 @@ class NhiClient final : public Nhi {
   }
   Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                   std::string_view context) override {
-    auto request = about<v1::VerifyRequest>(identity);
-    request.set_data(proto::to_text(data));
-    request.set_context(std::string(context));
-    proto::set_signature(request.mutable_signature(), signature);
-    CRETO_TRY(call<v1::VerifyResponse>(ctx, "Verify", request, repeatable));
-    return {};
+    return verified(ctx, verification(identity, data, signature, context));
+  }
+  Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
+                       std::string_view context, Instant when) override {
+    auto request = verification(identity, data, signature, context);
+    proto::set_time(request.mutable_at(), when);
+    return verified(ctx, request);
   }
   Result<Secret> decapsulate(const Context&, const Identity&, std::string_view, BytesView) override {
     return refuse(ErrorKind::unavailable, "shared secrets do not travel: decapsulate where nhi runs")
@@ -172,6 +179,18 @@ class NhiClient final : public Nhi {
   }
 
  private:
+  static v1::VerifyRequest verification(const Identity& identity, BytesView data, const Signature& signature,
+                                        std::string_view context) {
+    auto request = about<v1::VerifyRequest>(identity);
+    request.set_data(proto::to_text(data));
+    request.set_context(std::string(context));
+    proto::set_signature(request.mutable_signature(), signature);
+    return request;
+  }
+  Result<> verified(const Context& ctx, const v1::VerifyRequest& request) {
+    CRETO_TRY(call<v1::VerifyResponse>(ctx, "Verify", request, repeatable));
+    return {};
+  }
   template <class Res, class Req>
   Result<Res> call(const Context& ctx, std::string_view method, const Req& request, rpc::CallOptions options = {}) {
     return channel_->call<Req, Res>(ctx, "/creto.nhi.v1.NhiService/" + std::string(method), request, options);

@@ -273,6 +273,20 @@ Result<Chain> from_proto(const v1::DelegationChain& chain) {
   return result;
 }
 
+void to_proto(const PastChain& past, v1::PastDelegationChain& out) {
+  to_proto(past.chain, *out.mutable_chain());
+  if (past.from != Instant::min()) proto::set_time(out.mutable_from(), past.from);
+  if (past.until != Instant::max()) proto::set_time(out.mutable_until(), past.until);
+}
+
+Result<PastChain> from_proto(const v1::PastDelegationChain& past) {
+  auto chain = CRETO_TRY(from_proto(past.chain()));
+  Instant from = Instant::min();
+  if (past.has_from()) from = CRETO_TRY(proto::from_time(past.from(), "from"));
+  auto until = CRETO_TRY(end_of(past.has_until(), past.until(), "until"));
+  return PastChain{std::move(chain), from, until};
+}
+
 void to_proto(const PublicKeys& keys, v1::AgentPublicKeys& out) {
   out.set_key_id(keys.key_id);
   out.set_signing_key_ed25519(proto::to_text(keys.ed25519()));

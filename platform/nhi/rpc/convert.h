@@ -27,6 +27,8 @@ void to_proto(const NewDelegation& delegation, v1::CreateDelegationRequest& out)
 Result<NewDelegation> from_proto(const v1::CreateDelegationRequest& request, const Context& ctx);
 void to_proto(const Chain& chain, v1::DelegationChain& out);
 Result<Chain> from_proto(const v1::DelegationChain& chain);
+void to_proto(const PastChain& past, v1::PastDelegationChain& out);
+Result<PastChain> from_proto(const v1::PastDelegationChain& past);
 
 void to_proto(const PublicKeys& keys, v1::AgentPublicKeys& out);
 Result<PublicKeys> from_proto(const v1::AgentPublicKeys& keys);

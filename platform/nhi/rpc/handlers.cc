@@ -149,6 +149,14 @@ void register_nhi(rpc::Dispatcher& dispatcher, Nhi& nhi) {
         if (!request.leaf().empty()) leaf = CRETO_TRY(proto::from_id<DelegationId>(request.leaf(), "leaf"));
         return answer<v1::DelegationChain>(nhi.get_delegation_chain(ctx, identity, leaf));
       });
+  service.unary<v1::GetPastDelegationChainRequest, v1::PastDelegationChain>(
+      "GetPastDelegationChain", {.access = authenticated, .idempotent = true},
+      [&nhi](const Context& ctx, const v1::GetPastDelegationChainRequest& request) -> Result<v1::PastDelegationChain> {
+        auto identity = CRETO_TRY(proto::from_identity(request.identity(), "identity"));
+        if (!request.has_at()) return proto::bad_field("at", "is missing");
+        auto at = CRETO_TRY(proto::from_time(request.at(), "at"));
+        return answer<v1::PastDelegationChain>(nhi.get_past_delegation_chain(ctx, identity, at));
+      });
   service.unary<v1::DelegationChain, v1::VerifyDelegationResponse>(
       "VerifyDelegation", {.access = authenticated, .idempotent = true},
       [&nhi](const Context& ctx, const v1::DelegationChain& request) -> Result<v1::VerifyDelegationResponse> {
@@ -185,8 +193,13 @@ void register_nhi(rpc::Dispatcher& dispatcher, Nhi& nhi) {
       "Verify", {.access = authenticated, .idempotent = true},
       [&nhi](const Context& ctx, const v1::VerifyRequest& request) -> Result<v1::VerifyResponse> {
         auto identity = CRETO_TRY(proto::from_identity(request.identity(), "identity"));
-        CRETO_TRY(nhi.verify(ctx, identity, as_bytes(request.data()), proto::from_signature(request.signature()),
-                             request.context()));
+        const auto signature = proto::from_signature(request.signature());
+        if (request.has_at()) {
+          auto at = CRETO_TRY(proto::from_time(request.at(), "at"));
+          CRETO_TRY(nhi.verify_past(ctx, identity, as_bytes(request.data()), signature, request.context(), at));
+        } else {
+          CRETO_TRY(nhi.verify(ctx, identity, as_bytes(request.data()), signature, request.context()));
+        }
         v1::VerifyResponse response;
         response.set_valid(true);
         return response;

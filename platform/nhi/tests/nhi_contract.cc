@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "creto/common/event.h"
 #include "creto/crypto/random.h"
 #include "creto/nhi/nhi_rpc.h"
 #include "creto/testing/databases.h"
@@ -374,6 +375,64 @@ TEST_P(NhiContract, EndsEveryChainThroughARevokedDelegation) {
   EXPECT_EQ(kind(nhi->get_delegation_chain(as_service(), child.identity)), "permission_denied");
   EXPECT_EQ(kind(nhi->verify_delegation(as_service(), chain)), "permission_denied");
   EXPECT_EQ(kind(nhi->revoke_delegation(as(ada->identity), DelegationId::fresh(clock.now()))), "not_found");
+}
+
+TEST_P(NhiContract, TellsWhoseAnAgentWasAtATimeAlsoAfterItsEnd) {
+  const auto past = [&](const Identity& identity, Instant when) {
+    const auto found = nhi->get_past_delegation_chain(as_service(), identity, when);
+    return found ? found->chain.identities() : DelegationChain{};
+  };
+  auto parent = agent("parent"), other = agent("other"), child = agent("child");
+  EXPECT_EQ(kind(nhi->get_past_delegation_chain(as_service(), child.identity, clock.now())), "permission_denied");
+  delegate(*ada, parent.identity, {"*"});
+  delegate(*ada, other.identity, {"*"});
+  const auto from = [&](const Agent& delegator, Nanos valid_for) {
+    return nhi
+        ->create_delegation(as(delegator.identity),
+                            {delegator.identity, child.identity, {}, {"a.b"}, clock.now() + valid_for, {}, {}, {}, {}})
+        .value();
+  };
+  const DelegationChain by_parent{ada->identity, parent.identity, child.identity};
+  const DelegationChain by_other{ada->identity, other.identity, child.identity};
+  const Instant begin = clock.now();
+  from(parent, hours(5));
+  clock.advance(hours(1));
+  const auto second = from(other, hours(2));
+  clock.advance(hours(1));
+  ASSERT_TRUE(nhi->revoke_delegation(as(other.identity), second.id));
+  clock.advance(hours(1));
+  EXPECT_EQ(past(child.identity, begin), by_parent);
+  EXPECT_EQ(past(child.identity, begin + hours(1) - minutes(1)), by_parent) << "the second one came later";
+  EXPECT_EQ(past(child.identity, begin + hours(1)), by_other);
+  EXPECT_EQ(past(child.identity, begin + hours(2)), by_parent) << "the second one was revoked then";
+  const auto between = nhi->get_past_delegation_chain(as_service(), child.identity, begin + minutes(90)).value();
+  EXPECT_EQ(between.from, begin + hours(1));
+  EXPECT_EQ(between.until, begin + hours(2));
+  EXPECT_EQ(past(child.identity, begin - minutes(1)), by_parent) << "before any it was the first one's";
+  ASSERT_TRUE(nhi->revoke_agent(as(ada->identity), parent.identity, "gone"));
+  ASSERT_TRUE(nhi->revoke_agent(as(ada->identity), child.identity, "gone"));
+  EXPECT_EQ(past(child.identity, clock.now() - minutes(1)), by_parent);
+  clock.advance(hours(10));
+  EXPECT_EQ(past(child.identity, clock.now()), by_parent) << "the last one that held";
+  EXPECT_EQ(past(ada->identity, clock.now()), DelegationChain{ada->identity});
+}
+
+TEST_P(NhiContract, VerifiesWhatWasSignedBeforeAnEndAndLetsAServiceTellWhatWasUsed) {
+  auto made = nhi->register_agent(as(ada->identity), {.name = "clerk", .valid_for = hours(1)}).value();
+  const Instant begin = clock.now();
+  const auto signature = nhi->sign(as(made.identity), made.identity, as_bytes("x"), event_signature_context).value();
+  clock.advance(hours(2));
+  const auto verify = [&](Instant when) {
+    return kind(nhi->verify_past(as_service(), made.identity, as_bytes("x"), signature, event_signature_context, when));
+  };
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("x"), signature, event_signature_context)),
+            "signature_invalid");
+  EXPECT_EQ(verify(begin), "ok");
+  EXPECT_EQ(verify(clock.now()), "ok");
+  EXPECT_EQ(verify(begin - hours(1)), "ok");
+  EXPECT_EQ(kind(nhi->sign(as(made.identity), made.identity, as_bytes("y"), event_signature_context)), "expired");
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("y"), event_signature_context)), "ok");
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("y"), "other")), "expired");
 }
 
 TEST_P(NhiContract, RegistersAHumanOnceWithHisKeys) {

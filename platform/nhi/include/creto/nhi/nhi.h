@@ -129,6 +129,13 @@ struct Chain {
   bool permits(std::string_view action) const;
 };
 
+/// A chain as it was at a time, and between which times the same answer holds.
+struct PastChain {
+  Chain chain;
+  Instant from = Instant::min();
+  Instant until = Instant::max();
+};
+
 /// "sandbox.*" covers "sandbox.spawn" and "sandbox.*"; "*" covers everything.
 bool covers(std::string_view permission, std::string_view action);
 
@@ -239,6 +246,10 @@ class Nhi {
   /// Errors: permission_denied where no valid chain exists.
   virtual Result<Chain> get_delegation_chain(const Context& ctx, const Identity& identity,
                                              const std::optional<DelegationId>& leaf = std::nullopt) = 0;
+  /// How `identity` came to act at `when`, by its newest delegation from its owner that was valid then, else by the
+  /// last one that was; also where it, or anybody in the chain, has ended since. For facts that are told later (whose
+  /// use that was), never for decisions. Errors: permission_denied where there never was a chain.
+  virtual Result<PastChain> get_past_delegation_chain(const Context& ctx, const Identity& identity, Instant when) = 0;
   /// That every signature, bound, depth, expiry and status holds now. Errors: signature_invalid, expired,
   /// permission_denied.
   virtual Result<> verify_delegation(const Context& ctx, const Chain& chain) = 0;
@@ -249,12 +260,16 @@ class Nhi {
   virtual Result<PublicKeys> get_public_keys(const Context& ctx, const Identity& identity) = 0;
   /// In the name of an agent or service: hybrid, over `data` under `context` (at most 255 bytes; it names the use). The
   /// caller is the identity itself or a service. Errors: permission_denied; too_large over 4 MiB.
-  /// Tokens and delegations are not signed by it: they have calls of their own.
+  /// An identity that may not act any more signs nothing, but for events: what it used is told by the service that saw
+  /// it. Tokens and delegations are not signed by it: they have calls of their own.
   virtual Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
                                  std::string_view context = {}) = 0;
   /// Under any key set of the identity that is valid now. Errors: signature_invalid, unsupported_algorithm.
   virtual Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                           std::string_view context = {}) = 0;
+  /// For facts that are told later: under any that was in force at `when`; where none was, under any there ever was.
+  virtual Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
+                               std::string_view context, Instant when) = 0;
   /// The secret that `ciphertext` (x-wing) holds for the key set `key_id`. In process only. The caller is the identity
   /// or a service.
   virtual Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
