@@ -17,7 +17,11 @@ constexpr std::size_t prefetched_ahead = 4;
 /// What counts of a use against these terms; none where they have nothing to say about it.
 std::optional<std::int64_t> asked(const Terms& terms, const Use& use) {
   if (terms->family == Terms::Family::threshold && terms->overflow != Overflow::block) return std::nullopt;
-  if (terms->measure == Measure::cost && use.cost <= 0) return std::nullopt;
+  if (terms->measure == Measure::cost && use.cost <= 0) {
+    // What does not say its cost still needs that something is left.
+    if (use.free || terms->window == WindowKind::transaction) return std::nullopt;
+    return 1;
+  }
   return terms.amount(use.units, use.cost);
 }
 
@@ -28,7 +32,8 @@ void describe(Verdict& verdict, const Terms& terms, std::uint32_t number, std::i
   verdict.used = used;
 }
 
-bool has_less_left(const Terms& terms, std::int64_t used, const Verdict& than) {
+bool has_less_left(const Terms& terms, const Use& use, std::int64_t used, const Verdict& than) {
+  if (terms->measure == Measure::cost && use.cost <= 0) return false;  // it was not about money
   return !than.limited || add_saturating(terms->limit, -used) < add_saturating(than.limit, -than.used);
 }
 
@@ -186,7 +191,7 @@ bool Limits::Impl::grants(AccountNumber number, const Use& use, const Words& wor
       const std::int64_t used = taken(account, counter, said, ns);
       if (add_saturating(used, *amount) > said->limit) {
         certain = false;
-      } else if (has_less_left(said, used, seen)) {
+      } else if (has_less_left(said, use, used, seen)) {
         describe(seen, said, counter.number(), used);
         seen.account = number;
         seen.position = counter.position;
@@ -217,7 +222,7 @@ Verdict Limits::Impl::judge(const Targets& targets, const Use& use, std::int64_t
         if (!outranks(refusal(said), refused)) return;
         told = &refused.emplace();
         told->kind = refusal(said);
-      } else if (has_less_left(said, used, granted)) {
+      } else if (has_less_left(said, use, used, granted)) {
         told = &granted;
       }
       if (told == nullptr) return;
@@ -246,7 +251,7 @@ void Limits::Impl::judge_unseen(const Targets& targets, const Use& use, Verdict&
         refused.emplace();
         refused->kind = refusal(said);
         describe(*refused, said, number, 0);
-      } else if (has_less_left(said, 0, granted)) {
+      } else if (has_less_left(said, use, 0, granted)) {
         granted = {};
         describe(granted, said, number, 0);
       }
@@ -260,6 +265,31 @@ bool Limits::allows(const Use& use, Instant now) {
   const bool roomy = std::ranges::all_of(
       targets.span(), [&](AccountNumber number) { return impl_->is_roomy(number, use, targets.words); });
   return (seen && roomy) || impl_->check(targets, use, now).kind == Verdict::Kind::granted;
+}
+
+bool Limits::limits_cost(const Use& use, Instant now) {
+  const Targets targets = impl_->find_targets(use);
+  const auto refuses = [&](const Terms& said) {
+    if (said->measure != Measure::cost || !said.counts(targets.words)) return false;
+    return said->family == Terms::Family::threshold ? said->overflow == Overflow::block
+                                                    : said->overflow != Overflow::allow_with_notification;
+  };
+  for (const AccountNumber number : targets.span()) {
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    account.bring_up(impl_->books, ns_of(now));
+    bool found = false;
+    account.each(impl_->books, [&](const Account::Counter&, const Terms& said) { found = found || refuses(said); });
+    if (found) return true;
+  }
+  for (std::size_t kind = 0; kind < subject_kinds; ++kind) {
+    if (!targets.unseen[kind]) continue;
+    const auto defaults =
+        impl_->books.terms.set(impl_->books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)));
+    if (std::ranges::any_of(defaults, [&](std::uint32_t number) { return refuses(impl_->books.terms[number]); }))
+      return true;
+  }
+  return false;
 }
 
 Verdict Limits::check(const Use& use, Instant now) { return impl_->check(impl_->find_targets(use), use, now); }
@@ -369,6 +399,16 @@ bool Limits::release(const ReservationId& id) {
       impl_->let_go(hold, number);
     }
   });
+}
+
+std::optional<std::string> Limits::holder_of(std::string_view org, const ReservationId& id) {
+  Holds::Shard& shard = impl_->holds.of(id);
+  const std::scoped_lock lock(shard.mutex);
+  const Hold* hold = shard.find(id);
+  if (hold == nullptr) return std::nullopt;
+  const AccountNumber agent = hold->accounts.front();
+  if (impl_->names.org(agent) != impl_->names.find_org(org)) return std::nullopt;
+  return impl_->names.subject(agent);
 }
 
 std::size_t Limits::Impl::expire(Holds::Shard& shard, std::int64_t now_ns) {

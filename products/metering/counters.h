@@ -43,7 +43,8 @@ struct Use {
   std::string_view action{};  ///< of an action: its name is counted as a type too
   PropertyViews properties{};
   std::int64_t units = 1;
-  NanoMoney cost = 0;
+  NanoMoney cost = 0;  ///< 0: not known; then limits of money refuse it only where nothing is left
+  bool free = false;   ///< costs nothing for certain: limits of money have nothing to say
   /// None: the one that `bind` tells. Facts say it themselves, since they may be older; empty: nobody is billed.
   std::optional<std::string_view> subscription{};
 };
@@ -172,10 +173,14 @@ class Limits {
   /// The same without saying what is left: does not wait for facts that other processors count, as long as a quarter of
   /// every limit is left.
   bool allows(const Use& use, Instant now);
+  /// Whether a limit of money applies that could refuse `use`, whatever it costs.
+  bool limits_cost(const Use& use, Instant now);
   /// Holds `use` until `expires_at`. The same id with the same use is granted again.
   Verdict reserve(const ReservationId& id, const Use& use, Instant now, Instant expires_at);
   /// False where there is no such hold (any more).
   bool release(const ReservationId& id);
+  /// Whose it is. None where the organization has no such hold (any more).
+  std::optional<std::string> holder_of(std::string_view org, const ReservationId& id);
   /// Ends holds whose time is over; returns how many.
   std::size_t expire(Instant now);
   Told tell(const Verdict& verdict) const;

@@ -233,13 +233,40 @@ Result<KnownAgent> Intake::ask(const Context& ctx, std::string_view agent, const
                    .attribution = number,
                    .version = static_cast<std::uint32_t>(version),
                    .asked_s = seconds_of(now),
-                   .good_until_s = seconds_of(std::min(found.good_until, now + options_.attribution_ttl)),
+                   .good_until_s = seconds_of(now + options_.attribution_ttl),
                    .from_s = first_second_after(found.from),
                    .until_s = seconds_of(found.until)};
   if (accounts.size() <= known.accounts.size()) std::ranges::copy(accounts, known.accounts.begin());
   const std::unique_lock lock(known_mutex_);
   known_.put(known);
   return known;
+}
+
+std::optional<DelegationChain> Intake::known_ancestors(const Context& ctx, const Identity& agent) const {
+  const KeyHash hash = ledger_.name_hash(ctx.org, agent.text());
+  const auto version = static_cast<std::uint32_t>(attributor_.version());
+  const std::uint32_t now_s = seconds_of(clock_.now());
+  AttributionNumber attribution = 0;
+  {
+    const std::shared_lock lock(known_mutex_);
+    const KnownAgent* known = known_.find(hash);
+    if (known == nullptr || !known->holds(version, now_s, now_s)) return std::nullopt;
+    attribution = known->attribution;
+  }
+  return ancestors_of(attribution);
+}
+
+Result<DelegationChain> Intake::ask_ancestors(const Context& ctx, const Identity& agent) {
+  const Instant now = clock_.now();
+  const KnownAgent known = CRETO_TRY(ask(ctx, agent.text(), ledger_.name_hash(ctx.org, agent.text()), now, now));
+  return ancestors_of(known.attribution);
+}
+
+DelegationChain Intake::ancestors_of(AttributionNumber attribution) const {
+  DelegationChain chain;
+  for (const SubjectNumber ancestor : ledger_.subjects().attribution(attribution).ancestors)
+    chain.push_back(Identity::parse(ledger_.subjects().subject(ancestor).name).value());
+  return chain;
 }
 
 std::span<const AccountNumber> Intake::accounts_of(AttributionNumber number, Accounts& room) {

@@ -30,8 +30,7 @@ class Attributor {
     DelegationChain chain;     ///< root first; with or without the agent
     std::string subscription;  ///< that is billed; empty: nobody
     Instant from = Instant::min();
-    Instant until = Instant::max();       ///< event times in [from, until) have this subscription
-    Instant good_until = Instant::max();  ///< the chain ends by itself then
+    Instant until = Instant::max();  ///< event times in [from, until) have the same answer
   };
   /// Errors: not_found where the agent is not known.
   virtual Result<Attributed> attribute(const Context& ctx, const Identity& agent, Instant when) = 0;
@@ -105,6 +104,12 @@ class Intake {
   std::size_t untold() const { return untold_; }
   void told() { --untold_; }
 
+  /// Whom a use of `agent` would count for if it happened now, but for itself; root first. None: it has to be asked
+  /// for.
+  std::optional<DelegationChain> known_ancestors(const Context& ctx, const Identity& agent) const;
+  /// Likewise, from who can tell. Errors: those of Attributor::attribute.
+  Result<DelegationChain> ask_ancestors(const Context& ctx, const Identity& agent);
+
   /// What counts against limits of money: costs in the accounting currency.
   NanoMoney cost_of(const RecordView& record) const;
 
@@ -114,6 +119,7 @@ class Intake {
   Result<> check(const RecordView& record, Instant now) const;
   Result<> price(const Context& ctx, Work& work, NewEvent& event) const;
   void attribute(const Context& ctx, Work& work, Instant now);
+  DelegationChain ancestors_of(AttributionNumber attribution) const;
   Result<KnownAgent> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
   /// Those that an event counts for: the first ones of `room`.
   std::span<const AccountNumber> accounts_of(AttributionNumber attribution, Accounts& room);

@@ -100,6 +100,42 @@ Result<std::int64_t> tokens_of(const RecordView& record, std::string_view name) 
   return invalid(fmt::format("properties.{}: must be a whole number below 10^17 for its price", name));
 }
 
+/// What the tokens of `record` cost. Some providers count what was cached (or reasoned) as a part of the input
+/// (output), others beside it: more of it than there is of the whole can only be beside.
+Result<Money> cost_at(const ModelPrice& price, const RecordView& record) {
+  const std::int64_t input = CRETO_TRY(tokens_of(record, "input_tokens"));
+  const std::int64_t output = CRETO_TRY(tokens_of(record, "output_tokens"));
+  const std::int64_t read = CRETO_TRY(tokens_of(record, "cached_tokens"));
+  const std::int64_t written = CRETO_TRY(tokens_of(record, "cache_write_tokens"));
+  const std::int64_t reasoning = CRETO_TRY(tokens_of(record, "reasoning_tokens"));
+  const std::int64_t plain_in = read + written > input ? input : input - read - written;
+  const std::int64_t plain_out = reasoning > output ? output : output - reasoning;
+
+  TokenPrices each = price.prices;
+  const auto change = [&](const TokenPrices& to) {
+    for (const Kind& kind : kinds) {
+      if (to.*kind.member) each.*kind.member = to.*kind.member;
+    }
+  };
+  for (const ModelPrice::Above& above : price.above) {
+    if (plain_in + read + written > above.tokens) change(above.prices);
+  }
+  if (record.property("batch") == "true") change(price.batch);
+  const Decimal price_in = each.input.value_or(Decimal());
+  const Decimal price_out = each.output.value_or(Decimal());
+  const std::array<std::pair<std::int64_t, Decimal>, 5> parts{{{plain_in, price_in},
+                                                               {read, each.cache_read.value_or(price_in)},
+                                                               {written, each.cache_write.value_or(price_in)},
+                                                               {plain_out, price_out},
+                                                               {reasoning, each.reasoning.value_or(price_out)}}};
+  Money cost{Decimal(), Currency::usd()};
+  for (const auto& [tokens, per_token] : parts) {
+    const Decimal part = CRETO_TRY(Decimal::multiply(Decimal(tokens), per_token));
+    cost.amount = CRETO_TRY(Decimal::add(cost.amount, part));
+  }
+  return cost;
+}
+
 }  // namespace
 
 Result<std::string> to_json(const ModelPrice& price) {
@@ -193,17 +229,22 @@ PriceTable::PriceTable(std::vector<ModelPrice> prices) {
       of_model.insert(place, std::move(price));
     }
   }
+  for (const auto& [name, of_model] : prices_) {
+    if (const auto slash = name.find('/'); slash != std::string::npos)
+      with_provider_.emplace(name.substr(slash + 1), name);
+  }
+}
+
+const ModelPrice* PriceTable::in_force(std::string_view name, Instant when) const {
+  const auto found = prices_.find(name);
+  if (found == prices_.end()) return nullptr;
+  const auto after = std::ranges::upper_bound(found->second, when, {}, &ModelPrice::from);
+  return after == found->second.begin() ? nullptr : &*std::prev(after);
 }
 
 const ModelPrice* PriceTable::find(std::string_view model, std::string_view provider, Instant when) const {
-  const auto in_force = [&](std::string_view name) -> const ModelPrice* {
-    const auto found = prices_.find(name);
-    if (found == prices_.end()) return nullptr;
-    const auto after = std::ranges::upper_bound(found->second, when, {}, &ModelPrice::from);
-    return after == found->second.begin() ? nullptr : &*std::prev(after);
-  };
-  if (const ModelPrice* price = in_force(model)) return price;
-  return provider.empty() ? nullptr : in_force(fmt::format("{}/{}", provider, model));
+  if (const ModelPrice* price = in_force(model, when)) return price;
+  return provider.empty() ? nullptr : in_force(fmt::format("{}/{}", provider, model), when);
 }
 
 std::vector<ModelPrice> PriceTable::list(std::string_view model, Instant now) const {
@@ -230,37 +271,21 @@ Result<std::optional<Money>> PriceTable::cost_of(const RecordView& record) const
   if (!may_price(record)) return std::optional<Money>();
   const ModelPrice* price = find(record.property("model_id"), record.property("provider"), record.time);
   if (price == nullptr) return std::optional<Money>();
-  const std::int64_t input = CRETO_TRY(tokens_of(record, "input_tokens"));
-  const std::int64_t output = CRETO_TRY(tokens_of(record, "output_tokens"));
-  const std::int64_t read = CRETO_TRY(tokens_of(record, "cached_tokens"));
-  const std::int64_t written = CRETO_TRY(tokens_of(record, "cache_write_tokens"));
-  const std::int64_t reasoning = CRETO_TRY(tokens_of(record, "reasoning_tokens"));
-  if (read + written > input) return invalid("properties.cached_tokens: must be a part of input_tokens");
-  if (reasoning > output) return invalid("properties.reasoning_tokens: must be a part of output_tokens");
+  Money cost = CRETO_TRY(cost_at(*price, record));
+  return std::optional(std::move(cost));
+}
 
-  TokenPrices each = price->prices;
-  const auto change = [&](const TokenPrices& to) {
-    for (const Kind& kind : kinds) {
-      if (to.*kind.member) each.*kind.member = to.*kind.member;
-    }
-  };
-  for (const ModelPrice::Above& above : price->above) {
-    if (input > above.tokens) change(above.prices);
+Result<std::optional<Money>> PriceTable::highest_cost_of(const RecordView& record) const {
+  auto cost = CRETO_TRY(cost_of(record));
+  if (cost || !may_price(record) || !record.property("provider").empty()) return cost;
+  const auto [first, last] = with_provider_.equal_range(record.property("model_id"));
+  for (auto name = first; name != last; ++name) {
+    const ModelPrice* price = in_force(name->second, record.time);
+    if (price == nullptr) continue;
+    Money one = CRETO_TRY(cost_at(*price, record));
+    if (!cost || one.amount > cost->amount) cost = std::move(one);
   }
-  if (record.property("batch") == "true") change(price->batch);
-  const Decimal plain_in = each.input.value_or(Decimal());
-  const Decimal plain_out = each.output.value_or(Decimal());
-  const std::array<std::pair<std::int64_t, Decimal>, 5> parts{{{input - read - written, plain_in},
-                                                               {read, each.cache_read.value_or(plain_in)},
-                                                               {written, each.cache_write.value_or(plain_in)},
-                                                               {output - reasoning, plain_out},
-                                                               {reasoning, each.reasoning.value_or(plain_out)}}};
-  Money cost{Decimal(), Currency::usd()};
-  for (const auto& [tokens, per_token] : parts) {
-    const Decimal part = CRETO_TRY(Decimal::multiply(Decimal(tokens), per_token));
-    cost.amount = CRETO_TRY(Decimal::add(cost.amount, part));
-  }
-  return std::optional(cost);
+  return cost;
 }
 
 }  // namespace creto::metering

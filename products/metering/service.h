@@ -168,8 +168,10 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Context own(const Context& ctx) const;
   Context context_of(const bus::BusMessage& message) const;
   Result<> ensure_identity(const Context& ctx);
+  Result<DelegationChain> ancestors_of(const Context& ctx, const Identity& agent);
   Result<NanoMoney> cost_of(const Money& cost) const;
   Result<NanoMoney> limited_cost(const Money& cost) const;
+  Result<Money> expected_cost(const Context& ctx, const contracts::SpendRequest& request, Instant now) const;
   Result<contracts::OversightTrigger> trigger_of(const CostFinding& finding,
                                                  const contracts::BillableEvent& event) const;
   Error refusal(const Verdict& verdict, Instant now) const;

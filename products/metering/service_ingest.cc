@@ -32,14 +32,15 @@ Result<Attributor::Attributed> MeteringService::attribute(const Context& ctx, co
     return error(ErrorKind::not_found, fmt::format("agent `{}` is not registered", agent.text())).with_retryable(true);
   }
   Attributed found;
-  // Whose delegation has just ended still used what it used; then nobody above is known any more.
+  // Whose delegation has ended since still used what it used, for those who were above it then.
   if (agent.is_agent()) {
-    auto chain = nhi_.get_delegation_chain(ctx, agent);
-    if (chain) {
-      found.chain = chain->identities();
-      found.good_until = chain->valid_until;
-    } else if (chain.error().category() == ErrorCategory::transient) {
-      return std::move(chain).error();
+    auto past = nhi_.get_past_delegation_chain(ctx, agent, when);
+    if (past) {
+      found.chain = past->chain.identities();
+      found.from = past->from;
+      found.until = past->until;
+    } else if (past.error().category() == ErrorCategory::transient) {
+      return std::move(past).error();
     }
   }
   add_subscription(ctx.org, agent, when, found);
@@ -86,8 +87,8 @@ Result<> MeteringService::verify_envelope(const Context& ctx, const UsageEvent& 
   if (algorithm != "ml-dsa-65" && algorithm != "hybrid-ed25519-ml-dsa-65") {
     return no_signature(fmt::format("event: `{}` is no signature for events", algorithm.substr(0, 64)));
   }
-  const auto verified =
-      nhi_.verify(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature, event_signature_context);
+  const auto verified = nhi_.verify_past(ctx, envelope.agent, as_bytes(event.signed_bytes), *envelope.signature,
+                                         event_signature_context, envelope.timestamp.instant());
   if (verified) return {};
   if (verified.error().category() == ErrorCategory::transient) return verified.error();
   return no_signature("event: the signature does not verify").with_cause(verified.error());

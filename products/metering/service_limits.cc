@@ -53,6 +53,13 @@ std::string describe_refusal(const Verdict& verdict, const Told& told) {
 
 }  // namespace
 
+/// Whom a use would count for is what nhi says, as with events; what the caller says of it might leave somebody out.
+Result<DelegationChain> MeteringService::ancestors_of(const Context& ctx, const Identity& agent) {
+  if (auto known = intake_->known_ancestors(ctx, agent)) return *std::move(known);
+  const std::shared_lock rules(rules_mutex_);
+  return intake_->ask_ancestors(own(ctx), agent);
+}
+
 Result<NanoMoney> MeteringService::cost_of(const Money& cost) const {
   if (cost.amount.is_zero()) return 0;
   if (!(cost.currency == options_.currency)) {
@@ -67,6 +74,30 @@ Result<NanoMoney> MeteringService::limited_cost(const Money& cost) const {
   // What another currency costs is recorded when it happens; limits of money do not see it.
   if (!(cost.currency == options_.currency)) return 0;
   return cost_of(cost);
+}
+
+/// What a call of a model may cost by the price table, where its model is there: what the request says of its tokens,
+/// or as many as its units, of the dearer kind.
+Result<Money> MeteringService::expected_cost(const Context& ctx, const contracts::SpendRequest& request,
+                                             Instant now) const {
+  const auto prices = prices_of(ctx.org);
+  RecordView record{.bytes = {}, .agent = {}, .type = request.event_type, .key = {}, .time = now};
+  if (!request.cost.amount.is_zero() || prices == nullptr || !PriceTable::may_price(record)) return request.cost;
+  std::vector<PropertyView> properties(request.properties.begin(), request.properties.end());
+  record.properties = properties;
+  const bool stated = !record.property("input_tokens").empty() || !record.property("output_tokens").empty();
+  const std::string units = std::to_string(CRETO_TRY(to_whole_units(request.units)));
+  const std::array<std::string_view, 2> kinds{"input_tokens", "output_tokens"};
+  Money highest = request.cost;
+  for (const std::string_view kind : kinds) {
+    if (!stated) properties.emplace_back(kind, units);
+    record.properties = properties;
+    auto cost = CRETO_TRY(prices->highest_cost_of(record));
+    if (cost && cost->amount > highest.amount) highest = *std::move(cost);
+    if (stated) break;
+    properties.pop_back();
+  }
+  return highest;
 }
 
 // --- limits
@@ -168,11 +199,10 @@ Result<QuotaState> MeteringService::quota_state(const Context& ctx, std::string_
 }
 
 Result<contracts::QuotaDecision> MeteringService::check_quota(const Context& ctx, const Identity& agent,
-                                                              const DelegationChain& chain, std::string_view event_type,
+                                                              const DelegationChain&, std::string_view event_type,
                                                               std::int64_t units) {
-  if (chain.size() > delegation_chain_max_depth)
-    return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
   if (units < 0 || units > limit_max) return error(ErrorKind::invalid_input, "units: must be 0 to 10^18");
+  const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, agent));
   const Verdict verdict = limits_.check(
       {.org = ctx.org, .agent = agent.text(), .chain = chain, .event_type = event_type, .units = units}, clock_.now());
   const bool allowed = verdict.kind == Verdict::Kind::granted;
@@ -183,9 +213,7 @@ Result<contracts::QuotaDecision> MeteringService::check_quota(const Context& ctx
 
 Result<contracts::QuotaDecision> MeteringService::check_message_quota(const Context& ctx, const Identity& agent,
                                                                       contracts::MessageEventType type) {
-  const bool own_chain = !ctx.chain.empty() && ctx.chain.back() == agent;
-  static const DelegationChain none;
-  return check_quota(ctx, agent, own_chain ? ctx.chain : none, contracts::to_string(type), 1);
+  return check_quota(ctx, agent, {}, contracts::to_string(type), 1);
 }
 
 Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, const SubjectThreshold& threshold) {
@@ -236,15 +264,11 @@ Error MeteringService::refusal(const Verdict& verdict, Instant now) const {
 }
 
 Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contracts::SpendRequest& request) {
-  if (request.delegation_chain.size() > delegation_chain_max_depth) {
-    return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
-  }
   if (request.hold_for <= Nanos(0) || request.hold_for > options_.hold_max) {
     return error(ErrorKind::invalid_input,
                  fmt::format("hold_for: must be positive and at most {}", creto::to_string(options_.hold_max)));
   }
   const std::int64_t units = CRETO_TRY(to_whole_units(request.units));
-  const NanoMoney cost = CRETO_TRY(limited_cost(request.cost));
   if (request.properties.size() > spend_properties_max)
     return error(ErrorKind::invalid_input, fmt::format("properties: must be at most {}", spend_properties_max));
   std::vector<std::pair<std::string_view, std::string_view>> properties(request.properties.begin(),
@@ -253,17 +277,22 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
   const Instant until = now + request.hold_for;
   // A name that is no usage type is that of an action; likewise the action that the event will name.
   const auto action = request.event_type == "action" ? request.properties.find("action") : request.properties.end();
-  const Verdict verdict =
-      limits_.reserve(request.id,
-                      {.org = ctx.org,
-                       .agent = request.agent.text(),
-                       .chain = request.delegation_chain,
-                       .event_type = request.event_type,
-                       .action = action == request.properties.end() ? std::string_view() : action->second,
-                       .properties = properties,
-                       .units = units,
-                       .cost = cost},
-                      now, until);
+  const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, request.agent));
+  const Money expected = CRETO_TRY(expected_cost(ctx, request, now));
+  const NanoMoney cost = CRETO_TRY(limited_cost(expected));
+  const Use use{.org = ctx.org,
+                .agent = request.agent.text(),
+                .chain = chain,
+                .event_type = request.event_type,
+                .action = action == request.properties.end() ? std::string_view() : action->second,
+                .properties = properties,
+                .units = units,
+                .cost = cost};
+  if (cost == 0 && !request.cost.amount.is_zero() && limits_.limits_cost(use, now)) {
+    return error(ErrorKind::invalid_input,
+                 fmt::format("cost: must be in {}, which the limits that apply are in", options_.currency.code()));
+  }
+  const Verdict verdict = limits_.reserve(request.id, use, now, until);
   if (verdict.kind == Verdict::Kind::granted) {
     probe_.granted();
     return contracts::Hold{request.id, until};
@@ -279,7 +308,16 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
   return refusal(verdict, now);
 }
 
-Result<> MeteringService::release(const Context&, const ReservationId& id) {
+Result<> MeteringService::release(const Context& ctx, const ReservationId& id) {
+  // Whose hold it is was said when it was made; one of another organization is none that is known here.
+  const std::optional<std::string> holder = limits_.holder_of(ctx.org, id);
+  if (!holder) return {};
+  if (ctx.caller && ctx.caller->is_agent() && ctx.caller->text() != *holder) {
+    const auto holding = CRETO_TRY(Identity::parse(*holder));
+    const DelegationChain above = CRETO_TRY(ancestors_of(ctx, holding));
+    if (std::ranges::find(above, *ctx.caller) == above.end())
+      return error(ErrorKind::permission_denied, fmt::format("reservation `{}` is another agent's", id.to_string()));
+  }
   limits_.release(id);
   return {};
 }
@@ -287,8 +325,11 @@ Result<> MeteringService::release(const Context&, const ReservationId& id) {
 Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& ctx,
                                                                  const authz::CheckRequest& request) {
   std::string_view type = request.action;
+  bool spends = false;
   for (const auto& [action, event_type] : options_.actions) {
-    if (action == request.action) type = event_type;
+    if (action != request.action) continue;
+    type = event_type;
+    spends = true;
   }
   if (request.chain.size() > delegation_chain_max_depth)
     return error(ErrorKind::invalid_input, "delegation chain: is too deep");
@@ -305,7 +346,8 @@ Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& 
                 .event_type = type,
                 .action = request.action,
                 .properties = properties,
-                .units = 1};
+                .units = 1,
+                .free = !spends};
   const Instant now = clock_.now();
   if (limits_.allows(use, now)) return std::optional<authz::Decision>();
   const Verdict verdict = limits_.check(use, now);
@@ -342,13 +384,11 @@ Result<contracts::OversightTrigger> MeteringService::trigger_of(const CostFindin
 
 Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_threshold(
     const Context& ctx, const contracts::BillableEvent& event, BillingPeriod period) {
-  if (event.delegation_chain.size() > delegation_chain_max_depth) {
-    return error(ErrorKind::invalid_input, "delegation_chain: is too deep");
-  }
   const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
+  const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, event.agent));
   const auto finding = limits_.check_cost({.org = ctx.org,
                                            .agent = event.agent.text(),
-                                           .chain = event.delegation_chain,
+                                           .chain = chain,
                                            .event_type = event.event_type,
                                            .units = 0,
                                            .cost = cost},

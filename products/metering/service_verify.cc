@@ -78,16 +78,19 @@ class ReadCorrections {
 
 }  // namespace
 
-/// Signatures of batches, by who reported them.
+/// Signatures of batches, by who reported them, under the keys that were in force when they arrived.
 Result<> MeteringService::verify_batches(BlockAddress until, UsageVerification& found) {
-  const Context ctx = own(Context::of_service(self_));
-  return ledger_->scan_proofs(until, [&](const BlockReader::Proof& proof, std::span<const Hash256> leaves) -> Result<> {
+  return ledger_->scan_proofs(until, [&](const Ledger::StoredBatch& batch) -> Result<> {
+    const auto& proof = batch.proof;
     if (proof.signature.empty()) return {};
     ++found.batches;
+    Context ctx = own(Context::of_service(self_));
+    ctx.org = batch.org;
     const Identity reporter = CRETO_TRY(Identity::parse(proof.reporter));
-    const std::string bytes = batch_signed_bytes(leaves.size(), merkle_root(leaves));
+    const std::string bytes = batch_signed_bytes(batch.leaves.size(), merkle_root(batch.leaves));
     const Signature signature{std::string(proof.algorithm), to_bytes(proof.signature)};
-    const auto verified = nhi_.verify(ctx, reporter, as_bytes(bytes), signature, batch_signature_context);
+    const auto verified =
+        nhi_.verify_past(ctx, reporter, as_bytes(bytes), signature, batch_signature_context, batch.arrived);
     if (verified) return {};
     if (verified.error().category() == ErrorCategory::transient) return verified.error();
     add_problem(found, fmt::format("batch of `{}`: {}", proof.reporter, verified.error().message()));

@@ -570,26 +570,29 @@ Result<std::optional<RowPlace>> Ledger::find(const KeyHash& key) const {
   return std::optional(RowPlace{{known->segment, known->offset}, known->index & ~envelope_bit});
 }
 
-Result<> Ledger::scan_proofs(
-    BlockAddress until,
-    const std::function<Result<>(const BlockReader::Proof&, std::span<const Hash256>)>& visit) const {
+Result<> Ledger::scan_proofs(BlockAddress until, const std::function<Result<>(const StoredBatch&)>& visit) const {
   RecordScratch scratch;
   std::vector<Hash256> taken;
+  std::vector<AttributionNumber> whose;
   std::vector<Hash256> leaves;
   return scan_blocks({}, until, [&](BlockAddress address, BlockReader& block) -> Result<> {
     taken.clear();
+    whose.clear();
     CRETO_TRY(block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
       taken.push_back(record_leaf(entry.record.bytes));
+      whose.push_back(entry.attribution);
       return {};
     }));
     const auto proofs = CRETO_TRY(block.proofs());
     for (const BlockReader::Proof& proof : proofs) {
       leaves.clear();
+      std::optional<AttributionNumber> one;
       for (const auto& leaf : proof.leaves) {
         if (leaf.index != UINT32_MAX && leaf.index >= taken.size()) return unreadable(address);
         leaves.push_back(leaf.index == UINT32_MAX ? leaf.hash : taken[leaf.index]);
+        if (leaf.index != UINT32_MAX) one = whose[leaf.index];
       }
-      CRETO_TRY(visit(proof, leaves));
+      if (one) CRETO_TRY(visit({proof, leaves, subjects_.org_of(*one), block.arrived()}));
     }
     return {};
   });

@@ -158,9 +158,14 @@ class Ledger {
   static void fill(Target& target, const StoredEvent& event);
   /// Where the event with this key lies, within the window.
   Result<std::optional<RowPlace>> find(const KeyHash& key) const;
-  /// Calls `visit` for the proof of each batch up to `until`, with all its leaves.
-  Result<> scan_proofs(BlockAddress until,
-                       const std::function<Result<>(const BlockReader::Proof&, std::span<const Hash256>)>& visit) const;
+  struct StoredBatch {
+    const BlockReader::Proof& proof;
+    std::span<const Hash256> leaves;  ///< all of them
+    std::string_view org;
+    Instant arrived;
+  };
+  /// Calls `visit` for each batch up to `until` of which an event was taken.
+  Result<> scan_proofs(BlockAddress until, const std::function<Result<>(const StoredBatch&)>& visit) const;
   /// Runs `fn` while no event is between log and `counted`; returns where the log ends then.
   BlockAddress pause(const std::function<void()>& fn);
   /// Whether a block with events lies at `address`, which is before the log's end.

@@ -354,7 +354,7 @@ void register_limits(rpc::Service& service, Metering& metering) {
         return answer<v1::QuotaState>(metering.quota_state(ctx, request.id(), request.subject()));
       });
   service.unary<v1::CheckQuotaRequest, v1::QuotaDecision>(
-      "CheckQuota", {.inline_call = true, .idempotent = true, .resource = of_agent},
+      "CheckQuota", {.idempotent = true, .resource = of_agent},
       [&metering](const Context& ctx, const v1::CheckQuotaRequest& request) -> Result<v1::QuotaDecision> {
         const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
         const DelegationChain chain = CRETO_TRY(chain_from(request.delegation_chain()));
@@ -528,7 +528,7 @@ void register_credits(rpc::Service& service, Metering& metering) {
 
 void register_contracts(rpc::Service& service, Metering& metering) {
   service.unary<v1::CheckCostThresholdRequest, v1::CheckCostThresholdResponse>(
-      "CheckCostThreshold", {.inline_call = true, .idempotent = true},
+      "CheckCostThreshold", {.idempotent = true},
       [&metering](const Context& ctx,
                   const v1::CheckCostThresholdRequest& request) -> Result<v1::CheckCostThresholdResponse> {
         const auto event = CRETO_TRY(from_proto(request.event()));
@@ -614,7 +614,7 @@ void register_contracts(rpc::Service& service, Metering& metering) {
         return out;
       });
   service.unary<v1::CheckMessageQuotaRequest, v1::QuotaDecision>(
-      "CheckMessageQuota", {.inline_call = true, .idempotent = true, .resource = of_agent},
+      "CheckMessageQuota", {.idempotent = true, .resource = of_agent},
       [&metering](const Context& ctx, const v1::CheckMessageQuotaRequest& request) -> Result<v1::QuotaDecision> {
         const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
         const auto type = CRETO_TRY(message_type(request.event_type()));

@@ -171,7 +171,7 @@ TEST_F(IntakeTest, AnAgentIsAskedForAgainWhenWhatWasToldMayHaveChanged) {
   EXPECT_EQ(used(agent(50).text()), 14);
   clock_.advance(IntakeOptions{}.attribution_ttl + 1s);
   told.chain = {agent(50), agent(1)};
-  told.good_until = clock_.now() + 5s;
+  told.until = clock_.now() + 5s;
   EXPECT_TRUE(send({agent(1)})[0]);
   EXPECT_EQ(used(agent(50).text()), 21) << "it is not believed for ever";
   clock_.advance(5s);

@@ -310,6 +310,83 @@ TEST_P(MeteringContract, UsageCountsForEveryAncestor) {
   }
 }
 
+TEST_P(MeteringContract, WhatIsToldAfterAnEndCountsForThoseItBelongedTo) {
+  const auto used = [&](const Identity& who) {
+    const auto rows = metering->usage(ctx, {.subject = who.text(), .group_by = {}})->rows;
+    return rows.empty() ? 0 : rows[0].events;
+  };
+  const Identity other = *agent("other", *ctx.caller);
+  const Instant begin = clock.now();
+  clock.advance(1h);
+  ASSERT_TRUE(registry->create_delegation(Context::of(other, {other}),
+                                          {other, *child, {}, {"*"}, clock.now() + 2h, {}, {}, {}, {}}));
+  clock.advance(1h);
+  const auto at = [&](std::string key, Instant when) {
+    Draft draft = keyed(std::move(key));
+    draft.when = when;
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  at("before", begin + 30min);
+  EXPECT_EQ(used(*parent), 1);
+  EXPECT_EQ(used(other), 0);
+  at("after", clock.now());
+  EXPECT_EQ(used(*parent), 1);
+  EXPECT_EQ(used(other), 1);
+  ASSERT_TRUE(registry->revoke_agent(ctx, *child, "gone"));
+  clock.advance(1h);
+  at("late", begin + 40min);
+  at("terminated", clock.now());
+  EXPECT_EQ(used(*parent), 2);
+  EXPECT_EQ(used(other), 2);
+  EXPECT_EQ(used(*ctx.caller), 4);
+}
+
+TEST_P(MeteringContract, WhatAnAgentUsedBeforeItsTimeWasOverIsTakenAfterwards) {
+  const Identity brief = registry->register_agent(ctx, {.name = "brief", .valid_for = 1h})->identity;
+  ASSERT_TRUE(registry->create_delegation(ctx, {*ctx.caller, brief, {}, {"*"}, clock.now() + 1h, {}, {}, {}, {}}));
+  const Instant used_at = clock.now() + 30min;
+  clock.advance(2h);
+  Draft draft = keyed("late");
+  draft.when = used_at;
+  const auto taken = metering->ingest(ctx, event(brief, draft));
+  EXPECT_TRUE(taken) << taken.error().to_string();
+  EXPECT_TRUE(metering->ingest(ctx, sandbox(brief, "terminated"))) << "somebody else saw how it ended";
+  EXPECT_EQ(metering->usage(ctx, {.subject = ctx.caller->text(), .group_by = {}})->rows.at(0).events, 2);
+}
+
+TEST_P(MeteringContract, LimitsAreThoseOfWhoIsAboveAnAgentWhateverTheCallerSays) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  ASSERT_TRUE(metering->set_threshold(
+      ctx,
+      {parent->text(),
+       {"one", BillingPeriod::transaction, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  for (const DelegationChain& said : {DelegationChain{}, DelegationChain{*child}}) {
+    auto request = ask(*child, "sandbox_allocated");
+    request.delegation_chain = said;
+    EXPECT_EQ(code(metering->reserve(ctx, request)), "MT-429");
+    EXPECT_FALSE(metering->check_quota(ctx, *child, said, "sandbox_allocated", 1)->allowed);
+    const contracts::BillableEvent cost{"payment", *child, said, {Decimal(11), Currency::usd()}};
+    EXPECT_TRUE(metering->check_cost_threshold(ctx, cost, BillingPeriod::month)->has_value());
+  }
+}
+
+TEST_P(MeteringContract, AnAgentReleasesWhatItHoldsOrWhoIsBelowItAndNothingElse) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("tokens", *child, 100, "inference_tokens")));
+  const auto release = [&](const Identity& by) {
+    const auto held = ask(*child, "inference_tokens", "100");
+    EXPECT_TRUE(metering->reserve(ctx, held));
+    const auto released = code(local->release(Context::of(by, chain_of(by)), held.id));
+    EXPECT_EQ(metering->quota_state(ctx, "tokens")->held, released == "ok" ? 0 : 100);
+    EXPECT_TRUE(metering->release(ctx, held.id));
+    return released;
+  };
+  EXPECT_EQ(release(*agent("other", *ctx.caller)), "MT-403");
+  EXPECT_EQ(release(*child), "ok");
+  EXPECT_EQ(release(*parent), "ok");
+}
+
 TEST_P(MeteringContract, UsageIsGroupedFilteredAndRanked) {
   Draft large = keyed("k1");
   large.properties = R"({"input_tokens":"60","model_id":"large","output_tokens":"40","provider":"p"})";
@@ -601,12 +678,22 @@ TEST_P(MeteringContract, OrganizationsDoNotSeeEachOther) {
   other.org = "other";
   const auto client = wire_ ? create_metering_client(wire_->connect("other")) : nullptr;
   Metering& theirs = client ? *client : *metering;
-  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 0)));
+  const Identity service = *ctx.caller;
+  ASSERT_TRUE(registry->ensure_service(other, service));
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", service, 0)));
   ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
   EXPECT_TRUE(theirs.list_quotas(other, "")->empty());
   EXPECT_TRUE(theirs.list_plans(other)->empty());
-  EXPECT_TRUE(theirs.reserve(other, ask(*parent, "sandbox_allocated")));
-  EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "sandbox_allocated"))), "MT-429");
+  ASSERT_TRUE(theirs.set_quota(other, quota("all", service, 1)));
+  const auto held = ask(service, "sandbox_allocated");
+  EXPECT_TRUE(theirs.reserve(other, held));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(service, "sandbox_allocated"))), "MT-429");
+  EXPECT_EQ(code(theirs.reserve(other, ask(*parent, "sandbox_allocated"))), "MT-404") << "not registered there";
+  EXPECT_EQ(code(theirs.reserve(other, ask(service, "sandbox_allocated"))), "MT-429");
+  ASSERT_TRUE(metering->release(ctx, held.id));
+  EXPECT_EQ(code(theirs.reserve(other, ask(service, "sandbox_allocated"))), "MT-429") << "it is not ours to release";
+  ASSERT_TRUE(theirs.release(other, held.id));
+  EXPECT_EQ(code(theirs.reserve(other, ask(service, "sandbox_allocated"))), "ok");
 }
 
 TEST_P(MeteringContract, EveryChangeIsAudited) {
@@ -744,6 +831,29 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
 }
 
+TEST_P(MeteringContract, BatchesOfAnyOrganizationAndOfReportersWhoseTimeIsOverVerify) {
+  Context other = Context::of_service(*ctx.caller);
+  other.org = "other";
+  ASSERT_TRUE(registry->ensure_service(other, *other.caller));
+  for (const Context& of : {ctx, other}) {
+    const Identity reporter = registry->register_agent(of, {.name = "reporter", .valid_for = 1h})->identity;
+    ASSERT_TRUE(registry->create_delegation(of, {*of.caller, reporter, {}, {"*"}, clock.now() + 1h, {}, {}, {}, {}}));
+    RecordBatch batch{.records = {record(reporter, "1"), "no record"}, .reporter = reporter.text()};
+    std::vector<Hash256> leaves;
+    for (const std::string& one : batch.records) leaves.push_back(record_leaf(as_bytes(one)));
+    batch.signature = registry
+                          ->sign(of, reporter, as_bytes(batch_signed_bytes(leaves.size(), merkle_root(leaves))),
+                                 batch_signature_context)
+                          .value();
+    const auto taken = local->ingest_records(of, batch).value();
+    EXPECT_TRUE(taken[0]) << taken[0].error().to_string();
+  }
+  clock.advance(2h);
+  const UsageVerification verified = metering->verify_usage(ctx).value();
+  EXPECT_EQ(verified.batches, 2u);
+  EXPECT_EQ(verified.problems, std::vector<std::string>());
+}
+
 TEST_P(MeteringContract, AStreamAnswersEveryBatchInOrder) {
   std::vector<RecordBatch> batches;
   for (int b = 0; b < 20; ++b) {
@@ -845,6 +955,67 @@ TEST_P(MeteringContract, ASessionAtItsMaximumIsRefusedWhileAnotherGoesOn) {
   ASSERT_TRUE(metering->set_quota(ctx, each));
   EXPECT_EQ(metering->quota_state(ctx, "session-1")->used, 600'000'000) << "counts from what is there";
   EXPECT_NE(spend({{"session", "s-1"}}), "MT-429") << "one of its own takes the default's place";
+}
+
+TEST_P(MeteringContract, ABudgetOfMoneyStopsCallsOfModelsBeforeTheyAreMade) {
+  ASSERT_TRUE(
+      metering->import_prices(ctx, R"({"p/m":{"input_cost_per_token":0.001,"output_cost_per_token":0.02}})", {}));
+  Quota budget = quota("budget", *parent, 1'000'000'000, "");
+  budget.measure = Measure::cost;
+  ASSERT_TRUE(metering->set_quota(ctx, budget));
+  const auto call = [&](std::string_view input, std::string_view output) {
+    auto request = ask(*child, "inference_tokens", "1000");
+    request.properties = {
+        {"model_id", "m"}, {"input_tokens", std::string(input)}, {"output_tokens", std::string(output)}};
+    return request;
+  };
+  EXPECT_EQ(code(metering->reserve(ctx, call("1000", "10"))), "MT-429") << "1.20 of 1";
+  auto unstated = ask(*child, "inference_tokens", "100");
+  unstated.properties = {{"model_id", "m"}};
+  EXPECT_EQ(code(metering->reserve(ctx, unstated)), "MT-429") << "all of it may be output";
+  ASSERT_TRUE(metering->reserve(ctx, call("500", "10")));
+  EXPECT_EQ(metering->quota_state(ctx, "budget")->held, 700'000'000);
+  EXPECT_EQ(code(metering->reserve(ctx, call("301", "0"))), "MT-429");
+}
+
+TEST_P(MeteringContract, WhereABudgetIsUsedUpNothingMoreIsSpentWithoutSayingItsCost) {
+  Quota budget = quota("budget", *parent, 1'000'000'000, "");
+  budget.measure = Measure::cost;
+  ASSERT_TRUE(metering->set_quota(ctx, budget));
+  const authz::CheckRequest call{*child, chain_of(*child), "inference.call", {"Model", "m"}, {}, {}, {}};
+  const authz::CheckRequest look{*child, chain_of(*child), "usage.read", {"Usage", "all"}, {}, {}, {}};
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "sandbox_allocated")));
+  EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, call)->has_value());
+  Draft draft = keyed("1");
+  draft.cost = "1";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  const auto refused = metering->reserve(ctx, ask(*child, "sandbox_allocated"));
+  EXPECT_EQ(code(refused), "MT-429");
+  EXPECT_EQ(refused.error().message(), "monthly budget `budget` exceeded (1 of 1)");
+  EXPECT_FALSE(metering->check_quota(ctx, *child, chain_of(*child), "inference_tokens", 1)->allowed);
+  EXPECT_TRUE(local->quota_enforcer().evaluate(ctx, call)->has_value());
+  EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, look)->has_value()) << "what costs nothing goes on";
+}
+
+TEST_P(MeteringContract, ACostInAnotherCurrencyPassesNoLimitOfMoney) {
+  const auto euros = [&](const Identity& who) {
+    auto request = ask(who, "payment");
+    request.cost = {Decimal(1'000'000), Currency::parse("EUR").value()};
+    return request;
+  };
+  const Identity other = *agent("other", *ctx.caller);
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {parent->text(),
+            {"ten", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  const auto refused = metering->reserve(ctx, euros(*child));
+  EXPECT_EQ(code(refused), "MT-400");
+  EXPECT_EQ(refused.error().message(), "cost: must be in USD, which the limits that apply are in");
+  EXPECT_TRUE(metering->reserve(ctx, euros(other))) << "nothing limits its money";
+  Quota each = quota("each", *parent, 10'000'000'000, "payment");
+  each.subject = "agent:*";
+  each.measure = Measure::cost;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  EXPECT_EQ(code(metering->reserve(ctx, euros(other))), "MT-400");
 }
 
 TEST_P(MeteringContract, EventsThatArriveTogetherAreAnsweredEachByItself) {

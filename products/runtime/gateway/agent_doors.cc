@@ -424,14 +424,17 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
     // The prompt is counted by the provider only; a token is at least a byte and usually four.
     std::int64_t characters = 0;
     for (const auto& message : request.messages) characters += static_cast<std::int64_t>(message.content.size());
+    const std::int64_t prompt = characters / 4;
     contracts::SpendRequest spend{hold_of(operation.id),
                                   resident.agent,
                                   resident.chain,
                                   "inference_tokens",
-                                  Decimal(characters / 4 + request.max_tokens),
+                                  Decimal(prompt + request.max_tokens),
                                   Money{},
                                   std::chrono::minutes(10),
-                                  {{"sandbox_id", resident.sandbox.to_string()}}};
+                                  {{"sandbox_id", resident.sandbox.to_string()},
+                                   {"input_tokens", std::to_string(prompt)},
+                                   {"output_tokens", std::to_string(request.max_tokens)}}};
     // As it was asked for: which one the provider takes for it, only its answer says.
     if (!request.model.empty()) spend.properties.emplace("model_id", request.model);
     auto held = services_.limits->reserve(ctx, spend);

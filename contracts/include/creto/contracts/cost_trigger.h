@@ -22,7 +22,7 @@ Result<BillingPeriod> billing_period_from_string(std::string_view text);
 struct BillableEvent {
   std::string event_type;  ///< "payment", "inference_tokens", ...
   Identity agent;
-  DelegationChain delegation_chain;
+  DelegationChain delegation_chain;  ///< as the caller knows it; whose limits apply is what nhi says
   Money cost;
 };
 
@@ -72,7 +72,7 @@ struct AccumulatedCost {
 
 /// Metering tells whether spending asks for a human (000 §1.1; batch and multi-threshold are its V2, 000 §8.1).
 ///
-/// Thread-safe. The checks are memory only, consume nothing, and take < 10 us at p99.
+/// Thread-safe. The checks consume nothing, and but for the first about an agent are memory only: < 10 us at p99.
 class CostTrigger {
  public:
   virtual ~CostTrigger() = default;

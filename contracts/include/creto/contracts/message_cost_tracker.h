@@ -40,7 +40,7 @@ class MessageCostTracker {
 
   /// Records a fact; a repeated key with the same content returns the first id.
   virtual Result<EventId> track_message_event(const Context& ctx, const MessageBillableEvent& event) = 0;
-  /// Consumes nothing; memory only, < 10 us at p99.
+  /// Consumes nothing; but for the first question about an agent memory only, < 10 us at p99.
   virtual Result<QuotaDecision> check_message_quota(const Context& ctx, const Identity& agent,
                                                     MessageEventType type) = 0;
 };

@@ -163,7 +163,8 @@ class Metering : public Billing,
   /// `subject`: which one, of a quota for each of a kind.
   virtual Result<QuotaState> quota_state(const Context& ctx, std::string_view id, std::string_view subject) = 0;
   Result<QuotaState> quota_state(const Context& ctx, std::string_view id) { return quota_state(ctx, id, {}); }
-  /// Whether `units` more would be granted to the caller's agent. Memory only, < 10 us at p99; consumes nothing.
+  /// Whether `units` more would be granted to `agent`, by the limits of all who are above it by what nhi says. Consumes
+  /// nothing; but for the first question about an agent memory only, < 10 us at p99.
   virtual Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent,
                                                        const DelegationChain& chain, std::string_view event_type,
                                                        std::int64_t units) = 0;
