@@ -71,6 +71,8 @@ def pay():
     status, document = pay_one("large", "Rackdale Hardware", "25000.00", "large")
     if status == 202:
         pay_one("open", "Brightwater Consulting", "18400.00", "open")  # nobody will answer this one
+        _, no = pay_one("denied", "Brightwater Consulting", "19500.00", "denied")
+        say("asked_in_vain", request_id=no["request_id"])
         request = document["request_id"]
         say("asked", request_id=request)
         state = {"state": "pending"}
@@ -85,12 +87,16 @@ def pay():
             second = refused.status
         say("second_use", status=second)
     say("large", status=status, document=document)
+    thought = {"content": f"paid what was due in round {ROUND}", "type": "reasoning", "metadata": {}}
+    until_answered(lambda: GATEWAY.call("POST", "/v1/memories", thought, {"Creto-Idempotency-Key": f"thought-{ROUND}"}))
     body = {"to": os.environ["BOOKKEEPER"], "body": f"paid in round {ROUND}"}
     sent = until_answered(lambda: GATEWAY.call("POST", "/v1/messages", body, {"Creto-Idempotency-Key": f"tell-{ROUND}"})[1])
     say("told", message_id=sent["message_id"])
 
 
 def book():
+    with open("/run/secrets/BOOKING_KEY", encoding="utf-8") as key:
+        say("lent", good=key.read() == os.environ["BOOKING_KEY"] == "the key of the books")
     booked = set()
     while True:
         for message in until_answered(lambda: GATEWAY.receive(wait_s=5)):

@@ -36,7 +36,8 @@ from harness import Children, Creto, CretoError, Recorder, StepFailed, first_lin
 HUMAN = "human:ada@example.com"
 PATIENCE_S = 600
 TRY_AGAIN = 5  # the CLI's exit code for what may pass
-PERMISSIONS = ["payments.pay", "sandbox.*", "network.egress", "inference.call", "message.*"]
+PERMISSIONS = ["payments.pay", "sandbox.*", "network.egress", "inference.call", "message.*", "memory.*", "secret.read"]
+BOOKING_KEY = "books/BOOKING_KEY"
 
 
 class Server:
@@ -265,6 +266,10 @@ secret = "webhooks/OVERSIGHT"
             for old, new in changes.items():
                 text = text.replace(old, new)
             self.call("policies", "create", identifier, "--file", self.file("policy.cedar", text), key="policy-" + identifier)
+        lent = f'permit (principal is Agent, action == Action::"secret.read", resource == Secret::"{BOOKING_KEY}");'
+        self.call("policies", "create", "books-have-a-key", "--file", self.file("policy.cedar", lent), key="policy-books")
+        policies["books-have-a-key"] = {}
+        self.call("secrets", "create", BOOKING_KEY, "--from", self.file("booking-key", "the key of the books"), key="secret-3")
         tiers = [{"approvers": [HUMAN], "quorum": 1, "timeout": "3600s"}]
         for identifier, more in {"large-payments": {"channels": ["cli", "webhook"]}, "quotas": {"triggers": ["quota_breach", "cost_threshold"], "channels": ["cli"]}}.items():
             self.call("oversight", "put", json.dumps({"id": identifier, "description": identifier, "tiers": tiers, "allow_self_approval": True, **more}), key="oversight-" + identifier)
@@ -285,8 +290,9 @@ secret = "webhooks/OVERSIGHT"
         left = self.call("agents", "list", "--name", name).get("agents", [])
         require([agent["status"] for agent in left] == ["AGENT_STATUS_REVOKED"], f"an agent that was not provisioned: {left}")
 
-    def spawn(self, agent, key, command, **environment):
-        words = [word for part in command for word in ("--command", part)]
+    def spawn(self, agent, key, command, secret=None, **environment):
+        words = ["--secret", secret] if secret else []
+        words += [word for part in command for word in ("--command", part)]
         words += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         box = self.call("sandboxes", "spawn", "crash", "--agent", agent, *words, key=key)["sandbox"]
         require(box.get("ready_at"), f"a sandbox that never became ready: {box}")
@@ -333,16 +339,22 @@ secret = "webhooks/OVERSIGHT"
         provided = self.call("agents", "provision", f"payer-{number}", *self.permits(), "--plan", "invoice-agent", key=f"provision-{number}")
         payer, facts["subscription"] = provided["agent"], provided["subscription"]
         require(provided.get("welcome"), "the payer was not welcomed")
-        bookkeeper, guest = (self.call("agents", "register", f"{name}-{number}", *self.permits(), key=f"register-{name}-{number}")["identity"] for name in ("bookkeeper", "guest"))
+        bookkeeper, guest, host = (self.call("agents", "register", f"{name}-{number}", *self.permits(), key=f"register-{name}-{number}")["identity"]
+                                   for name in ("bookkeeper", "guest", "host"))
         self.call("subscriptions", "create", bookkeeper, "invoice-agent", key=f"subscription-{number}")
         self.refused_provision(number)
-        for identifier, agent, limit in ((f"payer-{number}", payer, 100), (f"guest-{number}", guest, 1)):
+        for identifier, agent, limit in ((f"payer-{number}", payer, 100), (f"guest-{number}", guest, 1), (f"host-{number}", host, 1)):
             self.call("quotas", "set", json.dumps({"id": identifier, "subject": agent, "event_type": "sandbox_allocated", "window": "month", "limit": limit,
                                                    "soft_percent": 95, "overflow": "block"}), key=f"quota-{identifier}")
-        books = self.resident(number, "book", bookkeeper)
+        self.call("thresholds", "set", json.dumps({"id": f"dear-{number}", "subject": payer, "period": "transaction", "limit": "100.00", "currency": "USD",
+                                                   "action": "notify_only", "approvers": [HUMAN]}), key=f"threshold-{number}")
+        books = self.resident(number, "book", bookkeeper, secret=BOOKING_KEY)
         pays = self.resident(number, "pay", payer, BOOKKEEPER=bookkeeper, ALLOWED="rates.example:80", DENIED="thief.example:80")
 
+        require(self.said(books, "lent")["good"], "the secret that was lent is another")
         request = self.said(pays, "asked")["request_id"]
+        denied = self.said(pays, "asked_in_vain")["request_id"]
+        self.call("requests", "deny", denied, "--notes", "no such order", key=f"deny-{number}")
         require(not self.said(pays, "reached")["denied"], "the denied host was reached")
         self.webhook.wait_for(lambda sent: request.encode() in sent["body"], PATIENCE_S)
         self.call("requests", "approve", request, "--notes", "delivery checked", key=f"approve-{number}")
@@ -359,11 +371,17 @@ secret = "webhooks/OVERSIGHT"
             require(list(refused.causes())[:2] == ["RT-429", "MT-429"], f"refused with {list(refused.causes())}")
         facts["raise"] = self.until("the request to raise the quota", lambda: [r["id"] for r in self.requests(action="quota.raise", agent=guest)])
 
+        hosted = [self.spawn(host, f"host-{number}", ["true"])]
+        more = self.until("the host's request", lambda: [r["id"] for r in self.requests(action="quota.raise", agent=host)])[0]
+        self.call("requests", "approve", more, "--response", '{"new_limit":"10"}', key=f"raise-{number}")
+        self.until("the raised quota", lambda: self.call("quotas", "show", f"host-{number}").get("limit") == "10")
+        hosted.append(self.spawn(host, f"host-{number}-second", ["true"]))
+
         for box in [*pays[0], *books[0]]:
             require(self.call("sandboxes", "terminate", box, key=f"terminate-{box}")["state"] == "terminated", f"{box} did not end")
         # What was used is billed once it has arrived.
         expected = {"sandbox_allocated": len(set(pays[0])), "inference_tokens": 1, "action": 2, "message_sent": 1}
-        facts.update(payer=payer, bookkeeper=bookkeeper, guest_agent=guest, boxes=[*pays[0], *books[0], *guests], pays=pays[0], books=books[0], request=request, expected=expected)
+        facts.update(payer=payer, bookkeeper=bookkeeper, guest_agent=guest, host=host, boxes=[*pays[0], *books[0], *guests, *hosted], pays=pays[0], books=books[0], request=request, expected=expected)
         self.until("usage", lambda: all(self.usage(payer).get(kind, 0) >= count for kind, count in expected.items()))
         invoice = json.loads(self.call("invoices", "issue", facts["subscription"], key=f"invoice-{number}")["document"])
         facts["invoice"] = invoice["id"]
@@ -389,7 +407,11 @@ secret = "webhooks/OVERSIGHT"
         require(len(invoices) == 1, f"{len(invoices)} invoices")
         payments = self.requests("payments.pay", payer)
         states = collections.Counter((json.loads(r["arguments"])["invoice_number"].split("-")[0], r["state"]) for r in payments)
-        require(states[("large", "approved")] == 1 and states[("open", "pending")] == 1, f"requests: {dict(states)}")
+        require(states == {("large", "approved"): 1, ("open", "pending"): 1, ("denied", "denied"): 1}, f"requests: {dict(states)}")
+        require([r["state"] for r in self.requests("quota.raise", facts["host"])] == ["approved"], "the host's quota was raised otherwise than once")
+        log = self.call("secrets", "log", BOOKING_KEY, "--limit", "1000")["entries"]
+        lent = {kind: {entry["delegation_id"] for entry in log if entry["operation"] == kind and entry.get("delegation_id")} for kind in ("secret.use", "secret.revoke")}
+        require(lent["secret.use"] and lent["secret.use"] <= lent["secret.revoke"], f"lent and not taken back: {lent}")
         raising = self.requests("quota.raise", facts["guest_agent"])
         require([r["state"] for r in raising] == ["pending"], f"requests to raise the quota: {raising}")
         booked = {(line["message_id"], line["body"]) for box in facts["books"] for line in self.lines(box) if line["step"] == "booked"}
@@ -415,12 +437,13 @@ secret = "webhooks/OVERSIGHT"
             if not cursor:
                 break
         # What a crash cut off before it was ready is nobody's, but its end is recorded.
-        agents = [facts[role] for facts in self.rounds for role in ("payer", "bookkeeper", "guest_agent")]
+        agents = [facts[role] for facts in self.rounds for role in ("payer", "bookkeeper", "guest_agent", "host")]
         unready = [box["id"] for agent in agents for box in self.sandboxes_of(agent) if not box.get("ready_at")]
         rounds, boxes = len(self.rounds), [box for facts in self.rounds for box in facts["boxes"]]
-        expected = {"agent_registered": 4 * rounds, "agent_revoked": rounds, "delegation_created": 4 * rounds, "delegation_revoked": rounds,
+        expected = {"agent_registered": 5 * rounds, "agent_revoked": rounds, "delegation_created": 5 * rounds, "delegation_revoked": rounds,
                     "subscription_created": 2 * rounds, "agent_provision_begun": 2 * rounds, "agent_provision_made": rounds, "agent_provision_undone": rounds, "invoice_generated": rounds,
-                    "invoice_sent": rounds, "plan_created": 1, "quota_created": 2 * rounds, "action_performed": 2 * rounds, "approved": rounds,
+                    "invoice_sent": rounds, "plan_created": 1, "quota_created": 3 * rounds, "quota_changed": rounds, "cost_threshold_created": rounds, "action_performed": 2 * rounds,
+                    "approved": 2 * rounds, "denied": rounds, "memory.store": rounds,
                     "sandbox_spawned": len(boxes), "sandbox_terminated": len(boxes), "sandbox_spawn_failed": len(unready), "message_sent": counted["message_sent"], "override_used": rounds}
         wrong = {what: (counted[what], count) for what, count in expected.items() if counted[what] != count}
         require(not wrong, f"audit records (found, expected): {wrong}; all: {({k: v for k, v in counted.items() if isinstance(k, str)})}")

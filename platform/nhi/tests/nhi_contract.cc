@@ -469,6 +469,13 @@ TEST_P(NhiContract, OpensWhatWasWrappedForAnAgent) {
   EXPECT_EQ(kind(nhi->decapsulate(as_service(), made.identity, "other", wrapped.ciphertext)), "not_found");
   EXPECT_EQ(kind(nhi->decapsulate(as(ada->identity), made.identity, keys.key_id, wrapped.ciphertext)),
             "permission_denied");
+  ASSERT_TRUE(nhi->decapsulate(as(made.identity), made.identity, keys.key_id, wrapped.ciphertext));
+
+  // What was kept for it stays readable, but not to itself.
+  ASSERT_TRUE(nhi->revoke_agent(as(ada->identity), made.identity, "left"));
+  EXPECT_EQ(kind(nhi->decapsulate(as(made.identity), made.identity, keys.key_id, wrapped.ciphertext)),
+            "permission_denied");
+  EXPECT_TRUE(nhi->decapsulate(as_service(), made.identity, keys.key_id, wrapped.ciphertext));
 }
 
 TEST_P(NhiContract, GivesEachOneTimePrekeyOnce) {

@@ -271,7 +271,7 @@ class Nhi {
   virtual Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                                std::string_view context, Instant when) = 0;
   /// The secret that `ciphertext` (x-wing) holds for the key set `key_id`. In process only. The caller is the identity
-  /// or a service.
+  /// or a service; only a service's may be of an identity that has ended.
   virtual Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
                                      BytesView ciphertext) = 0;
 
