@@ -108,11 +108,13 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   const std::unique_lock rules(rules_mutex_);
   const Instant now = clock_.now();
   const std::optional<Instant> from = counted_from(quota, now);
+  const std::string document = CRETO_TRY(to_json(quota));
   std::optional<Quota> before;
   std::vector<Limits::Seed> seeds;
   if (from && !each_of(quota.subject)) seeds = CRETO_TRY(seeds_of(*ledger_, ctx.org, quota, *from));
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_quota(tx, ctx.org, quota.id));
+    if (before && CRETO_TRY(to_json(*before)) == document) return {};  // put again
     CRETO_TRY(store::put_quota(tx, ctx.org, quota));
     return audit_change(tx, ctx, before ? "quota_changed" : "quota_created", "metering:quota:" + quota.id,
                         fmt::format(R"({{"limit":"{}","subject":"{}"}})", quota.limit, quota.subject));
@@ -220,9 +222,11 @@ Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, cons
   CRETO_TRY(validate(threshold));
   CRETO_TRY(cost_of(threshold.threshold.limit));
   const std::unique_lock rules(rules_mutex_);
+  const std::string document = CRETO_TRY(to_json(threshold));
   std::optional<SubjectThreshold> before;
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_threshold(tx, ctx.org, threshold.threshold.threshold_id));
+    if (before && CRETO_TRY(to_json(*before)) == document) return {};  // put again
     CRETO_TRY(store::put_threshold(tx, ctx.org, threshold));
     return audit_change(tx, ctx, before ? "cost_threshold_changed" : "cost_threshold_created",
                         "metering:threshold:" + threshold.threshold.threshold_id);

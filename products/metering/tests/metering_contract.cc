@@ -701,6 +701,8 @@ TEST_P(MeteringContract, EveryChangeIsAudited) {
   ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
   ASSERT_TRUE(metering->put_plan(ctx, plan_from_json(plan_text).value()));
   EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 2);
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 10)));
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 2) << "nothing changed";
 }
 
 TEST_P(MeteringContract, TheAuditLogVouchesForTheUsageLog) {
