@@ -538,6 +538,19 @@ class AuthzService final : public Authz {
     return all;
   }
 
+  Result<PlacedEntity> get_entity(const Context& ctx, const EntityUid& uid) override {
+    const auto snapshot = snapshots_.current();
+    static const OrgState nothing;
+    const OrgState* state = snapshot->org(ctx.org);
+    ServiceEntities entities(ctx.org, state ? *state : nothing, sources_);
+    const auto found = entities.find(uid);
+    const auto above = found ? entities.ancestors(uid) : Result<const std::vector<EntityUid>*>(nullptr);
+    if (!found || !above)
+      return error(ErrorKind::unavailable, "entities cannot be read: " + entities.trouble()->message());
+    if (*found == nullptr) return error(ErrorKind::not_found, fmt::format("there is no entity {}", uid.to_string()));
+    return PlacedEntity{**found, **above};
+  }
+
   // --- override tokens
   // --------------------------------------------------------------------------------------------------
 

@@ -92,14 +92,14 @@ class AuthzClient final : public Authz {
     return {};
   }
   Result<std::vector<Policy>> list_policies(const Context& ctx) override {
-    const auto response =
-        CRETO_TRY(call<v1::ListPoliciesResponse>(ctx, "ListPolicies", v1::ListPoliciesRequest(), repeatable));
+    v1::ListPoliciesRequest request;
     std::vector<Policy> policies;
-    for (const auto& one : response.policies()) {
-      Policy policy = CRETO_TRY(from_proto(one));
-      policies.push_back(std::move(policy));
+    while (true) {
+      const auto page = CRETO_TRY(call<v1::ListPoliciesResponse>(ctx, "ListPolicies", request, repeatable));
+      CRETO_TRY(add_page(page, policies));
+      if (!page.more()) return policies;
+      request.set_after(policies.back().id);
     }
-    return policies;
   }
 
   Result<AppliedPolicies> apply_policies(const Context& ctx, const PolicyApplication& application) override {
@@ -127,8 +127,15 @@ class AuthzClient final : public Authz {
   Result<VersionedPolicies> get_policy_version(const Context& ctx, std::int64_t version) override {
     v1::GetPolicyVersionRequest request;
     request.set_version(version);
-    const auto response = CRETO_TRY(call<v1::PolicySet>(ctx, "GetPolicyVersion", request, repeatable));
-    return from_proto(response);
+    auto page = CRETO_TRY(call<v1::PolicySet>(ctx, "GetPolicyVersion", request, repeatable));
+    VersionedPolicies set = CRETO_TRY(from_proto(page));
+    request.set_version(set.version.version);
+    while (page.more()) {
+      request.set_after(page.policies().empty() ? "" : page.policies().rbegin()->id());
+      page = CRETO_TRY(call<v1::PolicySet>(ctx, "GetPolicyVersion", request, repeatable));
+      CRETO_TRY(add_page(page, set.policies));
+    }
+    return set;
   }
   Result<std::vector<PolicyDifference>> diff_policy_versions(const Context& ctx, std::int64_t from,
                                                              std::int64_t to) override {
@@ -173,14 +180,30 @@ class AuthzClient final : public Authz {
     return {};
   }
   Result<std::vector<Entity>> list_entities(const Context& ctx) override {
-    const auto response =
-        CRETO_TRY(call<v1::ListEntitiesResponse>(ctx, "ListEntities", v1::ListEntitiesRequest(), repeatable));
+    v1::ListEntitiesRequest request;
     std::vector<Entity> entities;
-    for (const std::string& text : response.entities()) {
-      Entity entity = CRETO_TRY(entity_from_text(text));
-      entities.push_back(std::move(entity));
+    while (true) {
+      const auto page = CRETO_TRY(call<v1::ListEntitiesResponse>(ctx, "ListEntities", request, repeatable));
+      for (const std::string& text : page.entities()) {
+        Entity entity = CRETO_TRY(entity_from_text(text));
+        entities.push_back(std::move(entity));
+      }
+      if (!page.more()) return entities;
+      if (page.entities().empty()) return proto::bad_field("entities", "are none, though there are more");
+      to_proto(entities.back().uid, *request.mutable_after());
     }
-    return entities;
+  }
+  Result<PlacedEntity> get_entity(const Context& ctx, const EntityUid& uid) override {
+    v1::GetEntityRequest request;
+    to_proto(uid, *request.mutable_uid());
+    const auto response = CRETO_TRY(call<v1::GetEntityResponse>(ctx, "GetEntity", request, repeatable));
+    Entity entity = CRETO_TRY(entity_from_text(response.entity()));
+    PlacedEntity placed{std::move(entity), {}};
+    for (const auto& one : response.ancestors()) {
+      EntityUid ancestor = CRETO_TRY(from_proto(one));
+      placed.ancestors.push_back(std::move(ancestor));
+    }
+    return placed;
   }
 
   Result<std::string> issue_override(const Context& ctx, const OverrideGrant& grant) override {
@@ -247,6 +270,17 @@ class AuthzClient final : public Authz {
     auto decision = from_proto(response->decision());
     if (!decision) return not_decided(decision.error());
     return *std::move(decision);
+  }
+
+  /// Adds the policies of a page that is not the last one and empty.
+  template <class Page>
+  static Result<> add_page(const Page& page, std::vector<Policy>& policies) {
+    if (page.more() && page.policies().empty()) return proto::bad_field("policies", "are none, though there are more");
+    for (const auto& one : page.policies()) {
+      Policy policy = CRETO_TRY(from_proto(one));
+      policies.push_back(std::move(policy));
+    }
+    return {};
   }
 
   /// A change may be sent again where its key makes it one.

@@ -350,12 +350,6 @@ Result<PolicyVersion> from_proto(const v1::PolicyVersion& version) {
                        .hash = hash};
 }
 
-void to_proto(const VersionedPolicies& set, v1::PolicySet& out) {
-  to_proto(set.version, *out.mutable_version());
-  for (const Policy& policy : set.policies) to_proto(policy, *out.add_policies());
-  out.set_schema(set.schema);
-}
-
 Result<VersionedPolicies> from_proto(const v1::PolicySet& set) {
   VersionedPolicies result;
   result.version = CRETO_TRY(from_proto(set.version()));

@@ -29,7 +29,6 @@ Result<Policy> from_proto(const v1::Policy& policy);
 
 void to_proto(const PolicyVersion& version, v1::PolicyVersion& out);
 Result<PolicyVersion> from_proto(const v1::PolicyVersion& version);
-void to_proto(const VersionedPolicies& set, v1::PolicySet& out);
 Result<VersionedPolicies> from_proto(const v1::PolicySet& set);
 void to_proto(const PolicyApplication& application, v1::ApplyPoliciesRequest& out);
 PolicyApplication from_proto(const v1::ApplyPoliciesRequest& request);

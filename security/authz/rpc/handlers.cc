@@ -1,3 +1,7 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
 #include "creto/authz/authz_rpc.h"
 #include "creto/io/rpc.h"
 #include "rpc/convert.h"
@@ -11,6 +15,37 @@ Result<Proto> answer(Result<Domain> result) {
   Proto proto;
   to_proto(*result, proto);
   return proto;
+}
+
+constexpr std::uint32_t page_max = 1'000;
+constexpr std::size_t page_bytes_max = 4 << 20;
+constexpr std::size_t check_bytes_max = 1 << 20;   // a context of 256 KiB, however it is written
+constexpr std::size_t apply_bytes_max = 64 << 20;  // 10 000 policies of 6 KiB
+
+/// Puts those of `all`, which are sorted, that come behind `is_behind` into a page: `add` returns what one takes.
+/// Returns whether there are more.
+template <class T, class IsBehind, class Add>
+bool add_page(const std::vector<T>& all, std::uint32_t limit, IsBehind&& is_behind, Add&& add) {
+  if (limit == 0) limit = page_max;
+  auto at = std::partition_point(all.begin(), all.end(), [&](const T& one) { return !is_behind(one); });
+  for (std::size_t bytes = 0; at != all.end() && limit > 0 && bytes < page_bytes_max; ++at, --limit) bytes += add(*at);
+  return at != all.end();
+}
+
+Result<> check_limit(std::uint32_t limit) {
+  if (limit <= page_max) return {};
+  return proto::bad_field("limit", fmt::format("must be at most {}", page_max));
+}
+
+/// A page of policies, for an answer that has `policies` and `more`.
+template <class Request, class Response>
+void add_policies(const std::vector<Policy>& all, const Request& request, Response& response) {
+  const auto behind = [&](const Policy& policy) { return policy.id > request.after(); };
+  response.set_more(add_page(all, request.limit(), behind, [&](const Policy& policy) {
+    auto* one = response.add_policies();
+    to_proto(policy, *one);
+    return one->ByteSizeLong();
+  }));
 }
 
 constexpr auto of_policy = [](const auto& request) { return rpc::Resource{"Policy", request.id()}; };
@@ -36,8 +71,10 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       return response;
     };
   };
-  service.unary<v1::CheckRequest, v1::CheckResponse>("Check", {.inline_call = true, .idempotent = true}, decide(false));
-  service.unary<v1::CheckRequest, v1::CheckResponse>("Admit", {.inline_call = true}, decide(true));
+  service.unary<v1::CheckRequest, v1::CheckResponse>(
+      "Check", {.inline_call = true, .idempotent = true, .request_bytes_max = check_bytes_max}, decide(false));
+  service.unary<v1::CheckRequest, v1::CheckResponse>(
+      "Admit", {.inline_call = true, .request_bytes_max = check_bytes_max}, decide(true));
   service.unary<v1::CheckBatchRequest, v1::CheckBatchResponse>(
       "CheckBatch", {.idempotent = true},
       [&authz](const Context& ctx, const v1::CheckBatchRequest& request) -> Result<v1::CheckBatchResponse> {
@@ -51,7 +88,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return response;
       });
   service.unary<v1::CheckRequest, v1::ExplainResponse>(
-      "Explain", {.idempotent = true},
+      "Explain", {.idempotent = true, .request_bytes_max = check_bytes_max},
       [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::ExplainResponse> {
         const CheckRequest check = CRETO_TRY(from_proto(request));
         v1::ExplainResponse response;
@@ -85,15 +122,17 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       });
   service.unary<v1::ListPoliciesRequest, v1::ListPoliciesResponse>(
       "ListPolicies", {.idempotent = true},
-      [&authz](const Context& ctx, const v1::ListPoliciesRequest&) -> Result<v1::ListPoliciesResponse> {
+      [&authz](const Context& ctx, const v1::ListPoliciesRequest& request) -> Result<v1::ListPoliciesResponse> {
+        CRETO_TRY(check_limit(request.limit()));
         const auto policies = CRETO_TRY(authz.list_policies(ctx));
         v1::ListPoliciesResponse response;
-        for (const Policy& policy : policies) to_proto(policy, *response.add_policies());
+        add_policies(policies, request, response);
         return response;
       });
 
   service.unary<v1::ApplyPoliciesRequest, v1::ApplyPoliciesResponse>(
-      "ApplyPolicies", {}, [&authz](const Context& ctx, const v1::ApplyPoliciesRequest& request) {
+      "ApplyPolicies", {.request_bytes_max = apply_bytes_max},
+      [&authz](const Context& ctx, const v1::ApplyPoliciesRequest& request) {
         return answer<v1::ApplyPoliciesResponse>(authz.apply_policies(ctx, from_proto(request)));
       });
   service.unary<v1::ListPolicyVersionsRequest, v1::ListPolicyVersionsResponse>(
@@ -108,8 +147,14 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       });
   service.unary<v1::GetPolicyVersionRequest, v1::PolicySet>(
       "GetPolicyVersion", {.idempotent = true},
-      [&authz](const Context& ctx, const v1::GetPolicyVersionRequest& request) {
-        return answer<v1::PolicySet>(authz.get_policy_version(ctx, request.version()));
+      [&authz](const Context& ctx, const v1::GetPolicyVersionRequest& request) -> Result<v1::PolicySet> {
+        CRETO_TRY(check_limit(request.limit()));
+        const VersionedPolicies set = CRETO_TRY(authz.get_policy_version(ctx, request.version()));
+        v1::PolicySet response;
+        to_proto(set.version, *response.mutable_version());
+        if (request.after().empty()) response.set_schema(set.schema);
+        add_policies(set.policies, request, response);
+        return response;
       });
   service.unary<v1::DiffPolicyVersionsRequest, v1::DiffPolicyVersionsResponse>(
       "DiffPolicyVersions", {.idempotent = true},
@@ -170,10 +215,26 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       });
   service.unary<v1::ListEntitiesRequest, v1::ListEntitiesResponse>(
       "ListEntities", {.idempotent = true},
-      [&authz](const Context& ctx, const v1::ListEntitiesRequest&) -> Result<v1::ListEntitiesResponse> {
+      [&authz](const Context& ctx, const v1::ListEntitiesRequest& request) -> Result<v1::ListEntitiesResponse> {
+        CRETO_TRY(check_limit(request.limit()));
         const auto entities = CRETO_TRY(authz.list_entities(ctx));
         v1::ListEntitiesResponse response;
-        for (const Entity& entity : entities) response.add_entities(entity_to_text(entity));
+        const EntityUid after{request.after().type(), request.after().id()};
+        const auto behind = [&](const Entity& entity) { return entity.uid > after; };
+        response.set_more(add_page(entities, request.limit(), behind, [&](const Entity& entity) {
+          response.add_entities(entity_to_text(entity));
+          return response.entities(response.entities_size() - 1).size();
+        }));
+        return response;
+      });
+  service.unary<v1::GetEntityRequest, v1::GetEntityResponse>(
+      "GetEntity", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::GetEntityRequest& request) -> Result<v1::GetEntityResponse> {
+        const EntityUid uid = CRETO_TRY(from_proto(request.uid()));
+        const PlacedEntity placed = CRETO_TRY(authz.get_entity(ctx, uid));
+        v1::GetEntityResponse response;
+        response.set_entity(entity_to_text(placed.entity));
+        for (const EntityUid& ancestor : placed.ancestors) to_proto(ancestor, *response.add_ancestors());
         return response;
       });
 

@@ -383,6 +383,42 @@ TEST_P(AuthzContract, SeesStoredEntitiesAndThoseOfTheSourceAsOne) {
   EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
 }
 
+TEST_P(AuthzContract, ListsAreWholeHoweverManyPagesTheyTake) {
+  std::vector<Entity> entities;
+  for (int i = 0; i < 1'000; ++i) entities.push_back({{"Group", fmt::format("g{:04}", i)}, {}, {}, {}});
+  ASSERT_TRUE(authz->put_entities(ctx, entities));
+  for (Entity& entity : entities) entity.uid.type = "Team";
+  ASSERT_TRUE(authz->put_entities(ctx, entities));
+  const auto all = authz->list_entities(ctx).value();
+  ASSERT_EQ(all.size(), 2'000u);
+  EXPECT_EQ(all.front().uid, (EntityUid{"Group", "g0000"}));
+  EXPECT_EQ(all.back().uid, (EntityUid{"Team", "g0999"}));
+
+  PolicyApplication application;
+  for (int i = 0; i < 180; ++i)
+    application.policies.push_back({fmt::format("p{:03}", i), fmt::format("// {}\npermit(principal, action, resource);",
+                                                                          std::string(50'000, 'x'))});
+  ASSERT_TRUE(authz->apply_policies(ctx, application)) << "9 MB in one request";
+  const auto policies = authz->list_policies(ctx).value();
+  ASSERT_EQ(policies.size(), 180u) << "in pages of 4 MiB";
+  EXPECT_EQ(policies.back().id, "p179");
+  EXPECT_EQ(authz->get_policy_version(ctx, 0)->policies.size(), 180u);
+}
+
+TEST_P(AuthzContract, AnEntityComesWithAllAboveIt) {
+  const EntityUid uid{"Agent", agent.text()};
+  source.put({uid, {{"status", "active"}}, {}, {{"Human", "ada"}}});
+  ASSERT_TRUE(authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "a"}}}, {{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
+  const auto placed = authz->get_entity(ctx, uid);
+  ASSERT_TRUE(placed) << placed.error().to_string();
+  EXPECT_THAT(placed->ancestors,
+              ::testing::ElementsAre(EntityUid{"Group", "a"}, EntityUid{"Group", "b"}, EntityUid{"Human", "ada"}));
+  EXPECT_EQ(placed->entity.attributes.size(), 1u);
+  EXPECT_EQ(authz->get_entity(ctx, {"Group", "c"}).error().kind(), ErrorKind::not_found);
+  source.failing = true;
+  EXPECT_EQ(authz->get_entity(ctx, uid).error().kind(), ErrorKind::unavailable);
+}
+
 TEST_P(AuthzContract, RefusesAHierarchyWithACycle) {
   ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
   auto done = authz->put_entities(ctx, {{{"Group", "b"}, {}, {}, {{"Group", "a"}}}});

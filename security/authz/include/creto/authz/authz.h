@@ -241,6 +241,12 @@ class EntitySource {
   virtual Result<std::optional<Entity>> find(const std::string& org, const EntityUid& uid) const = 0;
 };
 
+/// An entity with all above it, sorted.
+struct PlacedEntity {
+  Entity entity;
+  std::vector<EntityUid> ancestors;
+};
+
 /// What a human's approval permits.
 struct OverrideGrant {
   struct Lift {
@@ -334,6 +340,8 @@ class Authz {
   virtual Result<> put_entities(const Context& ctx, std::vector<Entity> entities) = 0;
   virtual Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) = 0;  ///< absent ones are fine
   virtual Result<std::vector<Entity>> list_entities(const Context& ctx) = 0;
+  /// As policies see it: stored, of a source, or both. Errors: not_found; unavailable where it cannot be read.
+  virtual Result<PlacedEntity> get_entity(const Context& ctx, const EntityUid& uid) = 0;
 
   /// The token of a grant; the same grant gives the same token. Errors: invalid_input.
   virtual Result<std::string> issue_override(const Context& ctx, const OverrideGrant& grant) = 0;
