@@ -25,6 +25,7 @@ struct Given {
   std::vector<std::filesystem::path> paths;
   std::filesystem::path table, root, extra;
   bool workloads = false;
+  std::size_t decisions = 1'000'000;
   std::string form = "cedar", dialect = "postgres";
 };
 
@@ -189,15 +190,29 @@ struct GivenSet {
   std::string folder;
   std::int64_t expected = 0, from = 0, to = 0;
   bool dry_run = false;
-  struct Permitted {
+  /// A request to ask about.
+  struct Asked {
     std::string principal, action, type;
     std::vector<std::string> chain;
     std::string context = "{}";
+
+    Json request(const std::string& id) const {
+      return {{"principal", principal},
+              {"delegation_chain", chain},
+              {"action", action},
+              {"resource", {{"type", type}, {"id", id}}},
+              {"context_json", context}};
+    }
+  };
+  struct Permitted : Asked {
     int limit = 100;
     std::string after;
     std::filesystem::path columns;
     bool sqlite = false;
   } permitted;
+  struct Explained : Asked {
+    std::string id = "default";
+  } explained;
 };
 
 Result<Json> ask(const GivenSet& given, std::string_view method, const Json& request) {
@@ -291,15 +306,8 @@ Result<Output> diff(const GivenSet& given) {
 
 Result<Output> permitted(const GivenSet& given) {
   const GivenSet::Permitted& asked = given.permitted;
-  Json request{{"request",
-                {{"principal", asked.principal},
-                 {"delegation_chain", asked.chain},
-                 {"action", asked.action},
-                 {"resource", {{"type", asked.type}}},
-                 {"context_json", asked.context}}},
-               {"limit", asked.limit},
-               {"after", asked.after},
-               {"sqlite", asked.sqlite}};
+  Json request{
+      {"request", asked.request("")}, {"limit", asked.limit}, {"after", asked.after}, {"sqlite", asked.sqlite}};
   if (!asked.columns.empty()) request["columns_json"] = CRETO_TRY(read_text(asked.columns));
   const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/FilterResources", request));
   const std::string kind = response.value("kind", "");
@@ -316,6 +324,45 @@ Result<Output> permitted(const GivenSet& given) {
     for (const Json& parameter : response.value("parameters", Json::array()))
       text += fmt::format("-- ${}: {}\n", ++number, parameter.begin().value().dump());
   }
+  return Output{std::move(text), response.dump(2), 0};
+}
+
+/// "deny: forbidden by policy `large`", and who decided.
+std::string decision_text(const Json& response) {
+  const Json decision = response.value("decision", Json::object());
+  const std::string kind = decision.empty() ? "deny" : decision.begin().key();
+  const Json detail = decision.empty() ? Json::object() : decision.begin().value();
+  std::string text = kind;
+  if (const std::string reason = detail.value("reason", detail.value("message", "")); !reason.empty())
+    text += ": " + reason;
+  if (const auto asked = detail.find("requirements"); asked != detail.end()) {
+    for (const Json& one : *asked)
+      text += fmt::format("\n  a human has to approve: {}, for `{}`", one.value("oversight_policy", ""),
+                          one.value("forbid", ""));
+  }
+  const std::string by = response.value("decided_by", ""), name = response.value("decided_by_name", "");
+  if (by != "policies") text += fmt::format("\n  decided by: {}{}", by, name.empty() ? "" : " `" + name + "`");
+  for (const Json& id : response.value("lifted", Json::array()))
+    text += fmt::format("\n  lifted by an approval: `{}`", id.get<std::string>());
+  return text + "\n";
+}
+
+Result<Output> explain(const GivenSet& given) {
+  const Json response =
+      CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/Explain", given.explained.request(given.explained.id)));
+  std::string text = decision_text(response);
+  for (const Json& policy : response.value("policies", Json::array())) {
+    const std::string outcome = policy.value("outcome", ""), because = policy.value("because", "");
+    text += fmt::format("{} `{}`", policy.value("forbids", false) ? "forbid" : "permit", policy.value("policy_id", ""));
+    if (outcome == "OUTCOME_APPLIES") text += " applies\n";
+    if (outcome == "OUTCOME_CONDITION")
+      text += fmt::format(" does not apply: `{}` decided (line {})\n", because, policy.value("line", 0));
+    if (outcome == "OUTCOME_FAILED") text += fmt::format(" failed: {} (line {})\n", because, policy.value("line", 0));
+    for (const Json& seen : policy.value("saw", Json::array()))
+      text += fmt::format("    {} = {}\n", seen.value("expression", ""), seen.value("value", ""));
+  }
+  if (const int left = response.value("policies_left_out", 0); left > 0)
+    text += fmt::format("and {} more that do not apply\n", left);
   return Output{std::move(text), response.dump(2), 0};
 }
 
@@ -337,6 +384,17 @@ void add_policy_set_commands(const MakeCommand& command, std::function<Result<cl
       command("policies diff", "what differs between two versions of the policies", [given] { return diff(*given); });
   diff_command->add_option("FROM", given->from, "a version")->required();
   diff_command->add_option("TO", given->to, "another; default: what is in force");
+
+  CLI::App* explain_command =
+      command("policies explain", "why somebody may or may not do something, policy by policy: a question, no decision",
+              [given] { return explain(*given); });
+  GivenSet::Explained& explained = given->explained;
+  explain_command->add_option("PRINCIPAL", explained.principal, "agent:…, human:…, service:…")->required();
+  explain_command->add_option("ACTION", explained.action, "such as payments.pay")->required();
+  explain_command->add_option("TYPE", explained.type, "of the resource, such as Ledger")->required();
+  explain_command->add_option("ID", explained.id, "of the resource")->capture_default_str();
+  explain_command->add_option("--chain", explained.chain, "its delegation chain, root first, the principal last");
+  explain_command->add_option("--context", explained.context, "a JSON object")->capture_default_str();
 
   CLI::App* permitted_command =
       command("policies permitted", "which resources of a type somebody may do something to: stored ones, and the rule",
@@ -402,6 +460,15 @@ void add_policy_commands(const MakeCommand& command) {
                            [given] { return output(authz::test_policies(given->files, given->table)); });
   add_files(test, *given, true);
   test->add_option("TABLE", given->table, "a JSON array of requests with their `decision`")->required();
+
+  CLI::App* bench = command("authz bench", "time decisions without a cache over a table of requests", [given] {
+    return output(authz::bench_policies(given->files, given->table, given->decisions));
+  });
+  bench->add_option("--policies", given->files.policies, "files .cedar and .json, or folders of them")->required();
+  bench->add_option("--schema", given->files.schema, ".cedarschema, or .json");
+  bench->add_option("--entities", given->files.entities, "a JSON array of entities");
+  bench->add_option("TABLE", given->table, "a JSON array of requests, as for `authz test`")->required();
+  bench->add_option("--decisions", given->decisions, "how many")->capture_default_str();
 
   CLI::App* conformance = command("authz conformance", "run Cedar's conformance data against this engine", [given] {
     return output(authz::run_conformance(given->root, given->extra, given->workloads));

@@ -4,7 +4,7 @@
     docs_test.py --creto BINARY
 
 Commands of `creto` in a code block are run in order, in a fresh home whose server runs, as after `./dev up`. Those in running
-text must be verbs that exist. Commands of `./dev` install and take long: they must be commands that `./dev help` lists.
+text must be verbs that exist. A block marked `output` stands below a command that prints each of its lines. Commands of `./dev` install and take long: they must be commands that `./dev help` lists.
 """
 import argparse
 import os
@@ -28,21 +28,23 @@ def documents():
 
 
 def commands_of(name):
-    """(line number, command, whether it stands in a block)"""
-    fenced = False
+    """[line number, command, whether it stands in a block, lines that it prints]"""
+    fence, commands = None, []
     with open(os.path.join(ROOT, name), encoding="utf-8") as text:
         for number, line in enumerate(text, 1):
             if line.startswith("```"):
-                fenced = not fenced
-                continue
-            if fenced or line.startswith("    "):
+                fence = line.strip() if fence is None else None
+            elif fence == "```output":
+                commands[-1][3].append(line.rstrip("\n"))
+            elif fence or line.startswith("    "):
                 found = COMMAND.match(re.sub(r"\s+# .*", "", line.strip()))
                 if found:
-                    yield number, found["words"], True
-                continue
-            for code in re.findall(r"`([^`]+)`", line):
-                if COMMAND.match(code) and not LABEL.match(code):
-                    yield number, code, False
+                    commands.append([number, found["words"], True, []])
+            else:
+                for code in re.findall(r"`([^`]+)`", line):
+                    if COMMAND.match(code) and not LABEL.match(code):
+                        commands.append([number, code, False, []])
+    return commands
 
 
 class Docs:
@@ -75,14 +77,17 @@ class Docs:
                 sys.exit(f"creto serve is not ready: {self.server.stderr.read()[-1000:]}")
             time.sleep(0.05)
 
-    def check(self, command, in_block):
+    def check(self, command, in_block, prints):
         program, *words = shlex.split(command)
         if program == "./dev":
             if words and not re.search(rf"^  {re.escape(words[0])}\b", self.dev_help, re.MULTILINE) and words[0] != "help":
                 raise ValueError(f"`./dev help` knows no `{words[0]}`")
             return "listed"
         if in_block:
-            self.run([self.creto, *words])
+            printed = self.run([self.creto, *words]).splitlines()
+            missing = [line for line in prints if line not in printed]
+            if missing:
+                raise ValueError(f"does not print `{missing[0]}`")
             return "ran"
         verbs = []
         for word in words:
@@ -109,10 +114,10 @@ def main():
     try:
         docs.serve()
         for name in documents():
-            for number, command, in_block in commands_of(name):
+            for number, command, in_block, prints in commands_of(name):
                 count += 1
                 try:
-                    print(f"{name}:{number}: {command}: {docs.check(command, in_block)}", flush=True)
+                    print(f"{name}:{number}: {command}: {docs.check(command, in_block, prints)}", flush=True)
                 except (ValueError, subprocess.SubprocessError) as problem:
                     failed += 1
                     print(f"{name}:{number}: {command}: FAILED: {problem}", flush=True)

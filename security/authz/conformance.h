@@ -51,7 +51,8 @@ struct ConformanceReport {
 
 /// A tree in the format of Cedar's integration tests: `corpus-tests/*.json` and `tests/**/*.json`. `extra` is a tree
 /// with `validation/*.validation.json` and `json-schemas/*.cedarschema.json` for the same tests.
-/// Errors: not_found where there is no test; a file that is none of these; what of a test fails is in the report.
+/// Policies and schema in the JSON syntax where the test says so (`policyFormat`, `schemaFormat`: "json").
+/// Errors: not_found where there is no test. What of a test fails is in the report, also a file that is none.
 Result<ConformanceReport> run_corpus(const std::filesystem::path& root,
                                      const std::optional<std::filesystem::path>& extra = {});
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -73,13 +74,13 @@ class Loader {
 
   Result<> entities(const fs::path& path) {
     const std::string text = CRETO_TRY(read_text(path));
-    const auto json = parse_json(text, {.bytes_max = file_max, .depth_max = 256});
-    auto entities = json ? read_entities(*json) : Result<std::vector<Entity>>(json.error());
-    if (entities) {
-      workspace.entities = *std::move(entities);
-    } else {
-      report(path, cedar::problem_of(entities.error()));
-    }
+    std::function<bool(const EntityUid&)> declared;
+    if (workspace.service_schema)
+      declared = [this](const EntityUid& uid) { return workspace.service_schema->speaks_of(uid); };
+    auto entities = cedar::read_entities_json(workspace.schema ? &*workspace.schema : nullptr, text,
+                                              {.bytes_max = file_max, .depth_max = 256}, declared);
+    for (const auto& problem : entities.problems) report(path, problem);
+    workspace.entities = std::move(entities.value);
     return {};
   }
 
@@ -140,18 +141,18 @@ class Loader {
   }
 
   void from_json(const fs::path& file, const std::string& text) {
-    auto set = cedar::parse_policies_json(text, {.bytes_max = file_max, .policies_max = 1'000'000});
-    if (!set) return report(file, cedar::problem_of(set.error()));
+    auto set = cedar::read_policies_json(text, {.bytes_max = file_max, .policies_max = 1'000'000});
+    for (const auto& problem : set.problems) report(file, problem);
     // The one policy of a file that is no set has no id of its own.
-    const bool alone =
-        set->policies.size() + set->templates.size() == 1 && text.find("\"staticPolicies\"") == std::string::npos;
-    for (auto* group : {&set->policies, &set->templates}) {
+    const bool alone = set.value.policies.size() + set.value.templates.size() == 1 &&
+                       text.find("\"staticPolicies\"") == std::string::npos;
+    for (auto* group : {&set.value.policies, &set.value.templates}) {
       for (auto& [id, ast] : *group) {
         std::string name = alone ? id_of(ast, file.stem().string()) : id;
         add(file, std::move(name), std::move(ast));
       }
     }
-    for (auto& link : set->links) links_.emplace_back(file, std::move(link));
+    for (auto& link : set.value.links) links_.emplace_back(file, std::move(link));
   }
 
   void link_all() {
@@ -194,25 +195,6 @@ class Loader {
         report(policy.file, {policy.ast.where, cedar::problem_of(loaded.error()).what}, policy.id);
       }
     }
-  }
-
-  Result<std::vector<Entity>> read_entities(const Json& json) const {
-    if (workspace.service_schema) {
-      const auto declared = [this](const EntityUid& uid) { return workspace.service_schema->speaks_of(uid); };
-      return cedar::entities_from_json(*workspace.schema, json, declared);
-    }
-    if (workspace.schema) return cedar::entities_from_json(*workspace.schema, json);
-    if (!json.is_array()) return Error(Product::platform, ErrorKind::invalid_input, "entities are a JSON array");
-    std::vector<Entity> all;
-    for (std::size_t i = 0; i < json.size(); ++i) {
-      auto entity = entity_from_json(json[i]);
-      if (!entity) {
-        return Error(Product::platform, ErrorKind::invalid_input,
-                     fmt::format("entity {}: {}", i + 1, entity.error().message()));
-      }
-      all.push_back(*std::move(entity));
-    }
-    return all;
   }
 
   const std::string prefix_;                ///< of every policy's id

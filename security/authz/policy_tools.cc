@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <utility>
 
@@ -17,6 +18,7 @@
 #include "cedar/workbench.h"
 #include "conformance.h"
 #include "creto/common/bytes.h"
+#include "creto/common/clock.h"
 #include "creto/io/files.h"
 #include "policy_files.h"
 #include "reach.h"
@@ -397,17 +399,31 @@ Result<std::string> cedar_of(const fs::path& file, const std::string& text, std:
     const std::string printed = CRETO_TRY(cedar::schema_to_text(schema));
     return cedar::format_schema(printed, {.width = width});
   }
-  const cedar::PolicySetDecl set = CRETO_TRY(cedar::parse_policies_json(text));
-  if (!set.links.empty()) return bad("the links of templates cannot be written as Cedar text");
-  std::string printed;
-  for (const auto* group : {&set.policies, &set.templates}) {
-    for (const auto& [id, policy] : *group) {
-      cedar::PolicyAst named = policy;
-      if (text.find("\"staticPolicies\"") != std::string::npos) named.annotations.emplace("id", id);
-      printed += cedar::to_text(named);
+  cedar::PolicySetDecl set = CRETO_TRY(cedar::read_policies_json(text).result());
+  if (!set.links.empty())
+    return bad(
+        fmt::format("{}: links of templates cannot be written as Cedar text: keep this file as JSON", file.string()));
+  const bool named = text.find("\"staticPolicies\"") != std::string::npos;
+  std::vector<cedar::PolicyAst> policies;
+  for (auto* group : {&set.policies, &set.templates}) {
+    for (auto& [id, policy] : *group) {
+      if (named) policy.annotations.emplace("id", id);
+      policies.push_back(std::move(policy));
     }
   }
+  // As they stand in the file.
+  std::sort(policies.begin(), policies.end(), [](const auto& a, const auto& b) { return a.where < b.where; });
+  std::string printed;
+  for (const cedar::PolicyAst& policy : policies) printed += cedar::to_text(policy);
   return cedar::format_policies(printed, {.width = width});
+}
+
+/// A table of requests: an array with at least one row.
+Result<Json> read_table(const fs::path& table) {
+  const std::string text = CRETO_TRY(read_text(table));
+  Json rows = CRETO_TRY(parse_json(text, {.bytes_max = 64 << 20, .depth_max = 256}));
+  if (!rows.is_array() || rows.empty()) return bad(fmt::format("{}: must be an array of requests", table.string()));
+  return rows;
 }
 
 const std::vector<std::string_view> cedar_decisions = {"allow", "deny"};
@@ -504,12 +520,12 @@ Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOpt
     for (const auto* group : {&workspace.templates, &workspace.policies}) {
       for (const FilePolicy& policy : *group) {
         const cedar::PolicyFindings findings = cedar::validate(*workspace.schema, policy.ast, how);
-        for (const auto& error : findings.errors) {
-          workspace.problems.push_back({policy.file, error, policy.id});
-        }
-        for (const auto& warning : findings.warnings) {
-          workspace.problems.push_back({policy.file, warning, policy.id, true});
-        }
+        const auto add = [&](cedar::Problem problem, bool warning) {
+          if (problem.where.line == 0) problem.where = policy.ast.where;  // its JSON has no places of its own
+          workspace.problems.push_back({policy.file, std::move(problem), policy.id, warning});
+        };
+        for (const auto& error : findings.errors) add(error, false);
+        for (const auto& warning : findings.warnings) add(warning, true);
       }
     }
   }
@@ -666,12 +682,74 @@ Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuesti
   return result;
 }
 
+Result<ToolResult> bench_policies(const PolicyFiles& files, const fs::path& table, std::size_t decisions) {
+  if (files.plain_cedar) return bad("the service's decisions are timed, not plain Cedar's");
+  if (decisions < 100 || decisions > 100'000'000) return bad("decisions: must be 100 to 100000000");
+  const Workspace workspace = CRETO_TRY(load_workspace(files));
+  if (workspace.has_errors()) return report(workspace);
+  const Json rows = CRETO_TRY(read_table(table));
+  std::vector<cedar::Request> requests;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const bool object = rows[i].is_object();
+    const Json& body = object && rows[i].contains("request") ? rows[i].at("request") : rows[i];
+    if (!object || !body.is_object()) return bad(fmt::format("request {}: must be an object", i + 1));
+    auto request = request_of(workspace, body);
+    if (!request) return bad(fmt::format("request {}: {}", i + 1, request.error().message()));
+    requests.push_back(*std::move(request));
+  }
+  ServiceBench bench(workspace.loaded, workspace.entities);
+  const Clock& clock = system_clock();
+  const auto timed = [&](std::size_t times, auto&& work) {
+    std::vector<std::int64_t> took;
+    took.reserve(times);
+    for (std::size_t i = 0; i < times; ++i) {
+      const Monotonic begin = clock.monotonic();
+      work(i);
+      took.push_back((clock.monotonic() - begin).count());
+    }
+    std::sort(took.begin(), took.end());
+    return took;
+  };
+  std::mt19937_64 random(1);  // tidy(random-engine): the same order each time
+  std::vector<std::size_t> order(std::min(decisions, std::size_t{1} << 20));
+  for (std::size_t& one : order) one = random() % requests.size();
+  std::size_t allows = 0;
+  const auto decide = [&](std::size_t i) {
+    allows += allowed(bench.decide_alone(requests[order[i % order.size()]]).decision) ? 1 : 0;
+  };
+  for (std::size_t i = 0; i < std::min<std::size_t>(decisions, 10'000); ++i) decide(i);
+  allows = 0;
+  const std::vector<std::int64_t> empty = timed(std::min<std::size_t>(decisions, 100'000), [](std::size_t) {});
+  const std::int64_t timer = empty[empty.size() / 2];
+  const std::vector<std::int64_t> took = timed(decisions, decide);
+
+  ToolResult result;
+  result.text =
+      fmt::format("{} decisions of {} by {}: {} allowed\n", decisions, count(requests.size(), "request", "requests"),
+                  count(workspace.policies.size(), "policy", "policies"), allows);
+  Json json{{"decisions", decisions},
+            {"requests", requests.size()},
+            {"policies", workspace.policies.size()},
+            {"allowed", allows},
+            {"timer_ns", timer}};
+  const std::pair<const char*, double> points[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}};
+  for (const auto& [name, share] : points) {
+    const auto at = static_cast<std::size_t>(share * static_cast<double>(took.size()));
+    const std::int64_t ns = std::max<std::int64_t>(0, took[std::min(at, took.size() - 1)] - timer);
+    result.text += fmt::format("{:>6} {:>9} ns\n", name, ns);
+    json[std::string(name) + "_ns"] = ns;
+  }
+  json["max_ns"] = std::max<std::int64_t>(0, took.back() - timer);
+  result.text += fmt::format("   max {:>9} ns\n{} ns for reading the clock are taken off each\n",
+                             json["max_ns"].get<std::int64_t>(), timer);
+  result.json = json.dump(2);
+  return result;
+}
+
 Result<ToolResult> test_policies(const PolicyFiles& files, const fs::path& table) {
   const Workspace workspace = CRETO_TRY(load_workspace(files));
   if (workspace.has_errors()) return report(workspace);
-  const std::string text = CRETO_TRY(read_text(table));
-  const Json rows = CRETO_TRY(parse_json(text, {.bytes_max = 64 << 20, .depth_max = 256}));
-  if (!rows.is_array() || rows.empty()) return bad(fmt::format("{}: must be an array of requests", table.string()));
+  const Json rows = CRETO_TRY(read_table(table));
   Decider decider(workspace);
   ToolResult result;
   Json failures = Json::array();

@@ -34,6 +34,9 @@ class ServiceBench {
   /// `approved` asks for no oversight.
   Result<Verdict> decide(const cedar::Request& request, const Assumptions& given = {});
 
+  /// The decision alone, as a check makes it that is not in the cache; allocates nothing for an Allow without a rate.
+  PolicyDecision decide_alone(const cedar::Request& request);
+
   cedar::EntityTable& entities() { return table_; }
 
  private:

@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_map>
 
 #include "cedar/extension_values.h"
+#include "cedar/json_places.h"
 #include "cedar/text.h"
 
 namespace creto::authz::cedar {
@@ -188,6 +192,24 @@ Result<> check_action_entity(const Schema& schema, const Entity& entity) {
   return bad(fmt::format("{}: its groups are not those that the schema declares", entity.uid.to_string()));
 }
 
+/// Where in a text with entities the one at `index` has what `message` speaks of: an attribute, a tag, or all of it.
+Position place_of(std::string_view text, const Json& entity, std::size_t index, std::string_view message) {
+  const std::string whole = fmt::format("[{}]", index);
+  const Position begin = json_place(text, whole);
+  if (const auto uid = authz::entity_from_json(Json{{"uid", entity.value("uid", Json())}})) {
+    const std::string name = uid->uid.to_string();
+    if (message.starts_with(name)) message.remove_prefix(name.size());
+  }
+  while (message.starts_with(".") || message.starts_with(":") || message.starts_with(" ")) message.remove_prefix(1);
+  for (const char* group : {"attrs", "tags"}) {
+    const std::string path = fmt::format("{}.{}", whole, group);
+    const Position of_group = json_place(text, path);
+    const Position place = json_place(text, fmt::format("{}.{}", path, message));
+    if (place != of_group && of_group != begin) return place;
+  }
+  return begin;
+}
+
 /// Every entity below itself is one of these.
 Result<> refuse_cycles(const std::vector<Entity>& entities) {
   enum class State : std::uint8_t { fresh, open, done };
@@ -254,28 +276,71 @@ Result<Entity> entity_from_json(const Schema& schema, const Json& json) {
   return entity;
 }
 
-Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json,
-                                               const std::function<bool(const EntityUid&)>& declared) {
-  if (!json.is_array()) return bad("entities are a JSON array");
+namespace {
+
+/// As far as they can be read; each mistake is told to `wrong`, with the number of the entity, which says whether to go
+/// on.
+std::vector<Entity> read_entities(const Schema* schema, const Json& json,
+                                  const std::function<bool(const EntityUid&)>& declared,
+                                  const std::function<bool(std::size_t, const Error&)>& wrong) {
   std::vector<Entity> entities;
   std::set<EntityUid> seen;
   const auto read = [&](const Json& one) -> Result<Entity> {
-    if (!declared) return entity_from_json(schema, one);
+    if (!schema) return authz::entity_from_json(one);
+    if (!declared) return entity_from_json(*schema, one);
     Entity plain = CRETO_TRY(authz::entity_from_json(one));
     if (!declared(plain.uid)) return plain;
-    return entity_from_json(schema, one);
+    return entity_from_json(*schema, one);
   };
   for (std::size_t i = 0; i < json.size(); ++i) {
     auto entity = read(json[i]);
-    if (!entity) return bad(fmt::format("entity {}: {}", i + 1, entity.error().message()));
-    if (!seen.insert(entity->uid).second) {
-      return bad(fmt::format("entity {}: {} stands twice", i + 1, entity->uid.to_string()));
+    if (entity && !seen.insert(entity->uid).second)
+      entity = bad(fmt::format("{} stands twice", entity->uid.to_string()));
+    if (!entity) {
+      if (!wrong(i, entity.error())) return entities;
+    } else if (!schema || !schema->action(entity->uid)) {
+      entities.push_back(*std::move(entity));
     }
-    if (!schema.action(entity->uid)) entities.push_back(*std::move(entity));
   }
+  return entities;
+}
+
+}  // namespace
+
+Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json,
+                                               const std::function<bool(const EntityUid&)>& declared) {
+  if (!json.is_array()) return bad("entities are a JSON array");
+  std::optional<Error> first;
+  auto entities = read_entities(&schema, json, declared, [&](std::size_t i, const Error& error) {
+    first = bad(fmt::format("entity {}: {}", i + 1, error.message()));
+    return false;
+  });
+  if (first) return *std::move(first);
   CRETO_TRY(refuse_cycles(entities));
   for (Entity& action : schema.action_entities()) entities.push_back(std::move(action));
   return entities;
+}
+
+Parsed<std::vector<Entity>> read_entities_json(const Schema* schema, std::string_view text, JsonLimits limits,
+                                               const std::function<bool(const EntityUid&)>& declared) {
+  const auto json = parse_json(text, limits);
+  if (!json) return {{}, {json_problem(json.error())}};
+  if (!json->is_array()) return {{}, {{json_place(text, ""), "entities are a JSON array"}}};
+  Parsed<std::vector<Entity>> parsed;
+  parsed.value = read_entities(schema, *json, declared, [&](std::size_t i, const Error& error) {
+    Problem problem{{0, 0}, fmt::format("entity {}: {}", i + 1, error.message())};
+    if (parsed.problems.size() < json_problems_placed) problem.where = place_of(text, (*json)[i], i, error.message());
+    parsed.problems.push_back(std::move(problem));
+    return true;
+  });
+  if (!parsed.ok()) return parsed;
+  if (const auto acyclic = refuse_cycles(parsed.value); !acyclic)
+    parsed.problems.push_back(problem_of(acyclic.error()));
+  if (schema) {
+    auto actions = schema->action_entities();
+    std::move(actions.begin(), actions.end(), std::back_inserter(parsed.value));
+  }
+  return parsed;
 }
 
 Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json,

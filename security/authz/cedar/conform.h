@@ -5,6 +5,7 @@
 
 #include "cedar/interpreter.h"
 #include "cedar/partial.h"
+#include "cedar/problem.h"
 #include "cedar/schema.h"
 #include "creto/authz/value.h"
 #include "creto/common/json.h"
@@ -18,6 +19,9 @@ Result<Entity> entity_from_json(const Schema& schema, const Json& json);
 /// An array of them, with the schema's actions added. Those of which `declared`, unless empty, says no are as they are.
 /// Errors: also an entity that stands twice, a cycle in the hierarchy.
 Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json& json,
+                                               const std::function<bool(const EntityUid&)>& declared = {});
+/// The same of a text, with every problem, up to one for each entity, and its place. `schema` may be null.
+Parsed<std::vector<Entity>> read_entities_json(const Schema* schema, std::string_view text, JsonLimits limits,
                                                const std::function<bool(const EntityUid&)>& declared = {});
 /// The context of a request for `action`. Conforms, where those of `unknown` may be absent.
 /// Errors: also one of `unknown` that the action's context cannot have.

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 
+#include "cedar/json_places.h"
 #include "cedar/schema.h"
 #include "cedar/text.h"
 #include "creto/common/assert.h"
@@ -647,56 +650,132 @@ Result<Json> to_json(const PolicySetDecl& set) {
 
 Result<PolicyAst> policy_from_json(const Json& json, ParseLimits limits) { return Reader(limits).policy(json, ""); }
 
-Result<PolicySetDecl> policy_set_from_json(const Json& json, ParseLimits limits) {
-  CRETO_TRY(Reader::object(json, "", {"staticPolicies"}, {"templates", "templateLinks"}));
-  PolicySetDecl set;
+namespace {
+
+Result<TemplateLink> read_link(const Json& json, const std::string& path) {
+  CRETO_TRY(Reader::object(json, path + ".", {"templateId", "newId", "values"}));
+  TemplateLink link;
+  link.template_id = CRETO_TRY(Reader::text(json.at("templateId"), path + ".templateId"));
+  link.id = CRETO_TRY(Reader::text(json.at("newId"), path + ".newId"));
+  const Json& values = json.at("values");
+  CRETO_TRY(Reader::object(values, path + ".values.", {}, {"?principal", "?resource"}));
+  if (values.contains("?principal"))
+    link.values.principal = CRETO_TRY(Reader::entity(values.at("?principal"), path + ".values.?principal"));
+  if (values.contains("?resource"))
+    link.values.resource = CRETO_TRY(Reader::entity(values.at("?resource"), path + ".values.?resource"));
+  return link;
+}
+
+/// As far as it can be read; each mistake is told to `wrong`, which says whether to go on.
+void read_set(const Json& json, ParseLimits limits, PolicySetDecl& set, const std::function<bool(Error)>& wrong) {
+  if (auto is_set = Reader::object(json, "", {"staticPolicies"}, {"templates", "templateLinks"}); !is_set) {
+    wrong(is_set.error());
+    return;
+  }
   for (const char* group : {"staticPolicies", "templates"}) {
     if (!json.contains(group)) continue;
     const Json& policies = json.at(group);
-    if (!policies.is_object()) return bad(group, "must be an object of policies");
+    if (!policies.is_object()) {
+      if (!wrong(bad(group, "must be an object of policies"))) return;
+      continue;
+    }
     if (policies.size() > limits.policies_max) {
-      return Error(Product::platform, ErrorKind::too_large,
-                   fmt::format("more than {} policies in one set", limits.policies_max));
+      wrong(Error(Product::platform, ErrorKind::too_large,
+                  fmt::format("more than {} policies in one set", limits.policies_max)));
+      return;
     }
     const bool templates = group == std::string_view("templates");
     for (const auto& [id, member] : policies.items()) {
       const std::string path = fmt::format("{}[{}].", group, quote(id.substr(0, 100)));
-      PolicyAst policy = CRETO_TRY(Reader(limits).policy(member, path));
-      if (policy.is_template() != templates) {
-        return bad(path, templates ? "a template has a slot" : "a policy with a slot belongs to the templates");
+      auto policy = Reader(limits).policy(member, path);
+      if (policy && policy->is_template() != templates)
+        policy = bad(path, templates ? "a template has a slot" : "a policy with a slot belongs to the templates");
+      if (policy) {
+        (templates ? set.templates : set.policies).emplace(id, *std::move(policy));
+      } else if (!wrong(policy.error())) {
+        return;
       }
-      (templates ? set.templates : set.policies).emplace(id, std::move(policy));
     }
   }
-  if (!json.contains("templateLinks")) return set;
-  if (!json.at("templateLinks").is_array()) return bad("templateLinks", "must be an array");
-  for (const Json& part : json.at("templateLinks")) {
-    CRETO_TRY(Reader::object(part, "templateLinks.", {"templateId", "newId", "values"}));
-    TemplateLink link;
-    link.template_id = CRETO_TRY(Reader::text(part.at("templateId"), "templateLinks.templateId"));
-    link.id = CRETO_TRY(Reader::text(part.at("newId"), "templateLinks.newId"));
-    const Json& values = part.at("values");
-    CRETO_TRY(Reader::object(values, "templateLinks.values.", {}, {"?principal", "?resource"}));
-    if (values.contains("?principal")) {
-      link.values.principal = CRETO_TRY(Reader::entity(values.at("?principal"), "templateLinks.values.?principal"));
-    }
-    if (values.contains("?resource")) {
-      link.values.resource = CRETO_TRY(Reader::entity(values.at("?resource"), "templateLinks.values.?resource"));
-    }
-    set.links.push_back(std::move(link));
+  if (!json.contains("templateLinks")) return;
+  if (!json.at("templateLinks").is_array()) {
+    wrong(bad("templateLinks", "must be an array"));
+    return;
   }
+  for (std::size_t i = 0; i < json.at("templateLinks").size(); ++i) {
+    auto link = read_link(json.at("templateLinks")[i], fmt::format("templateLinks[{}]", i));
+    if (link) {
+      set.links.push_back(*std::move(link));
+    } else if (!wrong(link.error())) {
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+Result<PolicySetDecl> policy_set_from_json(const Json& json, ParseLimits limits) {
+  PolicySetDecl set;
+  std::optional<Error> first;
+  read_set(json, limits, set, [&](Error error) {
+    first = std::move(error);
+    return false;
+  });
+  if (first) return *std::move(first);
   return set;
 }
 
-Result<PolicySetDecl> parse_policies_json(std::string_view text, ParseLimits limits) {
-  const Json json =
-      CRETO_TRY(parse_json(text, {.bytes_max = limits.bytes_max, .depth_max = 2 * depth_limit(limits) + 16}));
-  if (!json.is_object() || !json.contains("effect")) return policy_set_from_json(json, limits);
-  PolicyAst policy = CRETO_TRY(policy_from_json(json, limits));
+namespace {
+
+Result<Json> json_of(std::string_view text, const ParseLimits& limits) {
+  return parse_json(text, {.bytes_max = limits.bytes_max, .depth_max = 2 * depth_limit(limits) + 16});
+}
+
+bool is_one_policy(const Json& json) { return json.is_object() && json.contains("effect"); }
+
+PolicySetDecl set_of(PolicyAst policy) {
   PolicySetDecl set;
   auto& group = policy.is_template() ? set.templates : set.policies;
   group.emplace("policy0", std::move(policy));
   return set;
+}
+
+}  // namespace
+
+Result<PolicySetDecl> parse_policies_json(std::string_view text, ParseLimits limits) {
+  const Json json = CRETO_TRY(json_of(text, limits));
+  if (!is_one_policy(json)) return policy_set_from_json(json, limits);
+  PolicyAst policy = CRETO_TRY(policy_from_json(json, limits));
+  return set_of(std::move(policy));
+}
+
+Parsed<PolicySetDecl> read_policies_json(std::string_view text, ParseLimits limits) {
+  const auto json = json_of(text, limits);
+  if (!json) return {{}, {json_problem(json.error())}};
+  Parsed<PolicySetDecl> parsed;
+  const auto wrong = [&](const Error& error) {
+    Problem problem = problem_of(error);
+    if (parsed.problems.size() < json_problems_placed) problem.where = json_place(text, problem.what);
+    parsed.problems.push_back(std::move(problem));
+    return true;
+  };
+  if (is_one_policy(*json)) {
+    auto policy = policy_from_json(*json, limits);
+    if (!policy) wrong(policy.error());
+    if (policy) parsed.value = set_of(*std::move(policy));
+  } else {
+    read_set(*json, limits, parsed.value, wrong);
+  }
+  const auto places = json_members(text);
+  for (auto* group : {&parsed.value.policies, &parsed.value.templates}) {
+    const char* const name = group == &parsed.value.policies ? "staticPolicies" : "templates";
+    for (auto& [id, policy] : *group) {
+      const auto place = places.find({name, id});
+      policy.where = place == places.end() ? json_place(text, "") : place->second;
+    }
+  }
+  std::sort(parsed.problems.begin(), parsed.problems.end());
+  return parsed;
 }
 
 }  // namespace creto::authz::cedar

@@ -46,6 +46,9 @@ Result<Json> to_json(const PolicySetDecl& set);
 /// Errors: invalid_input that begins with the path of the member: "conditions[0].body.==.left: …"; too_large.
 Result<PolicyAst> policy_from_json(const Json& json, ParseLimits limits = {});
 Result<PolicySetDecl> policy_set_from_json(const Json& json, ParseLimits limits = {});
+/// The same of a text, with every problem, up to one for each policy and link, and its place; policies have theirs as
+/// `where`.
+Parsed<PolicySetDecl> read_policies_json(std::string_view text, ParseLimits limits = {});
 /// JSON text of a policy (it has an `effect`) or a policy set. The one policy of the former is `policy0`.
 Result<PolicySetDecl> parse_policies_json(std::string_view text, ParseLimits limits = {});
 

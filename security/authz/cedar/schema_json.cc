@@ -4,7 +4,9 @@
 #include <array>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
+#include <span>
 
+#include "cedar/json_places.h"
 #include "cedar/schema.h"
 #include "cedar/text.h"
 
@@ -353,8 +355,12 @@ Parsed<SchemaDecl> schema_from_json(const Json& json, SchemaLimits limits) { ret
 Parsed<SchemaDecl> parse_schema_json(std::string_view text, SchemaLimits limits) {
   // Each type is up to three JSON objects: itself, its attributes, the attribute.
   const auto json = parse_json(text, {.bytes_max = limits.bytes_max, .depth_max = 3 * limits.depth_max + 8});
-  if (!json) return {{}, {problem_of(json.error())}};
-  return schema_from_json(*json, limits);
+  if (!json) return {{}, {json_problem(json.error())}};
+  auto parsed = schema_from_json(*json, limits);
+  const std::size_t placed = std::min<std::size_t>(parsed.problems.size(), json_problems_placed);
+  for (Problem& problem : std::span(parsed.problems).first(placed)) problem.where = json_place(text, problem.what);
+  std::sort(parsed.problems.begin(), parsed.problems.end());
+  return parsed;
 }
 
 Json schema_to_json(const SchemaDecl& schema) {

@@ -28,7 +28,8 @@ const Schema& schema() {
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   if (size == 0) return 0;
-  const auto json = parse_json({reinterpret_cast<const char*>(data) + 1, size - 1});
+  const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
+  const auto json = parse_json(text);
   if (!json) return 0;
   if (data[0] % 2 == 0) {
     const auto context = context_from_json(schema(), {"Action", "p"}, *json);
@@ -38,6 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
     return 0;
   }
   const auto entities = entities_from_json(schema(), *json);
+  CRETO_ASSERT(read_entities_json(&schema(), text, {}).ok() == entities.has_value());
   if (!entities) return 0;
   for (const Entity& entity : *entities) {
     CRETO_ASSERT(check_entity(schema(), entity));

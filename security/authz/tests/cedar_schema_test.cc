@@ -169,9 +169,9 @@ TEST(CedarSchema, TellsEveryNameThatNothingDeclares) {
 
 TEST(CedarSchema, NamesTheMemberOfJsonThatIsWrong) {
   EXPECT_EQ(problems_in_json(R"({"N": {"entityTypes": {"A": {"shap": {}}}, "actions": {"x": {"appliesTo": {}}}}})"),
-            "N.entityTypes.A.shap: unknown member; did you mean `shape`?\n"
-            "N.actions.x.appliesTo.principalTypes: is missing\n"
-            "N.actions.x.appliesTo.resourceTypes: is missing\n");
+            "line 1, column 38: N.entityTypes.A.shap: unknown member; did you mean `shape`?\n"
+            "line 1, column 75: N.actions.x.appliesTo.principalTypes: is missing\n"
+            "line 1, column 75: N.actions.x.appliesTo.resourceTypes: is missing\n");
   EXPECT_NE(problems_in_json(R"({"N": {"entityTypes": {}, "actions": {}, "actions": {}}})"), "");
   EXPECT_NE(problems_in_json(R"({"N": {"entityTypes": {"A": {"shape": {"type": "Record"}}}, "actions": {}}})"), "");
   EXPECT_NE(problems_in_json(R"([1])"), "");

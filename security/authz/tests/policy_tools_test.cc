@@ -1,5 +1,6 @@
 #include "creto/authz/policy_tools.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -351,6 +352,99 @@ TEST_F(PolicyTools, LinksOfAPolicySetMakePoliciesOfTheTemplatesBesideIt) {
   eve.principal = "User::\"eve\"";
   EXPECT_EQ(check_policies(files_, eve)->text, "allow\n  decided by policy `for eve`\n");
   EXPECT_EQ(validate_policies(files_)->text, "3 policies, 1 template, 4 entities: no errors\n");
+}
+
+TEST_F(PolicyTools, ValidateTellsEveryProblemOfJsonWithItsPlace) {
+  fs::remove(folder_ / "policies/staff.cedar");
+  write("policies/set.json", R"({
+  "staticPolicies": {
+    "first": {"effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"},
+      "resource": {"op": "All"}, "conditions": [{"kind": "when", "body": {"bogus": 1}}]},
+    "a.b": {"effect": "perhaps", "principal": {"op": "All"}, "action": {"op": "All"},
+      "resource": {"op": "All"}, "conditions": []},
+    "typo": {"effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"},
+      "conditions": [{"kind": "when", "body": {".": {"left": {"Var": "context"}, "attr": "mf"}}}]}
+  },
+  "templateLinks": [{"templateId": 5, "newId": "x", "values": {}}]
+})");
+  write("entities.json", R"([
+    {"uid": {"type": "User", "id": "ada"}, "attrs": {"name": 5}, "parents": []},
+    {"uid": {"type": "Usr", "id": "eve"}, "attrs": {}, "parents": []},
+    {"uid": {"type": "Doc", "id": "plan"}, "attrs": {
+      "owner": {"type": "User", "id": "ada"},
+      "size": "large"}, "parents": []}])");
+  files_.plain_cedar = true;
+  const auto result = validate_policies(files_);
+  ASSERT_TRUE(result) << result.error().message();
+  std::vector<std::string> places;
+  const Json problems = Json::parse(result->json)["problems"];
+  for (const Json& problem : problems) {
+    const std::string file = fs::path(problem["file"].get<std::string>()).filename();
+    places.push_back(fmt::format("{}:{}:{}", file, problem.value("line", 0), problem.value("column", 0)));
+  }
+  EXPECT_EQ(places, (std::vector<std::string>{"set.json:4:84", "set.json:5:23", "set.json:10:36", "entities.json:2:62",
+                                              "entities.json:3:5", "entities.json:6:15", "set.json:7:13"}))
+      << result->text;
+  write("policies/set.json", "{\n  \"staticPolicies\": }");
+  EXPECT_NE(validate_policies(files_)->text.find("set.json:2:"), std::string::npos);
+  write("app.cedarschema.json", R"({"": {
+    "entityTypes": {"User": {"shape": {"type": "Record", "attributes": {
+      "name": {"type": "Strin", "required": 1}}}}},
+    "actions": {"read": {"appliesTo": 7}}}})");
+  files_.schema = folder_ / "app.cedarschema.json";
+  const std::string schema = plain(validate_policies(files_)->text);
+  EXPECT_NE(schema.find("app.cedarschema.json:3:"), std::string::npos) << schema;
+  EXPECT_NE(schema.find("app.cedarschema.json:4:"), std::string::npos) << schema;
+}
+
+TEST_F(ServiceRules, BenchTimesTheRequestsOfATable) {
+  write("table.json", R"([{"principal": "Agent::\"scout\"", "action": "Action::\"payments.pay\"",
+    "resource": "Ledger::\"main\"", "context": {"amount": 50}, "decision": "allow"}])");
+  const auto result = bench_policies(files_, folder_ / "table.json", 1'000);
+  ASSERT_TRUE(result) << result.error().message();
+  const Json json = Json::parse(result->json);
+  EXPECT_EQ(json["allowed"], 1'000);
+  EXPECT_GE(json["p99_ns"], json["p50_ns"]);
+  EXPECT_GE(json["max_ns"], json["p99.9_ns"]);
+  EXPECT_FALSE(bench_policies(files_, folder_ / "table.json", 1));
+}
+
+TEST_F(PolicyTools, ConformanceReadsJsonAndGoesOnBehindAMalformedTest) {
+  fs::create_directories(folder_ / "tests");
+  write("tests/broken.json", "{");
+  write("tests/none.json", R"({"policies": "gone.json"})");
+  write("tests/good.json", R"({"policies": "p.json", "policyFormat": "json", "schema": "s.json", "schemaFormat": "json",
+    "entities": "e.json", "shouldValidate": true, "requests": [{"principal": {"type": "User", "id": "a"},
+    "action": {"type": "Action", "id": "read"}, "resource": {"type": "Doc", "id": "d"}, "context": {},
+    "decision": "allow", "reason": ["mine"], "errors": []}]})");
+  write("p.json",
+        R"({"staticPolicies": {"mine": {"effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"},
+    "resource": {"op": "All"}, "conditions": []}}})");
+  write("s.json", R"({"": {"entityTypes": {"User": {}, "Doc": {}},
+    "actions": {"read": {"appliesTo": {"principalTypes": ["User"], "resourceTypes": ["Doc"]}}}}})");
+  write("e.json", "[]");
+  const auto result = run_conformance(folder_, {}, false);
+  ASSERT_TRUE(result) << result.error().message();
+  const Json json = Json::parse(result->json);
+  EXPECT_EQ(json["own"]["requests"]["passed"], 1) << result->text;
+  EXPECT_EQ(json["own"]["requests"]["failed"], 2);
+  EXPECT_EQ(json["failures"].size(), 2u);
+}
+
+TEST_F(PolicyTools, FormatKeepsTheOrderOfAPolicySetAndSaysWhatItCannotWrite) {
+  write("set.json", R"({"staticPolicies": {
+    "zebra": {"effect": "permit", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"}, "conditions": []},
+    "ant": {"effect": "forbid", "principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"}, "conditions": []}}})");
+  const auto text = format_policy_files({folder_ / "set.json"}, {.to_cedar = true});
+  ASSERT_TRUE(text) << text.error().message();
+  EXPECT_EQ(text->text,
+            "@id(\"zebra\")\npermit (principal, action, resource);\n\n"
+            "@id(\"ant\")\nforbid (principal, action, resource);\n");
+  write("links.json",
+        R"({"staticPolicies": {}, "templateLinks": [{"templateId": "share", "newId": "x", "values": {}}]})");
+  EXPECT_NE(
+      format_policy_files({folder_ / "links.json"}, {.to_cedar = true}).error().message().find("links.json: links"),
+      std::string::npos);
 }
 
 TEST_F(PolicyTools, FormatWritesOnlyWhatChanges) {

@@ -111,6 +111,11 @@ Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuesti
 /// `@oversight`), `admitted` (how often the same was just admitted, for `@rate`), `quota_exceeded` (true or false).
 Result<ToolResult> test_policies(const PolicyFiles& files, const std::filesystem::path& table);
 
+/// How long a decision takes without a cache: `decisions` of them, of the requests of a table as `test_policies` reads
+/// it (what they should get is not looked at), in a random order, each timed, with what reading the clock costs taken
+/// off. Not for plain Cedar.
+Result<ToolResult> bench_policies(const PolicyFiles& files, const std::filesystem::path& table, std::size_t decisions);
+
 /// Cedar's conformance data: a tree in the format of its integration tests, or with `workloads` of the Cedar paper's.
 /// `extra`, unless empty, holds further verdicts for the former.
 Result<ToolResult> run_conformance(const std::filesystem::path& root, const std::filesystem::path& extra,

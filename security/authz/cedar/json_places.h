@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "cedar/problem.h"
+
+/// Where in a JSON text something stands, for messages about it.
+namespace creto::authz::cedar {
+
+/// Where the value at `path` begins: `actions.view.appliesTo`, `staticPolicies["a"].conditions[0]`, `[2].attrs`. What
+/// follows the last member or element that is there ("…: must be a string") is passed over, so a message that begins
+/// with a path will do. Of names that could be meant the longest counts. Requires: a parser has accepted `text`.
+Position json_place(std::string_view text, std::string_view path);
+
+/// Where the members of the members of an object begin, by both names, from one reading. Requires: as `json_place`.
+std::map<std::pair<std::string, std::string>, Position> json_members(std::string_view text);
+
+/// To find a place is to read the text up to it: of a text with more problems the others have none.
+inline constexpr std::size_t json_problems_placed = 100;
+
+/// What is wrong with a text that no parser accepts: "json: syntax error at line 3, column 5" taken apart.
+Problem json_problem(const Error& error);
+
+}  // namespace creto::authz::cedar
