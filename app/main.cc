@@ -407,15 +407,20 @@ int run(int argc, char** argv) {
     });
   }
 
-  if (const std::string mistake = unknown_command(app, argc, argv); !mistake.empty()) {
-    fmt::print(stderr, "creto: {}\n", mistake);
+  // Where the words are wrong the flags may not have been read.
+  const bool json = std::any_of(argv, argv + argc, [](const char* word) { return std::string_view(word) == "--json"; });
+  const auto misused = [&](std::string_view how) {
+    const Error error(Product::platform, ErrorKind::invalid_input, std::string(how));
+    fmt::print(stderr, "{}\n", json ? http::error_to_json(error) : fmt::format("creto: {}", how));
     return 2;
-  }
+  };
+  if (const std::string mistake = unknown_command(app, argc, argv); !mistake.empty()) return misused(mistake);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {
+    return app.exit(asked);
   } catch (const CLI::ParseError& problem) {
-    const int code = app.exit(problem);
-    return code == 0 ? 0 : 2;
+    return misused(json ? problem.what() : fmt::format("{}\nRun with --help for more information.", problem.what()));
   }
   return finish(chosen(), flags);
 }

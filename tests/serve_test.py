@@ -116,6 +116,13 @@ def links_to_objects(serving):
     print("links: good for what they say, and nothing else")
 
 
+def words_that_are_wrong(serving):
+    for words in (["agents", "list", "--nonsense"], ["nonsense"], ["agents"]):
+        done = subprocess.run([serving.creto.binary, "--json", *words], env=serving.creto.env, capture_output=True, text=True, timeout=PATIENCE_S)
+        require(done.returncode == 2 and json.loads(done.stderr)["code"] == "PL-400" and not done.stdout, f"{words}: {done}")
+    print("wrong words: an error like any other")
+
+
 def settings_that_change(serving):
     def reload(settings):
         serving.configure(settings='services = ["metering", "oversight", "messaging"]\n' + settings)
@@ -138,6 +145,7 @@ def main():
     try:
         root_key_under_a_passphrase(serving)
         links_to_objects(serving)
+        words_that_are_wrong(serving)
         settings_that_change(serving)
         serving.stop()
     except BaseException:
