@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "authz_probe.h"
 #include "cedar/text.h"
 #include "check_request.h"
 #include "creto/audit/audit_log.h"
@@ -19,7 +20,9 @@
 #include "creto/io/sql.h"
 #include "decision_cache.h"
 #include "decision_log.h"
+#include "entity_rules.h"
 #include "hash.h"
+#include "kept_answers.h"
 #include "override_token.h"
 #include "override_use.h"
 #include "policy_verdicts.h"
@@ -29,6 +32,7 @@
 #include "snapshot.h"
 #include "source_overlay.h"
 #include "store.h"
+#include "workplace.h"
 
 namespace creto::authz {
 namespace {
@@ -43,101 +47,6 @@ constexpr Nanos overrides_kept = 2 * grant_max;
 constexpr Nanos idempotency_window = std::chrono::hours(24);
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
-
-/// What a thread keeps from check to check, so that one by somebody who was here lately allocates nothing.
-class Workplace {
- public:
-  /// How Cedar sees who asks. Valid until the next call.
-  struct Asker {
-    Identity principal;
-    DelegationChain chain;
-    EntityUid entity;
-    Attributes::value_type delegation;
-  };
-  const Asker& asker(const CheckRequest& request) {
-    auto& kept = askers_[hash_text(request.principal.text()) % askers_.size()];
-    if (!kept || kept->principal != request.principal || kept->chain != request.chain)
-      kept.emplace(Asker{request.principal,
-                         request.chain,
-                         entity_of(request.principal),
-                         {"delegation", delegation_of(request.principal, request.chain)}});
-    return *kept;
-  }
-
-  EntityUid action{"Action", {}};
-  cedar::Engine::Scratch engine;
-
- private:
-  std::array<std::optional<Asker>, 64> askers_;
-};
-
-/// The thread's own, unless a check is made while another is under way: an entity source may ask.
-class WorkplaceLease {
- public:
-  WorkplaceLease() : own_(std::exchange(spare_, nullptr)) {
-    if (!own_) own_ = std::make_unique<Workplace>();
-  }
-  ~WorkplaceLease() { spare_ = std::move(own_); }
-  WorkplaceLease(const WorkplaceLease&) = delete;
-  WorkplaceLease& operator=(const WorkplaceLease&) = delete;
-  Workplace* operator->() const { return own_.get(); }
-
- private:
-  static inline thread_local std::unique_ptr<Workplace> spare_;
-  std::unique_ptr<Workplace> own_;
-};
-
-/// The names and units of what is measured.
-class Probe {
- public:
-  explicit Probe(Telemetry& telemetry)
-      : telemetry_(telemetry),
-        hits_(telemetry.counter("authz_cache_hits_total", "checks answered from the cache")),
-        misses_(telemetry.counter("authz_cache_misses_total", "checks that ran the policies")),
-        denied_(telemetry.counter("authz_denied_total", "checks that were not allowed")),
-        limited_(telemetry.counter("authz_rate_limited_total", "checks that a permit's rate had no room for")) {}
-
-  void hit() { hits_.add(); }
-  void miss() { misses_.add(); }
-  void refused() { denied_.add(); }
-  void limited() { limited_.add(); }
-  /// What is counted of one extension.
-  struct OfExtension {
-    Counter& failures;
-    Counter& late;
-  };
-  OfExtension of(const Extension& extension) {
-    return {telemetry_.counter("authz_extension_failures_total", "answers that an extension could not give",
-                               {{"extension", extension.name()}}),
-            telemetry_.counter("authz_extension_late_total", "answers of an extension after its time budget",
-                               {{"extension", extension.name()}})};
-  }
-  void extension_late(const Context& ctx, const Extension& extension, Nanos took) {
-    telemetry_.log(
-        LogLevel::warn, "authz", "authz_extension_late", &ctx,
-        {{"extension", extension.name()}, {"took_ns", took.count()}, {"budget_ns", extension.budget().count()}});
-  }
-  void extension_failed(const Context& ctx, const Extension& extension, const Error& error) {
-    telemetry_.log(LogLevel::warn, "authz", "authz_extension_failed", &ctx,
-                   {{"extension", extension.name()}, {"error", error.to_string()}});
-  }
-  void trouble(const Context& ctx, const Error& error) {
-    telemetry_.log(LogLevel::error, "authz", "authz_entities_unavailable", &ctx, {{"error", error.to_string()}});
-  }
-  void policy_failed(const Context& ctx, const PolicyId& id, const Error& error) {
-    telemetry_.log(LogLevel::warn, "authz", "authz_policy_failed", &ctx, {{"policy", id}, {"error", error.message()}});
-  }
-  void stale(const Context& ctx, const Error& error) {
-    telemetry_.log(LogLevel::error, "authz", "authz_snapshot_stale", &ctx, {{"error", error.to_string()}});
-  }
-
- private:
-  Telemetry& telemetry_;
-  Counter& hits_;
-  Counter& misses_;
-  Counter& denied_;
-  Counter& limited_;
-};
 
 /// None where the request is sound.
 std::optional<std::string> fault_in(const CheckRequest& request) {
@@ -159,69 +68,6 @@ cedar::Request cedar_request(const CheckRequest& request) {
   context.emplace_back("delegation", delegation_of(request.principal, request.chain));
   return {
       entity_of(request.principal), {"Action", request.action}, request.resource, Value::record(std::move(context))};
-}
-
-std::string encode(const Policy& policy) {
-  return Json{{"id", policy.id},
-              {"text", policy.text},
-              {"version", policy.version},
-              {"updated_at", unix_ns(policy.updated_at)},
-              {"updated_by", policy.updated_by}}
-      .dump();
-}
-
-Result<Policy> decode(std::string_view text) {
-  const Json json = CRETO_TRY(parse_json(text));
-  return Policy{.id = json.at("id").get<std::string>(),
-                .text = json.at("text").get<std::string>(),
-                .version = json.at("version").get<std::int64_t>(),
-                .updated_at = from_unix_ns(json.at("updated_at").get<std::int64_t>()),
-                .updated_by = json.at("updated_by").get<std::string>()};
-}
-
-Json json_of(const PolicyVersion& version) {
-  return Json{{"version", version.version}, {"made_at", unix_ns(version.made_at)}, {"made_by", version.made_by},
-              {"what", version.what},       {"policies", version.policies},        {"added", version.added},
-              {"changed", version.changed}, {"removed", version.removed},          {"hash", hex(version.hash)}};
-}
-
-Result<PolicyVersion> version_of(const Json& json) {
-  PolicyVersion version{.version = json.at("version").get<std::int64_t>(),
-                        .made_at = from_unix_ns(json.at("made_at").get<std::int64_t>()),
-                        .made_by = json.at("made_by").get<std::string>(),
-                        .what = json.at("what").get<std::string>(),
-                        .policies = json.at("policies").get<std::int64_t>(),
-                        .added = json.at("added").get<std::int64_t>(),
-                        .changed = json.at("changed").get<std::int64_t>(),
-                        .removed = json.at("removed").get<std::int64_t>()};
-  const Bytes hash = CRETO_TRY(from_hex(json.at("hash").get<std::string>()));
-  if (hash.size() == version.hash.size()) std::copy(hash.begin(), hash.end(), version.hash.begin());
-  return version;
-}
-
-std::string encode_version(const PolicyVersion& version) { return json_of(version).dump(); }
-Result<PolicyVersion> decode_version(std::string_view text) {
-  const Json json = CRETO_TRY(parse_json(text));
-  return version_of(json);
-}
-
-std::string encode_applied(const AppliedPolicies& applied) {
-  return Json{{"version", json_of(applied.version)},
-              {"added", applied.added},
-              {"changed", applied.changed},
-              {"removed", applied.removed},
-              {"warnings", applied.warnings}}
-      .dump();
-}
-Result<AppliedPolicies> decode_applied(std::string_view text) {
-  const Json json = CRETO_TRY(parse_json(text, {.bytes_max = 64 << 20}));
-  AppliedPolicies applied;
-  applied.version = CRETO_TRY(version_of(json.at("version")));
-  json.at("added").get_to(applied.added);
-  json.at("changed").get_to(applied.changed);
-  json.at("removed").get_to(applied.removed);
-  json.at("warnings").get_to(applied.warnings);
-  return applied;
 }
 
 class AuthzService final : public Authz {
@@ -501,7 +347,7 @@ class AuthzService final : public Authz {
       for (const Entity& entity : entities) {
         if (state.schema) CRETO_TRY(state.schema->check(entity));
       }
-      CRETO_TRY(check_hierarchy(state, entities));
+      CRETO_TRY(check_hierarchy(state, entities, options_.entities_max));
       CRETO_TRY(add_entities(state, entities));
       for (const Entity& entity : entities) {
         CRETO_TRY(store::put_entity(tx, ctx.org, entity));
@@ -608,7 +454,7 @@ class AuthzService final : public Authz {
         return error(ErrorKind::already_exists, fmt::format("extension `{}` is registered", extension.name()));
       }
     }
-    const Probe::OfExtension counters = probe_.of(extension);
+    const AuthzProbe::OfExtension counters = probe_.of(extension);
     next->extensions.push_back(std::make_shared<RegisteredExtension>(extension, counters.failures, counters.late));
     std::stable_sort(next->extensions.begin(), next->extensions.end(),
                      [](const auto& a, const auto& b) { return a->extension.priority() < b->extension.priority(); });
@@ -809,6 +655,7 @@ class AuthzService final : public Authz {
       std::sort(explanation->errors.begin(), explanation->errors.end());
       explanation->policies =
           verdicts_of(*state, cedar_request(request), entities, verdicts_max, explanation->policies_left_out);
+      if (entities.trouble()) explanation->policies.clear();
     }
     if (trail) {
       trail->add_policies(evaluation, result);
@@ -1166,25 +1013,6 @@ class AuthzService final : public Authz {
     return {};
   }
 
-  static Result<> check_entity(const Entity& entity) {
-    const auto check_uid = [](const EntityUid& uid) -> Result<> {
-      if (uid.type.size() > 256 || !cedar::is_path(uid.type)) {
-        return error(ErrorKind::invalid_input,
-                     fmt::format("{} is no entity type", cedar::quote(uid.type.substr(0, 100))));
-      }
-      if (uid.id.size() <= 4'096 && is_valid_utf8(uid.id)) return {};
-      return error(ErrorKind::invalid_input, "the id of an entity is UTF-8 of up to 4096 bytes");
-    };
-    CRETO_TRY(check_uid(entity.uid));
-    if (entity.parents.size() > 1'000) return error(ErrorKind::invalid_input, "an entity has at most 1000 parents");
-    for (const EntityUid& parent : entity.parents) {
-      CRETO_TRY(check_uid(parent));
-    }
-    const std::string document = CRETO_TRY(store::document_of(entity));
-    if (document.size() <= 64 << 10) return {};
-    return error(ErrorKind::too_large, fmt::format("{} is larger than 64 KiB", entity.uid.to_string()));
-  }
-
   /// Errors: resource_exhausted where the hierarchy becomes too large.
   Result<> add_entities(OrgState& state, const std::vector<Entity>& added) const {
     std::vector<std::shared_ptr<const Entity>> shared;
@@ -1194,45 +1022,6 @@ class AuthzService final : public Authz {
     if (state.entities.ancestors() <= options_.ancestors_max) return {};
     return error(ErrorKind::resource_exhausted,
                  fmt::format("at most {} pairs of an entity and one above it", options_.ancestors_max));
-  }
-
-  /// That the stored hierarchy with `added` on top has no cycle, and not too many entities.
-  Result<> check_hierarchy(const OrgState& state, const std::vector<Entity>& added) const {
-    std::unordered_map<EntityUid, const Entity*> fresh;
-    for (const Entity& entity : added) fresh[entity.uid] = &entity;
-    if (state.entities.entities() + fresh.size() > options_.entities_max) {
-      return error(ErrorKind::resource_exhausted, fmt::format("at most {} entities are stored", options_.entities_max));
-    }
-    const auto parents = [&](const EntityUid& uid) -> const std::vector<EntityUid>* {
-      if (const auto at = fresh.find(uid); at != fresh.end()) return &at->second->parents;
-      const cedar::EntityId id = state.entities.find(uid);
-      if (id == cedar::no_entity || !state.entities.node(id).entity) return nullptr;
-      return &state.entities.node(id).entity->parents;
-    };
-    // Depth first without recursion; an entity on the path that is met again closes a cycle.
-    enum class Mark : std::uint8_t { open, done };
-    std::unordered_map<EntityUid, Mark> marks;
-    for (const Entity& entity : added) {
-      std::vector<std::pair<EntityUid, std::size_t>> path{{entity.uid, 0}};
-      if (!marks.emplace(entity.uid, Mark::open).second) continue;
-      while (!path.empty()) {
-        const EntityUid at = path.back().first;
-        const auto* above = parents(at);
-        if (!above || path.back().second == above->size()) {
-          marks[at] = Mark::done;
-          path.pop_back();
-          continue;
-        }
-        const EntityUid& parent = (*above)[path.back().second++];
-        const auto [mark, is_new] = marks.emplace(parent, Mark::open);
-        if (is_new) {
-          path.emplace_back(parent, 0);
-        } else if (mark->second == Mark::open) {
-          return error(ErrorKind::invalid_input, fmt::format("{} would be its own ancestor", parent.to_string()));
-        }
-      }
-    }
-    return {};
   }
 
   // --- loading
@@ -1308,7 +1097,7 @@ class AuthzService final : public Authz {
   sql::Database& database_;
   const Clock& clock_;
   const TickTime ticks_;
-  Probe probe_;
+  AuthzProbe probe_;
   const std::vector<const EntitySource*> sources_;
   const OverrideTokens tokens_;
   const AuthzOptions options_;
