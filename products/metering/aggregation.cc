@@ -58,9 +58,15 @@ Result<Decimal> Aggregator::number_of(const UsageFact& fact) const {
     if (expression_) return expression_->evaluate(lookup);
     return Decimal::parse(*lookup(metric_.property));
   }();
-  if (value) return *value;
-  return Error(Product::metering, ErrorKind::invalid_input,
-               fmt::format("event `{}`: {}", fact.id.to_string(), value.error().message()));
+  if (!value)
+    return Error(Product::metering, ErrorKind::invalid_input,
+                 fmt::format("event `{}`: {}", fact.id.to_string(), value.error().message()));
+  // So that sums and prices of many still fit: one event must not make a period that cannot be reckoned.
+  static const Decimal number_max(1'000'000'000'000'000'000);
+  if (*value > number_max || *value < number_max.negated())
+    return Error(Product::metering, ErrorKind::invalid_input,
+                 fmt::format("event `{}`: its value is beyond 10^18", fact.id.to_string()));
+  return *value;
 }
 
 Result<> Aggregator::add(const UsageFact& fact) {

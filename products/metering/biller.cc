@@ -10,6 +10,8 @@
 namespace creto::metering {
 namespace {
 
+/// How long after its end what comes late for a subscription is looked for: as long as events are taken.
+constexpr Nanos late_for = std::chrono::days(367);
 constexpr int credit_of_ours_priority = 0;  // what we owe is taken before what was bought
 
 bool is_trouble(const Error& failed) {
@@ -102,10 +104,19 @@ Result<> Biller::schedule(StoredSubscription& stored) {
     return {};
   }
   stored.due_at.reset();
-  if (subscription.ended_at && stored.billed_until >= *subscription.ended_at) return {};
   const Period full = CRETO_TRY(period_of(subscription, stored.billed_until));
+  if (is_closed(stored)) {
+    stored.watched = false;
+    if (stored.billed_until - *subscription.ended_at <= late_for) stored.due_at = full.end;
+    return {};
+  }
   stored.due_at = subscription.ended_at ? std::min(full.end, *subscription.ended_at) : full.end;
   return {};
+}
+
+bool Biller::is_closed(const StoredSubscription& stored) {
+  const Subscription& subscription = stored.subscription;
+  return stored.opened && subscription.ended_at && stored.billed_until >= *subscription.ended_at;
 }
 
 Result<std::vector<InvoiceLine>> Biller::opening_lines(const Subscription& subscription, Instant begin) {
@@ -157,6 +168,7 @@ Result<Biller::Job> Biller::job_of(StoredSubscription& stored, InvoiceKind kind,
     job.invoice().lines = CRETO_TRY(opening_lines(subscription, period.begin));
     return job;
   }
+  if (kind == InvoiceKind::period && subscription.ended_at && period.begin >= *subscription.ended_at) return job;
   // An interim invoice sees the period as if nothing else happened in it.
   const Period full = CRETO_TRY(period_of(subscription, period.begin));
   const Instant rated_until = kind == InvoiceKind::interim ? full.end : period.end;
@@ -169,8 +181,13 @@ Result<Biller::Job> Biller::job_of(StoredSubscription& stored, InvoiceKind kind,
 std::vector<FactRange> Biller::ranges_of(std::span<Job> jobs, std::vector<Job*>& of_range) const {
   std::vector<FactRange> ranges;
   for (Job& job : jobs) {
-    if (!job.rating) continue;
-    const Instant late_before = job.invoice().kind == InvoiceKind::period ? job.invoice().period.begin : Instant::min();
+    const Invoice& invoice = job.invoice();
+    if (!job.rating && invoice.kind != InvoiceKind::period) continue;
+    Instant late_before = invoice.kind == InvoiceKind::period ? invoice.period.begin : Instant::min();
+    if (!job.rating) {  // after the end there is only what comes late
+      job.facts = {invoice.period.begin, invoice.period.begin};
+      late_before = *job.subscription().ended_at;
+    }
     ranges.push_back({job.subscription().id, job.facts, late_before, job.stored->seen});
     of_range.push_back(&job);
   }
@@ -192,8 +209,8 @@ Result<> Biller::read_facts(std::span<Job> jobs) {
   const std::vector<FactRange> ranges = ranges_of(jobs, of_range);
   const auto late = CRETO_TRY(facts_.read(ctx_.org, ranges, [&](std::size_t range, const UsageFact& fact) -> Result<> {
     Job& job = *of_range[range];
-    if (job.failed) return {};
-    if (auto added = job.rating->add(fact); !added) job.failed = std::move(added).error();
+    // One event must not hold up an invoice, or who made it could evade being billed: the rating tells of it.
+    if (auto added = job.rating->add(fact); !added && is_trouble(added.error())) return added;
     return {};
   }));
   for (std::size_t i = 0; i < of_range.size(); ++i) of_range[i]->late = late[i];
@@ -210,7 +227,8 @@ Result<> Biller::add_adjustments(Job& job) {
   std::vector<const StoredInvoice*> final;
   for (const StoredInvoice& one : earlier) {
     // Invoices from before there was a log were made by other rules; they stay as they are.
-    if (one.invoice.status != InvoiceStatus::draft && one.log_end.segment > 0) final.push_back(&one);
+    const bool after_end = job.subscription().ended_at && one.invoice.period.begin >= *job.subscription().ended_at;
+    if (one.invoice.status != InvoiceStatus::draft && one.log_end.segment > 0 && !after_end) final.push_back(&one);
   }
   for (const StoredInvoice* one : final) {
     const Period period = one->invoice.period;
@@ -227,8 +245,10 @@ Result<> Biller::add_adjustments(Job& job) {
                           {again.looks_back() ? job.subscription().started_at : period.begin, period.end},
                           Instant::min(),
                           facts_.end()};
-    CRETO_TRY(facts_.read(ctx_.org, std::span(&range, 1),
-                          [&](std::size_t, const UsageFact& fact) { return again.add(fact); }));
+    CRETO_TRY(facts_.read(ctx_.org, std::span(&range, 1), [&](std::size_t, const UsageFact& fact) -> Result<> {
+      if (auto added = again.add(fact); !added && is_trouble(added.error())) return added;
+      return {};
+    }));
     std::vector<InvoiceLine> now = CRETO_TRY(again.finish());
     std::erase_if(now, [](const InvoiceLine& line) { return !by_usage(line.kind); });
     const std::vector<InvoiceLine> changed = CRETO_TRY(adjustments(before, now));
@@ -278,9 +298,9 @@ Result<> Biller::reckon(Job& job) {
   Reckoning reckoning;
   reckoning.when = now_;
   if (invoice.kind == InvoiceKind::period) {
-    invoice.lines = CRETO_TRY(job.rating->finish());
+    if (job.rating) invoice.lines = CRETO_TRY(job.rating->finish());
     CRETO_TRY(add_adjustments(job));
-    if (job.subscription().ended_at != invoice.period.end) {
+    if (job.rating && job.subscription().ended_at != invoice.period.end) {
       std::vector<InvoiceLine> next = CRETO_TRY(opening_lines(job.subscription(), invoice.period.end));
       invoice.lines.insert(invoice.lines.end(), next.begin(), next.end());
     }
@@ -319,6 +339,11 @@ Result<> Biller::conclude(Job& job) {
     CRETO_TRY(billing::insert_invoice(tx_, ctx_.org, job.out));
   }
   if (!final) return {};
+  const auto left_out = std::ranges::find(invoice.lines, left_out_charge, &InvoiceLine::charge);
+  if (left_out != invoice.lines.end()) {
+    CRETO_TRY(audit_change(tx_, ctx_, "invoice_left_events_out", "metering:invoice:" + invoice.id.to_string(),
+                           fmt::format(R"({{"events":"{}"}})", left_out->events)));
+  }
   if (invoice.kind == InvoiceKind::period) {
     job.stored->seen = job.out.log_end;
     if (job.exists) CRETO_TRY(billing::put_seen(tx_, ctx_.org, invoice.subscription, job.out.log_end));
@@ -485,6 +510,28 @@ Result<std::vector<Result<Invoice>>> Biller::bill(std::span<StoredSubscription> 
     result.push_back(std::move(answer));
   }
   return result;
+}
+
+Result<std::optional<Invoice>> Biller::bill_late(StoredSubscription& stored, Instant until) {
+  CRETO_ASSERT(is_closed(stored) && until > stored.billed_until);
+  std::vector<Job> jobs;
+  {
+    Job job = CRETO_TRY(job_of(stored, InvoiceKind::period, {stored.billed_until, until}));
+    jobs.push_back(std::move(job));
+  }
+  Job& job = jobs.front();
+  CRETO_TRY(read_facts(jobs));
+  CRETO_TRY(add_adjustments(job));
+  std::optional<Invoice> made;
+  if (!job.invoice().lines.empty()) {
+    job.invoice().lines.clear();  // `run` reckons them
+    auto answers = CRETO_TRY(run(jobs));
+    made = CRETO_TRY(std::move(answers.front()));
+  }
+  stored.billed_until = until;
+  CRETO_TRY(schedule(stored));
+  CRETO_TRY(billing::put_progress(tx_, stored));
+  return made;
 }
 
 Result<Biller::Job> Biller::draft_job(const StoredInvoice& draft, std::list<StoredSubscription>& keep) {

@@ -39,6 +39,11 @@ class Biller {
   /// with a grace become drafts. One answer each; where it is an error that subscription has not changed. Trouble with
   /// the database fails the whole.
   Result<std::vector<Result<Invoice>>> bill(std::span<StoredSubscription> due, bool drafts);
+  /// Whether it has ended and its last period is billed: then only what comes late is.
+  static bool is_closed(const StoredSubscription& stored);
+  /// The differences that late and corrected events make to the invoices of a closed subscription, as an invoice of
+  /// kind period after its end. None where they make none.
+  Result<std::optional<Invoice>> bill_late(StoredSubscription& stored, Instant until);
   /// Makes drafts final.
   Result<std::vector<Result<Invoice>>> finalize(std::span<const StoredInvoice> drafts);
   /// As it would be if it were made final now; nothing is stored.

@@ -209,6 +209,23 @@ void Intake::attribute(const Context& ctx, Work& work, Instant now) {
   if (refused) work.drop_refused();
 }
 
+/// An agent reports for itself and for those below it; what others may report, policies say.
+void Intake::refuse_others(const Context& ctx, Work& work, std::string_view reporter) {
+  if (!reporter.starts_with("agent:")) return;
+  const SubjectNumber number = ledger_.subjects().find(ctx.org, reporter);
+  bool refused = false;
+  for (std::size_t i = 0; i < work.events.size(); ++i) {
+    const NewEvent& event = work.events[i];
+    const auto& above = ledger_.subjects().attribution(event.attribution).ancestors;
+    if (event.record.agent == reporter || std::ranges::find(above, number) != above.end()) continue;
+    work.refuse(work.place[i],
+                error(ErrorKind::permission_denied,
+                      fmt::format("agent: `{}` is not below `{}`, which reports it", event.record.agent, reporter)));
+    refused = true;
+  }
+  if (refused) work.drop_refused();
+}
+
 /// Whom `agent`'s use at `when` counts for, from who can tell.
 Result<KnownAgent> Intake::ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when,
                                Instant now) {
@@ -349,6 +366,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
     work.take(i, ledger_.name_hash(ctx.org, record->agent), event);
   }
   attribute(ctx, work, now);
+  refuse_others(ctx, work, batch.reporter);
   if (batch.signature != nullptr) {
     for (std::size_t i = 0; i < work.events.size(); ++i) {
       proof.leaves[work.place[i]].event = static_cast<std::uint32_t>(i);

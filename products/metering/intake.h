@@ -119,6 +119,7 @@ class Intake {
   Result<> check(const RecordView& record, Instant now) const;
   Result<> price(const Context& ctx, Work& work, NewEvent& event) const;
   void attribute(const Context& ctx, Work& work, Instant now);
+  void refuse_others(const Context& ctx, Work& work, std::string_view reporter);
   DelegationChain ancestors_of(AttributionNumber attribution) const;
   Result<KnownAgent> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
   /// Those that an event counts for: the first ones of `room`.

@@ -199,6 +199,27 @@ struct Rating::Rep {
     return {};
   }
 
+  void leave_out(const UsageFact& fact) {
+    ++left_out;
+    if (left_out > named_left_out_max) return;
+    named_left_out += (named_left_out.empty() ? "" : ", ") + fact.id.to_string();
+  }
+  void tell_left_out(std::vector<InvoiceLine>& lines) const {
+    if (left_out == 0) return;
+    lines.push_back({.kind = LineKind::usage,
+                     .charge = std::string(left_out_charge),
+                     .description = fmt::format("Not billed, since a property is missing or no number: {}{}",
+                                                named_left_out, left_out > named_left_out_max ? ", ..." : ""),
+                     .model = "flat",
+                     .group = {},
+                     .period = period.phases.front().when,
+                     .units = {},
+                     .events = left_out});
+  }
+
+  static constexpr std::int64_t named_left_out_max = 10;
+  std::int64_t left_out = 0;
+  std::string named_left_out{};
   RatedPeriod period;
   PeriodDays days;
   std::vector<Days> phase_days;
@@ -217,8 +238,12 @@ bool Rating::looks_back() const {
 }
 
 Result<> Rating::add(const UsageFact& fact) {
-  for (Aggregator& aggregator : rep_->aggregators) CRETO_TRY(aggregator.add(fact));
-  return {};
+  Result<> all;
+  for (Aggregator& aggregator : rep_->aggregators) {
+    if (auto added = aggregator.add(fact); !added && all) all = std::move(added);
+  }
+  if (!all) rep_->leave_out(fact);
+  return all;
 }
 
 Result<std::vector<InvoiceLine>> Rating::finish() const {
@@ -228,6 +253,7 @@ Result<std::vector<InvoiceLine>> Rating::finish() const {
     lines.insert(lines.end(), std::make_move_iterator(of_phase.begin()), std::make_move_iterator(of_phase.end()));
   }
   CRETO_TRY(rep_->prorations(lines));
+  rep_->tell_left_out(lines);
   return lines;
 }
 

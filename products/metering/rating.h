@@ -25,6 +25,9 @@ struct RatedPeriod {
   TimeZone zone{};
 };
 
+/// The charge of the line that tells which events were left out.
+inline constexpr std::string_view left_out_charge = "left_out";
+
 /// Adds up a period's events and prices them: the one path from usage to fees. Pure.
 class Rating {
  public:
@@ -35,7 +38,8 @@ class Rating {
 
   /// Whether facts from before the period count too.
   bool looks_back() const;
-  /// Each event once, in any order. Errors: those of Aggregator; the event then counts for no charge.
+  /// Each event once, in any order. Errors: those of Aggregator; what a charge cannot reckon with it leaves out, and
+  /// `finish` says so in a line without an amount, whose charge is `left_out`.
   Result<> add(const UsageFact& fact);
 
   /// Every fee of the period: per phase base fee (where it was not due in advance), charges, minimums, commitment; and

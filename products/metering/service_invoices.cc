@@ -56,11 +56,18 @@ Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const Subscri
       auto answers = CRETO_TRY(biller.finalize(std::span(&draft, 1)));
       last = CRETO_TRY(std::move(answers.front()));
     }
-    while (stored->due_at && *stored->due_at <= end) {
+    while (stored->due_at && *stored->due_at <= end && !Biller::is_closed(*stored)) {
       auto answers = CRETO_TRY(biller.bill(std::span(&*stored, 1), false));
       last = CRETO_TRY(std::move(answers.front()));
     }
     if (last && last->period.end == end) return *std::move(last);
+    if (Biller::is_closed(*stored) && end > stored->billed_until) {
+      auto late = CRETO_TRY(biller.bill_late(*stored, end));
+      if (late) return *std::move(late);
+      if (last) return *std::move(last);
+      return error(ErrorKind::conflict,
+                   fmt::format("subscription `{}` has ended, and nothing came late for it", id.to_string()));
+    }
     if (end <= stored->billed_until || !stored->due_at) {
       if (last) return *std::move(last);
       return error(ErrorKind::conflict, fmt::format("subscription `{}` is billed until {} already", id.to_string(),
@@ -131,12 +138,13 @@ Result<std::size_t> MeteringService::bill_some(Context& ctx, FactSource& source,
     ctx.org = marked.front().org;
     Biller biller(tx, ctx, now, source);
     std::vector<StoredSubscription> due;
+    std::vector<StoredSubscription> closed;
     for (StoredSubscription& one : marked) {
       if (const auto scheduled = biller.schedule(one); !scheduled) {
         log_failure(ctx, one.subscription.id.to_string(), scheduled.error());
         CRETO_TRY(billing::postpone(tx, ctx.org, one.subscription.id, now + after_failure));
       } else if (one.due_at && *one.due_at <= now) {
-        due.push_back(std::move(one));
+        (Biller::is_closed(one) ? closed : due).push_back(std::move(one));
       } else {  // taken over from earlier tables, it did not know yet when it is due
         CRETO_TRY(billing::put_progress(tx, one));
       }
@@ -147,6 +155,7 @@ Result<std::size_t> MeteringService::bill_some(Context& ctx, FactSource& source,
       log_failure(ctx, due[i].subscription.id.to_string(), answers[i].error());
       CRETO_TRY(billing::postpone(tx, ctx.org, due[i].subscription.id, now + after_failure));
     }
+    for (StoredSubscription& one : closed) CRETO_TRY(biller.bill_late(one, *one.due_at));
     return marked.size();
   };
   return with_facts(source, [&] { return sql::write(database_, ctx, bill); });
@@ -303,6 +312,15 @@ Result<Invoice> MeteringService::settle_invoice(const Context& ctx, const Invoic
     if (invoice.status == status) return std::move(invoice);
     if (invoice.status != InvoiceStatus::finalized) {
       return error(ErrorKind::conflict, fmt::format("invoice `{}` is {}", id.to_string(), to_string(invoice.status)));
+    }
+    if (status == InvoiceStatus::voided) {
+      const auto notes = CRETO_TRY(billing::list_notes(tx, ctx.org, id));
+      if (!notes.empty() || !invoice.credited.is_zero()) {
+        return error(
+            ErrorKind::conflict,
+            fmt::format("invoice `{}` gave a credit already and cannot be voided; owe the rest by a credit note",
+                        id.to_string()));
+      }
     }
     invoice.status = status;
     invoice.settlement = settlement;

@@ -22,6 +22,7 @@
 #include "creto/testing/fault_files.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
+#include "ledger/usage_record.h"
 #include "store.h"
 
 namespace creto::metering {
@@ -604,21 +605,97 @@ TEST_P(BillingContract, PeriodsAreThoseOfTheAccountsTimeZone) {
   EXPECT_EQ(made[0].total, d("30"));
 }
 
-TEST_P(BillingContract, OneThatCannotBeBilledHoldsUpNoOther) {
-  put_plan(R"("base_fee":"30")");
-  const Subscription good = subscribe(agents[0]);
+TEST_P(BillingContract, AnEventThatCannotBeReckonedIsLeftOutAndToldAndHoldsUpNoInvoice) {
   const auto plan = plan_from_json(
-      R"({"id":"q","charges":[{"id":"c","model":"standard","metric":{"event_type":"inference_tokens","aggregation":"sum","property":"nothing"},"price":{"per_unit":"1"}}]})");
+      R"({"id":"q","charges":[
+        {"id":"c","model":"standard","metric":{"event_type":"inference_tokens","aggregation":"sum","property":"pages"},"price":{"per_unit":"1"}},
+        {"id":"n","model":"standard","metric":{"event_type":"inference_tokens"},"price":{"per_unit":"10"}}]})");
   ASSERT_TRUE(metering->put_plan(ctx, *plan));
-  const auto bad = metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "q"});
-  ASSERT_TRUE(bad);
+  const auto subscription = metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "q"});
+  ASSERT_TRUE(subscription);
   clock.advance(1h);
+  const auto pages = [&](std::string key, std::string_view value) {
+    const std::array<PropertyView, 5> properties{
+        {{"model_id", "m"}, {"provider", "p"}, {"input_tokens", "1"}, {"output_tokens", "1"}, {"pages", value}}};
+    Bytes bytes;
+    encode_record({.bytes = {},
+                   .agent = agents[1].text(),
+                   .type = "inference_tokens",
+                   .key = key,
+                   .time = clock.now(),
+                   .properties = properties},
+                  bytes);
+    const auto taken = metering->ingest_records(ctx, {.records = {std::string(as_text(bytes))}}).value();
+    EXPECT_TRUE(taken.front()) << taken.front().error().to_string();
+    return taken.front()->id.to_string();
+  };
+  pages("good", "3");
+  const std::string words = pages("words", "many");
+  const std::string huge = pages("huge", "1000000000000000000000");
   use(agents[1], "1");
   go("2026-12-01T00:00:01Z");
-  EXPECT_EQ(invoices(good).size(), 1u);
-  EXPECT_EQ(invoices(good).at(0).number, 1);
-  EXPECT_TRUE(invoices(*bad).empty());
-  EXPECT_EQ(code(metering->issue_invoice(ctx, bad->id, {})), "MT-400");
+  const auto made = invoices(*subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].total, d("43"));
+  const auto line = std::ranges::find(made[0].lines, "left_out", &InvoiceLine::charge);
+  ASSERT_NE(line, made[0].lines.end());
+  EXPECT_EQ(line->events, 3);
+  EXPECT_EQ(line->amount, Decimal());
+  EXPECT_NE(line->description.find(words), std::string::npos);
+  EXPECT_NE(line->description.find(huge), std::string::npos);
+}
+
+TEST_P(BillingContract, WhatComesLateForASubscriptionThatHasEndedIsBilledOrCredited) {
+  put_plan(R"("base_fee":"0")");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  use(agents[0], "100");
+  clock.advance(1h);
+  ASSERT_TRUE(metering->end_subscription(ctx, subscription.id));
+  go("2026-11-10T15:00:00Z");
+  ASSERT_EQ(invoices(subscription).size(), 1u);
+  EXPECT_EQ(invoices(subscription)[0].total, d("1"));
+  EXPECT_EQ(code(metering->issue_invoice(ctx, subscription.id, {})), "MT-409") << "nothing came late";
+  const std::string late = event(agents[0], "late", "50", at("2026-11-10T12:30:00Z"));
+  ASSERT_TRUE(metering->ingest(ctx, late));
+  go("2026-12-01T00:00:01Z");
+  auto made = invoices(subscription);
+  ASSERT_EQ(made.size(), 2u);
+  EXPECT_EQ(made[1].total, d("0.5"));
+  ASSERT_EQ(made[1].lines.size(), 1u);
+  EXPECT_EQ(made[1].lines[0].kind, LineKind::adjustment);
+  go("2027-01-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).size(), 2u) << "billed once";
+  const std::string late_id = EventEnvelope::from_json(late)->event_id.to_string();
+  Bytes bytes;
+  encode_record({.bytes = {},
+                 .agent = agents[0].text(),
+                 .type = void_type,
+                 .key = "out",
+                 .time = clock.now(),
+                 .voids = late_id,
+                 .properties = {}},
+                bytes);
+  const auto voided = metering->ingest_records(ctx, {.records = {std::string(as_text(bytes))}}).value();
+  ASSERT_TRUE(voided.front()) << voided.front().error().to_string();
+  go("2027-02-01T00:00:01Z");
+  made = invoices(subscription);
+  ASSERT_EQ(made.size(), 3u);
+  EXPECT_EQ(made[2].credited, d("0.5"));
+  EXPECT_EQ(balance(agents[0]), d("0.5"));
+}
+
+TEST_P(BillingContract, WhatGaveACreditAlreadyIsNotVoided) {
+  put_plan(R"("base_fee":"30")");
+  const Subscription subscription = subscribe(agents[0]);
+  clock.advance(1h);
+  use(agents[0], "1000");
+  clock.advance(1h);
+  const Invoice invoice = metering->issue_invoice(ctx, subscription.id, {}).value();
+  ASSERT_TRUE(metering->issue_credit_note(ctx, invoice.id, d("4"), "too slow"));
+  EXPECT_EQ(code(metering->settle_invoice(ctx, invoice.id, InvoiceStatus::voided, "mistake")), "MT-409");
+  EXPECT_EQ(balance(agents[0]), d("4"));
+  EXPECT_TRUE(metering->settle_invoice(ctx, invoice.id, InvoiceStatus::paid, "transfer"));
 }
 
 TEST_P(BillingContract, InvoicesAreKeptAndSentUntilItSucceeds) {

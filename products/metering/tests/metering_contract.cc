@@ -833,6 +833,23 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
 }
 
+TEST_P(MeteringContract, AnAgentReportsForItselfAndThoseBelowIt) {
+  const Identity other = *agent("other", *ctx.caller);
+  RecordBatch batch{.records = {record(*parent, "1"), record(*child, "2"), record(other, "3")},
+                    .reporter = parent->text()};
+  std::vector<Hash256> leaves;
+  for (const std::string& one : batch.records) leaves.push_back(record_leaf(as_bytes(one)));
+  batch.signature = registry
+                        ->sign(ctx, *parent, as_bytes(batch_signed_bytes(leaves.size(), merkle_root(leaves))),
+                               batch_signature_context)
+                        .value();
+  const auto taken = metering->ingest_records(ctx, batch).value();
+  EXPECT_TRUE(taken[0]) << taken[0].error().to_string();
+  EXPECT_TRUE(taken[1]) << taken[1].error().to_string();
+  EXPECT_EQ(code(taken[2]), "MT-403");
+  EXPECT_EQ(metering->verify_usage(ctx)->problems, std::vector<std::string>());
+}
+
 TEST_P(MeteringContract, BatchesOfAnyOrganizationAndOfReportersWhoseTimeIsOverVerify) {
   Context other = Context::of_service(*ctx.caller);
   other.org = "other";
