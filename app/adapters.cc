@@ -48,12 +48,12 @@ class NhiEndpoints final : public AgentEndpoints {
 
   Result<contracts::SealedMessage> seal(const Context& ctx, const Identity& agent, const Identity& recipient,
                                         std::string_view body) override {
-    const auto parts = CRETO_TRY(parts_of(ctx, agent));
-    const Context as_agent = acting_as(ctx, agent);
-    const messaging::Draft draft{.body = as_bytes(body)};
-    auto in_session = parts->endpoint->seal_in_session(as_agent, recipient, draft);
-    if (in_session || in_session.error().kind() != ErrorKind::not_found) return in_session;
-    return parts->endpoint->seal(as_agent, recipient, draft);
+    return seal_draft(ctx, agent, recipient, {.body = as_bytes(body)});
+  }
+
+  Result<contracts::SealedMessage> seal_under(const Context& ctx, const MessageId& id, const Identity& agent,
+                                              const Identity& recipient, std::string_view body) override {
+    return seal_draft(ctx, agent, recipient, {.body = as_bytes(body), .id = id});
   }
 
   Result<contracts::SealedMessage> seal_for_topic(const Context& ctx, const Identity& agent, const std::string& topic,
@@ -104,6 +104,15 @@ class NhiEndpoints final : public AgentEndpoints {
   }
 
  private:
+  Result<contracts::SealedMessage> seal_draft(const Context& ctx, const Identity& agent, const Identity& recipient,
+                                              const messaging::Draft& draft) {
+    const auto parts = CRETO_TRY(parts_of(ctx, agent));
+    const Context as_agent = acting_as(ctx, agent);
+    auto in_session = parts->endpoint->seal_in_session(as_agent, recipient, draft);
+    if (in_session || in_session.error().kind() != ErrorKind::not_found) return in_session;
+    return parts->endpoint->seal(as_agent, recipient, draft);
+  }
+
   using Key = std::pair<std::string, std::string>;  ///< organization and identity
 
   /// Members in the order in which the later ones use the earlier ones.
@@ -144,10 +153,13 @@ class NhiEndpoints final : public AgentEndpoints {
 
 class StoredInvoices final : public Invoices {
  public:
-  StoredInvoices(storage::Storage& storage, std::string webhook_url, const Clock& clock)
-      : storage_(storage), webhook_url_(std::move(webhook_url)), client_(http::Client::create(clock)) {}
+  StoredInvoices(storage::Storage& storage, std::string webhook_url, const Clock& clock, Telemetry& telemetry)
+      : storage_(storage),
+        webhook_url_(std::move(webhook_url)),
+        client_(http::Client::create(clock)),
+        telemetry_(telemetry) {}
 
-  void send_messages_through(messaging::Messaging& messaging, runtime::MessageEndpoint& endpoints) override {
+  void send_messages_through(messaging::Messaging& messaging, AgentEndpoints& endpoints) override {
     const std::lock_guard lock(mutex_);
     messaging_ = &messaging;
     endpoints_ = &endpoints;
@@ -197,13 +209,20 @@ class StoredInvoices final : public Invoices {
         return Error(Product::metering, ErrorKind::unavailable,
                      fmt::format("invoice webhook: answered {}", response.status));
     }
-    return message(ctx, invoice, body);
+    auto told = message(ctx, invoice, body);
+    // An agent that is gone, or may not be written to, will never take it: then the webhook was all there is to do.
+    if (!told && !told.error().retryable() && !webhook_url_.empty()) {
+      telemetry_.warn("metering", "invoice_message_not_sent",
+                      {{"invoice", invoice.id.to_string()}, {"error", told.error().to_string()}});
+      return {};
+    }
+    return told;
   }
 
  private:
   Result<> message(const Context& ctx, const metering::Invoice& invoice, const std::string& body) {
     messaging::Messaging* messaging = nullptr;
-    runtime::MessageEndpoint* endpoints = nullptr;
+    AgentEndpoints* endpoints = nullptr;
     {
       const std::lock_guard lock(mutex_);
       messaging = messaging_;
@@ -213,19 +232,22 @@ class StoredInvoices final : public Invoices {
     Context self = Context::of_service(self_);
     self.org = ctx.org;
     const Identity billed = CRETO_TRY(Identity::parse(invoice.agent));
-    const contracts::SealedMessage sealed = CRETO_TRY(endpoints->seal(self, self_, billed, body));
+    // Named after the invoice: a delivery that was interrupted behind the sending finds that it is sent.
+    const contracts::SealedMessage sealed =
+        CRETO_TRY(endpoints->seal_under(self, MessageId::from_bytes(invoice.id.bytes()), self_, billed, body));
     const Result<MessageId> sent = messaging->send(self, sealed);
-    if (!sent) return Error(sent.error());
+    if (!sent && sent.error().kind() != ErrorKind::conflict) return Error(sent.error());
     return {};
   }
 
   storage::Storage& storage_;
   const std::string webhook_url_;
   const std::shared_ptr<http::Client> client_;
+  Telemetry& telemetry_;
   const Identity self_ = Identity::service("metering").value();
   std::mutex mutex_;
   messaging::Messaging* messaging_ = nullptr;
-  runtime::MessageEndpoint* endpoints_ = nullptr;
+  AgentEndpoints* endpoints_ = nullptr;
 };
 
 }  // namespace
@@ -237,8 +259,9 @@ std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto:
   return std::make_unique<NhiEndpoints>(database, sealer, nhi, messaging, clock);
 }
 
-std::unique_ptr<Invoices> Invoices::create(storage::Storage& storage, std::string webhook_url, const Clock& clock) {
-  return std::make_unique<StoredInvoices>(storage, std::move(webhook_url), clock);
+std::unique_ptr<Invoices> Invoices::create(storage::Storage& storage, std::string webhook_url, const Clock& clock,
+                                           Telemetry& telemetry) {
+  return std::make_unique<StoredInvoices>(storage, std::move(webhook_url), clock, telemetry);
 }
 
 }  // namespace creto::app

@@ -24,6 +24,9 @@ std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi);
 /// A session where the recipient has published keys, an envelope otherwise.
 class AgentEndpoints : public runtime::MessageEndpoint {
  public:
+  /// As `seal`, under an id of the caller's: what is sent again under it is not delivered again.
+  virtual Result<contracts::SealedMessage> seal_under(const Context& ctx, const MessageId& id, const Identity& agent,
+                                                      const Identity& recipient, std::string_view body) = 0;
   /// Renews the prekeys of every agent that has an endpoint here, where they are used up or too old. For a periodic
   /// task. An error is the last agent's that has one: its endpoint is dropped, and made anew when it is needed again.
   virtual Result<> publish_keys(const Context& ctx) = 0;
@@ -33,12 +36,13 @@ std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto:
                                                 messaging::Messaging& messaging, const Clock& clock);
 
 /// Invoices: the PDF under Compliance in storage, then a webhook where one is configured, and a message to who is
-/// billed.
+/// billed, who gets it once. Whom no message can reach is told by the webhook alone, where there is one.
 class Invoices : public metering::InvoiceDelivery {
  public:
-  static std::unique_ptr<Invoices> create(storage::Storage& storage, std::string webhook_url, const Clock& clock);
+  static std::unique_ptr<Invoices> create(storage::Storage& storage, std::string webhook_url, const Clock& clock,
+                                          Telemetry& telemetry);
   /// Messaging is made after metering, which it meters with.
-  virtual void send_messages_through(messaging::Messaging& messaging, runtime::MessageEndpoint& endpoints) = 0;
+  virtual void send_messages_through(messaging::Messaging& messaging, AgentEndpoints& endpoints) = 0;
 };
 
 }  // namespace creto::app

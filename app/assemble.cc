@@ -199,7 +199,8 @@ Result<> assemble_metering(System& system) {
     system.metering = system.remote_metering.get();
   }
   if (!system.runs("metering")) return {};
-  system.invoices = Invoices::create(*system.storage, system.settings.invoice_webhook_url, system_clock());
+  system.invoices =
+      Invoices::create(*system.storage, system.settings.invoice_webhook_url, system_clock(), *system.telemetry);
   system.local_metering =
       CRETO_TRY(metering::create_metering(*system.database, io::real_files(), system.home.usage(), *system.nhi,
                                           *system.timestamps, *system.invoices, system_clock(), *system.telemetry));

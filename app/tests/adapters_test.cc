@@ -2,12 +2,15 @@
 
 #include "adapters.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "creto/authz/authz.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/io/bus.h"
+#include "creto/io/files.h"
+#include "creto/io/http_server.h"
 #include "creto/io/sql.h"
 #include "creto/messaging/messaging.h"
 #include "creto/nhi/nhi.h"
@@ -15,6 +18,7 @@
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/human.h"
 #include "creto/testing/sealer.h"
+#include "creto/testing/temp_dir.h"
 
 namespace creto::app {
 namespace {
@@ -114,6 +118,63 @@ TEST_F(AgentEndpointsTest, PrekeysThatWereUsedUpOrAgedAreRenewed) {
   EXPECT_EQ(nhi->prekey_count(as(bob()), bob()).value().one_time, full);
   const auto after = nhi->take_key_bundle(as(alice()), bob()).value();
   EXPECT_NE(after.signed_prekey.id, before.signed_prekey.id);
+}
+
+class Everyone final : public AccessControl {
+ public:
+  Result<> require(const Context&, std::string_view, std::string_view, std::string_view) override { return {}; }
+};
+
+class InvoicesTest : public AgentEndpointsTest {
+ protected:
+  InvoicesTest() {
+    EXPECT_TRUE(nhi->ensure_service(self, *self.caller));
+    storage::StorageOptions options;
+    options.root = directory.path();
+    storage = storage::create_storage(*db, io::real_files(), *keys, everyone, clock, no_telemetry(),
+                                      Secret(Bytes(32, 5)), options)
+                  .value();
+    invoice.agent = bob().text();
+    invoice.document = "{}";
+  }
+  std::unique_ptr<Invoices> invoices(const std::string& webhook_url) {
+    auto made = Invoices::create(*storage, webhook_url, clock, no_telemetry());
+    made->send_messages_through(*messaging, *endpoints);
+    return made;
+  }
+
+  const Context self = as(*Identity::service("metering"));
+  creto::testing::TempDir directory;
+  Everyone everyone;
+  std::unique_ptr<storage::OwnerKeys> keys = owner_keys_of(*nhi);
+  std::unique_ptr<storage::Storage> storage;
+  metering::Invoice invoice{.id = InvoiceId::fresh(clock.now()), .subscription = SubscriptionId::fresh(clock.now())};
+};
+
+TEST_F(InvoicesTest, ADeliveryThatIsRepeatedIsOneMessage) {
+  ASSERT_TRUE(invoices("")->send(self, invoice, {}));
+  const auto again = invoices("")->send(self, invoice, {});
+  EXPECT_TRUE(again) << again.error().to_string();
+  const auto waiting = messaging->receive(as(bob()), {}).value();
+  ASSERT_EQ(waiting.size(), 1u);
+  EXPECT_THAT(text_for(bob()), ::testing::HasSubstr(invoice.id.to_string()));
+}
+
+TEST_F(InvoicesTest, WhoIsGoneIsToldByTheWebhookAlone) {
+  std::atomic<int> calls = 0;
+  const auto webhook = http::Server::start(
+                           {.port = 0},
+                           [&](const http::Request&) {
+                             ++calls;
+                             return http::Response::text(204, "");
+                           },
+                           no_telemetry())
+                           .value();
+  ASSERT_TRUE(nhi->revoke_agent(self, bob(), "gone"));
+  const auto told = invoices(fmt::format("http://127.0.0.1:{}/", webhook->port()))->send(self, invoice, {});
+  EXPECT_TRUE(told) << told.error().to_string();
+  EXPECT_EQ(calls, 1);
+  EXPECT_FALSE(invoices("")->send(self, invoice, {})) << "nobody was told";
 }
 
 }  // namespace

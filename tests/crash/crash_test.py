@@ -439,12 +439,13 @@ secret = "webhooks/OVERSIGHT"
         # What a crash cut off before it was ready is nobody's, but its end is recorded.
         agents = [facts[role] for facts in self.rounds for role in ("payer", "bookkeeper", "guest_agent", "host")]
         unready = [box["id"] for agent in agents for box in self.sandboxes_of(agent) if not box.get("ready_at")]
+        # Each payer is welcomed, tells the bookkeeper, and gets its invoice, once each.
         rounds, boxes = len(self.rounds), [box for facts in self.rounds for box in facts["boxes"]]
         expected = {"agent_registered": 5 * rounds, "agent_revoked": rounds, "delegation_created": 5 * rounds, "delegation_revoked": rounds,
                     "subscription_created": 2 * rounds, "agent_provision_begun": 2 * rounds, "agent_provision_made": rounds, "agent_provision_undone": rounds, "invoice_generated": rounds,
                     "invoice_sent": rounds, "plan_created": 1, "quota_created": 3 * rounds, "quota_changed": rounds, "cost_threshold_created": rounds, "action_performed": 2 * rounds,
                     "approved": 2 * rounds, "denied": rounds, "memory.store": rounds,
-                    "sandbox_spawned": len(boxes), "sandbox_terminated": len(boxes), "sandbox_spawn_failed": len(unready), "message_sent": counted["message_sent"], "override_used": rounds}
+                    "sandbox_spawned": len(boxes), "sandbox_terminated": len(boxes), "sandbox_spawn_failed": len(unready), "message_sent": 3 * rounds, "override_used": rounds}
         wrong = {what: (counted[what], count) for what, count in expected.items() if counted[what] != count}
         require(not wrong, f"audit records (found, expected): {wrong}; all: {({k: v for k, v in counted.items() if isinstance(k, str)})}")
         require(counted["policy_created"] == len(policies) + 2, f"{counted['policy_created']} policies were created")
