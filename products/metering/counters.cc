@@ -343,6 +343,8 @@ Verdict Limits::reserve(const ReservationId& id, const Use& use, Instant now, In
       if (const Hold* known = shard.find(id)) {
         if (known->content != content || known->units != use.units || known->cost != use.cost)
           verdict.kind = Verdict::Kind::conflict;
+        else
+          shard.extend(id, unix_ns(expires_at));
         return verdict;
       }
       const Locked locked(*impl_, targets.span());

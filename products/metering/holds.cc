@@ -35,6 +35,16 @@ Hold& Holds::Shard::open(const ReservationId& id, std::int64_t expires_ns) {
   return hold;
 }
 
+void Holds::Shard::extend(const ReservationId& id, std::int64_t expires_ns) {
+  Hold& hold = open_.at(id);
+  if (expires_ns <= hold.expires_ns) return;
+  hold.expires_ns = expires_ns;
+  if (by_expiry_.size() > 2 * open_.size() + 64) forget_ended();
+  by_expiry_.push_back({expires_ns, id});
+  std::push_heap(by_expiry_.begin(), by_expiry_.end(), std::greater<>());
+  note_earliest();
+}
+
 Holds::Shard::Due Holds::Shard::pop_due() {
   std::pop_heap(by_expiry_.begin(), by_expiry_.end(), std::greater<>());
   const Due due = by_expiry_.back();

@@ -41,6 +41,8 @@ class Holds {
     const Hold* find(const ReservationId& id) const;
     /// A hold to fill, whose lists are empty. Requires: the id has none.
     Hold& open(const ReservationId& id, std::int64_t expires_ns);
+    /// Lets the hold of `id` last until then, where it would end sooner. Requires: there is one.
+    void extend(const ReservationId& id, std::int64_t expires_ns);
     /// Ends the hold of `id` after `visit(hold)`; false where there is none.
     template <class Visit>
     bool end(const ReservationId& id, Visit visit) {

@@ -605,11 +605,49 @@ class RuntimeService final : public Runtime {
     }
     auto spawned = bring_up(ctx, own, *driver, image, spec, check, parent, resident_of, hold, started);
     // Otherwise the usage event settles it, in the same step in which it counts.
-    if (services_.limits && !spawned)
-      if (auto released = services_.limits->release(own, hold); !released)
-        services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
-    if (!spawned) return std::move(spawned).error();
+    if (!spawned) {
+      release(own, hold);
+      return std::move(spawned).error();
+    }
     return SpawnResult{std::move(*spawned), std::nullopt};
+  }
+
+  /// What `concurrent` quotas count for as long as a sandbox lives: a hold named after it, which outlives no process by
+  /// more than `RuntimeOptions::running_hold`.
+  contracts::SpendRequest running_hold(const SandboxId& id, const Identity& agent, const DelegationChain& chain) const {
+    return {ReservationId::from_bytes(id.bytes()),
+            agent,
+            chain,
+            "sandbox_running",
+            Decimal(1),
+            Money{},
+            options_.running_hold,
+            {{"sandbox_id", id.to_string()}}};
+  }
+
+  /// Renews it in time, for as long as the sandbox lives.
+  void keep_holding(const Live& live, Nanos after) {
+    if (!services_.limits) return;
+    tasks_.post_after(after, [this, weak = std::weak_ptr(live)] {
+      const auto sandbox = weak.lock();
+      if (!sandbox || sandbox->finishing) return;
+      const auto& record = *sandbox->record;
+      auto ctx = events_.service_context(record.org);
+      ctx.deadline = services_.clock.monotonic() + std::chrono::seconds(10);
+      const auto hold = running_hold(sandbox->id, record.sandbox.agent, record.sandbox.delegation_chain);
+      // Where a limit has become lower, it runs on all the same: that it runs is a fact.
+      if (auto held = services_.limits->reserve(ctx, hold); !held)
+        services_.telemetry.warn("runtime", "running_not_held",
+                                 {{"sandbox", sandbox->id.to_string()}, {"error", held.error().to_string()}});
+      if (sandbox->finishing) return release(ctx, hold.id);
+      keep_holding(sandbox, options_.running_hold / 3);
+    });
+  }
+
+  void release(const Context& ctx, const ReservationId& hold) {
+    if (!services_.limits) return;
+    if (auto released = services_.limits->release(ctx, hold); !released)
+      services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
   }
 
   /// The sandbox of an earlier call with this key; none where none became ready.
@@ -649,9 +687,7 @@ class RuntimeService final : public Runtime {
     }
     if (claimed->id != live->id) {  // a parallel call with the same key was quicker
       drop(live);
-      if (services_.limits)
-        if (auto released = services_.limits->release(own, hold); !released)
-          services_.telemetry.warn("runtime", "release_failed", {{"error", released.error().to_string()}});
+      release(own, hold);
     }
     const auto took = services_.clock.monotonic() - started;
     services_.telemetry
@@ -819,6 +855,24 @@ class RuntimeService final : public Runtime {
     const auto resident = CRETO_TRY(resident_of());
     const auto agent_ctx = agent_context(ctx, resident);
     const auto now = services_.clock.now();
+    const auto running = running_hold(live->id, resident.agent, resident.chain);
+    if (services_.limits) {
+      auto held = services_.limits->reserve(agent_ctx, running);
+      if (!held && held.error().kind() == ErrorKind::quota_exceeded)
+        return Error(Product::runtime, ErrorKind::quota_exceeded, "cannot spawn a sandbox: as many run as may")
+            .with_cause(std::move(held).error());
+      if (!held) return std::move(held).error();
+    }
+    auto claimed = claim_held(ctx, own, live, image, spec, check, parent, resident, hold, warm, deadline, now);
+    if (!claimed || claimed->id != live->id) release(agent_ctx, running.id);
+    return claimed;
+  }
+
+  Result<Sandbox> claim_held(const Context& ctx, const Context& own, const Live& live, const ImageStore::Image& image,
+                             const SandboxSpec& spec, const authz::CheckRequest& check,
+                             const std::optional<SandboxId>& parent, const Principal& resident,
+                             const ReservationId& hold, bool warm, Monotonic deadline, Instant now) {
+    const auto agent_ctx = agent_context(ctx, resident);
     SandboxRecord record{ctx.org,           Sandbox{live->id, resident.agent},
                          spec.environment,  spec.working_directory,
                          spec.egress,       live->process,
@@ -942,6 +996,7 @@ class RuntimeService final : public Runtime {
       live_.emplace(live->id, live);
     }
     begin(live);
+    keep_holding(live, options_.running_hold / 3);
     // Its end may have come while nobody was listed for it.
     if (live->ended()) finish(live, TerminationReason::failed, "the sandbox ended unexpectedly", std::nullopt);
     end_without_parent(live);
@@ -1138,6 +1193,7 @@ class RuntimeService final : public Runtime {
     }
     for (const auto& child : children) finish(child, TerminationReason::manual, "its parent ended", std::nullopt);
     discard(live);
+    release(events_.service_context(record.org), ReservationId::from_bytes(live->id.bytes()));
     auto& sandbox = record.sandbox;
     if (sandbox.ready_at) {
       // Whoever sees its end sees all that it wrote, also after a power cut.
@@ -1436,6 +1492,7 @@ class RuntimeService final : public Runtime {
     CRETO_TRY(open_gateway(live));
     watch(**driver_for(live->runtime_class), live);
     begin(live);
+    keep_holding(live, Nanos(0));
     return {};
   }
 

@@ -257,6 +257,18 @@ TEST(Reservation, EndsWhenItsTimeIsOver) {
   EXPECT_EQ(limits.holds(), 1u);
 }
 
+TEST(Reservation, LastsLongerWhereItIsAskedForAgainAndNeverShorter) {
+  Limits limits;
+  const Caller a = caller(1);
+  ASSERT_TRUE(limits.put_quota(org, quota("q", a.self, 1), start));
+  ASSERT_EQ(limits.reserve(reservation(1), a.use(), start, start + 10s).kind, Kind::granted);
+  EXPECT_EQ(limits.reserve(reservation(1), a.use(), start + 5s, start + 20s).kind, Kind::granted);
+  EXPECT_EQ(limits.reserve(reservation(1), a.use(), start + 6s, start + 16s).kind, Kind::granted);
+  EXPECT_EQ(limits.reserve(reservation(2), a.use(), start + 19s, start + 1h).kind, Kind::quota_exceeded);
+  EXPECT_EQ(limits.reserve(reservation(2), a.use(), start + 20s, start + 1h).kind, Kind::granted);
+  EXPECT_EQ(limits.holds(), 1u);
+}
+
 TEST(Reservation, OfAQuotaMadeMeanwhileLeavesItAlone) {
   Limits limits;
   const Caller a = caller(1);

@@ -1,9 +1,47 @@
+#include <atomic>
+#include <exception>
+#include <memory>
+
 #include "creto/io/rpc.h"
 #include "creto/runtime/runtime_rpc.h"
 #include "rpc/convert.h"
+#include "tasks.h"
 
 namespace creto::runtime {
 namespace {
+
+/// Threads for calls that wait for a sandbox. The dispatcher's few workers are for those that do not: eight slow
+/// commands must not stop an approval.
+class Waiting {
+ public:
+  static constexpr std::size_t calls_max = 256;
+
+  explicit Waiting(std::size_t threads) { tasks_.start(threads); }
+
+  /// A deferred handler of what `handler` answers.
+  template <class Req, class Res, class F>
+  static auto on(const std::shared_ptr<Waiting>& here, F handler) {
+    return [here, handler](const Context& ctx, const Req& request, const rpc::Reply<Res>& reply) {
+      if (here->calls_.fetch_add(1) >= calls_max) {
+        --here->calls_;
+        return reply(Error(Product::runtime, ErrorKind::unavailable, "too many calls wait for sandboxes; repeat")
+                         .with_retryable(true));
+      }
+      here->tasks_.post([self = here.get(), handler, ctx, request, reply] {
+        try {
+          reply(handler(ctx, request));
+        } catch (const std::exception& problem) {  // as the dispatcher does: no call ends the server
+          reply(Error(Product::runtime, ErrorKind::internal, problem.what()));
+        }
+        --self->calls_;
+      });
+    };
+  }
+
+ private:
+  std::atomic<std::size_t> calls_ = 0;
+  Tasks tasks_;
+};
 
 template <class Req>
 rpc::Resource sandbox_of(const Req& request) {
@@ -14,48 +52,55 @@ rpc::Resource sandbox_of(const Req& request) {
 
 void register_runtime(rpc::Dispatcher& dispatcher, Runtime& runtime) {
   auto service = dispatcher.service("creto.runtime.v1.RuntimeService");
+  // Apart, so that commands that take their time are in no spawn's way.
+  const auto commands = std::make_shared<Waiting>(16);
+  const auto lives = std::make_shared<Waiting>(8);
 
-  service.unary<v1::SpawnSandboxRequest, v1::SpawnSandboxResponse>(
+  service.deferred<v1::SpawnSandboxRequest, v1::SpawnSandboxResponse>(
       "SpawnSandbox", {.resource = [](const auto& r) { return rpc::Resource{"Image", r.image()}; }},
-      [&runtime](const Context& ctx, const v1::SpawnSandboxRequest& r) -> Result<v1::SpawnSandboxResponse> {
-        const auto spec = CRETO_TRY(from_proto(r));
-        const auto result = CRETO_TRY(runtime.spawn(ctx, spec));
-        v1::SpawnSandboxResponse response;
-        to_proto(result, response);
-        return response;
-      });
-  service.unary<v1::SpawnChildRequest, v1::SpawnSandboxResponse>(
+      Waiting::on<v1::SpawnSandboxRequest, v1::SpawnSandboxResponse>(
+          lives, [&runtime](const Context& ctx, const v1::SpawnSandboxRequest& r) -> Result<v1::SpawnSandboxResponse> {
+            const auto spec = CRETO_TRY(from_proto(r));
+            const auto result = CRETO_TRY(runtime.spawn(ctx, spec));
+            v1::SpawnSandboxResponse response;
+            to_proto(result, response);
+            return response;
+          }));
+  service.deferred<v1::SpawnChildRequest, v1::SpawnSandboxResponse>(
       "SpawnChild", {.resource = [](const auto& r) { return rpc::Resource{"Sandbox", r.parent()}; }},
-      [&runtime](const Context& ctx, const v1::SpawnChildRequest& r) -> Result<v1::SpawnSandboxResponse> {
-        const auto parent = CRETO_TRY(proto::from_id<SandboxId>(r.parent(), "parent"));
-        auto spec = CRETO_TRY(from_proto(r.spec()));
-        const auto result = CRETO_TRY(runtime.spawn_child(ctx, parent, std::move(spec)));
-        v1::SpawnSandboxResponse response;
-        to_proto(result, response);
-        return response;
-      });
-  service.unary<v1::ExecSandboxRequest, v1::ExecSandboxResponse>(
+      Waiting::on<v1::SpawnChildRequest, v1::SpawnSandboxResponse>(
+          lives, [&runtime](const Context& ctx, const v1::SpawnChildRequest& r) -> Result<v1::SpawnSandboxResponse> {
+            const auto parent = CRETO_TRY(proto::from_id<SandboxId>(r.parent(), "parent"));
+            auto spec = CRETO_TRY(from_proto(r.spec()));
+            const auto result = CRETO_TRY(runtime.spawn_child(ctx, parent, std::move(spec)));
+            v1::SpawnSandboxResponse response;
+            to_proto(result, response);
+            return response;
+          }));
+  service.deferred<v1::ExecSandboxRequest, v1::ExecSandboxResponse>(
       "ExecSandbox", {.resource = sandbox_of<v1::ExecSandboxRequest>},
-      [&runtime](const Context& ctx, const v1::ExecSandboxRequest& r) -> Result<v1::ExecSandboxResponse> {
-        const auto id = CRETO_TRY(proto::from_id<SandboxId>(r.id(), "id"));
-        const auto request = CRETO_TRY(from_proto(r));
-        auto result = CRETO_TRY(runtime.exec(ctx, id, request));
-        v1::ExecSandboxResponse response;
-        response.set_exit_code(result.exit_code);
-        response.set_out(std::move(result.out));
-        response.set_err(std::move(result.err));
-        response.set_timed_out(result.timed_out);
-        return response;
-      });
-  service.unary<v1::SandboxRequest, v1::Sandbox>(
+      Waiting::on<v1::ExecSandboxRequest, v1::ExecSandboxResponse>(
+          commands, [&runtime](const Context& ctx, const v1::ExecSandboxRequest& r) -> Result<v1::ExecSandboxResponse> {
+            const auto id = CRETO_TRY(proto::from_id<SandboxId>(r.id(), "id"));
+            const auto request = CRETO_TRY(from_proto(r));
+            auto result = CRETO_TRY(runtime.exec(ctx, id, request));
+            v1::ExecSandboxResponse response;
+            response.set_exit_code(result.exit_code);
+            response.set_out(std::move(result.out));
+            response.set_err(std::move(result.err));
+            response.set_timed_out(result.timed_out);
+            return response;
+          }));
+  service.deferred<v1::SandboxRequest, v1::Sandbox>(
       "TerminateSandbox", {.idempotent = true, .resource = sandbox_of<v1::SandboxRequest>},
-      [&runtime](const Context& ctx, const v1::SandboxRequest& r) -> Result<v1::Sandbox> {
-        const auto id = CRETO_TRY(proto::from_id<SandboxId>(r.id(), "id"));
-        const auto sandbox = CRETO_TRY(runtime.terminate(ctx, id));
-        v1::Sandbox response;
-        to_proto(sandbox, response);
-        return response;
-      });
+      Waiting::on<v1::SandboxRequest, v1::Sandbox>(
+          lives, [&runtime](const Context& ctx, const v1::SandboxRequest& r) -> Result<v1::Sandbox> {
+            const auto id = CRETO_TRY(proto::from_id<SandboxId>(r.id(), "id"));
+            const auto sandbox = CRETO_TRY(runtime.terminate(ctx, id));
+            v1::Sandbox response;
+            to_proto(sandbox, response);
+            return response;
+          }));
   service.unary<v1::SandboxRequest, v1::Sandbox>(
       "GetSandbox", {.idempotent = true, .resource = sandbox_of<v1::SandboxRequest>},
       [&runtime](const Context& ctx, const v1::SandboxRequest& r) -> Result<v1::Sandbox> {

@@ -58,13 +58,32 @@ class TestLimits final : public contracts::SpendingLimits {
     {
       const std::lock_guard lock(mutex);
       asked.push_back(request);
+      if (request.event_type == "sandbox_running") {
+        if (!running.contains(request.id) && running.size() >= running_max)
+          return Error(Product::metering, ErrorKind::quota_exceeded, "2 of 2 `sandbox_running` are held");
+        running.insert(request.id);
+        return contracts::Hold{request.id, {}};
+      }
     }
     if (request.event_type == "sandbox_allocated" && left-- <= 0)
       return Error(Product::metering, ErrorKind::quota_exceeded, "monthly quota of `sandbox_allocated` exceeded");
     return contracts::Hold{request.id, {}};
   }
-  Result<> release(const Context&, const ReservationId&) override { return {}; }
+  Result<> release(const Context&, const ReservationId& id) override {
+    const std::lock_guard lock(mutex);
+    running.erase(id);
+    return {};
+  }
+  /// How often the hold of a running sandbox was asked for.
+  std::int64_t held(const SandboxId& sandbox) {
+    const std::lock_guard lock(mutex);
+    return std::ranges::count_if(asked, [&](const contracts::SpendRequest& request) {
+      return request.event_type == "sandbox_running" && request.properties.at("sandbox_id") == sandbox.to_string();
+    });
+  }
   std::atomic<int> left = 1000;
+  std::size_t running_max = 1000;
+  std::set<ReservationId> running;
   std::mutex mutex;
   std::vector<contracts::SpendRequest> asked;
 };
@@ -262,6 +281,61 @@ class Ledger {
 
  private:
   std::unique_ptr<http::Server> server_;
+};
+
+/// The real one, whose revocations fail as often as the test says.
+class FailingVault final : public vault::Vault {
+ public:
+  explicit FailingVault(vault::Vault& real) : real_(real) {}
+  Result<vault::SecretInfo> create_secret(const Context& ctx, vault::NewSecret secret) override {
+    return real_.create_secret(ctx, std::move(secret));
+  }
+  Result<vault::SecretVersion> get_secret(const Context& ctx, const vault::SecretRef& ref,
+                                          std::uint64_t version) override {
+    return real_.get_secret(ctx, ref, version);
+  }
+  Result<std::vector<vault::SecretVersion>> get_secrets(const Context& ctx,
+                                                        const std::vector<vault::SecretRef>& refs) override {
+    return real_.get_secrets(ctx, refs);
+  }
+  Result<std::vector<vault::SecretInfo>> list_secrets(const Context& ctx, std::string_view path_prefix,
+                                                      std::string_view after, std::size_t limit) override {
+    return real_.list_secrets(ctx, path_prefix, after, limit);
+  }
+  Result<vault::SecretInfo> update_secret(const Context& ctx, vault::SecretUpdate update) override {
+    return real_.update_secret(ctx, std::move(update));
+  }
+  Result<> delete_secret(const Context& ctx, const vault::SecretRef& ref) override {
+    return real_.delete_secret(ctx, ref);
+  }
+  Result<vault::SecretDelegation> create_delegation(const Context& ctx,
+                                                    const vault::DelegationRequest& request) override {
+    return real_.create_delegation(ctx, request);
+  }
+  Result<vault::DelegatedSecrets> use_delegation(const Context& ctx, const vault::SecretDelegationId& id,
+                                                 const std::optional<SandboxId>& sandbox) override {
+    return real_.use_delegation(ctx, id, sandbox);
+  }
+  Result<vault::DelegatedSecrets> get_delegated_secrets(const Context& ctx, const SandboxId& sandbox,
+                                                        const std::vector<vault::SecretRef>& refs, Nanos ttl) override {
+    return real_.get_delegated_secrets(ctx, sandbox, refs, ttl);
+  }
+  Result<vault::SecretDelegation> revoke_delegation(const Context& ctx, const vault::SecretDelegationId& id) override {
+    if (failures-- > 0) return Error(Product::platform, ErrorKind::unavailable, "the vault is away");
+    return real_.revoke_delegation(ctx, id);
+  }
+  Result<vault::SecretDelegation> get_delegation(const Context& ctx, const vault::SecretDelegationId& id) override {
+    return real_.get_delegation(ctx, id);
+  }
+  Result<std::vector<vault::SecretAccess>> access_log(const Context& ctx, const vault::SecretRef& ref,
+                                                      std::int64_t before, std::size_t limit) override {
+    return real_.access_log(ctx, ref, before, limit);
+  }
+  HealthStatus health() override { return real_.health(); }
+  std::atomic<int> failures = 0;
+
+ private:
+  vault::Vault& real_;
 };
 
 /// Costs that ask or refuse from an amount on, in a single transaction.
@@ -495,6 +569,7 @@ actions:
     o.pool_image = pool ? "base" : "";
     o.pool_size = 1;
     o.keep_sandboxes = keep_sandboxes;
+    o.running_hold = running_hold;
     o.output_bytes_max = output_bytes_max;
     o.static_hosts = {{"rates.example", ledger.url().substr(7)}, {"closed.example", ledger.url().substr(7)}};
     o.actions_file = directory_.path() / "actions.yaml";
@@ -508,6 +583,8 @@ actions:
     with.messenger = &messenger;
     with.endpoint = &endpoint;
     with.costs = &costs;
+    failing_vault = std::make_unique<FailingVault>(*vault);
+    with.vault = failing_vault.get();
     inference = inference::create_inference(model.provider(), *db, system_clock(), no_telemetry()).value();
     with.inference = inference.get();
     memory = memory::create_memory(*db, *embedder, everyone, system_clock(), no_telemetry()).value();
@@ -645,6 +722,7 @@ actions:
 
   bool pool = false;
   bool keep_sandboxes = true;
+  Nanos running_hold = std::chrono::minutes(10);
   std::uint64_t output_bytes_max = 1 << 20;
   bool skipped_ = false;
   int policies_ = 0;
@@ -656,6 +734,7 @@ actions:
   TestMessenger messenger;
   TestEndpoint endpoint;
   TestCosts costs;
+  std::unique_ptr<FailingVault> failing_vault;
   Model model;
   std::unique_ptr<inference::Inference> inference;
   std::unique_ptr<memory::Embedder> embedder = memory::create_hash_embedder();
@@ -721,6 +800,35 @@ TEST_P(RuntimeContract, AUsedUpQuotaIsRt429CausedByMt429) {
   EXPECT_EQ(refused.error().caused_by()->code(), "MT-429");
 }
 
+TEST_P(RuntimeContract, ASandboxCountsAsRunningUntilItsEndAlsoOverARestart) {
+  stop();
+  running_hold = std::chrono::seconds(1);
+  limits.running_max = 1;
+  start();
+  const auto first = spawn(spec({"sleep", "60"}));
+  const auto refused = runtime->spawn(as(ada->identity), spec({"sleep", "60"}));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), "RT-429");
+  for (int i = 0; i < 200 && limits.held(first.id) < 3; ++i) ::usleep(50'000);
+  EXPECT_GE(limits.held(first.id), 3) << "it is renewed";
+
+  stop();
+  {
+    const std::lock_guard lock(limits.mutex);
+    limits.running.clear();  // as where its holder has forgotten
+  }
+  start();
+  for (int i = 0; i < 200; ++i) {
+    const std::lock_guard lock(limits.mutex);
+    if (!limits.running.empty()) break;
+    ::usleep(50'000);
+  }
+  EXPECT_FALSE(runtime->spawn(as(ada->identity), spec({"sleep", "60"})));
+  ASSERT_TRUE(runtime->terminate(as(ada->identity), first.id));
+  const auto second = runtime->spawn(as(ada->identity), spec({"sleep", "60"}));
+  ASSERT_TRUE(second) << second.error().to_string();
+}
+
 TEST_P(RuntimeContract, TheSameKeyGivesTheSameSandbox) {
   auto ctx = as(ada->identity);
   ctx.idempotency_key = "once";
@@ -747,6 +855,25 @@ TEST_P(RuntimeContract, SecretsAreInMemoryInsideAndRevokedAtTheEnd) {
   EXPECT_EQ(lent_to(sandbox.id), vault::DelegationStatus::revoked);
 }
 
+TEST_P(RuntimeContract, ASandboxHasEndedWhenItsSecretsAreRevoked) {
+  auto with = spec({"sleep", "60"});
+  with.secrets = {"agents/API_KEY"};
+  const auto sandbox = spawn(with);
+  failing_vault->failures = 1;
+  ASSERT_TRUE(runtime->terminate(as(ada->identity), sandbox.id));
+  EXPECT_LT(failing_vault->failures, 0) << "it was tried again";
+  EXPECT_EQ(lent_to(sandbox.id), vault::DelegationStatus::revoked);
+}
+
+TEST_P(RuntimeContract, TheSandboxOfARevokedAgentEndsAndItsUseIsCounted) {
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  ASSERT_TRUE(nhi->revoke_agent(as_service(), *agent, "it misbehaves"));
+  const auto ended = runtime->terminate(as(ada->identity), sandbox.id);
+  ASSERT_TRUE(ended) << ended.error().to_string();
+  EXPECT_EQ(ended->state, SandboxState::terminated);
+  EXPECT_EQ(usage("sandbox_terminated", sandbox.id), 1);
+}
+
 TEST_P(RuntimeContract, ExecAnswersWithOutputExitCodeAndTimeout) {
   const auto sandbox = spawn(spec({"sleep", "60"}));
   const auto result = runtime->exec(as(ada->identity), sandbox.id,
@@ -760,6 +887,24 @@ TEST_P(RuntimeContract, ExecAnswersWithOutputExitCodeAndTimeout) {
   ASSERT_TRUE(slow) << slow.error().to_string();
   EXPECT_TRUE(slow->timed_out);
   EXPECT_FALSE(runtime->exec(as(ada->identity), sandbox.id, {.command = {"/no/such"}}));
+}
+
+TEST_P(RuntimeContract, SlowCommandsAreInNobodysWay) {
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  std::vector<std::future<void>> slow;
+  for (int i = 0; i < 12; ++i)
+    slow.push_back(std::async(std::launch::async, [&] {
+      (void)runtime->exec(as(ada->identity), sandbox.id, {.command = {"sh", "-c", "echo >> /tmp/begun; sleep 50"}});
+    }));
+  const auto begun = [&] {
+    const auto seen = runtime->exec(as(ada->identity), sandbox.id, {.command = {"sh", "-c", "grep -c '' /tmp/begun"}});
+    return seen ? seen->out : seen.error().to_string();
+  };
+  for (int i = 0; i < 200 && begun() != "12\n"; ++i) ::usleep(50'000);
+  EXPECT_EQ(begun(), "12\n") << "more than the dispatcher has workers";
+  EXPECT_EQ(runtime->get(as(ada->identity), sandbox.id)->state, SandboxState::running);
+  EXPECT_TRUE(runtime->terminate(as(ada->identity), sandbox.id));
+  for (auto& one : slow) one.get();
 }
 
 TEST_P(RuntimeContract, TheTimeLimitEndsASandbox) {

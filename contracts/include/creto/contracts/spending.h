@@ -11,7 +11,7 @@
 namespace creto::contracts {
 
 struct SpendRequest {
-  ReservationId id;  ///< the operation's own; repeating it returns the first hold
+  ReservationId id;  ///< the operation's own; repeating it returns the first hold, and lets it last longer
   Identity agent;
   DelegationChain delegation_chain;  ///< as the caller knows it; whose limits apply is what nhi says
   std::string event_type;            ///< which quotas apply: "sandbox_allocated", "inference_tokens", "payment"

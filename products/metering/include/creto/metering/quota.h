@@ -24,7 +24,7 @@ enum class WindowKind : std::uint8_t {
   month,
   lifetime,
   transaction,  ///< a single use
-  concurrent,   ///< nothing but what reservations hold at this moment: sessions, sandboxes, calls under way
+  concurrent,   ///< nothing but what is held at this moment: calls under way, sandboxes ("sandbox_running")
 };
 std::string_view to_string(WindowKind kind);
 Result<WindowKind> window_kind_from_string(std::string_view text);

@@ -271,6 +271,9 @@ struct RuntimeOptions {
   std::map<std::string, std::string> variables;     ///< for ${NAME} in it
   Nanos ready_timeout = std::chrono::seconds(30);
   Nanos secret_ttl = std::chrono::hours(24);
+  /// Of the hold on "sandbox_running" that a sandbox has while it lives, for quotas of the window `concurrent`. Renewed
+  /// in time: it is how long such a quota still counts the sandboxes of a process that is gone for good.
+  Nanos running_hold = std::chrono::minutes(10);
   Nanos output_age = std::chrono::days(7);      ///< of ended sandboxes' output, then `sweep` removes it
   std::uint64_t output_bytes_max = 1ull << 30;  ///< of all of it together; the oldest goes first
   /// Whether running sandboxes live on when the runtime is destroyed, for the next one to take over; else they end
