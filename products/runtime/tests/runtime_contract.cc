@@ -81,6 +81,10 @@ class TestLimits final : public contracts::SpendingLimits {
       return request.event_type == "sandbox_running" && request.properties.at("sandbox_id") == sandbox.to_string();
     });
   }
+  std::size_t running_now() {
+    const std::lock_guard lock(mutex);
+    return running.size();
+  }
   std::atomic<int> left = 1000;
   std::size_t running_max = 1000;
   std::set<ReservationId> running;
@@ -818,11 +822,7 @@ TEST_P(RuntimeContract, ASandboxCountsAsRunningUntilItsEndAlsoOverARestart) {
     limits.running.clear();  // as where its holder has forgotten
   }
   start();
-  for (int i = 0; i < 200; ++i) {
-    const std::lock_guard lock(limits.mutex);
-    if (!limits.running.empty()) break;
-    ::usleep(50'000);
-  }
+  for (int i = 0; i < 200 && limits.running_now() == 0; ++i) ::usleep(50'000);
   EXPECT_FALSE(runtime->spawn(as(ada->identity), spec({"sleep", "60"})));
   ASSERT_TRUE(runtime->terminate(as(ada->identity), first.id));
   const auto second = runtime->spawn(as(ada->identity), spec({"sleep", "60"}));
