@@ -31,6 +31,7 @@ using contracts::ApprovalStatus;
 using contracts::is_final;
 
 constexpr std::string_view notification_subject = "oversight.notifications.";
+constexpr const char* notification_consumer = "oversight-notifications";
 constexpr std::size_t memories_shown_max = 5;
 constexpr std::size_t needs_max = 16;  // what one token can lift
 constexpr std::size_t approvers_max = 64;
@@ -142,7 +143,7 @@ class OversightService final : public Oversight {
         changed_(parts.database.signal("oversight.changed")) {}
 
   ~OversightService() override {
-    for (const char* consumer : {"oversight-thresholds", "oversight-notifications"}) parts_.bus.unsubscribe(consumer);
+    for (const char* consumer : {"oversight-thresholds", notification_consumer}) parts_.bus.unsubscribe(consumer);
     stopping_ = true;
     changed_.raise();
     if (scheduler_.joinable()) scheduler_.join();
@@ -155,7 +156,7 @@ class OversightService final : public Oversight {
     CRETO_TRY(parts_.bus.subscribe("oversight-thresholds", std::string(contracts::CostThresholdExceededEvent::subject),
                                    [this](const bus::BusMessage& message) { return consume_threshold(message); },
                                    {.attempts_max = attempts_max}));
-    CRETO_TRY(parts_.bus.subscribe("oversight-notifications", std::string(notification_subject) + "*",
+    CRETO_TRY(parts_.bus.subscribe(notification_consumer, std::string(notification_subject) + "*",
                                    [this](const bus::BusMessage& message) { return deliver(message); },
                                    {.attempts_max = attempts_max}));
     if (options_.schedule) scheduler_ = std::thread([this] { run_scheduler(); });
@@ -300,6 +301,18 @@ class OversightService final : public Oversight {
     if (filter.limit < 1 || filter.limit > 1000)
       return oversight_error(ErrorKind::invalid_input, "limit: must be 1 to 1000");
     return sql::read(parts_.database, ctx, [&](sql::Tx& tx) { return store::list(tx, ctx, filter); });
+  }
+
+  Result<std::vector<LostNotification>> lost_notifications(const Context& ctx, std::size_t limit) override {
+    if (limit < 1 || limit > 1000) return oversight_error(ErrorKind::invalid_input, "limit: must be 1 to 1000");
+    const std::vector<bus::DeadLetter> letters = CRETO_TRY(parts_.bus.dead_letters(ctx.org, 10'000));
+    std::vector<LostNotification> lost;
+    for (const bus::DeadLetter& letter : letters) {
+      if (letter.consumer != notification_consumer || lost.size() == limit) continue;
+      const auto event = CRETO_TRY(contracts::OversightNotificationEvent::from_json(letter.message.body));
+      lost.push_back({event.request, event.channel, event.approver, letter.error, letter.when});
+    }
+    return lost;
   }
 
   Result<Request> respond(const Context& ctx, const std::string& bytes, const Signature& signature) override {

@@ -64,6 +64,20 @@ class OversightClient final : public Oversight {
     return requests;
   }
 
+  Result<std::vector<LostNotification>> lost_notifications(const Context& ctx, std::size_t limit) override {
+    if (limit < 1 || limit > 1000)
+      return Error(Product::oversight, ErrorKind::invalid_input, "limit: must be 1 to 1000");
+    v1::ListLostNotificationsRequest request;
+    request.set_limit(static_cast<std::int32_t>(limit));
+    const auto response = CRETO_TRY((call<v1::ListLostNotificationsResponse>(ctx, "ListLostNotifications", request)));
+    std::vector<LostNotification> lost;
+    for (const v1::LostNotification& in : response.notifications()) {
+      LostNotification one = CRETO_TRY(from_proto(in));
+      lost.push_back(std::move(one));
+    }
+    return lost;
+  }
+
   Result<Request> respond(const Context& ctx, const std::string& document, const Signature& signature) override {
     v1::SubmitResponseRequest request;
     request.set_document(document);

@@ -111,6 +111,20 @@ void to_proto(const Request& from, v1::Request& to) {
 
 Result<Request> from_proto(const v1::Request& from) { return decode_request(from.document()); }
 
+void to_proto(const LostNotification& from, v1::LostNotification& to) {
+  to.set_request_id(from.request.to_string());
+  to.set_channel(from.channel);
+  to.set_approver(from.approver);
+  to.set_error(from.error);
+  proto::set_time(to.mutable_when(), from.when);
+}
+
+Result<LostNotification> from_proto(const v1::LostNotification& from) {
+  const RequestId request = CRETO_TRY(proto::from_id<RequestId>(from.request_id(), "request_id"));
+  const Instant when = CRETO_TRY(proto::from_time(from.when(), "when"));
+  return LostNotification{request, from.channel(), from.approver(), from.error(), when};
+}
+
 void to_proto(const contracts::GatedAction& from, v1::GatedAction& to) {
   to.set_agent(from.agent.text());
   add_identities(from.delegation_chain, to.mutable_delegation_chain());

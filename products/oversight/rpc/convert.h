@@ -13,6 +13,9 @@ void to_proto(const Request& from, v1::Request& to);
 /// From its `document`, which holds all of it.
 Result<Request> from_proto(const v1::Request& from);
 
+void to_proto(const LostNotification& from, v1::LostNotification& to);
+Result<LostNotification> from_proto(const v1::LostNotification& from);
+
 void to_proto(const contracts::GatedAction& from, v1::GatedAction& to);
 Result<contracts::GatedAction> from_proto(const v1::GatedAction& from);
 void to_proto(const contracts::ApprovalNeed& from, v1::ApprovalNeed& to);

@@ -81,6 +81,17 @@ void register_oversight(rpc::Dispatcher& dispatcher, Oversight& oversight) {
         for (const Request& request : requests) to_proto(request, *response.add_requests());
         return response;
       });
+  service.unary<v1::ListLostNotificationsRequest, v1::ListLostNotificationsResponse>(
+      "ListLostNotifications", {.idempotent = true},
+      [&oversight](const Context& ctx,
+                   const v1::ListLostNotificationsRequest& r) -> Result<v1::ListLostNotificationsResponse> {
+        if (r.limit() < 0) return proto::bad_field("limit", "must be 1 to 1000");
+        const std::size_t limit = r.limit() == 0 ? 100 : static_cast<std::size_t>(r.limit());
+        const std::vector<LostNotification> lost = CRETO_TRY(oversight.lost_notifications(ctx, limit));
+        v1::ListLostNotificationsResponse response;
+        for (const LostNotification& one : lost) to_proto(one, *response.add_notifications());
+        return response;
+      });
   // What counts is the approver's signature; whoever carries it may be anybody with an identity.
   service.unary<v1::SubmitResponseRequest, v1::Request>(
       "SubmitResponse", {.access = rpc::Access::authenticated, .idempotent = true},

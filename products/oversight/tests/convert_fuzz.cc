@@ -24,5 +24,5 @@ struct Convert {
 
 }  // namespace
 
-CRETO_FUZZ_MESSAGES(Convert, v1::Policy, v1::Request, v1::GatedAction, v1::ApprovalNeed, v1::ApprovalCheck,
-                    v1::RequestApprovalRequest, v1::ApprovalStatus, v1::ListRequestsRequest)
+CRETO_FUZZ_MESSAGES(Convert, v1::Policy, v1::Request, v1::LostNotification, v1::GatedAction, v1::ApprovalNeed,
+                    v1::ApprovalCheck, v1::RequestApprovalRequest, v1::ApprovalStatus, v1::ListRequestsRequest)

@@ -50,14 +50,14 @@ class WebhookReceiver {
     arrived_.wait_for(lock, timeout, [&] { return requests_.size() >= count; });
     return requests_;
   }
-  int failures = 0;
+  int failures = 0, failure = 503;
 
  private:
   http::Response take(const http::Request& request) {
     const std::lock_guard lock(mutex_);
     requests_.push_back(request);
     arrived_.notify_all();
-    return http::Response::text(failures-- > 0 ? 503 : 204, "");
+    return http::Response::text(failures-- > 0 ? failure : 204, "");
   }
   std::mutex mutex_;
   std::condition_variable arrived_;
@@ -415,6 +415,21 @@ TEST_P(OversightContract, WebhooksAreSignedAndRepeatedUntilTaken) {
   }
 }
 
+TEST_P(OversightContract, WhomAChannelRefusesToTellIsListed) {
+  receiver.failures = 1;
+  receiver.failure = 422;
+  add_policy(1, FinalAction::auto_deny, {"webhook"});
+  const ApprovalStatus pending = ask(payment("1.00"));
+  ASSERT_TRUE(bus_->wait_until_idle(20s));
+  EXPECT_EQ(receiver.wait_for(2).size(), 2u) << "the other approver is told all the same";
+  const auto lost = oversight->lost_notifications(system, 10).value();
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_EQ(lost[0].request, pending.request);
+  EXPECT_EQ(lost[0].channel, "webhook");
+  EXPECT_NE(lost[0].error.find("422"), std::string::npos);
+  EXPECT_FALSE(oversight->lost_notifications(system, 0));
+}
+
 TEST_P(OversightContract, EveryTierIsToldAndRecorded) {
   const std::vector<std::string> channels = {"webhook"};
   ASSERT_TRUE(oversight->put_policy(as(ada->identity), {.id = "large-payments",
@@ -582,8 +597,9 @@ TEST_P(OversightContract, WhatAnApproverSeesIsOfTheRequestsOwnOrganization) {
     return ctx;
   };
   for (const char* org : {"default", "acme"}) {
-    if (org != system.org)
+    if (org != system.org) {
       ASSERT_TRUE(nhi->register_human(in(system, org), cfo->identity, "cfo", cfo->key.verifying_key(), std::nullopt));
+    }
     ASSERT_TRUE(service->put_policy(
         in(system, org), {.id = "large-payments", .description = {}, .tiers = {{.approvers = {cfo->identity}}}}));
     ASSERT_TRUE(memory->store(in(as(*agent), org), {.agent = *agent,

@@ -117,6 +117,15 @@ struct ResponseDocument {
   static Result<ResponseDocument> from_signed_bytes(std::string_view bytes);
 };
 
+/// Somebody who was never told, because a channel refused or was away for too long.
+struct LostNotification {
+  RequestId request;
+  std::string channel;
+  std::string approver;
+  std::string error;
+  Instant when{};
+};
+
 struct RequestFilter {
   std::optional<contracts::ApprovalState> state;
   bool open_only = false;
@@ -143,6 +152,9 @@ class Oversight : public contracts::ApprovalGate {
 
   virtual Result<Request> get(const Context& ctx, const RequestId& id) = 0;
   virtual Result<std::vector<Request>> list(const Context& ctx, const RequestFilter& filter) = 0;
+
+  /// Newest first; `limit` 1 to 1 000. The requests wait all the same, and their approvers see them in `list`.
+  virtual Result<std::vector<LostNotification>> lost_notifications(const Context& ctx, std::size_t limit) = 0;
 
   /// An approver's answer. Repeating the same document returns the request as it is.
   ///
