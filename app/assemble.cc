@@ -193,6 +193,27 @@ Result<Secret> read_webhook_secret(System& system) {
   return configured_secret(system, system.settings.webhook_secret);
 }
 
+Result<metering::MeteringOptions> metering_options(const System& system) {
+  const Settings& settings = system.settings;
+  metering::MeteringOptions options;
+  auto currency = Currency::parse(settings.metering_currency);
+  if (!currency) return std::move(currency).error().with_context("metering.currency");
+  options.currency = *std::move(currency);
+  options.idempotency_window = settings.idempotency_window;
+  options.event_age_max = settings.event_age_max;
+  options.event_ahead_max = settings.event_ahead_max;
+  options.hold_max = settings.hold_max;
+  options.detect_anomalies = settings.detect_anomalies;
+  options.fonts = settings.invoice_fonts;
+  options.issuer = {.name = settings.issuer_name,
+                    .address = settings.issuer_address,
+                    .tax_id = settings.issuer_tax_id,
+                    .email = settings.issuer_email,
+                    .payment = settings.issuer_payment};
+  options.audit = system.audit.get();
+  return options;
+}
+
 Result<> assemble_metering(System& system) {
   if (const auto channel = CRETO_TRY(channel_to(system, "metering"))) {
     system.remote_metering = metering::create_metering_client(channel);
@@ -201,9 +222,10 @@ Result<> assemble_metering(System& system) {
   if (!system.runs("metering")) return {};
   system.invoices =
       Invoices::create(*system.storage, system.settings.invoice_webhook_url, system_clock(), *system.telemetry);
-  system.local_metering =
-      CRETO_TRY(metering::create_metering(*system.database, io::real_files(), system.home.usage(), *system.nhi,
-                                          *system.timestamps, *system.invoices, system_clock(), *system.telemetry));
+  metering::MeteringOptions options = CRETO_TRY(metering_options(system));
+  system.local_metering = CRETO_TRY(metering::create_metering(*system.database, io::real_files(), system.home.usage(),
+                                                              *system.nhi, *system.timestamps, *system.invoices,
+                                                              system_clock(), *system.telemetry, std::move(options)));
   system.metering = system.local_metering.get();
   CRETO_TRY(system.authz->register_extension(system.local_metering->quota_enforcer()));
   return system.local_metering->attach(*system.bus);

@@ -230,7 +230,8 @@ Result<metering::Invoice> invoice_of(const Json& json) {
   invoice.document = reader.text("document");
   const Json& signature = reader.object("signature");
   const Json& proof = reader.object("proof");
-  for (const char* other : {"pdf_object", "sent", "status", "settlement"}) reader.any(other);
+  for (const char* other : {"pdf_object", "sent", "status", "settlement", "id", "number", "agent", "total"})
+    reader.any(other);
   CRETO_TRY(reader.finish());
   if (signature.empty()) return invalid("invoice.signature: is required; drafts have none");
   JsonReader of_signature(signature, "invoice.signature");

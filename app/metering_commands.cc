@@ -1,177 +1,33 @@
 #include "metering_commands.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "cli/csv.h"
 #include "creto/common/clock.h"
 #include "creto/common/id.h"
 #include "creto/io/files.h"
 #include "creto/metering/usage_log.h"
+#include "usage_import.h"
 
 namespace creto::app {
 namespace {
 
 constexpr std::string_view service = "creto.metering.v1.MeteringService/";
-constexpr std::size_t batch_max = 1'000;
-constexpr std::size_t line_bytes_max = 1 << 20;
-constexpr std::size_t refusals_shown = 20;
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 
 /// What the user gave; lives as long as the commands that refer to it.
 struct Given {
-  std::filesystem::path file;
-  std::string format;
-  bool restart = false;
+  ImportOptions import;
   std::filesystem::path log;
   metering::UsageLogFilter filter;
   std::string since;
   Json report = Json::object();  ///< of `report` and `void`, by field
   std::vector<std::string> properties;
 };
-
-/// How far an import has come, in a file beside the imported one.
-class Progress {
- public:
-  explicit Progress(const std::filesystem::path& file) : path_(file.string() + ".progress") {}
-  Result<std::uint64_t> load(bool restart) {
-    if (restart || !CRETO_TRY(io::real_files().exists(path_))) return std::uint64_t{0};
-    const Bytes bytes = CRETO_TRY(io::real_files().read(path_, 64));
-    const std::string text(as_text(bytes));
-    char* end = nullptr;
-    const std::uint64_t offset = std::strtoull(text.c_str(), &end, 10);
-    if (text.empty() || *end != '\n')
-      return invalid(fmt::format("`{}` is no progress of an import: remove it, or give --restart", path_.string()));
-    return offset;
-  }
-  Result<> save(std::uint64_t offset) {
-    return io::write_durably(io::real_files(), path_, as_bytes(fmt::format("{}\n", offset)), 0644);
-  }
-  Result<> done() { return io::real_files().remove(path_); }
-
- private:
-  std::filesystem::path path_;
-};
-
-/// Sends reports and CloudEvents in batches and counts what became of them.
-class Import {
- public:
-  explicit Import(cli::Server& server) : server_(server) {}
-
-  Result<> add(std::uint64_t line, Json event) {
-    // A CloudEvent says so; what it is decides the call, so a batch has one kind.
-    const bool cloud = event.is_object() && event.contains("specversion");
-    if (!batch_.empty() && cloud != cloud_) CRETO_TRY(send());
-    cloud_ = cloud;
-    batch_.push_back(std::move(event));
-    lines_.push_back(line);
-    return batch_.size() == batch_max ? send() : Result<>();
-  }
-  void refuse(std::uint64_t line, const std::string& why) {
-    if (refusals_.size() < refusals_shown) refusals_.push_back(fmt::format("line {}: {}", line, why));
-    ++refused_;
-  }
-  Result<> send() {
-    if (batch_.empty()) return {};
-    const Json request{{"events", std::move(batch_)}};
-    const Json response =
-        CRETO_TRY(server_.call(std::string(service) + (cloud_ ? "IngestCloudEvents" : "ReportUsage"), request));
-    const Json items = response.value("items", Json::array());
-    if (items.size() != lines_.size())
-      return Error(Product::platform, ErrorKind::internal, "the server's answer is short");
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      if (items[i].contains("error")) {
-        refuse(lines_[i],
-               fmt::format("{} {}", items[i]["error"].value("code", ""), items[i]["error"].value("message", "")));
-      } else {
-        ++(items[i].value("duplicate", false) ? known_ : taken_);
-      }
-    }
-    batch_ = Json::array();
-    lines_.clear();
-    return {};
-  }
-  bool empty() const { return batch_.empty(); }
-
-  Output output() const {
-    Output output;
-    output.text = fmt::format("{} taken, {} known already, {} refused\n", taken_, known_, refused_);
-    for (const std::string& refusal : refusals_) output.text += refusal + "\n";
-    if (refused_ > refusals_.size()) output.text += fmt::format("and {} more\n", refused_ - refusals_.size());
-    output.json = Json{{"taken", taken_}, {"known", known_}, {"refused", refused_}, {"refusals", refusals_}}.dump(2);
-    output.exit_code = refused_ == 0 ? 0 : 1;
-    return output;
-  }
-  std::uint64_t seen() const { return taken_ + known_ + refused_; }
-
- private:
-  cli::Server& server_;
-  Json batch_ = Json::array();
-  std::vector<std::uint64_t> lines_;
-  bool cloud_ = false;
-  std::uint64_t taken_ = 0, known_ = 0, refused_ = 0;
-  std::vector<std::string> refusals_;
-};
-
-Result<Output> import_usage(const Given& given, const cli::CallOptions& options) {
-  const std::string format = !given.format.empty() ? given.format : given.file.extension() == ".csv" ? "csv" : "jsonl";
-  if (format != "csv" && format != "jsonl") return invalid(fmt::format("--format `{}`: must be jsonl or csv", format));
-  std::ifstream in(given.file, std::ios::binary);
-  if (!in) return invalid(fmt::format("`{}` cannot be read", given.file.string()));
-  const auto size = std::filesystem::file_size(given.file);
-  const Home home = CRETO_TRY(Home::locate());
-  const auto server = CRETO_TRY(cli::Server::connect(home, options));
-  Progress progress(given.file);
-  const std::uint64_t resume = CRETO_TRY(progress.load(given.restart));
-
-  Import import(*server);
-  std::vector<std::string> header;
-  std::string line;
-  std::uint64_t number = 0;
-  std::uint64_t offset = 0;
-  const bool tell = ::isatty(STDERR_FILENO) == 1;
-  while (std::getline(in, line)) {
-    ++number;
-    offset += line.size() + 1;
-    if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (line.empty()) continue;
-    if (line.size() > line_bytes_max) {
-      import.refuse(number, fmt::format("is over {} bytes", line_bytes_max));
-      continue;
-    }
-    if (format == "csv" && header.empty()) {
-      header = CRETO_TRY(cli::split_csv(line));
-      continue;
-    }
-    if (offset <= resume) continue;
-    Result<Json> event = Error(Product::platform, ErrorKind::internal, "");
-    if (format == "csv") {
-      const auto cells = cli::split_csv(line);
-      event = cells ? cli::report_of_csv(header, *cells) : Result<Json>(cells.error());
-    } else {
-      event = parse_json(line);
-    }
-    if (!event) {
-      import.refuse(number, event.error().message());
-      continue;
-    }
-    CRETO_TRY(import.add(number, *std::move(event)));
-    if (!import.empty()) continue;
-    CRETO_TRY(progress.save(offset));
-    if (tell) fmt::print(stderr, "\r{} events, {} %", import.seen(), offset * 100 / std::max<std::uint64_t>(size, 1));
-  }
-  if (in.bad()) return invalid(fmt::format("`{}` cannot be read", given.file.string()));
-  CRETO_TRY(import.send());
-  CRETO_TRY(progress.done());
-  if (tell) fmt::print(stderr, "\r{} events, 100 %\n", import.seen());
-  return import.output();
-}
 
 /// One use, now unless told otherwise.
 Result<Output> report_usage(const Given& given, const cli::CallOptions& options) {
@@ -189,10 +45,26 @@ Result<Output> report_usage(const Given& given, const cli::CallOptions& options)
   event["properties"] = std::move(properties);
   const Home home = CRETO_TRY(Home::locate());
   const auto server = CRETO_TRY(cli::Server::connect(home, options));
-  Import import(*server);
-  CRETO_TRY(import.add(1, std::move(event)));
-  CRETO_TRY(import.send());
-  return import.output();
+  const Json request{{"events", Json::array({std::move(event)})}};
+  const Json response = CRETO_TRY(server->call(std::string(service) + "ReportUsage", request));
+  const Json items = response.value("items", Json::array());
+  if (items.size() != 1)
+    return Error(Product::platform, ErrorKind::internal, "the server's answer is not for one event");
+  const Json& item = items.front();
+  const bool refused = item.contains("error");
+  const bool known = item.value("duplicate", false);
+  std::string why;
+  if (refused) why = fmt::format("{} {}", item["error"].value("code", ""), item["error"].value("message", ""));
+  Output output;
+  output.text = refused ? why + "\n" : fmt::format("{}\n", known ? "known already" : "taken");
+  output.json = Json{
+      {"taken", refused || known ? 0 : 1},
+      {"known", known ? 1 : 0},
+      {"event_id", item.value("event_id", "")},
+      {"error",
+       why}}.dump(2);
+  output.exit_code = refused ? 1 : 0;
+  return output;
 }
 
 Result<Output> verify_usage(const cli::CallOptions& options) {
@@ -202,8 +74,9 @@ Result<Output> verify_usage(const cli::CallOptions& options) {
   const Json problems = response.value("problems", Json::array());
   Output output;
   output.json = response.dump(2);
-  output.text = fmt::format("{} events, {} signed batches, {} counters: {}\n", response.value("events", "0"),
-                            response.value("batches", "0"), response.value("counters", "0"),
+  output.text = fmt::format("{} events, {} signed batches, {} counters, {} sums, {} recorded ends of the log: {}\n",
+                            response.value("events", "0"), response.value("batches", "0"),
+                            response.value("counters", "0"), response.value("sums", "0"), response.value("heads", "0"),
                             problems.empty() ? "all agree" : "they do not agree");
   for (const Json& problem : problems) output.text += problem.get<std::string>() + "\n";
   output.exit_code = problems.empty() ? 0 : 1;
@@ -239,11 +112,14 @@ void add_metering_commands(const MakeCommand& command, std::function<Result<cli:
   CLI::App* import = command("metering import", "take usage from a file: UsageReport or CloudEvent by line, or CSV",
                              [given, options]() -> Result<Output> {
                                const cli::CallOptions call = CRETO_TRY(options());
-                               return import_usage(*given, call);
+                               return import_usage(given->import, call);
                              });
-  import->add_option("FILE", given->file, "its progress is kept beside it, so that it may be stopped")->required();
-  import->add_option("--format", given->format, "jsonl or csv; default: by the file's name");
-  import->add_flag("--restart", given->restart,
+  import
+      ->add_option("FILE", given->import.file,
+                   "beside it: its progress, so that it may be stopped, and what was refused")
+      ->required();
+  import->add_option("--format", given->import.format, "jsonl or csv; default: by the file's name");
+  import->add_flag("--restart", given->import.restart,
                    "from the beginning: what was taken before is known and not taken twice");
   CLI::App* report = command("metering report", "one use, reported by you", [given, options]() -> Result<Output> {
     const cli::CallOptions call = CRETO_TRY(options());
@@ -279,7 +155,8 @@ void add_metering_commands(const MakeCommand& command, std::function<Result<cli:
   member("--key", "idempotency_key", "the same again is the same void; default: a new one");
   member("--source", "source", "who counted it, where EVENT is its key; default: the agent");
   take_out->add_option("--property", out->properties, "NAME=VALUE, as reason=...");
-  command("metering verify", "count all usage again and compare; every hash, every signature, no event twice",
+  command("metering verify",
+          "count all usage again and compare; every hash, every batch's signature, no event twice, none gone",
           [options]() -> Result<Output> {
             cli::CallOptions call = CRETO_TRY(options());
             call.timeout = std::max<Nanos>(call.timeout, std::chrono::minutes(10));

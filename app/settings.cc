@@ -63,7 +63,22 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add_table("egress.hosts", egress_hosts, "name = address:port that the egress proxy uses for it");
   schema.add("oversight.webhook.url", webhook_url, "where approvers are notified");
   schema.add("oversight.webhook.secret", webhook_secret, "path/NAME of the signing secret in the vault");
+  schema.add("metering.currency", metering_currency,
+             "of budgets, cost thresholds and sums of costs; what a use cost in another one is recorded, not counted");
+  schema.add("metering.idempotency_window", idempotency_window,
+             "how long a key is known after its event arrived, 1 minute to 366 days");
+  schema.add("metering.event_age_max", event_age_max, "older events are refused; at least 1 hour");
+  schema.add("metering.event_ahead_max", event_ahead_max, "likewise events from the future; at most 1 day");
+  schema.add("metering.hold_max", hold_max, "the longest reservation, 1 minute to 366 days");
+  schema.add("metering.detect_anomalies", detect_anomalies, "learns each agent's rhythm of spending");
   schema.add("metering.invoice_webhook", invoice_webhook_url, "where finished invoices are sent");
+  schema.add("metering.issuer.name", issuer_name, "who bills, on every invoice: the legal name");
+  schema.add("metering.issuer.address", issuer_address, "by line");
+  schema.add("metering.issuer.tax_id", issuer_tax_id, "as VAT DE 123 456 789");
+  schema.add("metering.issuer.email", issuer_email, "for questions");
+  schema.add("metering.issuer.payment", issuer_payment, "how to pay, by line: bank, account, terms");
+  schema.add("metering.invoice_fonts", invoice_fonts,
+             "directory of DejaVuSans.ttf and DejaVuSans-Bold.ttf, for texts beyond Latin-1 on PDFs");
 }
 
 Result<Settings> Settings::load(const Home& home) {

@@ -24,6 +24,7 @@ Result<Json> request_of(const UsageOptions& usage) {
   request["time_zone"] = usage.zone;
   request["order_by"] = usage.order.empty() && usage.top > 0 ? usage.measure : usage.order;
   request["limit"] = usage.top;
+  request["after"] = usage.after;
   const auto put = [&](const char* name, std::string_view option, const std::string& text) -> Result<> {
     if (text.empty()) return {};
     const Instant at = CRETO_TRY(usage_instant(option, text));

@@ -16,6 +16,7 @@ struct UsageOptions {
   std::string zone;
   std::string order;  ///< empty: by the largest cost where `top` is given, else by keys
   std::size_t top = 0;
+  std::string after;    ///< `next` of the answer before
   std::string measure;  ///< that is drawn: events, units or cost; empty: cost where there is any, else units
   bool csv = false;
   bool plot = false;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "arrow.h"
 #include "creto/io/files.h"
@@ -122,24 +123,73 @@ Result<std::uint64_t> export_events(const Home& home, const cli::CallOptions& op
   return events;
 }
 
-Result<> write_rows(const Json& response, const std::vector<std::string>& by, bool arrow, NewFile& file) {
-  if (!arrow) return file.append(as_bytes(usage_as_csv(response, by)));
-  using enum ArrowField::Type;
-  std::vector<ArrowField> fields;
-  for (const std::string& name : by) fields.push_back({name, text});
-  for (const auto& [name, type] :
-       {std::pair("events", integer), {"units", decimal}, {"cost", decimal}, {"currency", text}})
-    fields.push_back({name, type});
-  ArrowWriter table(std::move(fields), [&](BytesView bytes) { return file.append(bytes); });
-  for (const UsageLine& line : usage_lines(response)) {
-    for (const std::string& key : line.keys) table.text(key);
-    table.integer(std::strtoll(line.events.c_str(), nullptr, 10));
-    CRETO_TRY(table.decimal(line.units));
-    CRETO_TRY(table.decimal(line.cost));
-    line.currency.empty() ? table.null() : table.text(line.currency);
-    CRETO_TRY(table.end_row());
+/// Sums as they come, a page after the other.
+class Sums {
+ public:
+  Sums(const std::vector<std::string>& by, bool arrow, NewFile& file) : file_(file) {
+    if (!arrow) return;
+    using enum ArrowField::Type;
+    std::vector<ArrowField> fields;
+    for (const std::string& name : by) fields.push_back({name, text});
+    for (const auto& [name, type] :
+         {std::pair("events", integer), {"units", decimal}, {"cost", decimal}, {"currency", text}})
+      fields.push_back({name, type});
+    table_.emplace(std::move(fields), [&file](BytesView bytes) { return file.append(bytes); });
   }
-  return table.finish();
+
+  Result<> add(const Json& response, const std::vector<std::string>& by) {
+    const std::vector<UsageLine> lines = usage_lines(response);
+    if (!table_) {
+      const std::string csv = usage_as_csv(response, by);
+      // The names of columns stand once.
+      const std::size_t begin = rows_ == 0 ? 0 : csv.find("\r\n") + 2;
+      CRETO_TRY(file_.append(as_bytes(std::string_view(csv).substr(begin))));
+    }
+    for (const UsageLine& line : lines)
+      if (table_) CRETO_TRY(add_row(line));
+    rows_ += lines.size();
+    return {};
+  }
+  Result<> finish() { return table_ ? table_->finish() : Result<>(); }
+  std::uint64_t rows() const { return rows_; }
+
+ private:
+  Result<> add_row(const UsageLine& line) {
+    for (const std::string& key : line.keys) table_->text(key);
+    table_->integer(std::strtoll(line.events.c_str(), nullptr, 10));
+    CRETO_TRY(table_->decimal(line.units));
+    CRETO_TRY(table_->decimal(line.cost));
+    line.currency.empty() ? table_->null() : table_->text(line.currency);
+    return table_->end_row();
+  }
+
+  NewFile& file_;
+  std::optional<ArrowWriter> table_;
+  std::uint64_t rows_ = 0;
+};
+
+/// All rows, or the `top` first. Errors: too_large where they cannot be had in that order.
+Result<std::uint64_t> export_sums(const Home& home, const cli::CallOptions& options, UsageOptions usage, bool arrow,
+                                  NewFile& file) {
+  const bool whole = usage.top == 0;
+  if (usage.order.empty() && whole) usage.order = "keys";
+  if (whole) usage.top = rows_max;
+  Sums sums(usage.by, arrow, file);
+  for (;;) {
+    const Json response = CRETO_TRY(ask_for_usage(home, options, usage));
+    CRETO_TRY(sums.add(response, usage.by));
+    usage.after = response.value("next", "");
+    if (!whole) break;
+    if (!usage.after.empty()) continue;
+    const std::string groups = response.value("groups", "0");
+    if (usage.order != "keys" && std::strtoull(groups.c_str(), nullptr, 10) > sums.rows())
+      return Error(
+          Product::platform, ErrorKind::too_large,
+          fmt::format("{} rows are more than can be put into this order: give --top, or leave --order out", groups));
+    break;
+  }
+  CRETO_TRY(sums.finish());
+  return sums.rows();
 }
 
 }  // namespace
@@ -161,14 +211,9 @@ Result<Output> export_usage(const Home& home, const cli::CallOptions& options, c
     rows = CRETO_TRY(export_events(home, options, events, arrow, file));
     CRETO_TRY(file.finish());
   } else {
-    UsageOptions all = usage;
-    if (all.order.empty() && all.top == 0) all.order = "keys";
-    if (all.top == 0) all.top = rows_max;
-    const Json response = CRETO_TRY(ask_for_usage(home, options, all));
     NewFile file = CRETO_TRY(NewFile::create(wanted.file));
-    CRETO_TRY(write_rows(response, usage.by, arrow, file));
+    rows = CRETO_TRY(export_sums(home, options, usage, arrow, file));
     CRETO_TRY(file.finish());
-    rows = usage_lines(response).size();
   }
   Output output;
   output.text = fmt::format("{} {} in `{}`\n", rows, wanted.events ? "events" : "rows", wanted.file.string());

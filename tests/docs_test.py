@@ -3,7 +3,8 @@
 
     docs_test.py --creto BINARY
 
-Commands of `creto` in a code block are run in order, in a fresh home whose server runs, as after `./dev up`. Those in running
+Commands of `creto` in a code block are run in order, in a fresh home whose server runs, as after `./dev up`; `name=$(creto …)`
+keeps what one says for `$name` in those that follow. Those in running
 text must be verbs that exist. A block marked `output` stands below a command that prints each of its lines. Commands of `./dev` install and take long: they must be commands that `./dev help` lists.
 """
 import argparse
@@ -17,7 +18,7 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-COMMAND = re.compile(r"^(?:\$ )?(?P<words>(?:\./dev|(?:build/(?:\w+/)?bin/)?creto)(?: .*)?)$")
+COMMAND = re.compile(r"^(?:\$ )?(?P<words>(?:\./dev|(?:build/(?:\w+/)?bin/)?creto)(?: .*)?|\w+=\$\(creto .*\))$")
 # Labels of keys and signatures in docs/formats.md, which begin with our name too.
 LABEL = re.compile(r"creto (\d{4}-\d\d .*|.* v\d.*|signed note)$")
 
@@ -55,6 +56,10 @@ class Docs:
         with open(os.open(passphrase, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
             file.write("docs test passphrase")
         self.env = {**os.environ, "CRETO_HOME": os.path.join(self.work, "home"), "CRETO_PASSPHRASE_FILE": passphrase}
+        programs = os.path.join(self.work, "bin")
+        os.mkdir(programs)
+        os.symlink(creto, os.path.join(programs, "creto"))
+        self.env["PATH"] = programs + os.pathsep + self.env["PATH"]
         os.symlink(os.path.join(ROOT, "examples"), os.path.join(self.work, "examples"))  # commands stand there as in a checkout
         self.dev_help = self.run([os.path.join(ROOT, "dev"), "help"])
         self.server = None
@@ -78,6 +83,15 @@ class Docs:
             time.sleep(0.05)
 
     def check(self, command, in_block, prints):
+        if in_block and re.search(r"[$|>]", command):
+            name, _, value = command.partition("=")
+            if re.fullmatch(r"\w+", name):
+                self.env[name] = self.run(["bash", "-c", f"set -o pipefail; echo {value}"]).strip()
+                if not self.env[name]:
+                    raise ValueError("said nothing")
+            else:
+                self.run(["bash", "-c", f"set -o pipefail; {command}"])
+            return "ran"
         program, *words = shlex.split(command)
         if program == "./dev":
             if words and not re.search(rf"^  {re.escape(words[0])}\b", self.dev_help, re.MULTILINE) and words[0] != "help":

@@ -13,6 +13,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 
 from installation import HUMAN, Installation, require
@@ -56,9 +57,10 @@ def play(doors):
     require((told["taken"], told["refused"]) == (2499, 2) and told["refusals"][0].startswith("line 8: "), f"the import tells {told}")
     require(doors.used() == {"pages": (2498, 4996), "visits": (1, 3)}, f"used: {doors.used()}")
     require(not os.path.exists(file + ".progress"), "progress is left behind")
+    import_more(doors, at, file, lines)
 
     table = doors.file("events.csv", f'agent,usage_type,idempotency_key,time,units,model_id\r\n{HUMAN},tokens,t-1,{at},5,"a,b"\r\n{HUMAN},tokens,t-2,{at},,m\r\n')
-    require(doors.creto("metering", "import", table) == {"taken": 2, "known": 0, "refused": 0, "refusals": []}, "the table is not taken")
+    require(doors.creto("metering", "import", table) == {"taken": 2, "known": 0, "refused": 0, "refusals": [], "refused_file": ""}, "the table is not taken")
     require(doors.creto("metering", "import", table)["known"] == 2, "a repetition is taken twice")
 
     report = {"agent": HUMAN, "usage_type": "rooms", "idempotency_key": "r-1", "time": at}
@@ -81,12 +83,13 @@ def play(doors):
     huge = {**event, "id": "e-7", "data": {"note": "x" * (10 << 20)}}
     answers = doors.rest("/v1/cloudevents", [huge, event], "application/cloudevents-batch+json")
     require(answers[0]["error"]["code"].startswith("MT-4") and answers[1].get("duplicate"), f"beside 10 MB: {str(answers)[:400]}")
-    before = {"pages": (2498, 4996), "rooms": (2, 2), "tokens": (2, 6), "visits": (4, 13)}
+    before = {"imported": (5996, 5996), "pages": (2498, 4996), "rooms": (2, 2), "tokens": (2, 6), "visits": (4, 13)}
     require(doors.used() == before, f"used: {doors.used()}")
 
     doors.stop(signal.SIGKILL)
     dumped = subprocess.run([doors.creto.binary, "metering", "dump"], env=doors.creto.env, capture_output=True, text=True, check=True).stdout.splitlines()
-    require(len(dumped) == sum(events for events, _ in before.values()), f"{len(dumped)} events are dumped")
+    corrections = 2  # a void and what it took out
+    require(len(dumped) == sum(events for events, _ in before.values()) + corrections, f"{len(dumped)} events are dumped")
     require({json.loads(line)["agent"] for line in dumped} == {HUMAN}, "events of others")
     doors.serve()
     require(doors.used() == before, f"used after a kill: {doors.used()}")
@@ -109,11 +112,51 @@ def play(doors):
     bill(doors)
 
 
+def import_more(doors, at, file, lines):
+    """What is refused can be mended; order, length and a kill do no harm; progress belongs to its file."""
+    def run(name):
+        told = subprocess.run([doors.creto.binary, "--json", "metering", "import", name], env=doors.creto.env, capture_output=True, text=True)
+        return told.returncode, json.loads(told.stdout) if told.returncode < 2 and told.stdout else told.stderr
+
+    with open(file + ".refused", encoding="utf-8") as refused, open(file + ".refused.why", encoding="utf-8") as why:
+        require(refused.read() == "".join(line + "\n" for line in lines[7:9]), "refused lines are not kept")
+        require([line.split(":")[0] for line in why] == ["line 8", "line 9"], "refusals have no reasons")
+
+    def line(key, **more):
+        return json.dumps({"agent": HUMAN, "usage_type": "imported", "idempotency_key": key, "time": at, **more})
+    stranger = json.dumps({**json.loads(line("s")), "agent": "agent:" + "0" * 64})
+    mixed = doors.file("mixed.jsonl", "\n".join([line("v", usage_type="void", voids="key:late"), line("a"), "x" * (2 << 20), stranger, line("late"), line("b")]))
+    code, told = run(mixed)
+    require(code == 1 and (told["taken"], told["refused"]) == (4, 2), f"a void before its event, a long line, a stranger: {told}")
+    with open(mixed + ".refused", encoding="utf-8") as refused:
+        require(refused.read() == stranger + "\n", "the stranger's line is not kept")
+
+    many = doors.file("many.jsonl", "".join(line(f"m-{i}", units="1" if i % 1000 else "-1") + "\n" for i in range(6000)))
+    running = subprocess.Popen([doors.creto.binary, "metering", "import", many], env=doors.creto.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not os.path.exists(many + ".progress") and running.poll() is None:
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    with open(many + ".progress", encoding="utf-8") as progress:
+        require(0 < int(json.load(progress)["offset"]), "no progress is kept")
+    moved = doors.file("other.jsonl", line("other") + "\n" + "".join(line(f"o-{i}") + "\n" for i in range(5000)))
+    shutil.copy(many + ".progress", moved + ".progress")
+    open(moved + ".refused", "wb").write(b"x" * 4096)
+    open(moved + ".refused.why", "wb").write(b"x" * 4096)
+    code, told = run(moved)
+    require(code > 1 or "another beginning" in str(told), f"another file's progress is taken: {told}")
+    code, told = run(many)
+    require(code == 1 and told["taken"] + told["known"] == 5994 and told["refused"] == 6, f"resumed: {told}")
+    with open(many + ".refused", encoding="utf-8") as refused:
+        require(len(refused.readlines()) == 6, "refusals before the kill are lost, or there twice")
+    require(doors.used().pop("imported") == (5996, 5996), f"used: {doors.used()}")
+
+
 def export(doors, events):
     """Files for other programs; the Arrow ones are read by Arrow's own reader where node has it."""
     def named(name):
         return os.path.join(doors.work, name)
-    require(doors.creto("usage", "export", named("sums.csv"), "--by", "type")["rows"] == 4, "four types are exported")
+    require(doors.creto("usage", "export", named("sums.csv"), "--by", "type")["rows"] == 5, "five types are exported")
     with open(named("sums.csv"), encoding="utf-8") as file:
         require(file.readline() == "type,events,units,cost,currency\n", "names of columns")
     require(doors.creto("usage", "export", named("events.csv"), "--events")["rows"] == events, "all events are exported")
@@ -143,7 +186,7 @@ def export(doors, events):
     with open(script, "w", encoding="utf-8") as file:
         file.write(program)
     read = subprocess.run(["node", script, named("sums.arrow"), named("events.arrow")], capture_output=True, text=True, check=True)
-    require(json.loads(read.stdout)[:2] == [4, events], f"Arrow: {read.stdout}")
+    require(json.loads(read.stdout)[:2] == [5, events], f"Arrow: {read.stdout}")
 
 
 def correct(doors, event, report):
@@ -157,7 +200,7 @@ def correct(doors, event, report):
     void = {**event, "id": "e-3", "type": "void", "voids": "key:e-2", "data": {}}
     answers = doors.rest("/v1/cloudevents", [void, {**void, "id": "e-4", "voids": "key:never"}], "application/cloudevents-batch+json")
     require("error" not in answers[0] and answers[1]["error"]["code"] == "MT-404", f"corrections by CloudEvents: {answers}")
-    require(doors.used() == {"pages": (2498, 4996), "rooms": (1, 5), "tokens": (2, 51), "visits": (3, 9)}, f"corrected: {doors.used()}")
+    require(doors.used() == {"imported": (5996, 5996), "pages": (2498, 4996), "rooms": (1, 5), "tokens": (2, 51), "visits": (3, 9)}, f"corrected: {doors.used()}")
     require(not doors.creto("metering", "verify").get("problems"), "corrections do not agree with their events")
     require("key:r-2" in doors.text("metering", "dump"), "no correction is dumped")
 
@@ -172,6 +215,26 @@ def price(doors):
     rows = doors.creto("usage", "show", HUMAN, "--type", "inference_tokens")["rows"]
     require(rows[0]["cost"]["amount"] == "0.0028", f"the cost of a use: {rows}")
     require("gpt-x" in doors.text("prices", "list") and "gpt-x" in doors.text("prices", "show", "gpt-x"), "prices are not told")
+
+
+def batch(doors, plan):
+    """Invoices that become due together are signed together, and each is verified by its place among them."""
+    doors.creto("plans", "put", "@" + doors.file("advance.json", json.dumps({**plan, "id": "a", "base_fee": "7", "base_fee_in_advance": True})))
+    doors.stop()
+    doors.serve()  # chores have just begun and come again in a minute
+    for name in ("oversight", "messaging"):
+        doors.creto("subscriptions", "create", f"service:{name}", "a")
+    doors.stop()
+    doors.serve()
+    deadline = time.monotonic() + 60
+    signed = []
+    while len(signed) < 2 and time.monotonic() < deadline:
+        invoices = doors.creto("invoices", "list").get("invoices", [])
+        signed = [invoice for invoice in invoices if invoice["agent"].startswith("service:") and "proof" in invoice]
+    for invoice in signed:
+        told = doors.creto("invoices", "verify", invoice["id"])
+        require(told["valid"] and told["batch"] == "2" and told["total"] not in ("", "0.00 USD"), f"one of a batch: {told}")
+    require(len(signed) == 2, "no batch is signed")
 
 
 def bill(doors):
@@ -194,6 +257,7 @@ def bill(doors):
     invoice = doors.creto("invoices", "issue", subscription)
     id = json.loads(invoice["document"])["id"]
     require(doors.creto("invoices", "verify", id) == {"batch": "1", "error": "", "number": "INV-000001", "total": "1.23 USD", "valid": True}, "is not verified")
+    batch(doors, plan)
     keys = doors.file("keys.json", json.dumps(doors.creto("agents", "keys", "service:metering")))
     doors.stop(signal.SIGTERM)
     good = doors.file("invoice.json", json.dumps(invoice))

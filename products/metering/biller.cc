@@ -328,10 +328,22 @@ Result<> Biller::reckon(Job& job) {
   return {};
 }
 
+/// As they are called today.
+Result<> Biller::name_parties(Invoice& invoice) {
+  invoice.issuer = issuer_;
+  invoice.customer = {};
+  if (!extras_) extras_ = CRETO_TRY(billing::extras(tx_, ctx_.org));
+  if (!extras_->profiles) return {};
+  auto profiles = CRETO_TRY(billing::list_profiles(tx_, ctx_.org, invoice.agent));
+  if (!profiles.empty()) invoice.customer = std::move(profiles.front().party);
+  return {};
+}
+
 /// Stores a reckoned invoice and all that goes with it.
 Result<> Biller::conclude(Job& job) {
   Invoice& invoice = job.invoice();
   const bool final = invoice.status != InvoiceStatus::draft;
+  CRETO_TRY(name_parties(invoice));
   invoice.document = CRETO_TRY(invoice_document(invoice));
   if (job.exists) {
     CRETO_TRY(billing::finalize(tx_, ctx_.org, job.out));
@@ -579,6 +591,7 @@ Result<Invoice> Biller::preview(const StoredInvoice& draft) {
   CRETO_TRY(reckon(job));
   Invoice& invoice = job.invoice();
   invoice.issued_at = draft.finalize_at;
+  CRETO_TRY(name_parties(invoice));
   invoice.document = CRETO_TRY(invoice_document(invoice));
   return std::move(invoice);
 }

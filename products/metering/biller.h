@@ -20,8 +20,8 @@ namespace creto::metering {
 class Biller {
  public:
   /// What it is given must outlive it.
-  Biller(sql::Tx& tx, const Context& ctx, Instant now, FactSource& facts)
-      : tx_(tx), ctx_(ctx), now_(now), facts_(facts) {}
+  Biller(sql::Tx& tx, const Context& ctx, Instant now, FactSource& facts, const BillingParty& issuer)
+      : tx_(tx), ctx_(ctx), now_(now), facts_(facts), issuer_(issuer) {}
 
   /// A plan with overrides, read once.
   Result<std::shared_ptr<const Plan>> plan_of(const SubscriptionTerms& terms);
@@ -75,6 +75,7 @@ class Biller {
   Result<std::vector<InvoiceEntry>> billed_in_advance(const Job& job);
   Result<std::optional<Scope>> interim_due(Job& job);
   Result<> reckon(Job& job);
+  Result<> name_parties(Invoice& invoice);
   void make_final(Job& job, std::int64_t number) const;
   Result<> conclude(Job& job);
   Result<> top_up_after(const Job& job);
@@ -84,6 +85,7 @@ class Biller {
   const Context& ctx_;
   const Instant now_;
   FactSource& facts_;
+  const BillingParty& issuer_;
   std::map<std::tuple<std::string, std::int64_t, std::string>, std::shared_ptr<const Plan>> plans_;
   std::optional<billing::Extras> extras_;
 };

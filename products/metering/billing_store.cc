@@ -73,6 +73,11 @@ INSERT INTO billing_invoices (org, id, number, subscription, kind, status, perio
   FROM metering_invoices;
 DROP TABLE metering_invoices;
 DROP TABLE metering_subscriptions
+)"},
+                                         {2, "billing_profiles", R"(
+CREATE TABLE billing_profiles (
+  org TEXT NOT NULL, subject TEXT NOT NULL, doc TEXT NOT NULL,
+  PRIMARY KEY (org, subject))
 )"}};
 
 // --- documents
@@ -512,6 +517,28 @@ Result<> sign_invoice_in(sql::Tx& tx, const std::string& org, const InvoiceId& i
 
 // --- coupons
 
+Result<> put_profile(sql::Tx& tx, const std::string& org, const BillingProfile& profile) {
+  const std::string doc = CRETO_TRY(to_json(profile));
+  CRETO_TRY(
+      tx.exec("INSERT INTO billing_profiles (org, subject, doc) VALUES ($1, $2, $3) ON CONFLICT (org, subject) DO "
+              "UPDATE SET doc = excluded.doc",
+              {org, profile.subject, doc}));
+  return {};
+}
+
+Result<bool> delete_profile(sql::Tx& tx, const std::string& org, std::string_view subject) {
+  const std::int64_t gone =
+      CRETO_TRY(tx.exec("DELETE FROM billing_profiles WHERE org = $1 AND subject = $2", {org, subject}));
+  return gone == 1;
+}
+
+Result<std::vector<BillingProfile>> list_profiles(sql::Tx& tx, const std::string& org, std::string_view subject) {
+  const sql::Rows rows = CRETO_TRY(
+      subject.empty() ? tx.query("SELECT doc FROM billing_profiles WHERE org = $1 ORDER BY subject LIMIT 10000", {org})
+                      : tx.query("SELECT doc FROM billing_profiles WHERE org = $1 AND subject = $2", {org, subject}));
+  return read_all<BillingProfile>(rows, [](const sql::Row& row) { return billing_profile_from_json(row.text(0)); });
+}
+
 Result<> put_coupon(sql::Tx& tx, const std::string& org, const Coupon& coupon) {
   const std::string doc = CRETO_TRY(to_json(coupon));
   CRETO_TRY(
@@ -641,9 +668,10 @@ Result<Extras> extras(sql::Tx& tx, const std::string& org) {
   const sql::Rows rows = CRETO_TRY(
       tx.query("SELECT CASE WHEN EXISTS (SELECT 1 FROM billing_applied_coupons WHERE org = $1) THEN 1 ELSE 0 END, "
                "CASE WHEN EXISTS (SELECT 1 FROM billing_credits WHERE org = $1) OR EXISTS (SELECT 1 FROM "
-               "billing_top_ups WHERE org = $1) THEN 1 ELSE 0 END",
+               "billing_top_ups WHERE org = $1) THEN 1 ELSE 0 END, CASE WHEN EXISTS (SELECT 1 FROM billing_profiles "
+               "WHERE org = $1) THEN 1 ELSE 0 END",
                {org}));
-  return Extras{rows.front().integer(0) != 0, rows.front().integer(1) != 0};
+  return Extras{rows.front().integer(0) != 0, rows.front().integer(1) != 0, rows.front().integer(2) != 0};
 }
 
 }  // namespace creto::metering::billing

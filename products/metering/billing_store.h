@@ -96,6 +96,12 @@ Result<> insert_batch(sql::Tx& tx, const std::string& org, std::string_view batc
 Result<> sign_invoice_in(sql::Tx& tx, const std::string& org, const InvoiceId& id, std::string_view batch,
                          const InvoiceProof& proof);
 
+Result<> put_profile(sql::Tx& tx, const std::string& org, const BillingProfile& profile);
+/// False where there is none.
+Result<bool> delete_profile(sql::Tx& tx, const std::string& org, std::string_view subject);
+/// Of one subject unless empty.
+Result<std::vector<BillingProfile>> list_profiles(sql::Tx& tx, const std::string& org, std::string_view subject);
+
 Result<> put_coupon(sql::Tx& tx, const std::string& org, const Coupon& coupon);
 Result<std::optional<Coupon>> find_coupon(sql::Tx& tx, const std::string& org, std::string_view id);
 Result<std::vector<Coupon>> list_coupons(sql::Tx& tx, const std::string& org);
@@ -120,10 +126,12 @@ Result<> set_top_up_pending(sql::Tx& tx, const std::string& org, std::string_vie
 Result<> insert_note(sql::Tx& tx, const std::string& org, const CreditNote& note);
 Result<std::vector<CreditNote>> list_notes(sql::Tx& tx, const std::string& org, const InvoiceId& invoice);
 
-/// Whether the organization has any coupons applied, credits, top-ups; so that most invoices ask no further.
+/// Whether the organization has any coupons applied, credits, top-ups, billing profiles; so that most invoices ask no
+/// further.
 struct Extras {
   bool coupons = false;
   bool credits = false;
+  bool profiles = false;
 };
 Result<Extras> extras(sql::Tx& tx, const std::string& org);
 

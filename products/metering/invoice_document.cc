@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "creto/common/identity.h"
 #include "creto/common/json.h"
 #include "invoicing.h"
 #include "names.h"
@@ -14,6 +15,49 @@ constexpr int schema_version = 2;
 constexpr std::size_t document_bytes_max = 8 << 20;
 
 Json period_json(Period period) { return {{"begin", to_rfc3339(period.begin)}, {"end", to_rfc3339(period.end)}}; }
+
+Json party_json(const BillingParty& party) {
+  Json json = Json::object();
+  const auto put = [&](const char* name, const auto& value) {
+    if (!value.empty()) json[name] = value;
+  };
+  put("name", party.name);
+  put("address", party.address);
+  put("tax_id", party.tax_id);
+  put("email", party.email);
+  put("payment", party.payment);
+  return json;
+}
+
+std::vector<std::string> lines_of(JsonReader& reader, std::string_view key) {
+  std::vector<std::string> lines;
+  for (const Json& line : reader.array(key)) {
+    if (!line.is_string()) {
+      reader.refuse(key, "must hold texts");
+      break;
+    }
+    lines.push_back(line.get<std::string>());
+  }
+  return lines;
+}
+
+/// The members of a party; others are the caller's.
+BillingParty party_of(JsonReader& reader) {
+  BillingParty party;
+  party.name = reader.text_or("name", "");
+  party.address = lines_of(reader, "address");
+  party.tax_id = reader.text_or("tax_id", "");
+  party.email = reader.text_or("email", "");
+  party.payment = lines_of(reader, "payment");
+  return party;
+}
+
+Result<BillingParty> party_from(const Json& json, const std::string& path) {
+  JsonReader reader(json, path);
+  BillingParty party = party_of(reader);
+  CRETO_TRY(reader.finish());
+  return party;
+}
 
 Decimal decimal_of(JsonReader& reader, std::string_view key) {
   const auto value = Decimal::parse(reader.text(key));
@@ -132,6 +176,8 @@ Result<std::string> invoice_document(const Invoice& invoice) {
       {"total", invoice.total.to_fixed(places)},
       {"credited", invoice.credited.to_fixed(places)}};
   if (invoice.due_at) json["due_at"] = to_rfc3339(*invoice.due_at);
+  if (!invoice.issuer.empty()) json["issuer"] = party_json(invoice.issuer);
+  if (!invoice.customer.empty()) json["customer"] = party_json(invoice.customer);
   return canonical_json(json);
 }
 
@@ -152,6 +198,8 @@ Result<Invoice> invoice_from_document(std::string document) {
   invoice.issued_at = instant_of(reader, "issued_at");
   if (!reader.any("due_at").is_null()) invoice.due_at = instant_of(reader, "due_at");
   const std::string currency = reader.text("currency");
+  const Json& issuer = reader.object("issuer");
+  const Json& customer = reader.object("customer");
   const Json& lines = reader.array("lines");
   const Json& entries = reader.array("entries");
   invoice.total = decimal_of(reader, "total");
@@ -162,6 +210,8 @@ Result<Invoice> invoice_from_document(std::string document) {
   invoice.currency = CRETO_TRY(Currency::parse(currency));
   invoice.period = CRETO_TRY(period_from(period, "invoice.period"));
 
+  invoice.issuer = CRETO_TRY(party_from(issuer, "invoice.issuer"));
+  invoice.customer = CRETO_TRY(party_from(customer, "invoice.customer"));
   JsonReader plan(plan_json, "invoice.plan");
   invoice.plan_id = plan.text("id");
   invoice.plan_version = plan.integer("version");
@@ -203,6 +253,53 @@ std::string invoice_csv(const Invoice& invoice) {
          entry.rate.is_zero() ? "" : entry.rate.to_string(), entry.amount.to_fixed(places), invoice.currency.code()});
   }
   return csv;
+}
+
+bool BillingParty::empty() const { return *this == BillingParty(); }
+
+Result<> validate(const BillingParty& party, std::string_view path) {
+  const auto text = [&](std::string_view field, const std::string& value, std::size_t bytes_max) -> Result<> {
+    if (value.size() <= bytes_max && is_valid_utf8(value)) return {};
+    return Error(Product::metering, ErrorKind::invalid_input,
+                 fmt::format("{}.{}: must be at most {} bytes of UTF-8", path, field, bytes_max));
+  };
+  CRETO_TRY(text("name", party.name, 256));
+  CRETO_TRY(text("tax_id", party.tax_id, 64));
+  CRETO_TRY(text("email", party.email, 254));
+  for (const auto& [field, lines] : {std::pair("address", &party.address), {"payment", &party.payment}}) {
+    if (lines->size() > 8)
+      return Error(Product::metering, ErrorKind::invalid_input,
+                   fmt::format("{}.{}: must be at most 8 lines", path, field));
+    for (const std::string& line : *lines) {
+      CRETO_TRY(text(field, line, 128));
+      if (line.empty())
+        return Error(Product::metering, ErrorKind::invalid_input,
+                     fmt::format("{}.{}: must have no empty lines", path, field));
+    }
+  }
+  return {};
+}
+
+Result<std::string> to_json(const BillingProfile& profile) {
+  Json json = party_json(profile.party);
+  json["schema_version"] = 1;
+  json["subject"] = profile.subject;
+  return canonical_json(json);
+}
+
+Result<BillingProfile> billing_profile_from_json(std::string_view text) {
+  const Json json = CRETO_TRY(parse_json(text, {.bytes_max = 16 << 10, .depth_max = 4}));
+  JsonReader reader(json, "billing_profile");
+  if (reader.integer_or("schema_version", 1) != 1) reader.refuse("schema_version", "must be 1");
+  BillingProfile profile;
+  profile.subject = reader.text("subject");
+  profile.party = party_of(reader);
+  if (!Identity::parse(profile.subject)) reader.refuse("subject", "must be an identity");
+  if (profile.party.name.empty()) reader.refuse("name", "is required");
+  if (!profile.party.payment.empty()) reader.refuse("payment", "is of who bills, not of who is billed");
+  CRETO_TRY(reader.finish());
+  CRETO_TRY(validate(profile.party, "billing_profile"));
+  return profile;
 }
 
 Result<std::string> to_json(const Coupon& coupon) {

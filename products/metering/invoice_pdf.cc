@@ -81,12 +81,16 @@ std::string first_plane(std::string_view utf8) {
 }
 
 /// Whether some text of the invoice needs more than Latin-1.
-bool needs_unicode(const Invoice& invoice, std::string_view issuer) {
+bool needs_unicode(const Invoice& invoice) {
   bool needs = false;
   const auto look = [&](std::string_view text) {
     each_character(text, [&](std::string_view bytes, bool has) { needs = needs || (!has && bytes.size() > 1); });
   };
-  look(issuer);
+  for (const BillingParty* party : {&invoice.issuer, &invoice.customer}) {
+    for (const std::string* text : {&party->name, &party->tax_id, &party->email}) look(*text);
+    for (const std::string& line : party->address) look(line);
+    for (const std::string& line : party->payment) look(line);
+  }
   look(invoice.agent);
   look(invoice.plan_name);
   for (const InvoiceLine& line : invoice.lines) {
@@ -198,6 +202,38 @@ class Sheet {
     const std::string encoded = shortened(encode(content), size, limit, false);
     draw(x - width(encoded, size, false), at_y, encoded, size, colour, false);
   }
+  /// Lines no wider than `limit`, broken between words where that can be; at most `lines_max`, the last one cut.
+  std::vector<std::string> wrapped(std::string_view content, float size, float limit, std::size_t lines_max) {
+    std::vector<std::string> lines{""};
+    const std::string encoded = encode(content);
+    for (std::size_t begin = 0; begin < encoded.size();) {
+      const std::size_t end = std::min(encoded.find(' ', begin), encoded.size());
+      std::string word = encoded.substr(begin, end - begin);
+      begin = end + 1;
+      const std::string joined = lines.back().empty() ? word : lines.back() + " " + word;
+      if (width(joined, size, false) <= limit) {
+        lines.back() = joined;
+        continue;
+      }
+      if (lines.size() == lines_max) {
+        const std::string rest = begin < encoded.size() ? joined + " " + encoded.substr(begin) : joined;
+        lines.back() = shortened(rest, size, limit, false);
+        return lines;
+      }
+      if (!lines.back().empty()) lines.emplace_back();
+      while (lines.size() < lines_max && width(word, size, false) > limit) {
+        const std::size_t fits = fitting(word, size, limit);
+        lines.back() = word.substr(0, fits);
+        word.erase(0, fits);
+        lines.emplace_back();
+      }
+      lines.back() = shortened(word, size, limit, false);
+    }
+    return lines;
+  }
+  void encoded_text(float x, float at_y, const std::string& line, float size, Colour colour) {
+    draw(x, at_y, line, size, colour, false);
+  }
   void line(float at_y, Colour colour = rule, float thickness = 0.75f) {
     HPDF_Page_SetRGBStroke(page_, colour.r, colour.g, colour.b);
     HPDF_Page_SetLineWidth(page_, thickness);
@@ -230,6 +266,19 @@ class Sheet {
   float y = 0;
 
  private:
+  /// How many bytes of it, at least a character, are no wider than `limit`.
+  std::size_t fitting(const std::string& encoded, float size, float limit) {
+    const auto continues = [&](std::size_t at) {
+      return unicode_ && at < encoded.size() && (static_cast<unsigned char>(encoded[at]) & 0xC0) == 0x80;
+    };
+    std::size_t fits = 0;
+    for (std::size_t next = 1; next <= encoded.size(); ++next) {
+      if (continues(next)) continue;
+      if (fits > 0 && width(encoded.substr(0, next), size, false) > limit) break;
+      fits = next;
+    }
+    return fits;
+  }
   std::string shortened(std::string encoded, float size, float limit, bool bold) {
     if (width(encoded, size, bold) <= limit) return encoded;
     while (!encoded.empty() && width(encoded + "...", size, bold) > limit) {
@@ -260,6 +309,14 @@ class Sheet {
   std::vector<HPDF_Page> pages_;
 };
 
+/// What names somebody, under his name.
+std::vector<std::string> lines_of(const BillingParty& party) {
+  std::vector<std::string> lines = party.address;
+  if (!party.tax_id.empty()) lines.push_back("Tax ID " + party.tax_id);
+  if (!party.email.empty()) lines.push_back(party.email);
+  return lines;
+}
+
 constexpr float units_column = 372;
 constexpr float events_column = 432;
 
@@ -284,30 +341,45 @@ void keep_room(Sheet& sheet, float height) {
   sheet.y -= 20;
 }
 
-Bytes draw(const Invoice& invoice, std::string_view issuer, const std::filesystem::path& fonts) {
+Bytes draw(const Invoice& invoice, const std::filesystem::path& fonts) {
   std::error_code ignored;
   const bool there =
       std::filesystem::exists(fonts / regular_file, ignored) && std::filesystem::exists(fonts / bold_file, ignored);
-  Sheet sheet(invoice, fonts, there && needs_unicode(invoice, issuer));
+  Sheet sheet(invoice, fonts, there && needs_unicode(invoice));
   const TimeZone zone = zone_of(invoice);
   const int places = invoice.currency.places();
   const auto money = [&](const Decimal& amount) { return grouped(amount.to_fixed(places)); };
 
   sheet.box(0, page_height - 10, page_width, 10, accent);
   sheet.y -= 24;
-  sheet.text_within(margin, sheet.y, issuer, 13, accent, 300, true);
+  sheet.text_within(margin, sheet.y, invoice.issuer.name, 13, accent, 300, true);
   sheet.text_right(right, sheet.y - 4, invoice.status == InvoiceStatus::draft ? "Draft invoice" : "Invoice", 26, ink,
                    true);
   sheet.y -= 28;
   sheet.text_right(right, sheet.y, number_of(invoice), 10, grey);
-  sheet.y -= 38;
+  float below = sheet.y + 12;
+  for (const std::string& line : lines_of(invoice.issuer)) {
+    sheet.text_within(margin, below, line, 8, grey, 300);
+    below -= 11;
+  }
+  sheet.y = std::min(sheet.y, below + 11) - 38;
 
   const float second = 330;
   const auto field = [&](float x, std::string_view name, std::string_view value, float limit) {
     sheet.text(x, sheet.y, name, 7.5f, grey, true);
     sheet.text_within(x, sheet.y - 15, value, 9.5f, ink, limit);
   };
-  field(margin, "BILLED TO", invoice.agent, right - margin);
+  if (invoice.customer.empty()) {
+    field(margin, "BILLED TO", invoice.agent, right - margin);
+  } else {
+    field(margin, "BILLED TO", invoice.customer.name, right - margin);
+    for (const std::string& line : lines_of(invoice.customer)) {
+      sheet.y -= 12;
+      sheet.text_within(margin, sheet.y - 15, line, 9.5f, ink, right - margin);
+    }
+    sheet.y -= 12;
+    sheet.text_within(margin, sheet.y - 15, invoice.agent, 8, grey, right - margin);
+  }
   sheet.y -= 42;
   field(margin, "SUBSCRIPTION", invoice.subscription.to_string(), second - margin - 16);
   std::string issued = date(zone.day_of(invoice.issued_at));
@@ -320,22 +392,28 @@ Bytes draw(const Invoice& invoice, std::string_view issuer, const std::filesyste
 
   table_head(sheet);
   for (const InvoiceLine& line : invoice.lines) {
-    if (sheet.y < margin + 60) {
-      sheet.new_page();
-      sheet.y -= 20;
-      table_head(sheet);
-    }
     std::string description =
         line.group.empty() ? line.description : fmt::format("{} ({})", line.description, line.group);
     if (line.kind == LineKind::adjustment) description = "Adjustment: " + description;
     const bool other_period = line.period != invoice.period;
-    sheet.text_within(margin, sheet.y + (other_period ? 4.f : 0.f), description, 9.5f, ink, 240);
-    if (other_period) sheet.text_within(margin, sheet.y - 5, period_text(line.period, zone), 7, grey, 240);
+    const std::vector<std::string> described = sheet.wrapped(description, 9.5f, 240, 6);
+    const float more = 12.f * static_cast<float>(described.size() - 1);
+    if (sheet.y < margin + 60 + more) {
+      sheet.new_page();
+      sheet.y -= 20;
+      table_head(sheet);
+    }
+    float at = sheet.y + (other_period ? 4.f : 0.f);
+    for (const std::string& one : described) {
+      sheet.encoded_text(margin, at, one, 9.5f, ink);
+      at -= 12;
+    }
+    if (other_period) sheet.text_within(margin, at + 3, period_text(line.period, zone), 7, grey, 240);
     sheet.text_right(units_column, sheet.y, grouped(line.units.to_string()), 9.5f, ink);
     if (line.events != 0) sheet.text_right(events_column, sheet.y, grouped(std::to_string(line.events)), 9.5f, grey);
     sheet.text_right(right, sheet.y, money(line.amount), 9.5f, ink);
-    sheet.line(sheet.y - 9);
-    sheet.y -= row_height;
+    sheet.line(sheet.y - more - 9);
+    sheet.y -= more + row_height;
   }
 
   if (!invoice.entries.empty()) {
@@ -363,6 +441,15 @@ Bytes draw(const Invoice& invoice, std::string_view issuer, const std::filesyste
                      grey);
   }
   sheet.y -= 16;
+  if (!invoice.issuer.payment.empty()) {
+    keep_room(sheet, 40 + 12 * static_cast<float>(invoice.issuer.payment.size()));
+    sheet.text(margin, sheet.y, "PAYMENT", 7.5f, grey, true);
+    for (const std::string& line : invoice.issuer.payment) {
+      sheet.y -= 13;
+      sheet.text_within(margin, sheet.y, line, 9.5f, ink, right - margin);
+    }
+    sheet.y -= 28;
+  }
   keep_room(sheet, 40);
   sheet.text(margin, sheet.y,
              fmt::format("Each fee is computed exactly and rounded once, half up. Times are those of {}.", zone.name()),
@@ -378,9 +465,9 @@ Bytes draw(const Invoice& invoice, std::string_view issuer, const std::filesyste
 
 }  // namespace
 
-Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer, const std::filesystem::path& fonts) {
+Result<Bytes> render_pdf(const Invoice& invoice, const std::filesystem::path& fonts) {
   try {
-    return draw(invoice, issuer, fonts);
+    return draw(invoice, fonts);
   } catch (const PdfFailure& failure) {
     return Error(Product::metering, ErrorKind::internal,
                  fmt::format("the PDF library failed with {:#x}", failure.code));

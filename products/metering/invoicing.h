@@ -38,7 +38,7 @@ Result<Invoice> invoice_from_document(std::string document);
 /// The invoice on A4, for people. The same invoice gives the same bytes. Texts beyond Latin-1 are set in DejaVuSans.ttf
 /// and DejaVuSans-Bold.ttf of `fonts`; where these are not there, they have question marks. Errors: internal where the
 /// PDF library fails.
-Result<Bytes> render_pdf(const Invoice& invoice, std::string_view issuer, const std::filesystem::path& fonts);
+Result<Bytes> render_pdf(const Invoice& invoice, const std::filesystem::path& fonts);
 
 /// The bytes of an invoice that are signed, or are the leaf of a batch.
 std::string invoice_leaf(std::string_view document);

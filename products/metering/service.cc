@@ -20,6 +20,21 @@ Nanos attribution_ttl(sql::Database& database) {
   return database.dialect() == sql::Dialect::postgres ? Nanos(std::chrono::seconds(60)) : std::chrono::hours(1);
 }
 
+Result<> check_options(const MeteringOptions& options) {
+  const auto within = [](std::string_view name, Nanos value, Nanos least, Nanos most) -> Result<> {
+    if (value >= least && value <= most) return {};
+    return error(ErrorKind::invalid_input,
+                 fmt::format("metering.{}: must be {} to {}", name, creto::to_string(least), creto::to_string(most)));
+  };
+  using namespace std::chrono_literals;
+  constexpr Nanos year = std::chrono::days(366);
+  CRETO_TRY(within("idempotency_window", options.idempotency_window, 1min, year));
+  CRETO_TRY(within("event_age_max", options.event_age_max, 1h, 100 * year));
+  CRETO_TRY(within("event_ahead_max", options.event_ahead_max, 0s, 24h));
+  CRETO_TRY(within("hold_max", options.hold_max, 1min, year));
+  return validate(options.issuer, "metering.issuer");
+}
+
 }  // namespace
 
 MeteringProbe::MeteringProbe(Telemetry& telemetry)
@@ -87,7 +102,6 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
         return {};
       }));
   recount->finish(untold_);
-  recorded_ = ledger_->position().end;
   columns_ = CRETO_TRY(ColumnStore::open(*ledger_, files, directory / "columns", telemetry_));
   rules_ = {};
   return {};
@@ -126,7 +140,10 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
                     .prices_of = [this](const std::string& org) { return prices_of(org); },
                     .find_events = [this](auto ids, auto whose) { return columns_->find(ids, whose); }});
   if (counters.empty()) return {};
-  auto younger = limits_.load(counters);
+  layout::Reader reader(counters);
+  if (reader.text() != options_.currency.code() || !reader.ok())
+    return error(ErrorKind::invalid_input, "the checkpoint counts another currency");
+  auto younger = limits_.load(counters.last(reader.left()));
   if (!younger) {
     limits_ = Limits({.detect = options_.detect_anomalies});
     CRETO_TRY(put_rules());
@@ -151,6 +168,7 @@ Result<> MeteringService::checkpoint() {
   CRETO_TRY(ledger_->checkpoint(
       [this](Bytes& out) {
         if (intake_->untold() > 0) return false;
+        layout::put_sized(out, options_.currency.code());
         limits_.begin_copy(out);
         return true;
       },
@@ -327,7 +345,7 @@ Result<> MeteringService::tell_what_waits() {
 /// The audit log vouches for the usage log by the hash of its last block, which names all before it.
 Result<> MeteringService::record_head() {
   const Ledger::Position position = ledger_->position();
-  if (position.end == recorded_) return {};
+  if (position.end == recorded_ || position.head == Hash256{}) return {};
   const Context ctx = Context::of_service(self_);
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) {
     return audit_change(tx, ctx, "usage_recorded",
@@ -353,6 +371,7 @@ Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, 
                                                        consensus::TimestampSource& timestamps,
                                                        InvoiceDelivery& delivery, const Clock& clock,
                                                        Telemetry& telemetry, MeteringOptions options) {
+  CRETO_TRY(check_options(options));
   CRETO_TRY(audit::prepare(database));
   CRETO_TRY(store::migrate(database));
   CRETO_TRY(billing::migrate(database));

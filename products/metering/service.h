@@ -108,6 +108,9 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<Credit> void_credit(const Context& ctx, const CreditId& id) override;
   Result<std::vector<Credit>> list_credits(const Context& ctx, std::string_view agent) override;
   Result<TopUp> set_top_up(const Context& ctx, const TopUp& top_up) override;
+  Result<BillingProfile> set_billing_profile(const Context& ctx, const BillingProfile& profile) override;
+  Result<> delete_billing_profile(const Context& ctx, std::string_view subject) override;
+  Result<std::vector<BillingProfile>> list_billing_profiles(const Context& ctx, std::string_view subject) override;
   Result<Coupon> put_coupon(const Context& ctx, const Coupon& coupon) override;
   Result<std::vector<Coupon>> list_coupons(const Context& ctx) override;
   Result<> apply_coupon(const Context& ctx, const SubscriptionId& subscription, std::string_view coupon) override;
@@ -157,6 +160,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> tell_what_waits();
   Result<> verify_keys(BlockAddress until, UsageVerification& found);
   Result<> verify_batches(BlockAddress until, UsageVerification& found);
+  Result<> verify_heads(UsageVerification& found);
+  Result<> verify_columns(UsageVerification& found);
   Result<> put_rules();
   Result<> restore(Ledger& ledger, BytesView counters);
   Result<> checkpoint();
@@ -225,7 +230,11 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   /// Notices that could not be published yet.
   std::mutex untold_mutex_;
   std::vector<Intake::Reached> untold_;
-  BlockAddress recorded_;  ///< end of the log in the last audit record; of `tick`
+  /// When interim invoices were last thought about, where the log ended and what was subscribed to; of `tick`.
+  Instant interims_at_{};
+  BlockAddress interims_until_;
+  std::uint64_t interims_version_ = 0;
+  BlockAddress recorded_;  ///< end of the log in this process's last audit record; of `tick`
   std::mutex checkpoint_mutex_;
   std::uint64_t saved_events_ = 0;  ///< of the last checkpoint
   std::mutex signing_mutex_;        ///< one batch at a time

@@ -228,6 +228,29 @@ Result<std::vector<CreditNote>> MeteringService::list_credit_notes(const Context
   return sql::read(database_, ctx, [&](sql::Tx& tx) { return billing::list_notes(tx, ctx.org, invoice); });
 }
 
+Result<BillingProfile> MeteringService::set_billing_profile(const Context& ctx, const BillingProfile& profile) {
+  const std::string text = CRETO_TRY(to_json(profile));
+  const BillingProfile checked = CRETO_TRY(billing_profile_from_json(text));
+  return sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<BillingProfile> {
+    CRETO_TRY(billing::put_profile(tx, ctx.org, checked));
+    CRETO_TRY(audit_change(tx, ctx, "billing_profile_set", "metering:billing_profile:" + checked.subject));
+    return checked;
+  });
+}
+
+Result<> MeteringService::delete_billing_profile(const Context& ctx, std::string_view subject) {
+  return database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    const bool gone = CRETO_TRY(billing::delete_profile(tx, ctx.org, subject));
+    if (!gone) return not_found("billing profile", subject);
+    return audit_change(tx, ctx, "billing_profile_deleted", fmt::format("metering:billing_profile:{}", subject));
+  });
+}
+
+Result<std::vector<BillingProfile>> MeteringService::list_billing_profiles(const Context& ctx,
+                                                                           std::string_view subject) {
+  return sql::read(database_, ctx, [&](sql::Tx& tx) { return billing::list_profiles(tx, ctx.org, subject); });
+}
+
 Result<Coupon> MeteringService::put_coupon(const Context& ctx, const Coupon& coupon) {
   const std::string text = CRETO_TRY(to_json(coupon));
   const Coupon checked = CRETO_TRY(coupon_from_json(text));

@@ -49,7 +49,7 @@ Result<Invoice> MeteringService::issue_invoice(const Context& ctx, const Subscri
     if (earlier && earlier->invoice.status != InvoiceStatus::draft) return std::move(earlier->invoice);
     auto stored = CRETO_TRY(billing::find_subscription(tx, ctx.org, id));
     if (!stored) return not_found("subscription", id.to_string());
-    Biller biller(tx, ctx, now, source);
+    Biller biller(tx, ctx, now, source, options_.issuer);
     std::optional<Invoice> last;
     const auto drafts = CRETO_TRY(billing::drafts_until(tx, ctx.org, id, end));
     for (const StoredInvoice& draft : drafts) {
@@ -126,7 +126,7 @@ Result<> MeteringService::ask_ahead(FactSource& source, Instant now, std::size_t
     std::vector<StoredSubscription> due = CRETO_TRY(billing::due_subscriptions(tx, now, count));
     if (due.empty()) return {};
     ctx.org = due.front().org;
-    return Biller(tx, ctx, now, source).ask_ahead(due);
+    return Biller(tx, ctx, now, source, options_.issuer).ask_ahead(due);
   }));
   return source.fetch();
 }
@@ -136,7 +136,7 @@ Result<std::size_t> MeteringService::bill_some(Context& ctx, FactSource& source,
     std::vector<StoredSubscription> marked = CRETO_TRY(billing::due_subscriptions(tx, now, chunk));
     if (marked.empty()) return 0U;
     ctx.org = marked.front().org;
-    Biller biller(tx, ctx, now, source);
+    Biller biller(tx, ctx, now, source, options_.issuer);
     std::vector<StoredSubscription> due;
     std::vector<StoredSubscription> closed;
     for (StoredSubscription& one : marked) {
@@ -166,7 +166,7 @@ Result<std::size_t> MeteringService::finalize_some(Context& ctx, Instant now) {
   const auto finalize = [&](sql::Tx& tx) -> Result<std::size_t> {
     const std::vector<StoredInvoice> drafts = CRETO_TRY(billing::due_drafts(tx, now, chunk, ctx.org));
     if (drafts.empty()) return 0U;
-    const auto answers = CRETO_TRY(Biller(tx, ctx, now, source).finalize(drafts));
+    const auto answers = CRETO_TRY(Biller(tx, ctx, now, source, options_.issuer).finalize(drafts));
     for (std::size_t i = 0; i < drafts.size(); ++i) {
       if (answers[i]) continue;
       log_failure(ctx, drafts[i].invoice.id.to_string(), answers[i].error());
@@ -178,6 +178,12 @@ Result<std::size_t> MeteringService::finalize_some(Context& ctx, Instant now) {
 }
 
 Result<> MeteringService::bill_interims() {
+  // Only what is used, or agreed on anew, can want one; now and then what was used ahead of time.
+  const BlockAddress until = ledger_->position().end;
+  const std::uint64_t version = subscriptions_changed_.load();
+  const bool same = until == interims_until_ && version == interims_version_;
+  if (same && clock_.now() < interims_at_ + options_.event_ahead_max) return {};
+  bool all_billed = true;
   Context ctx = Context::of_service(self_);
   const Instant now = clock_.now();
   std::vector<StoredSubscription> watched =
@@ -189,18 +195,27 @@ Result<> MeteringService::bill_interims() {
     const std::span of_org = std::span(watched).subspan(begin, end - begin);
     ctx.org = of_org.front().org;
     const std::vector<Biller::Wanting> wanting = CRETO_TRY(with_facts(source, [&] {
-      return sql::read(database_, ctx,
-                       [&](sql::Tx& tx) { return Biller(tx, ctx, now, source).wanting_interim(of_org); });
+      return sql::read(database_, ctx, [&](sql::Tx& tx) {
+        return Biller(tx, ctx, now, source, options_.issuer).wanting_interim(of_org);
+      });
     }));
     for (const auto& [i, scope] : wanting) {
       StoredSubscription& stored = of_org[i];
       const auto billed = with_facts(source, [&, scope = scope] {
-        return sql::write(database_, ctx,
-                          [&](sql::Tx& tx) { return Biller(tx, ctx, now, source).bill_interim(stored, now, scope); });
+        return sql::write(database_, ctx, [&](sql::Tx& tx) {
+          return Biller(tx, ctx, now, source, options_.issuer).bill_interim(stored, now, scope);
+        });
       });
-      if (!billed) log_failure(ctx, stored.subscription.id.to_string(), billed.error());
+      if (billed) continue;
+      all_billed = false;
+      log_failure(ctx, stored.subscription.id.to_string(), billed.error());
     }
     begin = end;
+  }
+  if (all_billed) {
+    interims_until_ = until;
+    interims_version_ = version;
+    interims_at_ = now;
   }
   return {};
 }
@@ -281,7 +296,7 @@ Result<Invoice> MeteringService::get_invoice(const Context& ctx, const InvoiceId
   const auto read = [&](sql::Tx& tx) -> Result<Invoice> {
     StoredInvoice stored = CRETO_TRY(stored_invoice(tx, ctx.org, id));
     if (stored.invoice.status != InvoiceStatus::draft) return std::move(stored.invoice);
-    return Biller(tx, ctx, clock_.now(), source).preview(stored);
+    return Biller(tx, ctx, clock_.now(), source, options_.issuer).preview(stored);
   };
   return with_facts(source, [&] { return sql::read(database_, ctx, read); });
 }
@@ -297,7 +312,7 @@ Result<std::vector<Invoice>> MeteringService::list_invoices(const Context& ctx,
 
 Result<Bytes> MeteringService::invoice_pdf(const Context& ctx, const InvoiceId& id) {
   const Invoice invoice = CRETO_TRY(get_invoice(ctx, id));
-  return render_pdf(invoice, options_.issuer, options_.fonts);
+  return render_pdf(invoice, options_.fonts);
 }
 
 Result<Invoice> MeteringService::settle_invoice(const Context& ctx, const InvoiceId& id, InvoiceStatus status,
@@ -335,7 +350,7 @@ Result<Invoice> MeteringService::settle_invoice(const Context& ctx, const Invoic
 Result<> MeteringService::deliver(const Context& ctx, const InvoiceId& id) {
   Invoice invoice = CRETO_TRY(get_invoice(ctx, id));
   if (invoice.sent) return {};
-  const Bytes pdf = CRETO_TRY(render_pdf(invoice, options_.issuer, options_.fonts));
+  const Bytes pdf = CRETO_TRY(render_pdf(invoice, options_.fonts));
   const Context self = own(ctx);
   if (invoice.pdf_object.empty()) {
     invoice.pdf_object = CRETO_TRY(delivery_.keep(self, invoice, pdf));

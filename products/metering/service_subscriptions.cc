@@ -118,7 +118,7 @@ Result<Subscription> MeteringService::subscribe(const Context& ctx, const NewSub
     stored.billed_until = now;
     FactSource source = facts();
     stored.seen = source.end();
-    Biller biller(tx, ctx, now, source);
+    Biller biller(tx, ctx, now, source, options_.issuer);
     const auto opening = CRETO_TRY(biller.opening_lines(subscription, now));
     stored.opened = opening.empty();
     CRETO_TRY(biller.schedule(stored));
@@ -168,7 +168,7 @@ Result<Subscription> MeteringService::change_subscription(const Context& ctx, co
     const auto newest = CRETO_TRY(billing::find_plan(tx, ctx.org, change.terms.plan_id, change.terms.plan_version));
     if (!newest) return not_found("plan", change.terms.plan_id);
     FactSource source = facts();
-    Biller biller(tx, ctx, now, source);
+    Biller biller(tx, ctx, now, source, options_.issuer);
     const auto before = CRETO_TRY(biller.plan_of(subscription.terms_at(now)));
     SubscriptionTerms next = change.terms;
     next.plan_version = newest->version;
@@ -221,7 +221,7 @@ Result<Subscription> MeteringService::end_subscription(const Context& ctx, const
     subscription.ended_at = now;
     std::erase_if(subscription.terms, [&](const SubscriptionTerms& terms) { return terms.from > now; });
     FactSource source = facts();
-    CRETO_TRY(Biller(tx, ctx, now, source).schedule(stored));
+    CRETO_TRY(Biller(tx, ctx, now, source, options_.issuer).schedule(stored));
     CRETO_TRY(billing::put_subscription(tx, stored));
     CRETO_TRY(audit_change(tx, ctx, "subscription_ended", resource_of(id)));
     return subscription;

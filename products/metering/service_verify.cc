@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <map>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "account_names.h"
+#include "creto/common/json.h"
 #include "creto/crypto/hash.h"
 #include "ledger/batch_proof.h"
 #include "service.h"
 #include "service_words.h"
+#include "usage_query.h"
 
 namespace creto::metering {
 namespace {
@@ -76,7 +80,113 @@ class ReadCorrections {
   std::map<RowPlace, Hash256> copies_;
 };
 
+/// What queries should find, by the keys that they would give a row.
+class Sums {
+ public:
+  using Keys = std::vector<std::string>;
+  struct Sum {
+    std::int64_t events = 0;
+    Decimal units, cost;
+  };
+  Result<> add(const std::string& org, const Keys& keys, const RecordView& record, const Currency& accounting) {
+    Sum& sum = sums_[org][keys];
+    ++sum.events;
+    const Decimal units = CRETO_TRY(Decimal::parse(record.units));
+    sum.units = CRETO_TRY(Decimal::add(sum.units, units));
+    if (record.currency != accounting.code()) return {};
+    const Decimal cost = CRETO_TRY(Decimal::parse(record.cost));
+    sum.cost = CRETO_TRY(Decimal::add(sum.cost, cost));
+    return {};
+  }
+  /// Asks page after page.
+  Result<> compare(std::string_view what, UsageQuery query,
+                   const std::function<Result<UsageReport>(const std::string& org, const UsageQuery&)>& ask,
+                   UsageVerification& found) const {
+    query.limit = UsageQuery::rows_max;
+    for (const auto& [org, sums] : sums_) {
+      std::size_t rows = 0;
+      query.after.clear();
+      do {
+        const UsageReport page = CRETO_TRY(ask(org, query));
+        for (const UsageRow& row : page.rows) {
+          const auto sum = sums.find(row.keys);
+          if (sum != sums.end() && sum->second.events == row.events && sum->second.units == row.units &&
+              sum->second.cost == row.cost.amount)
+            continue;
+          add_problem(found,
+                      fmt::format("columns: {} `{}` is not what the events say", what, fmt::join(row.keys, "`, `")));
+        }
+        rows += page.rows.size();
+        query.after = page.next;
+      } while (!query.after.empty());
+      found.sums += rows;
+      if (rows != sums.size())
+        add_problem(found, fmt::format("columns: have {} of {} sums by {}", rows, sums.size(), what));
+    }
+    return {};
+  }
+
+ private:
+  std::map<std::string, std::map<Keys, Sum>> sums_;
+};
+
 }  // namespace
+
+/// What queries read must be what the log says.
+Result<> MeteringService::verify_columns(UsageVerification& found) {
+  return columns_->use([&](const ColumnStore::All& all) -> Result<> {
+    const BlockAddress until = end_of(all);
+    const Subjects& subjects = ledger_->subjects();
+    std::set<RowPlace> taken_out;
+    CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
+      if (event.corrects) taken_out.insert(event.corrects->place);
+      return {};
+    }));
+    Sums by_day;
+    Sums by_agent;
+    CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
+      if (!event.record.voids.empty() || taken_out.contains(event.place())) return {};
+      const Subjects::Subject agent = subjects.subject(subjects.attribution(event.attribution).agent);
+      const std::string org(agent.org);
+      const std::string day = to_rfc3339(event.record.time).substr(0, 10);
+      CRETO_TRY(by_day.add(org, {std::string(event.record.type), day}, event.record, options_.currency));
+      return by_agent.add(org, {std::string(agent.name)}, event.record, options_.currency);
+    }));
+    const auto ask = [&](const std::string& org, const UsageQuery& query) {
+      return query_usage(all, subjects, ledger_->corrections(), org, options_.currency, query,
+                         [] { return Result<>(); });
+    };
+    using By = UsageGrouping::By;
+    UsageQuery query;
+    query.group_by = {{By::type, {}}, {By::day, {}}};
+    CRETO_TRY(by_day.compare("type and day", query, ask, found));
+    query.group_by = {{By::agent, {}}};
+    return by_agent.compare("agent", query, ask, found);
+  });
+}
+
+/// Every end of the log that was recorded must be in it still: who takes away the newest events, or all, is found so.
+Result<> MeteringService::verify_heads(UsageVerification& found) {
+  if (options_.audit == nullptr) return {};
+  const Context ctx = Context::of_service(self_);
+  CRETO_TRY(options_.audit->flush(ctx));
+  std::map<std::string, std::string> recorded;  // by head: when
+  audit::AuditFilter filter{.what = "usage_recorded", .limit = 1'000, .newest_first = false};
+  do {
+    const audit::AuditPage page = CRETO_TRY(options_.audit->query(ctx, filter));
+    for (const audit::AuditEntry& entry : page.entries) {
+      const Json metadata = CRETO_TRY(parse_json(entry.record.metadata));
+      recorded.emplace(metadata.value("head", ""), to_rfc3339(from_unix_ns(entry.record.timestamp.physical_ns)));
+    }
+    filter.cursor = page.next_cursor;
+  } while (!filter.cursor.empty());
+  found.heads = recorded.size();
+  CRETO_TRY(ledger_->scan_heads(ledger_->position().end, [&](const Hash256& head) { recorded.erase(hex(head)); }));
+  for (const auto& [head, when] : recorded)
+    add_problem(found,
+                fmt::format("log: what had been taken until {} is not in it, as block {} is missing", when, head));
+  return {};
+}
 
 /// Signatures of batches, by who reported them, under the keys that were in force when they arrived.
 Result<> MeteringService::verify_batches(BlockAddress until, UsageVerification& found) {
@@ -133,8 +243,8 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   std::vector<std::pair<std::string, Quota>> quotas;
   std::vector<std::pair<std::string, SubjectThreshold>> thresholds;
   {
-    // Rules stay as they are while the counters are copied; events go on as soon as the copy has begun.
-    const std::unique_lock rules(rules_mutex_);
+    // Rules stay as they are while the counters are copied, which need this mutex alone; events go on.
+    const std::shared_lock rules(rules_mutex_);
     const std::scoped_lock one(checkpoint_mutex_);
     CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
       quotas = CRETO_TRY(store::all_quotas(tx));
@@ -178,6 +288,8 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   CRETO_TRY(corrections.compare(*ledger_, until, found));
   CRETO_TRY(verify_keys(until, found));
   CRETO_TRY(verify_batches(until, found));
+  CRETO_TRY(verify_columns(found));
+  CRETO_TRY(verify_heads(found));
   return found;
 }
 

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <charconv>
+#include <compare>
 #include <map>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
 #include <thread>
@@ -14,6 +17,7 @@
 #include <utility>
 
 #include "creto/common/assert.h"
+#include "creto/common/json.h"
 
 namespace creto::metering {
 namespace {
@@ -256,6 +260,16 @@ class Question {
     const By by = query_.group_by[i].by;
     if (is_whom(by)) return code == 0 ? std::string() : std::string(subjects_.subject(code).name);
     return is_period(by) ? period_text(by, query_.zone, from_unix_ns(periods_.name(code))) : texts_.name(code);
+  }
+  /// What tells a key from others of its grouping, and orders it, also in another query.
+  std::string mark(std::size_t i, std::uint32_t code) const {
+    return is_period(query_.group_by[i].by) ? std::to_string(periods_.name(code)) : name(i, code);
+  }
+  std::strong_ordering compare(std::size_t i, std::uint32_t code, const std::string& mark) const {
+    if (!is_period(query_.group_by[i].by)) return name(i, code) <=> mark;
+    std::int64_t begin = 0;
+    std::from_chars(mark.data(), mark.data() + mark.size(), begin);
+    return periods_.name(code) <=> begin;
   }
   /// Whether key `a` stands before key `b`, other than by their numbers.
   bool before(std::size_t i, std::uint32_t a, std::uint32_t b) const {
@@ -786,28 +800,56 @@ Result<Decimal> decimal_of(Int128 nanos) {
 }
 
 /// The groups in the order that was asked for, no more than the limit.
+/// What `next` was made of. Errors: invalid_input.
+Result<std::vector<std::string>> marks_from(const UsageQuery& query) {
+  std::vector<std::string> marks;
+  const auto json = parse_json(query.after, {.bytes_max = UsageQuery::after_bytes_max, .depth_max = 2});
+  if (json && json->is_array()) {
+    for (const Json& mark : *json)
+      if (mark.is_string()) marks.push_back(mark.get<std::string>());
+  }
+  if (marks.size() != query.group_by.size() || query.group_by.empty())
+    return invalid("after: must be the `next` of an answer to the same query");
+  return marks;
+}
+
 class Ranking {
  public:
   Ranking(const Question& question, const Groups& groups) : question_(question), groups_(groups) {}
 
-  Result<std::vector<UsageRow>> rows() {
+  Result<> rank(UsageReport& usage) {
     rank_keys();
     CRETO_TRY(rank_fines());
     std::vector<std::uint32_t> order(groups_.totals.size());
     std::iota(order.begin(), order.end(), 0);
+    if (!question_.query().after.empty()) {
+      const auto marks = CRETO_TRY(marks_from(question_.query()));
+      std::erase_if(order, [&](std::uint32_t group) { return !is_behind(group, marks); });
+    }
     const std::size_t count = std::min(order.size(), question_.query().limit);
     std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
                       [this](std::uint32_t a, std::uint32_t b) { return before(a, b); });
-    std::vector<UsageRow> rows;
-    rows.reserve(count);
+    usage.rows.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
       UsageRow row = CRETO_TRY(this->row(order[i]));
-      rows.push_back(std::move(row));
+      usage.rows.push_back(std::move(row));
     }
-    return rows;
+    if (question_.query().order == UsageOrder::keys && count < order.size()) {
+      Json marks = Json::array();
+      for (std::size_t i = 0; i < ranks_.size(); ++i) marks.push_back(question_.mark(i, code(order[count - 1], i)));
+      usage.next = marks.dump();
+    }
+    return {};
   }
 
  private:
+  bool is_behind(std::uint32_t group, const std::vector<std::string>& marks) const {
+    for (std::size_t i = 0; i < marks.size(); ++i) {
+      const auto order = question_.compare(i, code(group, i), marks[i]);
+      if (order != std::strong_ordering::equal) return order == std::strong_ordering::greater;
+    }
+    return false;
+  }
   /// Gives the codes of each grouping ranks, so that names are compared once per code and not per pair of groups.
   void rank_keys() {
     ranks_.resize(question_.query().group_by.size());
@@ -939,6 +981,9 @@ Result<> check_usage_query(const UsageQuery& query) {
   if (query.limit == 0 || query.limit > UsageQuery::rows_max) {
     return invalid(fmt::format("limit: must be 1 to {}", UsageQuery::rows_max));
   }
+  if (query.after.empty()) return {};
+  if (query.order != UsageOrder::keys) return invalid("after: goes with the order of keys");
+  CRETO_TRY(marks_from(query));
   return {};
 }
 
@@ -969,7 +1014,7 @@ Result<UsageReport> query_usage(const ColumnStore::All& columns, const Subjects&
   }
   UsageReport usage;
   usage.groups = groups.front().totals.size();
-  usage.rows = CRETO_TRY(Ranking(question, groups.front()).rows());
+  CRETO_TRY(Ranking(question, groups.front()).rank(usage));
   return usage;
 }
 

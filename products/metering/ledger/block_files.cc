@@ -195,7 +195,7 @@ class BlockFiles final : public BlockLog {
         const auto block = CRETO_TRY(reader.next());
         if (!block || (before && *before != block->before)) return damaged(path, address.offset);
         before = block->hash;
-        CRETO_TRY(visit(address, block->content));
+        CRETO_TRY(visit(address, block->content, block->hash));
       }
     }
     return {};

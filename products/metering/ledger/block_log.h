@@ -36,7 +36,8 @@ class BlockLog {
  public:
   static constexpr std::size_t block_bytes_max = 32 << 20;
   static constexpr std::uint64_t segment_bytes_max = 1 << 30;  ///< `seal` before a block would begin beyond it
-  using Visit = std::function<Result<>(BlockAddress, BytesView)>;
+  /// Where a block lies, what is in it, and its hash, which names everything up to it.
+  using Visit = std::function<Result<>(BlockAddress, BytesView, const Hash256&)>;
 
   virtual ~BlockLog() = default;
 

@@ -123,7 +123,7 @@ class BlockTable final : public BlockLog {
         if (!first && hash_of(before, content) != hash) return damaged(at);
         before = hash;
         first = false;
-        CRETO_TRY(visit(at, content));
+        CRETO_TRY(visit(at, content, hash));
         ++at.offset;
       }
       if (std::ssize(*rows) < page) return {};

@@ -197,7 +197,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
     segment_events_ = 0;
     return {};
   };
-  CRETO_TRY(log_->scan(from, [&](BlockAddress address, BytesView content) -> Result<> {
+  CRETO_TRY(log_->scan(from, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
     CRETO_TRY(enter(address.segment));
     if (address == log_->begin()) return {};
     BlockReader block(address, content);
@@ -516,7 +516,7 @@ Result<> Ledger::scan_blocks(BlockAddress from, BlockAddress until,
                              const std::function<Result<>(BlockAddress, BlockReader&)>& visit) const {
   // Nothing behind `until` is of interest, and the log has no way to stop but an error.
   bool past = false;
-  auto scanned = log_->scan(from, [&](BlockAddress address, BytesView content) -> Result<> {
+  auto scanned = log_->scan(from, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
     if (address == log_->begin()) return {};
     if (address >= until) {
       past = true;
@@ -535,6 +535,13 @@ Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit
   return scan_blocks(from, until, [&](BlockAddress address, BlockReader& block) {
     return block.entries(
         scratch, [&](const BlockReader::Entry& entry) { return visit(stored(address, block.arrived(), entry)); });
+  });
+}
+
+Result<> Ledger::scan_heads(BlockAddress until, const std::function<void(const Hash256&)>& visit) const {
+  return log_->scan({}, [&](BlockAddress address, BytesView, const Hash256& head) -> Result<> {
+    if (address < until) visit(head);
+    return {};
   });
 }
 

@@ -152,6 +152,8 @@ class Ledger {
 
   /// Events from `from` on up to, not including, `until`, in the order of their arrival.
   Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit) const;
+  /// Each hash that named the log's end once, up to `until`.
+  Result<> scan_heads(BlockAddress until, const std::function<void(const Hash256&)>& visit) const;
   /// The events at these places, which ascend.
   Result<> visit(std::span<const RowPlace> places, const Replay& each) const;
   /// What the log has of a target at its place.

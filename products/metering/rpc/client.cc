@@ -77,7 +77,8 @@ class MeteringClient final : public Metering {
   Result<UsageVerification> verify_usage(const Context& ctx) override {
     const auto response =
         CRETO_TRY(call<v1::VerifyUsageResponse>(ctx, "VerifyUsage", v1::VerifyUsageRequest(), repeatable));
-    UsageVerification found{response.events(), response.batches(), response.counters(), {}, {}};
+    UsageVerification found{
+        response.events(), response.batches(), response.counters(), response.sums(), response.heads(), {}, {}};
     if (response.head().size() != found.head.size()) return proto::bad_field("head", "must have 32 bytes");
     std::ranges::copy(response.head(), found.head.begin());
     found.problems.assign(response.problems().begin(), response.problems().end());
@@ -317,6 +318,23 @@ class MeteringClient final : public Metering {
   Result<TopUp> set_top_up(const Context& ctx, const TopUp& top_up) override {
     const auto response = CRETO_TRY(call<v1::TopUp>(ctx, "SetTopUp", to_proto(top_up), repeatable));
     return from_proto(response);
+  }
+  Result<BillingProfile> set_billing_profile(const Context& ctx, const BillingProfile& profile) override {
+    const std::string json = CRETO_TRY(to_json(profile));
+    v1::SetBillingProfileRequest request;
+    *request.mutable_profile() = CRETO_TRY(struct_of(json));
+    return document(ctx, "SetBillingProfile", request, billing_profile_from_json);
+  }
+  Result<> delete_billing_profile(const Context& ctx, std::string_view subject) override {
+    v1::DeleteBillingProfileRequest request;
+    request.set_subject(std::string(subject));
+    CRETO_TRY(call<v1::DeleteBillingProfileResponse>(ctx, "DeleteBillingProfile", request));
+    return {};
+  }
+  Result<std::vector<BillingProfile>> list_billing_profiles(const Context& ctx, std::string_view subject) override {
+    v1::ListBillingProfilesRequest request;
+    request.set_subject(std::string(subject));
+    return documents(ctx, "ListBillingProfiles", request, billing_profile_from_json);
   }
   Result<Coupon> put_coupon(const Context& ctx, const Coupon& coupon) override {
     const std::string json = CRETO_TRY(to_json(coupon));

@@ -177,6 +177,7 @@ v1::GetUsageRequest to_proto(const UsageQuery& query) {
   out.set_time_zone(query.zone.name());
   out.set_order_by(std::string(to_string(query.order)));
   out.set_limit(static_cast<std::int32_t>(query.limit));
+  out.set_after(query.after);
   return out;
 }
 
@@ -207,6 +208,7 @@ Result<UsageQuery> from_proto(const v1::GetUsageRequest& request) {
   if (!request.order_by().empty()) query.order = CRETO_TRY(usage_order_from_string(request.order_by()));
   if (request.limit() < 0) return proto::bad_field("limit", "must not be negative");
   if (request.limit() > 0) query.limit = static_cast<std::size_t>(request.limit());
+  query.after = request.after();
   CRETO_TRY(check_usage_query(query));
   return query;
 }
@@ -243,12 +245,14 @@ v1::GetUsageResponse to_proto(const UsageReport& usage) {
     *row->mutable_cost() = to_proto(one.cost);
   }
   out.set_groups(static_cast<std::int64_t>(usage.groups));
+  out.set_next(usage.next);
   return out;
 }
 
 Result<UsageReport> from_proto(const v1::GetUsageResponse& response) {
   UsageReport usage;
   usage.groups = static_cast<std::size_t>(response.groups());
+  usage.next = response.next();
   for (const auto& one : response.rows()) {
     UsageRow row;
     row.keys.assign(one.keys().begin(), one.keys().end());
@@ -277,6 +281,10 @@ v1::Invoice to_proto(const Invoice& invoice) {
   out.set_sent(invoice.sent);
   out.set_status(std::string(to_string(invoice.status)));
   out.set_settlement(invoice.settlement);
+  out.set_id(invoice.id.to_string());
+  if (invoice.number > 0) out.set_number(invoice_number_text(invoice.number));
+  out.set_agent(invoice.agent);
+  out.set_total(fmt::format("{} {}", invoice.total.to_fixed(invoice.currency.places()), invoice.currency.code()));
   return out;
 }
 

@@ -227,6 +227,8 @@ void register_events(rpc::Service& service, Metering& metering) {
         out.set_events(found.events);
         out.set_batches(found.batches);
         out.set_counters(found.counters);
+        out.set_sums(found.sums);
+        out.set_heads(found.heads);
         out.set_head(std::string(as_text(found.head)));
         for (const std::string& problem : found.problems) out.add_problems(problem);
         return out;
@@ -505,6 +507,25 @@ void register_credits(rpc::Service& service, Metering& metering) {
                                         const TopUp top_up = CRETO_TRY(from_proto(request));
                                         return answer<v1::TopUp>(metering.set_top_up(ctx, top_up));
                                       });
+  service.unary<v1::SetBillingProfileRequest, v1::Document>(
+      "SetBillingProfile", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::SetBillingProfileRequest& request) -> Result<v1::Document> {
+        const std::string json = CRETO_TRY(json_of(request.profile()));
+        const BillingProfile profile = CRETO_TRY(billing_profile_from_json(json));
+        return document(metering.set_billing_profile(ctx, profile));
+      });
+  service.unary<v1::DeleteBillingProfileRequest, v1::DeleteBillingProfileResponse>(
+      "DeleteBillingProfile", {},
+      [&metering](const Context& ctx,
+                  const v1::DeleteBillingProfileRequest& request) -> Result<v1::DeleteBillingProfileResponse> {
+        CRETO_TRY(metering.delete_billing_profile(ctx, request.subject()));
+        return v1::DeleteBillingProfileResponse();
+      });
+  service.unary<v1::ListBillingProfilesRequest, v1::Documents>(
+      "ListBillingProfiles", {.idempotent = true},
+      [&metering](const Context& ctx, const v1::ListBillingProfilesRequest& request) -> Result<v1::Documents> {
+        return documents(metering.list_billing_profiles(ctx, request.subject()));
+      });
   service.unary<v1::PutCouponRequest, v1::Document>(
       "PutCoupon", {.idempotent = true},
       [&metering](const Context& ctx, const v1::PutCouponRequest& request) -> Result<v1::Document> {

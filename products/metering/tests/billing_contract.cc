@@ -68,7 +68,9 @@ class BillingContract : public ::testing::TestWithParam<Where> {
     time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
                                                {.node = "test", .renew_in_background = false})
                 .value();
-    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry()).value();
+    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry(),
+                            {.issuer = {.name = "Creto GmbH", .address = {"Berlin"}, .payment = {"IBAN DE00"}}})
+                .value();
     metering = local.get();
     if (GetParam() == Where::grpc) {
       wire_.emplace(clock);
@@ -173,6 +175,29 @@ class BillingContract : public ::testing::TestWithParam<Where> {
   std::vector<Identity> agents;
   int keys_ = 0;
 };
+
+TEST_P(BillingContract, AnInvoiceNamesWhoBillsAndWhoIsBilled) {
+  put_plan(R"("base_fee":"0")");
+  const Subscription named = subscribe(agents[0]);
+  const Subscription unnamed = subscribe(agents[1]);
+  const BillingProfile profile{agents[0].text(), {.name = "Ada Ltd.", .address = {"Dublin"}, .tax_id = "IE 1"}};
+  ASSERT_TRUE(metering->set_billing_profile(ctx, profile));
+  EXPECT_EQ(metering->list_billing_profiles(ctx, agents[0].text()).value().at(0).party, profile.party);
+  EXPECT_EQ(metering->list_billing_profiles(ctx, "").value().size(), 1u);
+  EXPECT_EQ(metering->set_billing_profile(ctx, {"nobody", {.name = "A"}}).error().kind(), ErrorKind::invalid_input);
+  use(agents[0], "100");
+  use(agents[1], "100");
+  clock.advance(1h);
+  const Invoice first = metering->issue_invoice(ctx, named.id, std::nullopt).value();
+  EXPECT_EQ(first.customer, profile.party);
+  EXPECT_EQ(first.issuer.name, "Creto GmbH");
+  EXPECT_NE(first.document.find(R"("tax_id":"IE 1")"), std::string::npos) << "it is signed";
+  EXPECT_EQ(metering->issue_invoice(ctx, unnamed.id, std::nullopt).value().customer, BillingParty());
+  // What is final stays as it is.
+  ASSERT_TRUE(metering->delete_billing_profile(ctx, agents[0].text()));
+  EXPECT_EQ(metering->delete_billing_profile(ctx, agents[0].text()).error().code(), "MT-404");
+  EXPECT_EQ(metering->get_invoice(ctx, first.id)->customer, profile.party);
+}
 
 TEST_P(BillingContract, PlansHaveVersionsAndSubscriptionsKeepTheirs) {
   put_plan(R"("base_fee":"19")");

@@ -1,5 +1,5 @@
 // Amounts that other billing systems arrive at, through the path that makes our invoices: rating, then the invoice's
-// total. What is here only gives things our names.
+// total; aggregates come from events as callers give them. What is here only gives things our names.
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,9 @@
 #include <sstream>
 
 #include "credits.h"
+#include "creto/metering/simulation.h"
 #include "invoicing.h"
+#include "price_table.h"
 #include "pricing.h"
 #include "rating.h"
 
@@ -251,32 +253,41 @@ void run_aggregate(const Case& one) {
     metric.carried = true;
     metric.property = "id";
   }
-  std::vector<Event> events;
-  std::map<std::string, std::size_t> by_key;
+  // The events as a caller gives them: read, checked, counted once and corrected as by the server.
+  GivenUsage usage;
+  std::map<std::string, std::string> key_of;  // by transaction, of the event that counts
+  std::size_t next = 0;
   for (const Case& event : one["events"]) {
-    Properties properties;
+    Case properties = Case::object();
     for (const auto& [name, value] : event.items()) {
       properties[name == "op" ? "operation" : name] = value == "add" ? "add" : text_of(value);
     }
     Instant when = march.begin + Nanos(event.value("day", event.value("t", 0) + 10));
     if (event.value("before_period", false)) when = march.begin - std::chrono::days(1);
-    Event made{id_of(events.size()), when, std::move(properties)};
-    // Another event with the key of one before: here it is a correction, which takes the place of what it names.
-    if (event.contains("tx")) {
-      const auto [known, fresh] = by_key.try_emplace(event["tx"].get<std::string>(), events.size());
-      if (!fresh) {
-        events[known->second] = std::move(made);
-        continue;
+    for (int n = event.value("n", 1); n > 0; --n) {
+      const std::string key = std::to_string(++next);
+      Case line = {{"agent", "service:a"},
+                   {"usage_type", "calls"},
+                   {"idempotency_key", key},
+                   {"time", to_rfc3339(when)},
+                   {"properties", properties}};
+      // Another event of a transaction takes the place of the one before.
+      if (event.contains("tx")) {
+        std::string& before = key_of[event["tx"].get<std::string>()];
+        if (!before.empty()) line["replaces"] = "key:" + before;
+        before = key;
       }
+      const auto added = usage.add(line.dump());
+      ASSERT_TRUE(added) << added.error().to_string();
     }
-    for (int n = event.value("n", 1); n > 1; --n) {
-      events.push_back(made);
-      made.id = id_of(events.size());
-    }
-    events.push_back(std::move(made));
   }
+  const auto corrected = usage.correct();
+  ASSERT_TRUE(corrected) << corrected.error().to_string();
   const Plan plan = plan_with({charge_of(metric, StandardPrice{Decimal(1)})});
-  const auto lines = rate(whole(plan, march), events).finish().value();
+  const auto invoices = Simulation::run(plan, usage, {.from = at("2024-02-01T00:00:00Z")});
+  ASSERT_TRUE(invoices) << invoices.error().to_string();
+  ASSERT_EQ(invoices->back().period, march);
+  const std::vector<InvoiceLine>& lines = invoices->back().lines;
   const Case& expected = one["expected"];
   if (!expected.contains("groups")) {
     ASSERT_EQ(lines.size(), 1u);
@@ -483,26 +494,28 @@ void run_change(const Case& one) {
   EXPECT_EQ(minus(invoice.total, invoice.credited), number(one["expected"]["net"]));
 }
 
-/// Tokens at their own prices: three charges over one event.
+/// By the table of prices that gives uses of models their cost when they arrive.
 void run_model_cost(const Case& one) {
   const Case& params = one["params"];
-  const auto charge = [&](std::string id, std::string expression, const char* price) {
-    Metric metric{.event_type = "calls", .aggregation = Aggregation::sum, .expression = std::move(expression)};
-    Charge made = charge_of(metric, StandardPrice{number(params[price])});
-    made.id = std::move(id);
-    return made;
-  };
-  const Plan plan = plan_with({charge("input", "prompt_tokens - cached_tokens", "input_per_token"),
-                               charge("cached", "cached_tokens", "cache_read_per_token"),
-                               charge("output", "completion_tokens", "output_per_token")});
-  Properties properties;
-  for (const char* name : {"prompt_tokens", "cached_tokens", "completion_tokens"})
-    properties[name] = text_of(params[name]);
-  Decimal cost;
-  for (const InvoiceLine& line : *rate(whole(plan, march), {{id_of(0), march.begin, properties}}).finish()) {
-    cost = Decimal::add(cost, line.exact).value();
-  }
-  EXPECT_EQ(cost, number(one["expected"]["cost"]));
+  const Case table = {{"m",
+                       {{"litellm_provider", "p"},
+                        {"input_cost_per_token", params["input_per_token"]},
+                        {"output_cost_per_token", params["output_per_token"]},
+                        {"cache_read_input_token_cost", params["cache_read_per_token"]}}}};
+  const PriceTable prices(import_model_prices(table.dump(), march.begin).value().prices);
+  const std::string input = text_of(params["prompt_tokens"]);
+  const std::string cached = text_of(params["cached_tokens"]);
+  const std::string output = text_of(params["completion_tokens"]);
+  const std::vector<PropertyView> properties{{"cached_tokens", cached},
+                                             {"input_tokens", input},
+                                             {"model_id", "m"},
+                                             {"output_tokens", output},
+                                             {"provider", "p"}};
+  RecordView record{.bytes = {}, .agent = "service:a", .type = "inference_tokens", .key = "k", .time = march.begin};
+  record.properties = properties;
+  const auto cost = prices.cost_of(record);
+  ASSERT_TRUE(cost && *cost);
+  EXPECT_EQ((*cost)->amount, number(one["expected"]["cost"]));
 }
 
 using Runner = void (*)(const Case&);

@@ -73,6 +73,15 @@ Invoice sample_invoice(std::size_t repeat = 1) {
                   .number = 42,
                   .subscription = SubscriptionId::from_bytes(bytes),
                   .agent = "agent:nhi:ed25519:4vJ9JU1bJJE96FWSJKvHsmmFADCg4gpZQff4P3bkLKi",
+                  .issuer = {.name = "Crëto Metering GmbH",
+                             .address = {"Lange Straße 1", "10115 Berlin", "Germany"},
+                             .tax_id = "DE 123 456 789",
+                             .email = "billing@example.com",
+                             .payment = {"Bank Example, IBAN DE00 0000 0000 0000 0000 00", "within 14 days"}},
+                  .customer = {.name = "Reading Room Ltd.",
+                               .address = {"2 Short Street", "Dublin 2", "Ireland"},
+                               .tax_id = "IE 1234567A",
+                               .email = "accounts@example.org"},
                   .plan_id = plan.id,
                   .plan_version = 3,
                   .plan_name = plan.name,
@@ -199,6 +208,25 @@ TEST(Invoice, SurvivesItsDocument) {
   const Invoice again = invoice_from_document(invoice.document).value();
   EXPECT_EQ(invoice_document(again).value(), invoice.document);
   EXPECT_EQ(again.total, invoice.total);
+  EXPECT_EQ(again.issuer, invoice.issuer);
+  EXPECT_EQ(again.customer, invoice.customer);
+  EXPECT_NE(invoice.document.find("IE 1234567A"), std::string::npos) << "what is signed names them";
+}
+
+TEST(BillingProfile, NamesWhatIsWrong) {
+  const auto refused = [](std::string_view text) {
+    const auto profile = billing_profile_from_json(text);
+    return profile ? std::string("taken") : profile.error().message();
+  };
+  EXPECT_EQ(refused(R"({"subject":"service:a","name":"A","address":["b"],"tax_id":"c","email":"d"})"), "taken");
+  EXPECT_EQ(refused(R"({"subject":"service:a"})"), "billing_profile.name: is required");
+  EXPECT_EQ(refused(R"({"subject":"a","name":"A"})"), "billing_profile.subject: must be an identity");
+  EXPECT_EQ(refused(R"({"subject":"service:a","name":"A","address":[""]})"),
+            "billing_profile.address: must have no empty lines");
+  EXPECT_EQ(refused(R"({"subject":"service:a","name":"A","payment":["b"]})"),
+            "billing_profile.payment: is of who bills, not of who is billed");
+  EXPECT_EQ(refused(R"({"subject":"service:a","name":"A","address":["1","2","3","4","5","6","7","8","9"]})"),
+            "billing_profile.address: must be at most 8 lines");
 }
 
 const std::filesystem::path fonts = "/usr/share/fonts/truetype/dejavu";
@@ -206,9 +234,9 @@ const std::filesystem::path fonts = "/usr/share/fonts/truetype/dejavu";
 TEST(InvoicePdf, IsAPdfAndTheSameForTheSameInvoice) {
   for (const std::size_t repeat : {1u, 12u}) {
     const Invoice invoice = sample_invoice(repeat);
-    const Bytes pdf = render_pdf(invoice, "Creto", fonts).value();
+    const Bytes pdf = render_pdf(invoice, fonts).value();
     EXPECT_TRUE(as_text(pdf).starts_with("%PDF-"));
-    EXPECT_EQ(render_pdf(invoice, "Creto", fonts).value(), pdf);
+    EXPECT_EQ(render_pdf(invoice, fonts).value(), pdf);
     // To look at it: CRETO_KEEP_PDF=DIR
     if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
       std::ofstream(std::string(directory) + "/invoice-" + std::to_string(repeat) + ".pdf")
@@ -220,6 +248,10 @@ TEST(InvoicePdf, IsAPdfAndTheSameForTheSameInvoice) {
 TEST(InvoicePdf, ShowsWhatLeadsFromFeesToTotal) {
   Invoice invoice = sample_invoice(3);
   invoice.due_at = at("2026-12-15T00:05:00Z");
+  invoice.lines[0].description =
+      "Pages read in the reading room, with all that belongs to them: notes, appendices, maps and pictures, and what "
+      "was read aloud, at " +
+      std::string(90, 'x');
   invoice.lines[1].kind = LineKind::adjustment;
   invoice.lines[1].period = {at("2026-10-01T00:00:00Z"), at("2026-11-01T00:00:00Z")};
   std::vector<AppliedCoupon> coupons(1);
@@ -233,7 +265,7 @@ TEST(InvoicePdf, ShowsWhatLeadsFromFeesToTotal) {
        .coupons = coupons,
        .taxes = taxes,
        .credits = credits}));
-  const Bytes pdf = render_pdf(invoice, "Creto", fonts).value();
+  const Bytes pdf = render_pdf(invoice, fonts).value();
   EXPECT_TRUE(as_text(pdf).starts_with("%PDF-"));
   if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
     std::ofstream(std::string(directory) + "/invoice-entries.pdf")
@@ -243,18 +275,19 @@ TEST(InvoicePdf, ShowsWhatLeadsFromFeesToTotal) {
 
 TEST(InvoicePdf, SetsOtherScriptsInAFontThatHasThem) {
   Invoice invoice = sample_invoice(9);
+  invoice.issuer.name = "Ελληνικά Ταχυδρομεία";
   invoice.plan_name = "Читальный зал, полный доступ";
   for (std::size_t i = 0; i < invoice.lines.size(); i += 2) {
     invoice.lines[i].description = "Прочитанные страницы, включая приложения и всё, что к ним относится";
     invoice.lines[i].group = "Αθήνα";
   }
   invoice.lines[1].description = "Příliš žluťoučký kůň, Łódź, İstanbul";
-  const Bytes pdf = render_pdf(invoice, "Ελληνικά Ταχυδρομεία", fonts).value();
+  const Bytes pdf = render_pdf(invoice, fonts).value();
   EXPECT_NE(as_text(pdf).find("DejaVuSans"), std::string::npos);
   EXPECT_LT(pdf.size(), 200'000u) << "of a font only what is used";
-  EXPECT_EQ(render_pdf(invoice, "Ελληνικά Ταχυδρομεία", fonts).value(), pdf);
-  EXPECT_EQ(as_text(render_pdf(invoice, "Ελληνικά Ταχυδρομεία", "/nowhere").value()).find("DejaVu"), std::string::npos);
-  EXPECT_EQ(as_text(render_pdf(sample_invoice(9), "Crëto", fonts).value()).find("DejaVu"), std::string::npos);
+  EXPECT_EQ(render_pdf(invoice, fonts).value(), pdf);
+  EXPECT_EQ(as_text(render_pdf(invoice, "/nowhere").value()).find("DejaVu"), std::string::npos);
+  EXPECT_EQ(as_text(render_pdf(sample_invoice(9), fonts).value()).find("DejaVu"), std::string::npos);
   if (const char* directory = std::getenv("CRETO_KEEP_PDF")) {
     std::ofstream(std::string(directory) + "/invoice-scripts.pdf")
         .write(reinterpret_cast<const char*>(pdf.data()), static_cast<std::streamsize>(pdf.size()));
@@ -265,7 +298,7 @@ TEST(InvoicePdf, DrawsAnyText) {
   Invoice invoice = sample_invoice();
   invoice.plan_name = "Für Ämter \xE2\x82\xAC \xF0\x9F\x98\x80 (with) \\ and \x01 " + std::string(400, 'W');
   invoice.lines[0].description = std::string(300, 'x');
-  EXPECT_TRUE(render_pdf(invoice, "Crëto", fonts));
+  EXPECT_TRUE(render_pdf(invoice, fonts));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
+#include "creto/crypto/signing.h"
 #include "creto/io/bus.h"
 #include "creto/metering/metering_rpc.h"
 #include "creto/nhi/nhi.h"
@@ -54,7 +55,18 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
                                                {.node = "test", .renew_in_background = false})
                 .value();
-    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry()).value();
+    if (audited) {
+      const auto key = [](crypto::SignatureAlgorithm algorithm) {
+        return crypto::SigningKey::from_seed(algorithm, Bytes(32, 7)).value();
+      };
+      audit_ = audit::create_audit_log(
+                   *db, files, clock, no_telemetry(),
+                   {key(crypto::SignatureAlgorithm::ed25519), key(crypto::SignatureAlgorithm::ml_dsa_65)},
+                   {.directory = "/audit", .origin = "creto.test/metering", .sequence_in_background = false})
+                   .value();
+      options.audit = audit_.get();
+    }
+    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry(), options).value();
     metering = local.get();
     if (GetParam() != Where::grpc) return;
     wire_.emplace(clock);
@@ -67,6 +79,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     wire_.reset();
     carrier.reset();
     local.reset();
+    audit_.reset();
     time_.reset();
     ceiling_.reset();
     registry.reset();
@@ -168,8 +181,11 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   creto::testing::TestSealer sealer_;
   creto::testing::FaultFiles files;
   NoMailbox mailbox;
+  MeteringOptions options;
+  bool audited = false;  ///< whether there is an audit log
   std::unique_ptr<sql::Database> db;
   std::unique_ptr<nhi::Nhi> registry;
+  std::unique_ptr<audit::AuditLog> audit_;
   std::unique_ptr<consensus::CeilingStore> ceiling_;
   std::unique_ptr<consensus::TimestampSource> time_;
   std::unique_ptr<LocalMetering> local;
@@ -281,6 +297,29 @@ TEST_P(MeteringContract, WhatIsMuchTooLargeIsRefusedInItsPlace) {
   EXPECT_EQ(code(events->at(0)), "MT-413");
   batch.records.back() = std::string(16 << 20, 'x');
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-413") << "together";
+}
+
+TEST_P(MeteringContract, AFullDiskRefusesClearlyAndIsForgottenWhenThereIsRoom) {
+  if (database_of(GetParam()) == creto::testing::DatabaseKind::postgres) GTEST_SKIP() << "the log is in the database";
+  ASSERT_TRUE(metering->set_quota(ctx, quota("t", *parent, 100, "t")));
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*parent, "before")}}));
+  files.set_disk_bytes_max(1);
+  const std::vector<std::string> records{record(*parent, "a"), record(*child, "b")};
+  const auto refused = metering->ingest_records(ctx, {.records = records});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::resource_exhausted) << refused.error().to_string();
+  EXPECT_EQ(metering->ingest(ctx, sandbox(*parent, "1")).error().kind(), ErrorKind::resource_exhausted);
+  EXPECT_EQ(metering->quota_state(ctx, "t")->used, 1) << "nothing of it counts";
+  files.set_disk_bytes_max(UINT64_MAX);
+  const auto taken = metering->ingest_records(ctx, {.records = records});
+  ASSERT_TRUE(taken) << taken.error().to_string();
+  for (const auto& one : *taken) EXPECT_FALSE(one.value().duplicate);
+  EXPECT_EQ(metering->quota_state(ctx, "t")->used, 3);
+  EXPECT_TRUE(metering->verify_usage(ctx)->problems.empty());
+  stop();
+  start();
+  EXPECT_EQ(metering->quota_state(ctx, "t")->used, 3);
+  EXPECT_TRUE(metering->verify_usage(ctx)->problems.empty());
 }
 
 TEST_P(MeteringContract, AnUnknownAgentIsNotFoundAndMayBeTriedAgain) {
@@ -465,6 +504,82 @@ TEST_P(MeteringContract, EventsAreReadPageByPageAndOnlyByTheirOrganization) {
   EXPECT_EQ(code(metering->usage_events(ctx, {.limit = 10'001})), "MT-400");
 }
 
+TEST_P(MeteringContract, SumsAreReadPageByPage) {
+  for (int i = 0; i < 12; ++i) {
+    Draft draft = keyed(fmt::format("k{}", i));
+    draft.properties =
+        fmt::format(R"({{"input_tokens":"60","model_id":"m{}","output_tokens":"40","provider":"p"}})", i % 4);
+    ASSERT_TRUE(metering->ingest(ctx, event(i % 2 == 0 ? *parent : *child, draft)));
+    if (i == 5) clock.advance(24h);
+  }
+  using By = UsageGrouping::By;
+  UsageQuery query;
+  query.group_by = {{By::day, {}}, {By::property, "model_id"}, {By::agent, {}}};
+  const auto all = metering->usage(ctx, query).value();
+  EXPECT_TRUE(all.next.empty());
+  EXPECT_EQ(all.rows.size(), all.groups);
+  for (const std::size_t limit : {1u, 3u, 100u}) {
+    query.limit = limit;
+    query.after.clear();
+    std::vector<std::vector<std::string>> keys;
+    do {
+      const auto page = metering->usage(ctx, query);
+      ASSERT_TRUE(page) << page.error().to_string();
+      for (const UsageRow& row : page->rows) keys.push_back(row.keys);
+      EXPECT_EQ(page->groups, all.groups);
+      query.after = page->next;
+    } while (!query.after.empty() && keys.size() <= all.groups);
+    ASSERT_EQ(keys.size(), all.rows.size()) << limit;
+    for (std::size_t i = 0; i < keys.size(); ++i) EXPECT_EQ(keys[i], all.rows[i].keys);
+  }
+  query.after = "[]";
+  EXPECT_EQ(code(metering->usage(ctx, query)), "MT-400");
+  query.after = R"(["1","m","a"])";
+  query.order = UsageOrder::units;
+  EXPECT_EQ(code(metering->usage(ctx, query)), "MT-400");
+}
+
+TEST_P(MeteringContract, AVerificationMissesWhatWasCutOffTheLog) {
+  stop();
+  audited = true;
+  start();
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*parent, "a")}}));
+  const std::filesystem::path log = "/usage/log/00000001.usage";
+  const bool table = database_of(GetParam()) == creto::testing::DatabaseKind::postgres;
+  const std::uint64_t size = table ? 0 : files.size(log).value();
+  const std::int64_t blocks = table ? rows("SELECT count(*) FROM metering_blocks") : 0;
+  ASSERT_TRUE(local->tick());
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*parent, "b"), record(*child, "c")}}));
+  ASSERT_TRUE(local->tick());
+  const auto before = metering->verify_usage(ctx);
+  ASSERT_TRUE(before) << before.error().to_string();
+  EXPECT_TRUE(before->problems.empty()) << fmt::format("{}", fmt::join(before->problems, "; "));
+  EXPECT_EQ(before->heads, 2u);
+  EXPECT_GE(before->sums, 3u);
+
+  stop();
+  for (const std::string& name : files.list("/usage").value_or(std::vector<std::string>()))
+    if (name != "log" && name != "columns") EXPECT_TRUE(files.remove("/usage/" + name));
+  for (const std::string& name : files.list("/usage/columns").value_or(std::vector<std::string>()))
+    EXPECT_TRUE(files.remove("/usage/columns/" + name));
+  if (table) {
+    db = database_.open();
+    ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(tx.exec("DELETE FROM metering_blocks WHERE place >= $1", {blocks}));
+      return {};
+    }));
+    db.reset();
+  } else {
+    ASSERT_TRUE(files.truncate(log, size));
+  }
+  start();
+  const auto after = metering->verify_usage(ctx);
+  ASSERT_TRUE(after) << after.error().to_string();
+  EXPECT_EQ(after->events, 1u);
+  ASSERT_EQ(after->problems.size(), 1u) << fmt::format("{}", fmt::join(after->problems, "; "));
+  EXPECT_NE(after->problems.front().find("is not in it"), std::string::npos) << after->problems.front();
+}
+
 TEST_P(MeteringContract, AQuotaRefusesWithItsReset) {
   ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 2)));
   ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
@@ -533,6 +648,40 @@ TEST_P(MeteringContract, CountersComeBackAfterARestart) {
   const auto total = metering->accumulated_cost(ctx, *ctx.caller, BillingPeriod::month).value();
   EXPECT_EQ(total.total.amount, Decimal::literal("0.75"));
   EXPECT_EQ(total.by_event_type.at("inference_tokens").amount, Decimal::literal("0.75"));
+}
+
+TEST_P(MeteringContract, AnotherAccountingCurrencyCountsAnew) {
+  Draft draft = keyed("c");
+  draft.cost = "0.75";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  stop();
+  options.currency = Currency::parse("EUR").value();
+  start();
+  const auto total = metering->accumulated_cost(ctx, *ctx.caller, BillingPeriod::month).value();
+  EXPECT_EQ(total.total, (Money{Decimal(), options.currency})) << "dollars are no euros";
+  EXPECT_TRUE(metering->verify_usage(ctx)->problems.empty());
+  stop();
+  options = {};
+  start();
+  EXPECT_EQ(metering->accumulated_cost(ctx, *ctx.caller, BillingPeriod::month)->total.amount, Decimal::literal("0.75"));
+}
+
+TEST_P(MeteringContract, TheWindowOfKeysIsAnOption) {
+  stop();
+  options.idempotency_window = 24h;
+  start();
+  const auto first = metering->ingest(ctx, event(*parent, keyed("k1"))).value();
+  clock.advance(23h);
+  EXPECT_EQ(code(metering->ingest(ctx, event(*parent, keyed("k1")))), "MT-409");
+  clock.advance(2h);
+  const auto second = metering->ingest(ctx, event(*parent, keyed("k1")));
+  ASSERT_TRUE(second) << second.error().to_string();
+  EXPECT_NE(second->id, first.id);
+  MeteringOptions wrong;
+  wrong.event_ahead_max = 48h;
+  const auto refused = create_metering(*db, files, "/other", *registry, *time_, mailbox, clock, no_telemetry(), wrong);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message(), "metering.event_ahead_max: must be 0s to 1d");
 }
 
 TEST_P(MeteringContract, CostThresholdsTriggerOversight) {

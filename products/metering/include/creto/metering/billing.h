@@ -69,6 +69,27 @@ struct SubscriptionChange {
 
 // --- invoices
 
+/// Who bills or is billed, as invoices name him.
+struct BillingParty {
+  std::string name{};                  ///< the legal name; at most 256 bytes
+  std::vector<std::string> address{};  ///< by line; at most 8, each 1 to 128 bytes
+  std::string tax_id{};                ///< at most 64 bytes
+  std::string email{};                 ///< at most 254 bytes
+  std::vector<std::string> payment{};  ///< of who bills: how to pay him, by line; likewise
+  bool empty() const;
+  friend bool operator==(const BillingParty&, const BillingParty&) = default;
+};
+/// Errors: invalid_input naming the field, behind `path`.
+Result<> validate(const BillingParty& party, std::string_view path);
+
+/// Whom to name on the invoices of a subscription's agent.
+struct BillingProfile {
+  std::string subject{};  ///< identity of an agent, human or service
+  BillingParty party{};   ///< with a name, without `payment`
+};
+Result<std::string> to_json(const BillingProfile& profile);
+Result<BillingProfile> billing_profile_from_json(std::string_view text);
+
 enum class InvoiceKind : std::uint8_t {
   period,   ///< a period's usage, and in advance the next one's base fee
   opening,  ///< the first base fee in advance
@@ -137,7 +158,8 @@ struct Invoice {
   InvoiceStatus status = InvoiceStatus::draft;
   std::int64_t number = 0;  ///< 1, 2, 3, ... without gaps in the organization; 0 of a draft
   SubscriptionId subscription;
-  std::string agent{};  ///< billed
+  std::string agent{};                ///< billed
+  BillingParty issuer{}, customer{};  ///< when it was made final; empty where nothing is known
   std::string plan_id{};
   std::int64_t plan_version = 0;
   std::string plan_name{};
@@ -297,6 +319,12 @@ class Billing {
   /// All there ever were, oldest first, with today's balances; at most 1 000.
   virtual Result<std::vector<Credit>> list_credits(const Context& ctx, std::string_view agent) = 0;
   virtual Result<TopUp> set_top_up(const Context& ctx, const TopUp& top_up) = 0;
+
+  /// Creates or replaces; invoices that are final stay as they are.
+  virtual Result<BillingProfile> set_billing_profile(const Context& ctx, const BillingProfile& profile) = 0;
+  virtual Result<> delete_billing_profile(const Context& ctx, std::string_view subject) = 0;
+  /// Of one subject unless empty; by subject, at most 10 000.
+  virtual Result<std::vector<BillingProfile>> list_billing_profiles(const Context& ctx, std::string_view subject) = 0;
 
   /// Creates or replaces; what was applied before stays as it was.
   virtual Result<Coupon> put_coupon(const Context& ctx, const Coupon& coupon) = 0;

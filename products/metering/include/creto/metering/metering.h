@@ -35,6 +35,9 @@ class FileSystem;
 namespace creto::nhi {
 class Nhi;
 }
+namespace creto::audit {
+class AuditLog;
+}
 namespace creto::authz {
 class Extension;
 }
@@ -64,6 +67,8 @@ struct UsageVerification {
   std::uint64_t events = 0;
   std::uint64_t batches = 0;          ///< whose signatures were verified
   std::uint64_t counters = 0;         ///< that were compared
+  std::uint64_t sums = 0;             ///< of columns, which queries read; likewise
+  std::uint64_t heads = 0;            ///< ends of the log that the audit log has recorded; likewise
   Hash256 head{};                     ///< of the usage log
   std::vector<std::string> problems;  ///< at most 100; empty: all agrees
 };
@@ -141,8 +146,9 @@ class Metering : public Billing,
   /// Gives one up for good.
   virtual Result<> drop_rejected(const Context& ctx, std::string_view id) = 0;
 
-  /// Reads the whole usage log again: every block's hash, every batch's signature, no key twice; counts all events anew
-  /// and compares with what was counted as they came. Takes as long as the log is large; events are taken meanwhile.
+  /// Reads the whole usage log again: every block's hash, every batch's signature, no key twice, every end of it that
+  /// the audit log knows; counts all events anew and compares with what was counted as they came and with what queries
+  /// read. Takes as long as the log is large; events are taken meanwhile.
   virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
 
   // --- what models cost
@@ -197,13 +203,18 @@ class LocalMetering : public Metering {
 };
 
 struct MeteringOptions {
-  Currency currency = Currency::usd();  ///< of cost thresholds and cost totals; other costs are recorded only
-  Nanos idempotency_window = std::chrono::hours(24 * 7);  ///< from arrival
-  Nanos event_age_max = std::chrono::hours(24 * 366);     ///< older events are refused
-  Nanos event_ahead_max = std::chrono::hours(1);          ///< likewise events from the future
-  Nanos hold_max = std::chrono::hours(24 * 7);            ///< longest reservation
+  /// Of cost thresholds and cost totals; other costs are recorded only. Another one than before: all is counted again.
+  Currency currency = Currency::usd();
+  /// From arrival; 1 minute to 366 days. A longer one than before does not bring back keys that were forgotten.
+  Nanos idempotency_window = std::chrono::hours(24 * 7);
+  Nanos event_age_max = std::chrono::hours(24 * 366);  ///< older events are refused; at least 1 hour
+  Nanos event_ahead_max = std::chrono::hours(1);       ///< likewise events from the future; at most a day
+  Nanos hold_max = std::chrono::hours(24 * 7);         ///< longest reservation; 1 minute to 366 days
   bool detect_anomalies = true;
-  std::string issuer = "Creto";  ///< names who bills, on the PDF
+  /// What was recorded of the usage log's end, for `verify_usage`; none: that is not compared. Must outlive the
+  /// service.
+  audit::AuditLog* audit = nullptr;
+  BillingParty issuer{};  ///< who bills
   /// Where the PDF's fonts for texts beyond Latin-1 are (Debian's fonts-dejavu-core).
   std::filesystem::path fonts = "/usr/share/fonts/truetype/dejavu";
   /// Which use of an authorization request counts against which quota; an action not named here counts under its own
@@ -216,7 +227,7 @@ struct MeteringOptions {
 
 /// The service over its tables in `database`, which it migrates, and the usage log: in `directory`, or in the database
 /// where that is PostgreSQL; the directory then only has what follows from the log. Counts again what was used. All
-/// references must outlive it. One process owns a log: whoever opens it last.
+/// references must outlive it. One process owns a log: whoever opens it last. Errors: invalid_input naming the option.
 Result<std::unique_ptr<LocalMetering>> create_metering(sql::Database& database, io::FileSystem& files,
                                                        const std::filesystem::path& directory, nhi::Nhi& nhi,
                                                        consensus::TimestampSource& timestamps,

@@ -49,6 +49,7 @@ struct UsageQuery {
   static constexpr std::size_t filters_max = 16;
   static constexpr std::size_t values_max = 32;  ///< of a filter
   static constexpr std::size_t rows_max = 100'000;
+  static constexpr std::size_t after_bytes_max = 32 << 10;
 
   std::string subject{};     ///< an identity: its own use and that of all below it; or a subscription; empty: all
   std::string event_type{};  ///< empty: all
@@ -60,6 +61,7 @@ struct UsageQuery {
   TimeZone zone{};                             ///< in which hours, days, weeks and months are meant
   UsageOrder order = UsageOrder::keys;
   std::size_t limit = 1'000;  ///< of rows, 1 to `rows_max`
+  std::string after{};  ///< `next` of an earlier answer to the same query in the order of keys: the rows behind it
 };
 
 /// Errors: invalid_input naming the field.
@@ -75,6 +77,7 @@ struct UsageRow {
 struct UsageReport {
   std::vector<UsageRow> rows;
   std::size_t groups = 0;  ///< all there are, also those beyond the limit
+  std::string next{};      ///< in the order of keys, where there are more rows
 };
 
 /// Which events of the usage log to read, a page at a time.
