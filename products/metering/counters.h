@@ -156,6 +156,8 @@ class Limits {
     std::int64_t amount;  ///< in the quota's measure
   };
   Result<> put_quota(std::string_view org, const Quota& quota, Instant now, std::span<const Seed> seeds = {});
+  /// Likewise, of one subject; whatever it has counted, it begins from `seeds`: for those that `load` calls younger.
+  Result<> put_quota_anew(std::string_view org, const Quota& quota, Instant now, std::span<const Seed> seeds);
   void remove_quota(std::string_view org, const Quota& quota);
   /// Begins with what the account has cost in the window so far.
   Result<> put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now);

@@ -115,7 +115,7 @@ struct Limits::Impl {
   void prefetch(std::span<const AccountNumber> numbers) const;
 
   Result<> put_own(AccountNumber number, std::string_view id, std::uint32_t terms_number, std::int64_t ns,
-                   std::span<const Seed> seeds);
+                   std::span<const Seed> seeds, bool anew);
   void remove_own(AccountNumber number, Terms::Family family, std::string_view id);
 };
 

@@ -12,7 +12,7 @@ constexpr std::size_t thresholds_per_subject_max = 64;
 }  // namespace
 
 Result<> Limits::Impl::put_own(AccountNumber number, std::string_view id, std::uint32_t terms_number, std::int64_t ns,
-                               std::span<const Seed> seeds) {
+                               std::span<const Seed> seeds, bool anew) {
   const Terms& said = books.terms[terms_number];
   Account& account = at(number);
   const std::scoped_lock lock(account);
@@ -30,7 +30,7 @@ Result<> Limits::Impl::put_own(AccountNumber number, std::string_view id, std::u
     ++own;
     if (account.own_id(books, counter.position) == id) known.emplace(counter);
   });
-  if (known && books.terms[known->number()]->what != said->what) {
+  if (known && (anew || books.terms[known->number()]->what != said->what)) {
     account.end(books, *known);
     known.reset();
     --own;
@@ -82,7 +82,14 @@ Result<> Limits::put_quota(std::string_view org, const Quota& quota, Instant now
   const OrgNumber org_number = impl_->names.obtain_org(org);
   const std::uint32_t said = CRETO_TRY(impl_->books.terms.of(org_number, quota));
   if (const auto kind = each_of(quota.subject)) return impl_->books.terms.put_default(org_number, *kind, said);
-  return impl_->put_own(impl_->obtain(org_number, quota.subject), quota.id, said, ns_of(now), seeds);
+  return impl_->put_own(impl_->obtain(org_number, quota.subject), quota.id, said, ns_of(now), seeds, false);
+}
+
+Result<> Limits::put_quota_anew(std::string_view org, const Quota& quota, Instant now, std::span<const Seed> seeds) {
+  const std::scoped_lock rules(impl_->rules_mutex);
+  const OrgNumber org_number = impl_->names.obtain_org(org);
+  const std::uint32_t said = CRETO_TRY(impl_->books.terms.of(org_number, quota));
+  return impl_->put_own(impl_->obtain(org_number, quota.subject), quota.id, said, ns_of(now), seeds, true);
 }
 
 void Limits::remove_quota(std::string_view org, const Quota& quota) {
@@ -113,7 +120,7 @@ Result<> Limits::put_threshold(std::string_view org, const SubjectThreshold& thr
     if (const NanoMoney cost = account.cost_in(impl_->books, *window, ns); cost != 0)
       seeds.push_back({from_unix_ns(ns), cost});
   }
-  return impl_->put_own(number, threshold.threshold.threshold_id, said, ns_of(now), seeds);
+  return impl_->put_own(number, threshold.threshold.threshold_id, said, ns_of(now), seeds, false);
 }
 
 void Limits::remove_threshold(std::string_view org, const SubjectThreshold& threshold) {

@@ -156,7 +156,7 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     const Instant now = clock_.now();
     if (const auto from = counted_from(quota->second, now)) {
       const auto seeds = CRETO_TRY(seeds_of(ledger, one.org, quota->second, *from));
-      CRETO_TRY(limits_.put_quota(one.org, quota->second, now, seeds));
+      CRETO_TRY(limits_.put_quota_anew(one.org, quota->second, now, seeds));
     }
   }
   return {};

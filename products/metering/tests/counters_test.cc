@@ -591,6 +591,9 @@ TEST(Copy, ThatIsWrittenWhileFactsGoOnIsOfTheMomentItBegan) {
   ASSERT_TRUE(younger) << younger.error().to_string();
   ASSERT_EQ(younger->size(), 1u);
   EXPECT_EQ(younger->front().id, "younger");
+  const std::array<Limits::Seed, 1> seeds{{{start, 41}}};
+  ASSERT_TRUE(after.put_quota_anew(org, quota("younger", owner, 100), until, seeds));
+  EXPECT_EQ(after.state(org, quota("younger", owner, 100), until)->used, 41);
   Limits expected;
   make(expected);
   for (int n = 0; n < agents; ++n) fact(expected, n, start + n * 50ms);

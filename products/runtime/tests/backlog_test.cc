@@ -25,6 +25,7 @@ class BacklogTest : public ::testing::Test {
     changed.wait_for(lock, std::chrono::seconds(20), [&] { return written.size() >= count; });
     return written;
   }
+  ~BacklogTest() override { tasks.stop(); }
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::string> written;
