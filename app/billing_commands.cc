@@ -252,7 +252,7 @@ Result<metering::Invoice> invoice_of(const Json& json) {
   JsonReader of_proof(proof, "invoice.proof");
   metering::InvoiceProof& inclusion = invoice.proof.emplace();
   inclusion.size = static_cast<std::uint64_t>(of_proof.integer("size"));
-  inclusion.index = static_cast<std::uint64_t>(of_proof.integer("index"));
+  inclusion.index = static_cast<std::uint64_t>(of_proof.integer_or("index", 0));  // which JSON of a 0 leaves out
   const Json& root = of_proof.any("root");
   const Json& path = of_proof.array("path");
   CRETO_TRY(of_proof.finish());

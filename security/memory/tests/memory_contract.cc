@@ -125,7 +125,7 @@ TEST_P(MemoryContract, NobodyReadsOrWritesAnothersMemoryWithoutPermission) {
   EXPECT_EQ(kind(memory().store(as(other_), entry("planted"))), "permission_denied");
   EXPECT_EQ(kind(memory().remove(as(other_), agent_, id)), "permission_denied");
   EXPECT_EQ(kind(memory().get(as(other_), other_, id)), "not_found") << "not under one's own name either";
-  under_test_.access->permits.insert(other_.text() + " memory.read " + agent_.text());
+  under_test_.access->permit(other_.text() + " memory.read " + agent_.text());
   EXPECT_TRUE(memory().get(as(other_), agent_, id));
   EXPECT_EQ(memory().query(as(other_), query("alpha"))->size(), 1u);
   EXPECT_EQ(kind(memory().store(as(other_), entry("planted"))), "permission_denied");

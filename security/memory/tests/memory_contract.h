@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -18,10 +19,19 @@ namespace creto::memory {
 class ListedAccess final : public AccessControl {
  public:
   Result<> require(const Context& ctx, std::string_view action, std::string_view, std::string_view id) override {
-    if (permits.contains(ctx.caller_text() + " " + std::string(action) + " " + std::string(id))) return {};
+    const std::lock_guard lock(mutex_);
+    if (permits_.contains(ctx.caller_text() + " " + std::string(action) + " " + std::string(id))) return {};
     return Error(Product::platform, ErrorKind::permission_denied, "denied by policy");
   }
-  std::set<std::string> permits;
+  /// Also while the server at the other end of a connection still runs.
+  void permit(std::string what) {
+    const std::lock_guard lock(mutex_);
+    permits_.insert(std::move(what));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::string> permits_;
 };
 
 struct MemoryUnderTest {
