@@ -163,6 +163,11 @@ class StoredInvoices final : public Invoices {
     const std::lock_guard lock(mutex_);
     messaging_ = &messaging;
     endpoints_ = &endpoints;
+    decided_ = true;
+  }
+  void send_no_messages() override {
+    const std::lock_guard lock(mutex_);
+    decided_ = true;
   }
 
   Result<std::string> keep(const Context& ctx, const metering::Invoice& invoice, BytesView pdf) override {
@@ -188,6 +193,11 @@ class StoredInvoices final : public Invoices {
   }
 
   Result<> send(const Context& ctx, const metering::Invoice& invoice, BytesView) override {
+    {
+      // What was due before a stop is due at once at a start, when messaging may not be there yet.
+      const std::lock_guard lock(mutex_);
+      if (!decided_) return Error(Product::metering, ErrorKind::unavailable, "invoice: the server is starting");
+    }
     const Json signature = invoice.signature ? Json{{"algorithm", invoice.signature->algorithm},
                                                     {"value", base64(invoice.signature->value)}}
                                              : Json();
@@ -246,6 +256,7 @@ class StoredInvoices final : public Invoices {
   Telemetry& telemetry_;
   const Identity self_ = Identity::service("metering").value();
   std::mutex mutex_;
+  bool decided_ = false;
   messaging::Messaging* messaging_ = nullptr;
   AgentEndpoints* endpoints_ = nullptr;
 };

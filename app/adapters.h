@@ -41,8 +41,10 @@ class Invoices : public metering::InvoiceDelivery {
  public:
   static std::unique_ptr<Invoices> create(storage::Storage& storage, std::string webhook_url, const Clock& clock,
                                           Telemetry& telemetry);
-  /// Messaging is made after metering, which it meters with.
+  /// Messaging is made after metering, which it meters with. Until one of these is called nothing is sent: `send` is
+  /// `unavailable`, and tried again.
   virtual void send_messages_through(messaging::Messaging& messaging, AgentEndpoints& endpoints) = 0;
+  virtual void send_no_messages() = 0;
 };
 
 }  // namespace creto::app

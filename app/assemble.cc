@@ -267,7 +267,10 @@ Result<> assemble_messaging(System& system) {
                                                               .timestamps = *system.timestamps,
                                                               .clock = system_clock(),
                                                               .telemetry = *system.telemetry}));
-  if (!system.messaging) return {};
+  if (!system.messaging) {
+    if (system.invoices) system.invoices->send_no_messages();
+    return {};
+  }
   system.endpoint = agent_endpoints(*system.database, *system.sealer, *system.nhi, *system.messaging, system_clock());
   if (system.invoices) system.invoices->send_messages_through(*system.messaging, *system.endpoint);
   return {};

@@ -498,7 +498,7 @@ secret = "webhooks/OVERSIGHT"
         if self.options.mode != "random":
             with open(self.kinds, encoding="utf-8") as kinds:
                 visited = kinds.read().splitlines()
-            require(len(visited) >= 25, f"only {len(visited)} kinds of commit were met: {visited}")
+            require(len(visited) >= 45, f"only {len(visited)} kinds of commit were met: {visited}")
             print("\n".join(f"  died {self.options.mode} {kind}" for kind in visited))
         print(f"crash {self.options.mode}: {deaths} deaths of the server, {self.repeated_calls} calls repeated, {self.respawned} sandboxes spawned anew, "
               f"{number} rounds, {size} audit records verified")
