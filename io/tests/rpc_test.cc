@@ -520,6 +520,7 @@ TEST_F(Rpc, AnExchangeIsReadNoFasterThanItIsAnswered) {
   client.join();
   EXPECT_TRUE(conversation.ended);
   EXPECT_EQ(conversation.answers.size(), 100u);
+  const std::lock_guard lock(mutex);
   EXPECT_LE(running_max, 8);
 }
 
