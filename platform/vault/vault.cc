@@ -295,9 +295,12 @@ class VaultService final : public Vault {
           CRETO_ASSERT(one_more);
         }
       }
+      const SecretDelegationId name = delegation_of(sandbox);
+      if (CRETO_TRY(store::find_delegation(tx, ctx, name.to_string(), now)))
+        return vault_error(ErrorKind::already_exists, fmt::format("`{}` was lent secrets before", sandbox.to_string()));
       const StoredDelegation stored{
-          SecretDelegation{SecretDelegationId::fresh(now), caller, caller, refs, now, ends,
-                           DelegationRestrictions{sandbox, false, true, 0}, 1, DelegationStatus::active},
+          SecretDelegation{name, caller, caller, refs, now, ends, DelegationRestrictions{sandbox, false, true, 0}, 1,
+                           DelegationStatus::active},
           ids};
       CRETO_TRY(store::insert_delegation(tx, ctx, stored));
       Opened opened{stored.delegation, {}, {}};

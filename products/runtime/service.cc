@@ -889,18 +889,16 @@ class RuntimeService final : public Runtime {
     sandbox.warm = warm;
     sandbox.created_at = now;
 
-    vault::DelegatedSecrets secrets{
-        {vault::SecretDelegationId::fresh(now), resident.agent, resident.agent, {}, {}, {}, {}, 0, {}}, {}};
-    if (!spec.secrets.empty()) {
+    std::vector<vault::SecretRef> lent;
+    for (const auto& text : spec.secrets) {
+      auto ref = CRETO_TRY(vault::SecretRef::parse(text));
+      lent.push_back(std::move(ref));
+    }
+    if (!lent.empty()) {
       if (!services_.vault)
         return Error(Product::runtime, ErrorKind::unavailable, "the vault is not part of this installation");
-      std::vector<vault::SecretRef> refs;
-      for (const auto& text : spec.secrets) {
-        auto ref = CRETO_TRY(vault::SecretRef::parse(text));
-        refs.push_back(std::move(ref));
-      }
-      secrets = CRETO_TRY(services_.vault->get_delegated_secrets(agent_ctx, live->id, refs, options_.secret_ttl));
-      record.secret_delegation = secrets.delegation.id.to_string();
+      // Written down before it is made, so that it is taken back whatever happens in between.
+      record.secret_delegation = vault::delegation_of(live->id).to_string();
     }
 
     // Of what is begun from here on the end will be recorded, also by a later process.
@@ -915,7 +913,14 @@ class RuntimeService final : public Runtime {
       if (spec.override_token.empty()) return {};
       return services_.authz.consume_override(tx, own, check, live->id.to_string());
     };
-    auto first = make_ready(ctx, agent_ctx, live, record, secrets, hold, use_approval, deadline);
+    const auto fill = [&]() -> Result<SandboxId> {
+      vault::DelegatedSecrets secrets{
+          {vault::delegation_of(live->id), resident.agent, resident.agent, {}, {}, {}, {}, 0, {}}, {}};
+      if (!lent.empty())
+        secrets = CRETO_TRY(services_.vault->get_delegated_secrets(agent_ctx, live->id, lent, options_.secret_ttl));
+      return make_ready(ctx, agent_ctx, live, record, secrets, hold, use_approval, deadline);
+    };
+    auto first = fill();
     if (first && *first == live->id) return record.sandbox;
     live->record = unready;
     finish(live, TerminationReason::failed,

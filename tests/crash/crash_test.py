@@ -409,10 +409,9 @@ secret = "webhooks/OVERSIGHT"
         states = collections.Counter((json.loads(r["arguments"])["invoice_number"].split("-")[0], r["state"]) for r in payments)
         require(states == {("large", "approved"): 1, ("open", "pending"): 1, ("denied", "denied"): 1}, f"requests: {dict(states)}")
         require([r["state"] for r in self.requests("quota.raise", facts["host"])] == ["approved"], "the host's quota was raised otherwise than once")
-        # What was lent to a sandbox that a crash kept from being started goes by its time: nobody has it.
         log = self.call("secrets", "log", BOOKING_KEY, "--limit", "1000")["entries"]
-        taken_back = {entry["delegation_id"] for entry in log if entry["operation"] == "secret.revoke"}
-        require(len(taken_back) >= sum(len(facts["books"]) for facts in self.rounds), f"lent to {self.rounds} and not taken back: {log}")
+        lent = {kind: {entry["delegation_id"] for entry in log if entry["operation"] == kind and entry.get("delegation_id")} for kind in ("secret.use", "secret.revoke")}
+        require(lent["secret.use"] and lent["secret.use"] <= lent["secret.revoke"], f"lent and not taken back: {lent}")
         raising = self.requests("quota.raise", facts["guest_agent"])
         require([r["state"] for r in raising] == ["pending"], f"requests to raise the quota: {raising}")
         booked = {(line["message_id"], line["body"]) for box in facts["books"] for line in self.lines(box) if line["step"] == "booked"}

@@ -97,7 +97,7 @@ TEST_P(VaultContract, OthersNeedPolicysPermissionAndLearnNothingWithout) {
             "permission_denied");
   EXPECT_EQ(kind(vault().delete_secret(as(bob_), ref("a/B"))), "permission_denied");
   EXPECT_EQ(kind(vault().access_log(as(bob_), ref("a/B"), 0, 10)), "permission_denied");
-  access().permits.insert(bob_.text() + " secret.read a/B");
+  access().permit(bob_.text() + " secret.read a/B");
   EXPECT_EQ(vault().get_secret(as(bob_), ref("a/B"))->value.reveal_text(), "1");
   access().down = true;
   EXPECT_FALSE(vault().get_secret(as(bob_), ref("a/B")));
@@ -239,7 +239,7 @@ TEST_P(VaultContract, ASandboxGetsWhatItsAgentOwnsWasLentOrMayRead) {
   one.max_uses = 1;
   const auto lent = vault().create_delegation(as(ada_), DelegationRequest{agent_, {ref("lent/B")}, minutes(10), one});
   ASSERT_TRUE(lent);
-  access().permits.insert(agent_.text() + " secret.read policy/C");
+  access().permit(agent_.text() + " secret.read policy/C");
   const auto refs = std::vector{ref("own/A"), ref("lent/B"), ref("policy/C")};
   const auto given = vault().get_delegated_secrets(as(agent_), sandbox_, refs, hours(1));
   ASSERT_TRUE(given) << given.error().to_string();
@@ -250,6 +250,9 @@ TEST_P(VaultContract, ASandboxGetsWhatItsAgentOwnsWasLentOrMayRead) {
   EXPECT_EQ(given->delegation.expires_at, clock().now() + minutes(10)) << "no longer than what it rests on";
   EXPECT_EQ(vault().get_delegation(as(ada_), lent->id)->status, DelegationStatus::exhausted);
   EXPECT_FALSE(vault().get_delegated_secrets(as(agent_), other_sandbox_, refs, hours(1)));
+  EXPECT_EQ(given->delegation.id, delegation_of(sandbox_));
+  EXPECT_EQ(vault().get_delegated_secrets(as(agent_), sandbox_, {ref("own/A")}, hours(1)).error().kind(),
+            ErrorKind::already_exists);
   // Given to the sandbox for its life: the same delegation serves it again, and no other, until it is revoked.
   EXPECT_TRUE(vault().use_delegation(as(agent_), given->delegation.id, sandbox_));
   EXPECT_FALSE(vault().use_delegation(as(agent_), given->delegation.id, other_sandbox_));

@@ -4,29 +4,16 @@
 
 #include <functional>
 #include <memory>
-#include <set>
 #include <string>
 
-#include "creto/common/access.h"
 #include "creto/io/sql.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/listed_access.h"
 #include "creto/vault/vault.h"
 
 namespace creto::vault {
 
-/// Permits what a test lists: "<caller> <action> <resource id>".
-class ListedAccess final : public AccessControl {
- public:
-  Result<> require(const Context& ctx, std::string_view action, std::string_view type, std::string_view id) override {
-    if (down) return Error(Product::platform, ErrorKind::unavailable, "authz does not answer");
-    if (permits.contains(ctx.caller_text() + " " + std::string(action) + " " + std::string(id)) && type == "Secret") {
-      return {};
-    }
-    return Error(Product::platform, ErrorKind::permission_denied, "denied by policy");
-  }
-  std::set<std::string> permits;
-  bool down = false;
-};
+using creto::testing::ListedAccess;
 
 /// One vault to test, however it is reached.
 struct VaultUnderTest {

@@ -4,35 +4,16 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <set>
 #include <string>
 
-#include "creto/common/access.h"
 #include "creto/io/sql.h"
 #include "creto/memory/memory.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/listed_access.h"
 
 namespace creto::memory {
 
-/// Permits what a test lists: "<caller> <action> <resource id>".
-class ListedAccess final : public AccessControl {
- public:
-  Result<> require(const Context& ctx, std::string_view action, std::string_view, std::string_view id) override {
-    const std::lock_guard lock(mutex_);
-    if (permits_.contains(ctx.caller_text() + " " + std::string(action) + " " + std::string(id))) return {};
-    return Error(Product::platform, ErrorKind::permission_denied, "denied by policy");
-  }
-  /// Also while the server at the other end of a connection still runs.
-  void permit(std::string what) {
-    const std::lock_guard lock(mutex_);
-    permits_.insert(std::move(what));
-  }
-
- private:
-  std::mutex mutex_;
-  std::set<std::string> permits_;
-};
+using creto::testing::ListedAccess;
 
 struct MemoryUnderTest {
   std::shared_ptr<void> keeps_alive;

@@ -123,7 +123,7 @@ TEST_P(StorageContract, OthersNeedPolicysPermission) {
   EXPECT_EQ(kind(storage().remove(as(other_), at("a"))), "permission_denied");
   EXPECT_EQ(kind(storage().list(as(other_), ListQuery{agent_, {}, "", "", "", 10})), "permission_denied");
   EXPECT_EQ(kind(storage().store(as(other_), object("b"), as_bytes("x"))), "permission_denied");
-  under_test_.access->permits.insert(other_.text() + " storage.read default/a");
+  under_test_.access->permit(other_.text() + " storage.read default/a");
   EXPECT_TRUE(storage().retrieve(as(other_), at("a")));
 }
 

@@ -5,27 +5,18 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 
-#include "creto/common/access.h"
 #include "creto/crypto/kem.h"
 #include "creto/io/files.h"
 #include "creto/io/sql.h"
 #include "creto/storage/storage.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/listed_access.h"
 
 namespace creto::storage {
 
-/// Permits what a test lists: "<caller> <action> <resource id>".
-class ListedAccess final : public AccessControl {
- public:
-  Result<> require(const Context& ctx, std::string_view action, std::string_view, std::string_view id) override {
-    if (permits.contains(ctx.caller_text() + " " + std::string(action) + " " + std::string(id))) return {};
-    return Error(Product::platform, ErrorKind::permission_denied, "denied by policy");
-  }
-  std::set<std::string> permits;
-};
+using creto::testing::ListedAccess;
 
 /// Real key pairs, made when first asked for.
 class MadeKeys final : public OwnerKeys {

@@ -121,6 +121,11 @@ struct DelegatedSecrets {
   std::vector<DelegatedSecret> secrets;
 };
 
+/// What is lent to a sandbox by `get_delegated_secrets`.
+inline SecretDelegationId delegation_of(const SandboxId& sandbox) {
+  return SecretDelegationId::from_bytes(sandbox.bytes());
+}
+
 /// One use of a secret, or one that was refused. Never holds a value.
 struct SecretAccess {
   std::int64_t sequence = 0;  ///< rises with time; the cursor of `access_log`
@@ -179,7 +184,9 @@ class Vault {
                                                   const std::optional<SandboxId>& sandbox) = 0;
   /// For whoever fills a sandbox with secrets, in the name of its agent (`ctx.caller`): makes a delegation bound to
   /// `sandbox`, memory only, for those of `refs` that the agent owns, may read by policy, or was lent by an active
-  /// delegation (which counts a use); returns it with the values. All or none. Revoke it when the sandbox ends.
+  /// delegation (which counts a use); returns it with the values. All or none. Its id is `delegation_of(sandbox)`, so
+  /// that it can be revoked also by who never heard the answer. Revoke it when the sandbox ends.
+  /// Errors: already_exists: once for each sandbox
   virtual Result<DelegatedSecrets> get_delegated_secrets(const Context& ctx, const SandboxId& sandbox,
                                                          const std::vector<SecretRef>& refs, Nanos ttl) = 0;
   /// For delegator, delegatee, or who may secret.delegate on every secret of it. Repeating it is fine.
