@@ -81,8 +81,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<QuotaState> quota_state(const Context& ctx, std::string_view id, std::string_view subject) override;
   Result<CostForecast> forecast_cost(const Context& ctx, const Identity& agent,
                                      contracts::BillingPeriod period) override;
-  Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent, const DelegationChain& chain,
-                                               std::string_view event_type, std::int64_t units) override;
+  Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent, std::string_view event_type,
+                                               std::int64_t units) override;
   Result<SubjectThreshold> set_threshold(const Context& ctx, const SubjectThreshold& threshold) override;
   Result<> delete_threshold(const Context& ctx, std::string_view id) override;
   Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) override;

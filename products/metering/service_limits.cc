@@ -201,8 +201,7 @@ Result<QuotaState> MeteringService::quota_state(const Context& ctx, std::string_
 }
 
 Result<contracts::QuotaDecision> MeteringService::check_quota(const Context& ctx, const Identity& agent,
-                                                              const DelegationChain&, std::string_view event_type,
-                                                              std::int64_t units) {
+                                                              std::string_view event_type, std::int64_t units) {
   if (units < 0 || units > limit_max) return error(ErrorKind::invalid_input, "units: must be 0 to 10^18");
   const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, agent));
   const Verdict verdict = limits_.check(
@@ -215,7 +214,7 @@ Result<contracts::QuotaDecision> MeteringService::check_quota(const Context& ctx
 
 Result<contracts::QuotaDecision> MeteringService::check_message_quota(const Context& ctx, const Identity& agent,
                                                                       contracts::MessageEventType type) {
-  return check_quota(ctx, agent, {}, contracts::to_string(type), 1);
+  return check_quota(ctx, agent, contracts::to_string(type), 1);
 }
 
 Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, const SubjectThreshold& threshold) {

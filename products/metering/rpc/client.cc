@@ -199,11 +199,10 @@ class MeteringClient final : public Metering {
     const auto response = CRETO_TRY(call<v1::QuotaState>(ctx, "GetQuotaState", request, repeatable));
     return from_proto(response);
   }
-  Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent, const DelegationChain& chain,
-                                               std::string_view event_type, std::int64_t units) override {
+  Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent, std::string_view event_type,
+                                               std::int64_t units) override {
     v1::CheckQuotaRequest request;
     request.set_agent(agent.text());
-    set_chain(request, chain);
     request.set_event_type(std::string(event_type));
     request.set_units(units);
     const auto response = CRETO_TRY(call<v1::QuotaDecision>(ctx, "CheckQuota", request, repeatable));

@@ -359,9 +359,7 @@ void register_limits(rpc::Service& service, Metering& metering) {
       "CheckQuota", {.idempotent = true, .resource = of_agent},
       [&metering](const Context& ctx, const v1::CheckQuotaRequest& request) -> Result<v1::QuotaDecision> {
         const Identity agent = CRETO_TRY(proto::from_identity(request.agent(), "agent"));
-        const DelegationChain chain = CRETO_TRY(chain_from(request.delegation_chain()));
-        return answer<v1::QuotaDecision>(
-            metering.check_quota(ctx, agent, chain, request.event_type(), request.units()));
+        return answer<v1::QuotaDecision>(metering.check_quota(ctx, agent, request.event_type(), request.units()));
       });
   service.unary<v1::SetThresholdRequest, v1::Document>(
       "SetThreshold", {.idempotent = true},

@@ -401,11 +401,11 @@ TEST_P(MeteringContract, LimitsAreThoseOfWhoIsAboveAnAgentWhateverTheCallerSays)
       {parent->text(),
        {"one", BillingPeriod::transaction, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
   ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  EXPECT_FALSE(metering->check_quota(ctx, *child, "sandbox_allocated", 1)->allowed);
   for (const DelegationChain& said : {DelegationChain{}, DelegationChain{*child}}) {
     auto request = ask(*child, "sandbox_allocated");
     request.delegation_chain = said;
     EXPECT_EQ(code(metering->reserve(ctx, request)), "MT-429");
-    EXPECT_FALSE(metering->check_quota(ctx, *child, said, "sandbox_allocated", 1)->allowed);
     const contracts::BillableEvent cost{"payment", *child, said, {Decimal(11), Currency::usd()}};
     EXPECT_TRUE(metering->check_cost_threshold(ctx, cost, BillingPeriod::month)->has_value());
   }
@@ -588,7 +588,7 @@ TEST_P(MeteringContract, AQuotaRefusesWithItsReset) {
   ASSERT_EQ(code(refused), "MT-429");
   EXPECT_EQ(refused.error().message(), "monthly quota of `sandbox_allocated` exceeded (2/2)");
   EXPECT_EQ(refused.error().retry_after(), from_rfc3339("2026-12-01T00:00:00Z").value() - clock.now());
-  const auto decision = metering->check_quota(ctx, *child, chain_of(*child), "sandbox_allocated", 1).value();
+  const auto decision = metering->check_quota(ctx, *child, "sandbox_allocated", 1).value();
   EXPECT_FALSE(decision.allowed);
   EXPECT_EQ(decision.quota_id, "sandboxes");
   // A fact is recorded whatever the quota says.
@@ -1160,7 +1160,7 @@ TEST_P(MeteringContract, WhereABudgetIsUsedUpNothingMoreIsSpentWithoutSayingItsC
   const auto refused = metering->reserve(ctx, ask(*child, "sandbox_allocated"));
   EXPECT_EQ(code(refused), "MT-429");
   EXPECT_EQ(refused.error().message(), "monthly budget `budget` exceeded (1 of 1)");
-  EXPECT_FALSE(metering->check_quota(ctx, *child, chain_of(*child), "inference_tokens", 1)->allowed);
+  EXPECT_FALSE(metering->check_quota(ctx, *child, "inference_tokens", 1)->allowed);
   EXPECT_TRUE(local->quota_enforcer().evaluate(ctx, call)->has_value());
   EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, look)->has_value()) << "what costs nothing goes on";
 }

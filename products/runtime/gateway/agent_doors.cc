@@ -376,10 +376,12 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
     if (!calls_.insert(call).second)
       return Error(Product::runtime, ErrorKind::unavailable, "the same call is under way; repeat").with_retryable(true);
   }
-  auto answer = call_model(ctx, resident, request, hash);
-  const std::lock_guard lock(mutex_);
-  calls_.erase(call);
-  return answer;
+  const auto over = [&](const std::string* done) {
+    const std::lock_guard lock(mutex_);
+    calls_.erase(*done);
+  };
+  const std::unique_ptr<const std::string, decltype(over)> under_way(&call, over);
+  return call_model(ctx, resident, request, hash);
 }
 
 Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& resident,

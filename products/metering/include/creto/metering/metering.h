@@ -172,8 +172,7 @@ class Metering : public Billing,
   /// Whether `units` more would be granted to `agent`, by the limits of all who are above it by what nhi says. Consumes
   /// nothing; but for the first question about an agent memory only, < 10 us at p99.
   virtual Result<contracts::QuotaDecision> check_quota(const Context& ctx, const Identity& agent,
-                                                       const DelegationChain& chain, std::string_view event_type,
-                                                       std::int64_t units) = 0;
+                                                       std::string_view event_type, std::int64_t units) = 0;
   virtual Result<SubjectThreshold> set_threshold(const Context& ctx, const SubjectThreshold& threshold) = 0;
   virtual Result<> delete_threshold(const Context& ctx, std::string_view id) = 0;
   virtual Result<std::vector<SubjectThreshold>> list_thresholds(const Context& ctx, std::string_view subject) = 0;
