@@ -196,6 +196,7 @@ Result<> check_action_entity(const Schema& schema, const Entity& entity) {
 Position place_of(std::string_view text, const Json& entity, std::size_t index, std::string_view message) {
   const std::string whole = fmt::format("[{}]", index);
   const Position begin = json_place(text, whole);
+  if (!entity.is_object()) return begin;
   if (const auto uid = authz::entity_from_json(Json{{"uid", entity.value("uid", Json())}})) {
     const std::string name = uid->uid.to_string();
     if (message.starts_with(name)) message.remove_prefix(name.size());

@@ -372,7 +372,8 @@ TEST_F(PolicyTools, ValidateTellsEveryProblemOfJsonWithItsPlace) {
     {"uid": {"type": "Usr", "id": "eve"}, "attrs": {}, "parents": []},
     {"uid": {"type": "Doc", "id": "plan"}, "attrs": {
       "owner": {"type": "User", "id": "ada"},
-      "size": "large"}, "parents": []}])");
+      "size": "large"}, "parents": []},
+    "User"])");
   files_.plain_cedar = true;
   const auto result = validate_policies(files_);
   ASSERT_TRUE(result) << result.error().message();
@@ -382,8 +383,9 @@ TEST_F(PolicyTools, ValidateTellsEveryProblemOfJsonWithItsPlace) {
     const std::string file = fs::path(problem["file"].get<std::string>()).filename();
     places.push_back(fmt::format("{}:{}:{}", file, problem.value("line", 0), problem.value("column", 0)));
   }
-  EXPECT_EQ(places, (std::vector<std::string>{"set.json:4:84", "set.json:5:23", "set.json:10:36", "entities.json:2:62",
-                                              "entities.json:3:5", "entities.json:6:15", "set.json:7:13"}))
+  EXPECT_EQ(places,
+            (std::vector<std::string>{"set.json:4:84", "set.json:5:23", "set.json:10:36", "entities.json:2:62",
+                                      "entities.json:3:5", "entities.json:6:15", "entities.json:7:5", "set.json:7:13"}))
       << result->text;
   write("policies/set.json", "{\n  \"staticPolicies\": }");
   EXPECT_NE(validate_policies(files_)->text.find("set.json:2:"), std::string::npos);
