@@ -525,9 +525,18 @@ class Machine {
     return false;
   }
 
+  bool is_in_any(const Cell& entity, const std::vector<EntityId>& ancestors) {
+    if (entity.id == no_entity) return false;
+    if (std::binary_search(ancestors.begin(), ancestors.end(), entity.id)) return true;
+    const EntityNode& node = frame_.store->node(entity.id);
+    if (node.too_many_ancestors) frame_.trouble = true;
+    return std::any_of(ancestors.begin(), ancestors.end(), [&](EntityId id) { return node.ancestors.contains(id); });
+  }
+
   Cell in(const Cell& entity, const Cell& target) {
     if (target.kind == Kind::entity) return decided(is_in(entity, target));
     if (!is_set(target)) return {};
+    if (target.kind == Kind::entities && !frame_.overlay) return decided(is_in_any(entity, target.entities->ids));
     const std::size_t count = size_of(target);
     for (std::size_t i = 0; i < count; ++i)
       if (element_of(target, i).kind != Kind::entity) return {};
