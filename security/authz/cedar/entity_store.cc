@@ -11,6 +11,9 @@ namespace {
 
 constexpr std::size_t index_size_min = 64;
 
+/// Schemas have fewer; whoever invents names has them beside his entities.
+constexpr std::size_t shared_names_max = 4096;
+
 }  // namespace
 
 IdSet::IdSet(std::vector<EntityId> ids) : size_(ids.size()) {
@@ -31,7 +34,8 @@ std::vector<EntityId> IdSet::to_vector() const {
   return all;
 }
 
-EntityStore::EntityStore() : index_(std::make_shared<Index>(index_size_min)) {}
+EntityStore::EntityStore()
+    : index_(std::make_shared<Index>(index_size_min)), names_(std::make_shared<Names>()), own_names_(true) {}
 
 std::uint64_t EntityStore::hash_of(const EntityUid& uid) { return hash_text(uid.id, hash_text(uid.type)); }
 
@@ -113,7 +117,7 @@ std::vector<Field> EntityStore::fields(const Attributes& attributes, EntityNode&
   out.reserve(attributes.size());
   for (const auto& [name, value] : attributes) {
     if (const auto* uid = value.as<EntityUid>()) intern(*uid);
-    Field field{hash_text(name), &name, cell(value)};
+    Field field{hash_text(name), &shared_name(name), cell(value)};
     const auto is_entity = [](const Value& element) { return element.as<EntityUid>() != nullptr; };
     const auto* elements = value.as_set();
     if (elements && std::all_of(elements->begin(), elements->end(), is_entity)) {
@@ -128,6 +132,15 @@ std::vector<Field> EntityStore::fields(const Attributes& attributes, EntityNode&
     out.push_back(field);
   }
   return out;
+}
+
+const std::string& EntityStore::shared_name(const std::string& own) {
+  if (const auto known = names_->find(own); known != names_->end()) return *known->second;
+  if (names_->size() == shared_names_max) return own;
+  if (!own_names_) names_ = std::make_shared<Names>(*names_);
+  own_names_ = true;
+  auto name = std::make_shared<const std::string>(own);
+  return *names_->emplace(*name, std::move(name)).first->second;
 }
 
 std::shared_ptr<EntityNode> EntityStore::compile(std::shared_ptr<const Entity> entity) {

@@ -8,6 +8,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "creto/authz/value.h"
@@ -133,7 +135,8 @@ class EntityStore {
         count_(original.count_),
         known_(original.known_),
         ancestors_(original.ancestors_),
-        index_(original.index_) {}
+        index_(original.index_),
+        names_(original.names_) {}
   EntityStore(EntityStore&&) = default;
   EntityStore& operator=(EntityStore&&) = default;
 
@@ -166,12 +169,18 @@ class EntityStore {
     std::size_t used = 0;
   };
 
+  /// Names of attributes and tags, each kept once for all entities: so the text with which a name is compared lies in
+  /// the cache, wherever the entity lies.
+  using Names = std::unordered_map<std::string_view, std::shared_ptr<const std::string>>;
+
   static std::uint64_t hash_of(const EntityUid& uid);
   EntityId find(const EntityUid& uid, std::uint64_t hash) const;
   void insert(std::uint64_t hash, EntityId id);
   void replace(EntityId id, std::shared_ptr<const EntityNode> node);
   std::shared_ptr<EntityNode> compile(std::shared_ptr<const Entity> entity);
   std::vector<Field> fields(const Attributes& attributes, EntityNode& node);
+  /// One that lives as long as all stores that have it, and `own` does.
+  const std::string& shared_name(const std::string& own);
   void gather_ancestors(EntityNode& node) const;
   void update_descendants(const std::vector<EntityId>& changed);
 
@@ -181,6 +190,8 @@ class EntityStore {
   std::size_t known_ = 0;
   std::size_t ancestors_ = 0;
   std::shared_ptr<Index> index_;
+  std::shared_ptr<Names> names_;
+  bool own_names_ = false;  ///< not shared
 };
 
 }  // namespace creto::authz::cedar
