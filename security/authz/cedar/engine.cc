@@ -237,9 +237,10 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
   Frame& frame = scratch.frame;
   frame.store = &store;
   frame.overlay = overlay;
-  frame.principal = store.cell(request.principal);
-  frame.action = store.cell(request.action);
-  frame.resource = store.cell(request.resource);
+  const auto cells = store.cells({&request.principal, &request.action, &request.resource});
+  frame.principal = cells[0];
+  frame.action = cells[1];
+  frame.resource = cells[2];
   frame.context.assign(request.context, request.more);
   frame.trouble = false;
   if (!frame.made.empty()) frame.made.clear();

@@ -53,6 +53,29 @@ EntityId EntityStore::find(const EntityUid& uid, std::uint64_t hash) const {
   }
 }
 
+std::array<Cell, 3> EntityStore::cells(const std::array<const EntityUid*, 3>& uids) const {
+  const auto* slots = index_->slots.data();
+  const std::size_t mask = index_->slots.size() - 1;
+  std::array<std::uint64_t, 3> hashes{};
+  for (std::size_t i = 0; i < uids.size(); ++i) {
+    hashes[i] = hash_of(*uids[i]);
+    __builtin_prefetch(&slots[hashes[i] & mask]);
+  }
+  for (const std::uint64_t hash : hashes) {
+    const std::uint64_t entry = slots[hash & mask].load(std::memory_order_acquire);
+    const auto id = static_cast<EntityId>(entry) - 1;
+    if (entry >> 32 == hash >> 32 && id < count_) __builtin_prefetch(&node(id));
+  }
+  std::array<Cell, 3> cells;
+  for (std::size_t i = 0; i < uids.size(); ++i) {
+    cells[i] = Cell::of(*uids[i], find(*uids[i], hashes[i]));
+    if (cells[i].id == no_entity) continue;
+    const auto* bytes = reinterpret_cast<const std::byte*>(&node(cells[i].id));
+    for (std::size_t at = 64; at < sizeof(EntityNode); at += 64) __builtin_prefetch(bytes + at);
+  }
+  return cells;
+}
+
 void EntityStore::insert(std::uint64_t hash, EntityId id) {
   // Another copy has gone on with the index, or it is three quarters full.
   const bool forked = index_->used != id;

@@ -152,6 +152,8 @@ class EntityStore {
   /// Requires: the number of this store or of one it was copied from.
   const EntityNode& node(EntityId id) const { return *chunks_.data()[id / chunk_size]->data()[id % chunk_size]; }
   Cell cell(const EntityUid& uid) const { return Cell::of(uid, find(uid)); }
+  /// Several at once: none waits for memory alone. What is read first of their nodes is on its way then.
+  std::array<Cell, 3> cells(const std::array<const EntityUid*, 3>& uids) const;
   /// `value` as a cell that borrows from it. Sets stay values.
   Cell cell(const Value& value) const;
 
