@@ -260,6 +260,10 @@ bool Engine::evaluate(Scratch& scratch, const EntityStore& store, EntityOverlay*
   }
   if (frame.trouble) return false;
   // Of many policies these have not been seen for long: all that is read of them is fetched at once.
+  if (!overlay) {
+    for (const Cell& cell : {frame.principal, frame.resource})
+      if (cell.id != no_entity) store.node(cell.id).prefetch();
+  }
   const std::size_t soon = std::min(scratch.candidates.size(), prefetched);
   for (const Candidate& candidate : std::span(scratch.candidates).first(soon))
     candidate.linked->policy->program.prefetch();
