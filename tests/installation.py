@@ -1,4 +1,5 @@
 """An installation in a folder of its own, with the real server and the real CLI; for tests that run the built binary."""
+import hashlib
 import os
 import signal
 import subprocess
@@ -55,3 +56,26 @@ class Installation:
             self.server.send_signal(how)
             self.server.wait(PATIENCE_S)
             self.server = None
+
+
+def left_over(home, sandboxes):
+    """What there is on this machine of the installation in `home`, which has stopped: processes, mounts, cgroups, networks."""
+    left = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as command, open(f"/proc/{process}/cgroup", encoding="utf-8") as groups:
+                words, cgroup = command.read().decode(errors="replace"), groups.read()
+        except OSError:
+            continue
+        if not words:
+            continue  # dead: its parent has not asked yet how
+        if home in words or any(box in cgroup for box in sandboxes):
+            left.append(f"process {process}: {words[:200]} {cgroup[:300]}")
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        left += [f"mount {line.split()[1]}" for line in mounts if home in line]
+    for folder, names, _ in os.walk("/sys/fs/cgroup"):
+        left += [f"cgroup {folder}/{name}" for name in set(sandboxes) & set(names)]
+    if os.path.isdir("/run/netns"):
+        instance = hashlib.sha3_256(os.path.join(home, "sandboxes").encode()).hexdigest()[:8]
+        left += [f"network namespace {name}" for name in os.listdir("/run/netns") if instance in name]
+    return left

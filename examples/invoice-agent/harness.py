@@ -29,6 +29,67 @@ def require(condition, message):
         raise StepFailed(message)
 
 
+class Interrupted(BaseException):
+    """A signal that asks us to end: past everything that handles errors, to where we clean up."""
+
+    def __init__(self, received):
+        self.exit_code = 128 + received
+        super().__init__(signal.Signals(received).name)
+
+
+class Signals:
+    """What asks us to end. The first one counts; a second must not cut off what that began."""
+
+    asked_to_end = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    held = False
+    arrived = None
+
+    @classmethod
+    def interrupt(cls):
+        for asked in cls.asked_to_end:
+            signal.signal(asked, cls.take)
+
+    @classmethod
+    def ignore(cls):
+        cls.held = False
+        for asked in cls.asked_to_end:
+            signal.signal(asked, lambda *_: None)  # unlike SIG_IGN this is not inherited
+
+    @classmethod
+    def take(cls, received, _):
+        cls.arrived = cls.arrived or received
+        if not cls.held:
+            cls.release()
+
+    @classmethod
+    def hold(cls):
+        """While a process is being started: whoever is interrupted there never learns which one it is."""
+        cls.held = True
+
+    @classmethod
+    def release(cls):
+        cls.held = False
+        if cls.arrived:
+            received, cls.arrived = cls.arrived, None
+            cls.ignore()
+            raise Interrupted(received)
+
+
+def run_to_its_end(command, **options):
+    """Exit code, output, errors. Where we are interrupted, the program and all it started are asked to end, and have ended."""
+    timeout = options.pop("timeout", None)
+    Signals.hold()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
+    try:
+        Signals.release()
+        out, error = process.communicate(timeout=timeout)
+        return process.returncode, out, error
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()  # until the last of them has let go of what it writes to
+        raise
+
+
 class CretoError(Exception):
     """A verb of the CLI that was refused: its error as the CLI printed it."""
 
@@ -71,7 +132,10 @@ class Steps:
 
 
 class Children:
-    """Processes that end with us, however we end."""
+    """Processes that end with us, however we end: by `stop_all`, and where we were killed, by the kernel's SIGTERM.
+
+    Each has a session of its own: Ctrl-C is for us, and we end them in our order.
+    """
 
     def __init__(self, log_directory):
         self.log_directory = log_directory
@@ -79,11 +143,15 @@ class Children:
 
     def start(self, name, command, **options):
         log = open(os.path.join(self.log_directory, name + ".log"), "ab")
-        process = subprocess.Popen(command, stdout=options.pop("stdout", log), stderr=log, stdin=subprocess.DEVNULL, **options)
+        Signals.hold()
+        process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command], stdout=options.pop("stdout", log), stderr=log,
+                                   stdin=subprocess.DEVNULL, start_new_session=True, **options)
         self.running[name] = process
+        Signals.release()
         return process
 
     def stop(self, name, sig=signal.SIGTERM, timeout=30):
+        """Its exit code; negative: the signal that ended it. None where there is none of that name."""
         process = self.running.pop(name, None)
         if process is None:
             return None
@@ -92,8 +160,7 @@ class Children:
             return process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-            return None
+            return process.wait()
 
     def stop_all(self):
         for name in reversed(list(self.running)):
@@ -108,14 +175,14 @@ class Creto:
         self.env = {**os.environ, "CRETO_HOME": home, "CRETO_PASSPHRASE_FILE": passphrase_file}
 
     def __call__(self, *args, timeout=120):
-        done = subprocess.run([self.binary, "--json", *args], env=self.env, capture_output=True, timeout=timeout, text=True)
-        if done.returncode != 0:
+        code, out, said = run_to_its_end([self.binary, "--json", *args], env=self.env, timeout=timeout)
+        if code != 0:
             try:
-                error = json.loads(done.stderr.strip().splitlines()[-1])
+                error = json.loads(said.strip().splitlines()[-1])
             except (ValueError, IndexError):
-                error = {"message": (done.stderr.strip() or done.stdout.strip())[-2000:]}
-            raise CretoError(args, done.returncode, error)
-        return json.loads(done.stdout) if done.stdout.strip() else {}
+                error = {"message": (said.strip() or out.strip())[-2000:]}
+            raise CretoError(args, code, error)
+        return json.loads(out) if out.strip() else {}
 
     def refused(self, *args):
         try:

@@ -14,7 +14,6 @@ lost, nothing happened twice, what waits for a human still waits, no sandbox is 
 import argparse
 import base64
 import collections
-import hashlib
 import json
 import os
 import random
@@ -31,6 +30,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 EXAMPLE = os.path.join(ROOT, "examples", "invoice-agent")
 sys.path.insert(0, EXAMPLE)
+sys.path.insert(0, os.path.dirname(HERE))
+from installation import left_over  # noqa: E402
 from harness import Children, Creto, CretoError, Recorder, StepFailed, first_line, payments_in, require  # noqa: E402
 
 HUMAN = "human:ada@example.com"
@@ -461,22 +462,8 @@ secret = "webhooks/OVERSIGHT"
     def check_leftovers(self):
         """After the server has stopped no process, cgroup, mount or network namespace of ours is there."""
         mine = {box for facts in self.rounds for box in facts["boxes"]}
-        for process in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{process}/cmdline", "rb") as command, open(f"/proc/{process}/cgroup", encoding="utf-8") as groups:
-                    words, cgroup = command.read().decode(errors="replace"), groups.read()
-            except OSError:
-                continue
-            require(self.home not in words and not any(box in cgroup for box in mine), f"process {process} is left over: {words[:200]} {cgroup[:300]}")
-        with open("/proc/self/mounts", encoding="utf-8") as mounts:
-            left = [line.split()[1] for line in mounts if self.home in line]
-        require(not left, f"mounts are left over: {left}")
-        for folder, names, _ in os.walk("/sys/fs/cgroup"):
-            require(not mine & set(names), f"cgroups are left over in {folder}")
-        if os.path.isdir("/run/netns"):
-            instance = hashlib.sha3_256(os.path.join(self.home, "sandboxes").encode()).hexdigest()[:8]
-            left = [name for name in os.listdir("/run/netns") if instance in name]
-            require(not left, f"network namespaces are left over: {left}")
+        left = left_over(self.home, mine)
+        require(not left, f"left over: {left}")
 
     # --- the whole
 
