@@ -40,6 +40,8 @@ struct Home {
   std::filesystem::path human() const { return root / "human"; }
   std::filesystem::path human_identity() const { return human() / "identity"; }
   std::filesystem::path human_keys() const { return human() / "keys.sealed"; }
+  std::filesystem::path human_messages() const { return human() / "messages.db"; }
+  std::filesystem::path human_messages_key() const { return human() / "messages.key"; }
   std::filesystem::path human_certificate() const { return human() / "client.pem"; }
   std::filesystem::path human_key() const { return human() / "client.key"; }
 };

@@ -21,6 +21,7 @@
 #include "creto/common/bytes.h"
 #include "creto/common/json.h"
 #include "creto/io/http_server.h"
+#include "message_commands.h"
 #include "metering_commands.h"
 #include "policy_commands.h"
 #include "usage_command.h"
@@ -262,6 +263,7 @@ int run(int argc, char** argv) {
     return sub;
   };
   add_policy_commands(plain_command);
+  add_message_commands(plain_command, [&flags] { return options_of(flags); });
   add_metering_commands(plain_command, [&flags] { return options_of(flags); });
   add_billing_commands(plain_command, [&flags] { return options_of(flags); });
   add_policy_set_commands(plain_command, [&flags] { return options_of(flags); });

@@ -113,7 +113,7 @@ void lines_of(const Json& value, const std::string& prefix, std::string& text) {
 
 }  // namespace
 
-Result<std::unique_ptr<Server>> Server::connect(const Home& home, CallOptions options) {
+Result<std::shared_ptr<rpc::Channel>> channel_to_server(const Home& home, const CallOptions& options) {
   rpc::ChannelOptions channel;
   const Settings settings = CRETO_TRY(Settings::load(home));
   channel.endpoint = options.endpoint;
@@ -123,7 +123,11 @@ Result<std::unique_ptr<Server>> Server::connect(const Home& home, CallOptions op
   }
   if (settings.tls) channel.tls = CRETO_TRY(client_identity(home));
   channel.timeout = options.timeout;
-  std::shared_ptr<rpc::Channel> connection = CRETO_TRY(rpc::Channel::connect(std::move(channel), system_clock()));
+  return rpc::Channel::connect(std::move(channel), system_clock());
+}
+
+Result<std::unique_ptr<Server>> Server::connect(const Home& home, CallOptions options) {
+  std::shared_ptr<rpc::Channel> connection = CRETO_TRY(channel_to_server(home, options));
   return std::make_unique<ChannelServer>(std::move(connection), std::move(options));
 }
 

@@ -9,6 +9,10 @@
 #include "creto/common/result.h"
 #include "home.h"
 
+namespace creto::rpc {
+class Channel;
+}
+
 /// Calls a method by its name with JSON in and out, through what the linked protos say of it.
 namespace creto::app::cli {
 
@@ -17,6 +21,9 @@ struct CallOptions {
   std::string endpoint;         ///< empty: the one in this home's settings
   std::string idempotency_key;  ///< empty: a fresh one for calls that change something
 };
+
+/// To the server that `options` name, with this home's client certificate.
+Result<std::shared_ptr<rpc::Channel>> channel_to_server(const Home& home, const CallOptions& options);
 
 class Server {
  public:
