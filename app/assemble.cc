@@ -211,6 +211,7 @@ Result<metering::MeteringOptions> metering_options(const System& system) {
                     .email = settings.issuer_email,
                     .payment = settings.issuer_payment};
   options.audit = system.audit.get();
+  options.access = system.access.get();
   return options;
 }
 

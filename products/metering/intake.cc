@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <unordered_set>
 
@@ -32,10 +33,19 @@ std::uint32_t first_second_after(Instant when) {
 /// How many agents ahead of the one that is looked at memory is asked for.
 constexpr std::size_t known_ahead = 16;
 
+/// Events that this one corrects, as it names them.
+std::string_view named_by(const RecordView& record) { return record.voids.empty() ? record.replaces : record.voids; }
+std::string_view naming_field(const RecordView& record) { return record.voids.empty() ? "replaces" : "voids"; }
+
+std::string reported_by_other(const RecordView& record, std::string_view id) {
+  return fmt::format("{}: event `{}` was reported by another; that needs `{}`", naming_field(record), id,
+                     correct_action);
+}
+
 /// Why an event was not taken.
 Error refusal(const RecordView& record, const Outcome& outcome) {
-  const std::string_view named = record.voids.empty() ? record.replaces : record.voids;
-  const std::string_view field = record.voids.empty() ? "replaces" : "voids";
+  const std::string_view named = named_by(record);
+  const std::string_view field = naming_field(record);
   const std::string id = outcome.id.to_string();
   switch (outcome.kind) {
     case Outcome::Kind::unknown_target:
@@ -47,6 +57,9 @@ Error refusal(const RecordView& record, const Outcome& outcome) {
                    fmt::format("{}: event `{}` only takes another one out; report that again", field, id));
     case Outcome::Kind::target_taken:
       return error(ErrorKind::conflict, fmt::format("{}: event `{}` was taken out by event `{}`", field, named, id));
+    case Outcome::Kind::target_reported_by_other:
+      // It came at the same time: the next attempt finds it and asks.
+      return error(ErrorKind::permission_denied, reported_by_other(record, id)).with_retryable(true);
     default:
       return error(ErrorKind::conflict,
                    fmt::format("idempotency key `{}` was used for other content by event `{}`", record.key, id));
@@ -339,6 +352,7 @@ Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accoun
 Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached) {
   CRETO_ASSERT(batch.leaves.size() == batch.records.size());
   const Instant now = clock_.now();
+  const SubjectNumber reporter = ledger_.subjects().number(ctx.org, batch.reporter);
   const Borrowed borrowed(*this, batch.records.size());
   Work& work = *borrowed;
   BatchProof proof{.reporter = batch.reporter, .signature = {}, .leaves = {}};
@@ -357,6 +371,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
     }
     NewEvent event{.record = *record,
                    .attribution = 0,
+                   .reporter = reporter,
                    .key = ledger_.key_hash(ctx.org, source_of(*record), record->key),
                    .content = content_of(batch.leaves[i])};
     if (auto priced = price(ctx, work, event); !priced) {
@@ -367,6 +382,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
   }
   attribute(ctx, work, now);
   refuse_others(ctx, work, batch.reporter);
+  CRETO_TRY(admit_corrections(ctx, work, batch.reporter));
   if (batch.signature != nullptr) {
     for (std::size_t i = 0; i < work.events.size(); ++i) {
       proof.leaves[work.place[i]].event = static_cast<std::uint32_t>(i);
@@ -378,6 +394,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
 Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<UsageEvent>> events,
                                      std::vector<Reached>& reached) {
   const Instant now = clock_.now();
+  const SubjectNumber reporter = ledger_.subjects().number(ctx.org, ctx.caller_text());
   const Borrowed borrowed(*this, events.size());
   Work& work = *borrowed;
   work.encoded.resize(events.size());
@@ -410,6 +427,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
     }
     NewEvent taken{.record = *record,
                    .attribution = 0,
+                   .reporter = reporter,
                    .key = ledger_.key_hash(ctx.org, record->agent, record->key),
                    .content = content_of(crypto::sha3_256(as_bytes(event.signed_bytes))),
                    .id = event.envelope.event_id,
@@ -421,6 +439,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
     work.take(i, ledger_.name_hash(ctx.org, record->agent), taken);
   }
   attribute(ctx, work, now);
+  CRETO_TRY(admit_corrections(ctx, work, ctx.caller_text()));
   return append(ctx, work, nullptr, reached);
 }
 
@@ -434,7 +453,7 @@ Result<> Intake::find_targets(const Context& ctx, Work& work) {
   for (const NewEvent& event : work.events) {
     if (event.target == nullptr) continue;
     const RecordView& record = event.record;
-    const std::string_view named = record.voids.empty() ? record.replaces : record.voids;
+    const std::string_view named = named_by(record);
     if (named.starts_with(key_prefix)) {
       event.target->key = ledger_.key_hash(ctx.org, source_of(record), named.substr(key_prefix.size()));
       const auto place = CRETO_TRY(ledger_.find(event.target->key));
@@ -467,6 +486,51 @@ Result<> Intake::find_targets(const Context& ctx, Work& work) {
   });
 }
 
+/// Finds what corrections refer to. Those of what somebody else reported are refused unless policy permits them; what
+/// is left is written down.
+Result<> Intake::admit_corrections(const Context& ctx, Work& work, std::string_view reporter) {
+  if (work.targets.empty()) return {};
+  CRETO_TRY(find_targets(ctx, work));
+  std::map<std::string_view, Result<>> permitted;  // by agent
+  std::vector<const RecordView*> admitted;
+  bool refused = false;
+  for (std::size_t i = 0; i < work.events.size(); ++i) {
+    NewEvent& event = work.events[i];
+    if (event.target == nullptr) continue;
+    // A repetition, or a conflict of keys: the ledger tells.
+    const auto known = CRETO_TRY(ledger_.find(event.key));
+    if (known) continue;
+    const Target& target = *event.target;
+    const bool of_agent = target.found && ledger_.subjects().attribution(target.attribution).agent ==
+                                              ledger_.subjects().attribution(event.attribution).agent;
+    if (of_agent && target.reporter != event.reporter) {
+      const std::string_view agent = event.record.agent;
+      auto answer = permitted.find(agent);
+      if (answer == permitted.end()) {
+        const Error nobody = error(ErrorKind::permission_denied, "nobody may");
+        answer =
+            permitted
+                .emplace(agent, options_.may_correct ? options_.may_correct(ctx, reporter, agent) : Result<>(nobody))
+                .first;
+      }
+      if (!answer->second) {
+        const Error& why = answer->second.error();
+        work.refuse(work.place[i],
+                    error(why.kind(), reported_by_other(event.record, named_by(event.record))).with_cause(why));
+        refused = true;
+        continue;
+      }
+      event.may_correct_others = true;
+    }
+    admitted.push_back(&event.record);
+  }
+  if (!admitted.empty() && options_.record_corrections) {
+    CRETO_TRY(options_.record_corrections(ctx, reporter, admitted));
+  }
+  if (refused) work.drop_refused();
+  return {};
+}
+
 void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_at, const Fact& in, bool voids,
                      Instant arrived, std::vector<Notice>& notices) {
   RecordScratch scratch;
@@ -482,7 +546,6 @@ void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_
 
 Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const BatchProof* proof,
                                        std::vector<Reached>& reached) {
-  if (!work.targets.empty()) CRETO_TRY(find_targets(ctx, work));
   const auto count = [&](std::span<const Outcome> outcomes, Instant arrived) {
     work.facts.clear();
     work.event_of.clear();

@@ -49,6 +49,11 @@ struct IntakeOptions {
   std::function<Result<std::vector<std::optional<RowPlace>>>(std::span<const EventId>,
                                                              std::span<const AttributionNumber>)>
       find_events{};
+  /// Whether `reporter` may correct events of `agent` that somebody else reported. None: nobody may.
+  std::function<Result<>(const Context&, std::string_view reporter, std::string_view agent)> may_correct{};
+  /// Writes down who corrects what, before it is taken; where that fails, nothing is.
+  std::function<Result<>(const Context&, std::string_view reporter, std::span<const RecordView* const>)>
+      record_corrections{};
 };
 
 /// The way of an event: read, checked, attributed, made durable, counted. Thread-safe; all references must outlive it.
@@ -74,7 +79,7 @@ class Intake {
 
   /// One answer per record, in order. Errors: those of Ledger::append; then nothing was taken.
   Result<Answers> take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached);
-  /// Likewise of events in envelopes, whose signatures were verified.
+  /// Likewise of events in envelopes, whose signatures were verified. The caller reports them.
   Result<Answers> take(const Context& ctx, std::span<const Result<UsageEvent>> events, std::vector<Reached>& reached);
 
   using Accounts = std::array<AccountNumber, accounts_per_use_max>;
@@ -126,6 +131,7 @@ class Intake {
   std::span<const AccountNumber> accounts_of(AttributionNumber attribution, Accounts& room);
   AccountNumber account_of(SubjectNumber subject);
   Result<> find_targets(const Context& ctx, Work& work);
+  Result<> admit_corrections(const Context& ctx, Work& work, std::string_view reporter);
   Result<Answers> append(const Context& ctx, Work& work, const BatchProof* proof, std::vector<Reached>& reached);
   /// The accounts of facts that count for a session, too; keep them as long as the facts.
   using WithSession = std::deque<std::vector<AccountNumber>>;

@@ -138,7 +138,11 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
                     .event_ahead_max = options_.event_ahead_max,
                     .attribution_ttl = attribution_ttl(database_),
                     .prices_of = [this](const std::string& org) { return prices_of(org); },
-                    .find_events = [this](auto ids, auto whose) { return columns_->find(ids, whose); }});
+                    .find_events = [this](auto ids, auto whose) { return columns_->find(ids, whose); },
+                    .may_correct = [this](const Context& ctx, auto reporter,
+                                          auto agent) { return may_correct(ctx, reporter, agent); },
+                    .record_corrections = [this](const Context& ctx, auto reporter,
+                                                 auto records) { return record_corrections(ctx, reporter, records); }});
   if (counters.empty()) return {};
   layout::Reader reader(counters);
   if (reader.text() != options_.currency.code() || !reader.ok())

@@ -152,6 +152,10 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   std::uint64_t version() const override;
   void add_subscription(const std::string& org, const Identity& agent, Instant when, Attributed& found) const;
 
+  Result<> may_correct(const Context& ctx, std::string_view reporter, std::string_view agent);
+  Result<> record_corrections(const Context& ctx, std::string_view reporter,
+                              std::span<const RecordView* const> corrections);
+  Result<Context> as_reporter(const Context& ctx, std::string_view reporter);
   Result<> verify_envelope(const Context& ctx, const UsageEvent& event) const;
   Result<Intake::Answers> take_envelopes(const Context& ctx, std::span<const Result<UsageEvent>> events);
   Result<Intake::Answers> finish(const Context& ctx, Result<Intake::Answers> answers,

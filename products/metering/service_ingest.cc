@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
+#include "creto/common/json.h"
 #include "creto/contracts/events.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
@@ -176,6 +178,40 @@ Result<> MeteringService::ingest_stream(const Context& ctx, const NextBatch& nex
   return {};
 }
 
+/// Who corrects is who reports: of a signed batch perhaps another than who brings it.
+Result<Context> MeteringService::as_reporter(const Context& ctx, std::string_view reporter) {
+  if (ctx.caller_text() == reporter) return ctx;
+  Context as = ctx;
+  as.caller = CRETO_TRY(Identity::parse(reporter));
+  as.chain = {*as.caller};
+  if (as.caller->is_agent()) {
+    const auto chain = CRETO_TRY(nhi_.get_delegation_chain(own(ctx), *as.caller));
+    as.chain = chain.identities();
+  }
+  return as;
+}
+
+Result<> MeteringService::may_correct(const Context& ctx, std::string_view reporter, std::string_view agent) {
+  if (options_.access == nullptr) return error(ErrorKind::permission_denied, "nobody may");
+  const Context as = CRETO_TRY(as_reporter(ctx, reporter));
+  return options_.access->require(as, correct_action, "Agent", agent);
+}
+
+Result<> MeteringService::record_corrections(const Context& ctx, std::string_view reporter,
+                                             std::span<const RecordView* const> corrections) {
+  const Context as = CRETO_TRY(as_reporter(ctx, reporter));
+  return database_.transaction(as, [&](sql::Tx& tx) -> Result<> {
+    for (const RecordView* one : corrections) {
+      const bool voids = !one->voids.empty();
+      const std::string metadata =
+          CRETO_TRY(canonical_json({{"agent", one->agent}, {"by", one->key}, {"voids", voids}}));
+      CRETO_TRY(audit_change(tx, as, "usage_corrected",
+                             fmt::format("metering:event:{}", voids ? one->voids : one->replaces), metadata));
+    }
+    return {};
+  });
+}
+
 /// Counts the answers and tells who has to know of limits. The events are durable already: trouble with a notice is
 /// logged, and `tick` tries it again.
 Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx, Result<Intake::Answers> answers,
@@ -242,7 +278,8 @@ Result<Ingested> MeteringService::replay_rejected(const Context& ctx, std::strin
   const auto found =
       CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_rejected(tx, ctx.org, id); }));
   if (!found) return not_found("rejected event", id);
-  const Ingested taken = CRETO_TRY(ingest(ctx, found->body));
+  // As the bus would have brought it.
+  const Ingested taken = CRETO_TRY(ingest(own(ctx), found->body));
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     CRETO_TRY(store::delete_rejected(tx, ctx.org, id));
     return audit_change(tx, ctx, "rejected_event_replayed", fmt::format("metering:event:{}", id));
@@ -279,7 +316,8 @@ Result<EventId> MeteringService::track_message_event(const Context& ctx, const c
   EventEnvelope envelope{"message_usage", EventId::from_bytes(id), event.agent, event.delegation_chain,
                          event.timestamp, std::move(payload),      {}};
   const Result<UsageEvent> understood = usage_event_of(std::move(envelope));
-  auto answers = CRETO_TRY(take_envelopes(ctx, std::span(&understood, 1)));
+  // It is ours: who sends messages shall not take out what they cost.
+  auto answers = CRETO_TRY(take_envelopes(own(ctx), std::span(&understood, 1)));
   if (!answers.front()) return answers.front().error();
   return answers.front()->id;
 }

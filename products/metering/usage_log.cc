@@ -27,8 +27,9 @@ Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesys
       if (!filter.subject.empty() && !attribution.counts_for(subjects.find(agent.org, filter.subject))) return {};
       const EventId id =
           entry.id ? *entry.id : id_of(hasher(subjects, entry.attribution, entry.record), seconds_of(block.arrived()));
-      const StoredEvent event{id,           address,        entry.index,   block.arrived(), entry.attribution,
-                              entry.record, entry.envelope, entry.corrects};
+      const StoredEvent event{
+          id,           address,        entry.index,   block.arrived(), entry.attribution, entry.reporter,
+          entry.record, entry.envelope, entry.corrects};
       ++summary.events;
       return visit(logged_event_of(subjects, event, ancestors));
     });

@@ -107,6 +107,7 @@ Result<BlockReader::Entry> BlockReader::next(std::uint32_t index, RecordScratch&
   Entry entry;
   entry.index = index;
   entry.attribution = reader_.get<AttributionNumber>();
+  entry.reporter = reader_.get<SubjectNumber>();
   entry.content = reader_.get<std::uint64_t>();
   const auto flags = reader_.get<std::uint8_t>();
   if ((flags & has_envelope) != 0) entry.id = EventId::from_bytes(reader_.get<ByteArray<16>>());

@@ -13,7 +13,7 @@
 /// What is in a block of the usage log (docs/formats.md, "Usage log").
 namespace creto::metering {
 
-inline constexpr std::uint32_t log_format_version = 1;
+inline constexpr std::uint32_t log_format_version = 2;
 enum class BlockKind : std::uint8_t { beginning = 0, events = 1 };
 /// Flags of an entry.
 inline constexpr std::uint8_t has_envelope = 1;
@@ -64,6 +64,7 @@ class BlockReader {
   struct Entry {
     std::uint32_t index = 0;
     AttributionNumber attribution = 0;
+    SubjectNumber reporter = 0;
     std::uint64_t content = 0;
     std::optional<EventId> id{};
     RecordView record;
@@ -73,7 +74,7 @@ class BlockReader {
   /// Calls `visit` for each entry. Requires: head and definitions were read.
   template <class Visit>
   Result<> entries(RecordScratch& scratch, Visit&& visit) {
-    const std::size_t count = reader_.count(17);
+    const std::size_t count = reader_.count(21);
     for (std::size_t i = 0; i < count; ++i) {
       scratch.clear();
       const Entry entry = CRETO_TRY(next(static_cast<std::uint32_t>(i), scratch));

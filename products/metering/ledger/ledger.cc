@@ -24,6 +24,7 @@ constexpr std::string_view checkpoint_suffix = ".state";
 
 void put_entry(Bytes& out, const NewEvent& event) {
   layout::put(out, event.attribution);
+  layout::put(out, event.reporter);
   layout::put(out, event.content);
   const int flags =
       (event.id ? has_envelope : 0) | (event.target != nullptr ? is_correction : 0) | (event.priced ? is_priced : 0);
@@ -219,7 +220,8 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
       if (entry.corrects)
         corrections_.add({{address, entry.index}, entry.corrects->place, !entry.record.voids.empty()});
       return replay(StoredEvent{entry.id.value_or(id_of(key, seconds_of(block.arrived()))), address, entry.index,
-                                block.arrived(), entry.attribution, entry.record, entry.envelope, entry.corrects});
+                                block.arrived(), entry.attribution, entry.reporter, entry.record, entry.envelope,
+                                entry.corrects});
     });
   }));
   return segment == 0 ? Result<>() : enter(log_->end().segment);
@@ -378,6 +380,10 @@ Result<std::optional<Outcome>> Ledger::check_target(const NewEvent& event, Insta
     const EventId id = CRETO_TRY(id_at(target.place));
     return refuse(Outcome::Kind::target_of_other, id);
   }
+  if (target.reporter != event.reporter && !event.may_correct_others) {
+    const EventId id = CRETO_TRY(id_at(target.place));
+    return refuse(Outcome::Kind::target_reported_by_other, id);
+  }
   if (target.voids) {
     const EventId id = CRETO_TRY(id_at(target.place));
     return refuse(Outcome::Kind::target_voids, id);
@@ -413,7 +419,8 @@ Result<bool> Ledger::find_target(Target& target, Instant arrived, std::uint32_t 
   const NewEvent& event = *block_events_[*index];
   std::optional<Corrected> corrects;
   if (event.target != nullptr) corrects.emplace().counted_at = event.target->counted_at;
-  fill(target, {block_ids_[*index], address, *index, arrived, event.attribution, event.record, {}, corrects});
+  fill(target,
+       {block_ids_[*index], address, *index, arrived, event.attribution, event.reporter, event.record, {}, corrects});
   return true;
 }
 
@@ -422,6 +429,7 @@ void Ledger::fill(Target& target, const StoredEvent& event) {
   target.place = event.place();
   target.counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
   target.attribution = event.attribution;
+  target.reporter = event.reporter;
   target.voids = !event.record.voids.empty();
   target.record.clear();
   encode_record(event.record, target.record);
@@ -548,7 +556,8 @@ Result<> Ledger::scan_heads(BlockAddress until, const std::function<void(const H
 StoredEvent Ledger::stored(BlockAddress address, Instant arrived, const BlockReader::Entry& entry) const {
   const EventId id =
       entry.id ? *entry.id : id_of(key_hash_(subjects_, entry.attribution, entry.record), seconds_of(arrived));
-  return {id, address, entry.index, arrived, entry.attribution, entry.record, entry.envelope, entry.corrects};
+  return {id,           address,        entry.index,   arrived, entry.attribution, entry.reporter,
+          entry.record, entry.envelope, entry.corrects};
 }
 
 Result<> Ledger::visit(std::span<const RowPlace> places, const Replay& each) const {

@@ -31,6 +31,7 @@ struct Target {
   RowPlace place{};
   Instant counted_at{};  ///< see Corrected
   AttributionNumber attribution = 0;
+  SubjectNumber reporter = 0;
   bool voids = false;  ///< it takes another one out itself
   Bytes record{};      ///< with its cost
 };
@@ -39,12 +40,14 @@ struct Target {
 struct NewEvent {
   RecordView record;
   AttributionNumber attribution = 0;
+  SubjectNumber reporter = 0;  ///< who brought it
   KeyHash key;
-  std::uint64_t content = 0;    ///< from the hash of what was signed: the same in a repetition
-  std::optional<EventId> id{};  ///< an envelope's own; else it follows from the key and the time of arrival
-  std::string_view envelope{};  ///< as received, where the record was made from one
-  bool priced = false;          ///< the record's cost is not in its bytes: we gave it
-  Target* target = nullptr;     ///< of a correction; one that was not found may still be in the same batch
+  std::uint64_t content = 0;        ///< from the hash of what was signed: the same in a repetition
+  std::optional<EventId> id{};      ///< an envelope's own; else it follows from the key and the time of arrival
+  std::string_view envelope{};      ///< as received, where the record was made from one
+  bool priced = false;              ///< the record's cost is not in its bytes: we gave it
+  Target* target = nullptr;         ///< of a correction; one that was not found may still be in the same batch
+  bool may_correct_others = false;  ///< also what somebody else reported
 };
 
 /// The signature over a batch of records: who reported them, and every record's leaf, also of those that were not
@@ -66,10 +69,11 @@ struct Outcome {
     duplicate,  ///< `id` is the first event's
     conflict,   ///< the key was used with other content, by `id`
     // Of corrections:
-    unknown_target,   ///< nothing is known by what it names
-    target_voids,     ///< that only takes another one out; `id` is its own
-    target_of_other,  ///< that is another agent's; likewise
-    target_taken,     ///< that was taken out before, by `id`
+    unknown_target,            ///< nothing is known by what it names
+    target_voids,              ///< that only takes another one out; `id` is its own
+    target_of_other,           ///< that is another agent's; likewise
+    target_taken,              ///< that was taken out before, by `id`
+    target_reported_by_other,  ///< somebody else reported that, `id`, and it may not be corrected by others
   };
   Kind kind = Kind::accepted;
   EventId id;
@@ -82,6 +86,7 @@ struct StoredEvent {
   std::uint32_t index = 0;
   Instant arrived{};
   AttributionNumber attribution = 0;
+  SubjectNumber reporter = 0;
   RecordView record;
   std::string_view envelope{};
   std::optional<Corrected> corrects{};

@@ -19,6 +19,7 @@
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
+#include "creto/testing/listed_access.h"
 #include "creto/testing/sealer.h"
 #include "creto/testing/wire.h"
 #include "ledger/batch_proof.h"
@@ -66,6 +67,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
                    .value();
       options.audit = audit_.get();
     }
+    options.access = &access;
     local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry(), options).value();
     metering = local.get();
     if (GetParam() != Where::grpc) return;
@@ -181,6 +183,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   creto::testing::TestSealer sealer_;
   creto::testing::FaultFiles files;
   NoMailbox mailbox;
+  creto::testing::ListedAccess access;
   MeteringOptions options;
   bool audited = false;  ///< whether there is an audit log
   std::unique_ptr<sql::Database> db;
@@ -1350,6 +1353,44 @@ TEST_P(MeteringContract, AnEnvelopeMayCorrectOneThatBroughtItsIdAlong) {
   const EventId second_id = EventEnvelope::from_json(second)->event_id;
   ASSERT_TRUE(metering->ingest(ctx, correction({"void", "k2-out", "{}", Decimal(1), {}, {}, second_id.to_string()})));
   EXPECT_TRUE(metering->usage(ctx, {.subject = parent->text()})->rows.empty());
+  EXPECT_EQ(metering->verify_usage(ctx)->problems, std::vector<std::string>());
+}
+
+TEST_P(MeteringContract, WhatAnotherHasReportedIsCorrectedByPermissionOnly) {
+  const auto take = [&](const Context& by, const Report& report) {
+    return metering->ingest_records(by, {.records = {record_text(*child, report, clock.now())}}).value().front();
+  };
+  const std::int64_t before = rows("SELECT count(*) FROM audit_pending");
+  const auto corrections = [&] { return rows("SELECT count(*) FROM audit_pending") - before; };
+  const Context auditor = Context::of_service(Identity::service("auditor").value());
+  const std::string a = take(ctx, {.key = "a", .units = "100"})->id.to_string();
+  const auto refused = take(auditor, {.key = "x", .voids = a});
+  ASSERT_EQ(code(refused), "MT-403");
+  EXPECT_NE(refused.error().message().find("usage.correct"), std::string::npos) << refused.error().message();
+  EXPECT_EQ(code(take(auditor, {.key = "x", .replaces = "key:a"})), "MT-403");
+  contracts::RuntimeUsageEvent out{"void", "x", "{}", Decimal(1), {}, {}, a};
+  EventEnvelope own{"runtime_usage", EventId::fresh(clock.now()), *child, chain_of(*child),
+                    time_->now(),    out.to_json().value(),       {}};
+  own.signature = registry->sign(ctx, *child, as_bytes(own.signed_bytes().value()), event_signature_context).value();
+  const Context as_agent = Context::of(*child, chain_of(*child));
+  EXPECT_EQ(code(metering->ingest(as_agent, own.to_json().value())), "MT-403") << "an agent of what is said of it";
+  EXPECT_EQ(metering->usage(ctx, {.subject = child->text()})->rows.at(0).units, Decimal(100));
+  EXPECT_EQ(corrections(), 0);
+
+  access.permit(fmt::format("service:auditor usage.correct {}", child->text()));
+  access.down = true;
+  EXPECT_EQ(code(take(auditor, {.key = "y", .voids = a})), "MT-503") << "no answer is no permission";
+  access.down = false;
+  const auto taken = take(auditor, {.key = "y", .voids = a});
+  ASSERT_TRUE(taken) << taken.error().to_string();
+  EXPECT_TRUE(take(auditor, {.key = "y", .voids = a})->duplicate);
+  EXPECT_TRUE(metering->usage(ctx, {.subject = child->text()})->rows.empty());
+  EXPECT_EQ(corrections(), 1);
+  ASSERT_TRUE(take(ctx, {.key = "b"}));
+  ASSERT_TRUE(take(ctx, {.key = "b-out", .voids = "key:b"})) << "its own";
+  EXPECT_EQ(corrections(), 2);
+  stop();
+  start();
   EXPECT_EQ(metering->verify_usage(ctx)->problems, std::vector<std::string>());
 }
 

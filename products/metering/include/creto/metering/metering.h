@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "creto/common/access.h"
 #include "creto/common/clock.h"
 #include "creto/common/context.h"
 #include "creto/common/health.h"
@@ -46,6 +47,9 @@ class TimestampSource;
 }
 
 namespace creto::metering {
+
+/// On an `Agent`: to correct events of it that another has reported. What one has reported oneself, one may correct.
+inline constexpr std::string_view correct_action = "usage.correct";
 
 /// What became of an event that was accepted. A repetition is a success and returns the first event's id.
 struct Ingested {
@@ -106,7 +110,8 @@ struct CostForecast {
 ///
 /// Events never change. One that was wrong is taken out by another event that refers to it, or replaced by that
 /// (docs/formats.md, "Corrections"): not_found (MT-404) where nothing is known of what it refers to, permission_denied
-/// (MT-403) where that is another agent's, conflict (MT-409) where it was taken out before or is itself only a void.
+/// (MT-403) where that is another agent's, or was reported by another and policy does not permit `usage.correct` on
+/// the agent, conflict (MT-409) where it was taken out before or is itself only a void.
 ///
 /// Invariant 1: an event counts once, however often it is delivered. Invariant 2: an invoice depends on which events
 /// were accepted before it, not on their order. Invariant 3: no reservation passes the limit of a quota that blocks.
@@ -213,6 +218,8 @@ struct MeteringOptions {
   /// What was recorded of the usage log's end, for `verify_usage`; none: that is not compared. Must outlive the
   /// service.
   audit::AuditLog* audit = nullptr;
+  /// Who may correct what another has reported; none: nobody. Must outlive the service.
+  AccessControl* access = nullptr;
   BillingParty issuer{};  ///< who bills
   /// Where the PDF's fonts for texts beyond Latin-1 are (Debian's fonts-dejavu-core).
   std::filesystem::path fonts = "/usr/share/fonts/truetype/dejavu";
