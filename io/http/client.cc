@@ -6,8 +6,10 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 namespace creto::http {
@@ -102,7 +104,7 @@ curl_blob blob(const std::string& text) { return {const_cast<char*>(text.data())
 
 class ClientImpl final : public Client {
  public:
-  explicit ClientImpl(const Clock& clock) : clock_(clock) {
+  ClientImpl(const Clock& clock, CircuitBreakerOptions breaker) : clock_(clock), breaker_options_(breaker) {
     static const CURLcode initialized = curl_global_init(CURL_GLOBAL_DEFAULT);
     (void)initialized;
   }
@@ -111,13 +113,33 @@ class ClientImpl final : public Client {
     Nanos timeout = request.timeout;
     if (ctx.deadline != Monotonic::max()) timeout = std::min(timeout, Nanos(ctx.deadline - clock_.monotonic()));
     if (timeout <= Nanos(0)) return Error(Product::platform, ErrorKind::timeout, "the deadline has passed");
+    std::optional<Result<Response>> answer;
+    const auto breaker = breaker_of(request);
+    const Result<> called = breaker->run(
+        [&]() -> Result<> {
+          answer = transfer(request, timeout);
+          if (!*answer) return Error(answer->error());
+          const int status = (*answer)->status;
+          if (status != 502 && status != 503 && status != 504) return {};
+          return Error(Product::platform, ErrorKind::unavailable, fmt::format("it answered with {}", status));
+        },
+        [&](const Error& error) {
+          if (error.kind() == ErrorKind::timeout) return timeout == request.timeout;  // else its caller was in a hurry
+          return error.kind() == ErrorKind::unavailable;
+        });
+    if (!answer) return Error(called.error());
+    return *std::move(answer);
+  }
+
+ private:
+  Result<Response> transfer(const ClientRequest& request, Nanos timeout) {
     for (const auto& [name, value] : request.headers)
       if (name.find_first_of("\r\n:") != name.npos || value.find_first_of("\r\n") != value.npos)
         return Error(Product::platform, ErrorKind::invalid_input, "a header must not contain a line break");
 
     Handle handle = take();
     CURL* curl = handle.get();
-    Transfer transfer{&request, {}, 0, false, false};
+    Transfer state{&request, {}, 0, false, false};
     auto ms = [](Nanos t) { return static_cast<long>(std::chrono::ceil<std::chrono::milliseconds>(t).count()); };
     curl_easy_setopt(curl, CURLOPT_URL, request.url.c_str());
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -129,11 +151,11 @@ class ClientImpl final : public Client {
     curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, ms(timeout));
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, ms(std::min(request.connect_timeout, timeout)));
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, &on_body);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &transfer);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &state);
     curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, &on_header);
-    curl_easy_setopt(curl, CURLOPT_HEADERDATA, &transfer);
+    curl_easy_setopt(curl, CURLOPT_HEADERDATA, &state);
     curl_easy_setopt(curl, CURLOPT_OPENSOCKETFUNCTION, &on_open);
-    curl_easy_setopt(curl, CURLOPT_OPENSOCKETDATA, &transfer);
+    curl_easy_setopt(curl, CURLOPT_OPENSOCKETDATA, &state);
     if (request.refuse_private_addresses) curl_easy_setopt(curl, CURLOPT_FRESH_CONNECT, 1L);
     if (!request.unix_path.empty()) curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, request.unix_path.c_str());
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, request.method.c_str());
@@ -165,16 +187,16 @@ class ClientImpl final : public Client {
     std::string host = host_of(request.url);
     if (code == CURLE_OK) {
       give_back(std::move(handle));
-      transfer.response.status = static_cast<int>(status);
-      return std::move(transfer.response);
+      state.response.status = static_cast<int>(status);
+      return std::move(state.response);
     }
-    if (transfer.stopped)
+    if (state.stopped)
       return Error(Product::platform, ErrorKind::cancelled,
                    fmt::format("the answer of `{}` was not read to its end", host));
-    if (transfer.too_large)
+    if (state.too_large)
       return Error(Product::platform, ErrorKind::too_large,
                    fmt::format("the answer of `{}` is over {} bytes", host, request.body_bytes_max));
-    if (transfer.refused_address)
+    if (state.refused_address)
       return Error(Product::platform, ErrorKind::invalid_input, fmt::format("`{}` is a private address", host));
     switch (code) {
       case CURLE_UNSUPPORTED_PROTOCOL:
@@ -188,7 +210,17 @@ class ClientImpl final : public Client {
     }
   }
 
- private:
+  std::shared_ptr<CircuitBreaker> breaker_of(const ClientRequest& request) {
+    const std::string host = request.unix_path.empty() ? host_of(request.url) : request.unix_path;
+    const std::lock_guard lock(mutex_);
+    if (const auto known = breakers_.find(host); known != breakers_.end()) return known->second;
+    // Hosts may be named from outside; of those that work nothing need be remembered.
+    if (breakers_.size() >= breakers_max)
+      std::erase_if(breakers_, [](const auto& one) { return one.second->state() == CircuitBreaker::State::closed; });
+    if (breakers_.size() >= breakers_max) breakers_.clear();
+    return breakers_.emplace(host, std::make_shared<CircuitBreaker>(host, breaker_options_, clock_)).first->second;
+  }
+
   /// Without user, path and query, which may hold secrets.
   static std::string host_of(const std::string& url) {
     std::size_t begin = url.find("://");
@@ -215,13 +247,19 @@ class ClientImpl final : public Client {
     if (idle_.size() < 16) idle_.push_back(std::move(handle));
   }
 
+  static constexpr std::size_t breakers_max = 1024;
+
   const Clock& clock_;
+  const CircuitBreakerOptions breaker_options_;
   std::mutex mutex_;
   std::vector<Handle> idle_;
+  std::map<std::string, std::shared_ptr<CircuitBreaker>> breakers_;
 };
 
 }  // namespace
 
-std::shared_ptr<Client> Client::create(const Clock& clock) { return std::make_shared<ClientImpl>(clock); }
+std::shared_ptr<Client> Client::create(const Clock& clock, CircuitBreakerOptions breaker) {
+  return std::make_shared<ClientImpl>(clock, breaker);
+}
 
 }  // namespace creto::http

@@ -5,12 +5,16 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
+
+#include <atomic>
 #include <latch>
 #include <semaphore>
 #include <thread>
 
 #include "creto/io/http_client.h"
 #include "creto/io/http_server.h"
+#include "creto/testing/fake_clock.h"
 
 namespace creto::http {
 namespace {
@@ -32,7 +36,7 @@ std::string header(const Response& response, std::string_view name) {
   return "";
 }
 
-class Http : public testing::Test {
+class Http : public ::testing::Test {
  protected:
   std::string url(const Server& server, std::string path, std::string scheme = "http") {
     return scheme + "://127.0.0.1:" + std::to_string(server.port()) + path;
@@ -57,7 +61,7 @@ TEST_F(Http, AnswersOverTcpAndKeepsTheConnection) {
 }
 
 TEST_F(Http, AnswersOverAUnixSocketThatOnlyItsOwnerMayUse) {
-  std::string path = testing::TempDir() + "creto-http-test.sock";
+  std::string path = ::testing::TempDir() + "creto-http-test.sock";
   auto server = Server::start({.unix_path = path}, echo, no_telemetry()).value();
   struct stat info;
   ASSERT_EQ(::stat(path.c_str(), &info), 0);
@@ -219,6 +223,38 @@ TEST_F(Http, ClientRefusesWhatItShouldNotFetch) {
             ErrorKind::too_large);
   EXPECT_EQ(client->send(ctx, {.url = url(*server, "/moved")})->status, 302);
   EXPECT_EQ(client->send(ctx, {.url = url(*server, "/moved"), .redirects_max = 1})->status, 200);
+}
+
+TEST(HttpClient, LeavesAHostAloneForAWhileThatFailsAgainAndAgain) {
+  testing::FakeClock clock;
+  std::atomic<int> status = 503, calls = 0;
+  const auto answer = [&](const Request&) {
+    ++calls;
+    return Response::text(status, "");
+  };
+  auto failing = Server::start({.port = 0}, answer, no_telemetry()).value();
+  auto other = Server::start({.port = 0}, echo, no_telemetry()).value();
+  const auto at = [](const Server& server) { return fmt::format("http://127.0.0.1:{}/", server.port()); };
+  const auto client =
+      Client::create(clock, {.failure_threshold = 3, .reset_timeout = seconds(10), .half_open_requests = 1});
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(client->send(Context(), {.url = at(*failing)})->status, 503);
+  const auto refused = client->send(Context(), {.url = at(*failing)});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind(), ErrorKind::unavailable);
+  EXPECT_NE(refused.error().to_string().find("circuit is open"), std::string::npos);
+  EXPECT_EQ(calls, 3) << "it was called all the same";
+  EXPECT_EQ(client->send(Context(), {.url = at(*other)})->status, 200) << "another host pays for it";
+
+  clock.advance(seconds(10));
+  status = 404;  // an answer, whatever it says
+  EXPECT_EQ(client->send(Context(), {.url = at(*failing)})->status, 404);
+  EXPECT_EQ(client->send(Context(), {.url = at(*failing)})->status, 404);
+
+  failing->stop(Nanos(0));
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(client->send(Context(), {.url = at(*failing)}).error().kind(), ErrorKind::unavailable);
+  EXPECT_NE(client->send(Context(), {.url = at(*failing)}).error().to_string().find("circuit is open"),
+            std::string::npos);
 }
 
 TEST(HttpRequest, DecodesPathAndQuery) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "creto/common/circuit_breaker.h"
 #include "creto/common/context.h"
 #include "creto/common/result.h"
 #include "creto/io/http_server.h"
@@ -31,11 +32,15 @@ struct ClientRequest {
 
 /// One client keeps connections alive between calls. Thread-safe: each call takes a handle from a pool.
 ///
-/// Errors: unavailable (no connection, TLS failure), timeout, cancelled, too_large, invalid_input (a bad url). An
-/// answer of any HTTP status is a Response, not an Error.
+/// Each host (with its port, or the socket) has a circuit breaker: one that cannot be reached, does not answer within
+/// the request's own timeout, or answers with 502, 503 or 504, is not called for a while after that has happened
+/// several times in a row.
+///
+/// Errors: unavailable (no connection, TLS failure; or the circuit is open), timeout, cancelled, too_large,
+/// invalid_input (a bad url). An answer of any HTTP status is a Response, not an Error.
 class Client {
  public:
-  static std::shared_ptr<Client> create(const Clock& clock);
+  static std::shared_ptr<Client> create(const Clock& clock, CircuitBreakerOptions breaker = {});
   virtual ~Client() = default;
   virtual Result<Response> send(const Context& ctx, const ClientRequest& request) = 0;
 };
