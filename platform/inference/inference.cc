@@ -116,6 +116,9 @@ class InferenceService final : public Inference {
     }
     if (request.model.size() > 200 || !is_valid_utf8(request.model))
       return invalid("`model` is over 200 bytes or not UTF-8");
+    const auto printable = [](char c) { return c > 0x20 && c < 0x7f; };
+    if (request.idempotency_key.size() > 256 || !std::ranges::all_of(request.idempotency_key, printable))
+      return invalid("`idempotency_key` must be up to 256 printable ASCII characters");
     if (request.temperature && !(*request.temperature >= 0 && *request.temperature <= 2)) {
       return invalid("`temperature` must be 0 to 2");
     }

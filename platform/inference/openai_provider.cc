@@ -22,7 +22,8 @@ class OpenAiProvider final : public Provider {
 
   Result<CompletionResponse> complete(const Context& ctx, const CompletionRequest& request) override {
     const auto answer =
-        CRETO_TRY(post(ctx, "/chat/completions", openai::completion_request(request, model_of(request), false)));
+        CRETO_TRY(post(ctx, "/chat/completions", openai::completion_request(request, model_of(request), false),
+                       request.idempotency_key));
     auto response = CRETO_TRY(openai::parse_completion(answer.body));
     response.provider = options_.id;
     return response;
@@ -34,7 +35,7 @@ class OpenAiProvider final : public Provider {
     openai::Assembler assembler(sink);
     Result<> read;
     auto answer = post(ctx, "/chat/completions", openai::completion_request(request, model_of(request), true),
-                       [&](std::string_view piece) {
+                       request.idempotency_key, [&](std::string_view piece) {
                          read = reader.feed(piece, [&](std::string_view data) { return assembler.event(data); });
                          return read.has_value();
                        });
@@ -51,7 +52,7 @@ class OpenAiProvider final : public Provider {
       return Error(Product::platform, ErrorKind::invalid_input, "`texts` must hold 1 to 2048 texts");
     }
     if (model.empty()) model = options_.default_embedding_model;
-    const auto answer = CRETO_TRY(post(ctx, "/embeddings", openai::embedding_request(model, texts)));
+    const auto answer = CRETO_TRY(post(ctx, "/embeddings", openai::embedding_request(model, texts), {}));
     return openai::parse_embeddings(answer.body, texts.size());
   }
 
@@ -84,10 +85,11 @@ class OpenAiProvider final : public Provider {
     return request;
   }
 
-  Result<http::Response> post(const Context& ctx, std::string_view path, std::string body,
+  Result<http::Response> post(const Context& ctx, std::string_view path, std::string body, const std::string& key,
                               std::function<bool(std::string_view)> on_body = {}) {
     auto request = prepared("POST", path);
     request.headers.emplace_back("Content-Type", "application/json");
+    if (!key.empty()) request.headers.emplace_back("Idempotency-Key", key);
     if (!ctx.trace.trace_id.empty() && !ctx.trace.span_id.empty()) {
       request.headers.emplace_back("traceparent", fmt::format("00-{}-{}-{}", ctx.trace.trace_id, ctx.trace.span_id,
                                                               ctx.trace.sampled ? "01" : "00"));

@@ -15,6 +15,7 @@ void to_proto(const CompletionRequest& from, v1::CompleteRequest& to) {
   to.set_json(from.json);
   if (from.sandbox) to.set_sandbox_id(from.sandbox->to_string());
   to.set_classification(from.classification);
+  to.set_idempotency_key(from.idempotency_key);
 }
 
 Result<CompletionRequest> from_proto(const v1::CompleteRequest& from) {
@@ -30,6 +31,7 @@ Result<CompletionRequest> from_proto(const v1::CompleteRequest& from) {
   request.json = from.json();
   if (!from.sandbox_id().empty()) request.sandbox = CRETO_TRY(SandboxId::parse(from.sandbox_id()));
   request.classification = from.classification();
+  request.idempotency_key = from.idempotency_key();
   return request;
 }
 

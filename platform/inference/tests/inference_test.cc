@@ -98,7 +98,20 @@ TEST_F(InferenceOverHttp, AsksTheEndpointAndReturnsAnswerAndUsage) {
   const auto sent = endpoint_.last();
   EXPECT_EQ(sent.path(), "/v1/chat/completions");
   EXPECT_EQ(sent.header("authorization"), "Bearer key-of-the-provider");
+  EXPECT_EQ(sent.header("idempotency-key"), "");
   EXPECT_NE(sent.body.find(R"("model":"m1")"), std::string::npos);
+}
+
+TEST_F(InferenceOverHttp, TheProviderIsToldByWhatToKnowARepeat) {
+  endpoint_.answers(200, hello);
+  auto request = ask("hi");
+  request.idempotency_key = "act-1";
+  ASSERT_TRUE(inference_->complete(ctx_, request));
+  EXPECT_EQ(endpoint_.last().header("idempotency-key"), "act-1");
+  for (const std::string& wrong : {std::string("a\r\nb"), std::string("a b"), std::string(257, 'a')}) {
+    request.idempotency_key = wrong;
+    EXPECT_EQ(inference_->complete(ctx_, request).error().kind(), ErrorKind::invalid_input) << wrong;
+  }
 }
 
 TEST_F(InferenceOverHttp, StreamsPieceByPiece) {

@@ -420,7 +420,7 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
                             false,
                             0,
                             {}};
-  // Of a process that died while it called: nobody knows of an answer.
+  // Nobody knows whether that call was answered: this process or the line died under it. It goes under the same id.
   if (earlier) operation.id = earlier->id;
   if (services_.limits) {
     // The prompt is counted by the provider only; a token is at least a byte and usually four.
@@ -454,10 +454,17 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
       return Error(begun.error());
     }
   }
-  auto response = services_.inference->complete(ctx, request);
+  // A provider that knows the key answers a repeat from its first answer and charges once. For one that does not, the
+  // answer says that there was a call before this one.
+  auto keyed = request;
+  keyed.idempotency_key = operation.id;
+  auto response = services_.inference->complete(ctx, keyed);
   if (!response) {
     release(ctx, operation);
-    // What was not answered is no operation; where this is not written, the repeat calls again all the same.
+    const auto kind = response.error().kind();
+    if (kind == ErrorKind::timeout || kind == ErrorKind::unavailable || kind == ErrorKind::cancelled)
+      return std::move(response).error();
+    // What was refused is no operation; where this is not written, the repeat calls again all the same.
     const auto forgotten =
         sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::remove(tx, operation); });
     if (!forgotten)
@@ -476,6 +483,7 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
        {{"prompt_tokens", response->usage.prompt_tokens},
         {"completion_tokens", response->usage.completion_tokens},
         {"total_tokens", response->usage.total()}}}};
+  if (earlier) answer["creto_repeated"] = true;
   if (response->flagged)
     answer["creto_injection"] = {{"score", response->flagged->score}, {"rules", response->flagged->rules}};
   operation.done = true;

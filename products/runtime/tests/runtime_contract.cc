@@ -383,7 +383,9 @@ class Model {
   Model() {
     http::ServerOptions options;
     options.port = 0;
-    server_ = http::Server::start(options, [this](const http::Request&) { return answer(); }, no_telemetry()).value();
+    server_ = http::Server::start(
+                  options, [this](const http::Request& request) { return answer(request); }, no_telemetry())
+                  .value();
     inference::OpenAiOptions provider;
     provider.base_url = fmt::format("http://127.0.0.1:{}/v1", server_->port());
     provider.default_model = "m-1";
@@ -399,13 +401,18 @@ class Model {
     open_ = is_open;
     changed_.notify_all();
   }
+  std::set<std::string> keys() {
+    const std::lock_guard lock(mutex_);
+    return keys_;
+  }
   std::atomic<int> calls = 0;
   std::atomic<int> status = 200;
 
  private:
-  http::Response answer() {
+  http::Response answer(const http::Request& request) {
     std::unique_lock lock(mutex_);
     ++calls;
+    keys_.emplace(request.header("idempotency-key"));
     changed_.notify_all();
     changed_.wait(lock, [&] { return open_; });
     return http::Response::json(status, R"({"id":"c1","model":"m-1","choices":[{"index":0,"finish_reason":"stop",
@@ -413,6 +420,7 @@ class Model {
   }
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::set<std::string> keys_;
   bool open_ = true;
   std::unique_ptr<inference::Provider> provider_;
   std::unique_ptr<http::Server> server_;
@@ -1101,6 +1109,28 @@ TEST_P(RuntimeContract, AModelIsCalledOncePerKeyAndItsTokensAreMetered) {
   EXPECT_EQ(usage("inference_tokens", sandbox.id), 2);
   policy("forbid(principal, action == Action::\"inference.call\", resource);");
   EXPECT_EQ(ask("forbidden").status, 403);
+}
+
+TEST_P(RuntimeContract, AModelThatMayHaveAnsweredIsAskedAgainUnderTheSameKeyAndTheAnswerSaysSo) {
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto ask = [&](const char* key) {
+    return gateway(sandbox.id, "POST", "/v1/inference/chat/completions",
+                   Json{{"messages", {{{"role", "user"}, {"content", "hello"}}}}}, {{"Creto-Idempotency-Key", key}});
+  };
+  model.status = 503;
+  EXPECT_EQ(ask("k").status, 503);
+  stop();
+  start();  // as after a crash: only what is written down is known
+  model.status = 200;
+  const auto repeated = ask("k");
+  ASSERT_EQ(repeated.status, 200) << repeated.body;
+  EXPECT_TRUE(parse_json(repeated.body).value().value("creto_repeated", false));
+  EXPECT_EQ(model.calls, 2);
+  EXPECT_EQ(model.keys().size(), 1u) << "the provider cannot know that it is the same call";
+  EXPECT_EQ(ask("k").body, repeated.body);
+  EXPECT_FALSE(parse_json(ask("other").body).value().contains("creto_repeated"));
+  EXPECT_EQ(model.calls, 3);
+  EXPECT_EQ(usage("inference_tokens", sandbox.id), 2);
 }
 
 TEST_P(RuntimeContract, WhatCannotBeOpenedIsRefusedAndStandsInNobodysWay) {

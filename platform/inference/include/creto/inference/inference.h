@@ -39,6 +39,9 @@ struct CompletionRequest {
   bool json = false;                  ///< asks for a JSON object as answer
   std::optional<SandboxId> sandbox;   ///< for audit; not sent to the provider
   std::string classification;         ///< of the data in it; for routing and audit
+  /// Sent along: a provider that knows it answers a repeat from its first answer, and charges once. Up to 256 printable
+  /// ASCII characters; empty: none is sent.
+  std::string idempotency_key;
 };
 
 struct TokenUsage {
