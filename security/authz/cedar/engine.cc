@@ -208,16 +208,14 @@ void Engine::collect(std::vector<Candidate>& out, std::uint64_t key) const {
 
 /// Every policy whose scope could match; two keys that collide only bring one more, which its own scope turns away.
 void Engine::collect(std::vector<Candidate>& out, const Frame& frame, const IdSet& groups) const {
-  const auto part = [](Aspect aspect, const Cell& entity, std::uint64_t type_hash) -> std::uint64_t {
-    return aspect == any ? 0 : aspect == type ? type_hash : entity.id;
+  const auto part = [](Aspect aspect, const Cell& entity) -> std::uint64_t {
+    return aspect == any ? 0 : aspect == type ? hash_text(entity.uid->type) : entity.id;
   };
-  const std::uint64_t principal_type = hash_text(frame.principal.uid->type);
-  const std::uint64_t resource_type = hash_text(frame.resource.uid->type);
   for (std::uint32_t left = shapes_present_; left != 0; left &= left - 1) {
     const auto index = static_cast<std::uint32_t>(std::countr_zero(left));
     const Shape shape{index >= 9, static_cast<Aspect>(index / 3 % 3), static_cast<Aspect>(index % 3)};
-    const std::uint64_t principal = part(shape.principal, frame.principal, principal_type);
-    const std::uint64_t resource = part(shape.resource, frame.resource, resource_type);
+    const std::uint64_t principal = part(shape.principal, frame.principal);
+    const std::uint64_t resource = part(shape.resource, frame.resource);
     if (!shape.action) {
       collect(out, key(shape, 0, principal, resource));
     } else {

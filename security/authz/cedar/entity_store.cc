@@ -14,6 +14,8 @@ constexpr std::size_t index_size_min = 64;
 /// Schemas have fewer; whoever invents names has them beside his entities.
 constexpr std::size_t shared_names_max = 4096;
 
+bool same_name(const EntityUid& a, const EntityUid& b) { return same_text(a.id, b.id) && same_text(a.type, b.type); }
+
 }  // namespace
 
 IdSet::IdSet(std::vector<EntityId> ids) : size_(ids.size()) {
@@ -49,7 +51,7 @@ EntityId EntityStore::find(const EntityUid& uid, std::uint64_t hash) const {
     if (entry == 0) return no_entity;
     const auto id = static_cast<EntityId>(entry) - 1;
     // A number that a later copy gave is none here.
-    if (entry >> 32 == hash >> 32 && id < count_ && node(id).uid == uid) return id;
+    if (entry >> 32 == hash >> 32 && id < count_ && same_name(node(id).uid, uid)) return id;
   }
 }
 
@@ -61,18 +63,19 @@ std::array<Cell, 3> EntityStore::cells(const std::array<const EntityUid*, 3>& ui
     hashes[i] = hash_of(*uids[i]);
     __builtin_prefetch(&slots[hashes[i] & mask]);
   }
-  for (const std::uint64_t hash : hashes) {
-    const std::uint64_t entry = slots[hash & mask].load(std::memory_order_acquire);
-    const auto id = static_cast<EntityId>(entry) - 1;
-    if (entry >> 32 == hash >> 32 && id < count_) __builtin_prefetch(&node(id));
-  }
+  // Nearly always the first place has it, and only the name has to be compared.
+  std::array<const EntityNode*, 3> nodes{};
   std::array<Cell, 3> cells;
   for (std::size_t i = 0; i < uids.size(); ++i) {
-    cells[i] = Cell::of(*uids[i], find(*uids[i], hashes[i]));
-    if (cells[i].id == no_entity) continue;
-    const auto* bytes = reinterpret_cast<const std::byte*>(&node(cells[i].id));
-    for (std::size_t at = 64; at < sizeof(EntityNode); at += 64) __builtin_prefetch(bytes + at);
+    const std::uint64_t entry = slots[hashes[i] & mask].load(std::memory_order_acquire);
+    cells[i] = Cell::of(*uids[i], static_cast<EntityId>(entry) - 1);
+    if (entry >> 32 != hashes[i] >> 32 || cells[i].id >= count_) continue;
+    nodes[i] = &node(cells[i].id);
+    const auto* bytes = reinterpret_cast<const std::byte*>(nodes[i]);
+    for (std::size_t at = 0; at < sizeof(EntityNode); at += 64) __builtin_prefetch(bytes + at);
   }
+  for (std::size_t i = 0; i < uids.size(); ++i)
+    if (!nodes[i] || !same_name(nodes[i]->uid, *uids[i])) cells[i].id = find(*uids[i], hashes[i]);
   return cells;
 }
 

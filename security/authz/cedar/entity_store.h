@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "creto/authz/value.h"
+#include "hash.h"
 
 namespace creto::authz::cedar {
 
@@ -123,7 +124,7 @@ struct EntityNode {
   }
   static const Field* find(const std::vector<Field>& fields, std::uint64_t hash, const std::string& name) {
     for (const Field& field : fields) {
-      if (field.hash == hash && *field.name == name) return &field;
+      if (field.hash == hash && same_text(*field.name, name)) return &field;
     }
     return nullptr;
   }
