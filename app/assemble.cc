@@ -8,9 +8,14 @@
 #include "chores.h"
 #include "creto/io/files.h"
 #include "creto/io/rpc_channel.h"
+#include "creto/messaging/messaging_entities.h"
 #include "creto/messaging/messaging_rpc.h"
+#include "creto/metering/metering_entities.h"
 #include "creto/metering/metering_rpc.h"
+#include "creto/oversight/oversight_entities.h"
 #include "creto/oversight/oversight_rpc.h"
+#include "creto/runtime/runtime_entities.h"
+#include "creto/storage/storage_entities.h"
 #include "provision.h"
 #include "services.h"
 #include "system.h"
@@ -215,6 +220,13 @@ Result<metering::MeteringOptions> metering_options(const System& system) {
   return options;
 }
 
+/// From now on policies see the product's resources.
+Result<> show_to_policies(System& system, std::unique_ptr<authz::ResourceSource> source) {
+  CRETO_TRY(system.authz->register_source(*source));
+  system.resources.push_back(std::move(source));
+  return {};
+}
+
 Result<> assemble_metering(System& system) {
   if (const auto channel = CRETO_TRY(channel_to(system, "metering"))) {
     system.remote_metering = metering::create_metering_client(channel);
@@ -229,6 +241,7 @@ Result<> assemble_metering(System& system) {
                                                               system_clock(), *system.telemetry, std::move(options)));
   system.metering = system.local_metering.get();
   CRETO_TRY(system.authz->register_extension(system.local_metering->quota_enforcer()));
+  CRETO_TRY(show_to_policies(system, metering::subscription_entities(*system.database)));
   return system.local_metering->attach(*system.bus);
 }
 
@@ -249,7 +262,7 @@ Result<> assemble_oversight(System& system) {
                                                             .telemetry = *system.telemetry,
                                                             .memory = system.memory.get(),
                                                             .webhook = system.webhook.get()}));
-  return {};
+  return show_to_policies(system, oversight::request_entities(*system.database));
 }
 
 /// Messages cost money, so messaging needs metering, here or elsewhere.
@@ -259,7 +272,7 @@ Result<> assemble_messaging(System& system) {
   if (system.runs("messaging") && system.metering == nullptr)
     return Error(Product::platform, ErrorKind::invalid_input,
                  "services: messaging needs metering: name it too, or give its address in `integrations`");
-  if (system.runs("messaging"))
+  if (system.runs("messaging")) {
     system.messaging = CRETO_TRY(messaging::create_messaging({.database = *system.database,
                                                               .bus = *system.bus,
                                                               .nhi = *system.nhi,
@@ -268,6 +281,8 @@ Result<> assemble_messaging(System& system) {
                                                               .timestamps = *system.timestamps,
                                                               .clock = system_clock(),
                                                               .telemetry = *system.telemetry}));
+    CRETO_TRY(show_to_policies(system, messaging::topic_entities(*system.database)));
+  }
   if (!system.messaging) {
     if (system.invoices) system.invoices->send_no_messages();
     return {};
@@ -307,7 +322,7 @@ Result<> assemble_runtime(System& system) {
                                                       .inference = system.inference.get(),
                                                       .memory = system.memory.get()},
                                                      options));
-  return {};
+  return show_to_policies(system, runtime::sandbox_entities(*system.database));
 }
 
 }  // namespace
@@ -318,6 +333,7 @@ Result<> assemble_services(System& system) {
   sql::Database& database = *system.database;
 
   system.vault = CRETO_TRY(vault::create_vault(database, *system.sealer, *system.access, clock));
+  CRETO_TRY(show_to_policies(system, secret_entities(database)));
   CRETO_TRY(assemble_inference(system));
 
   system.embedder =
@@ -335,6 +351,7 @@ Result<> assemble_services(System& system) {
   storage_options.presigned_put_bytes_max = http::ServerOptions().body_bytes_max;
   system.storage = CRETO_TRY(storage::create_storage(database, io::real_files(), *system.owner_keys, *system.access,
                                                      clock, telemetry, std::move(presign_key), storage_options));
+  CRETO_TRY(show_to_policies(system, storage::object_entities(database)));
 
   CRETO_TRY(assemble_metering(system));
   CRETO_TRY(assemble_oversight(system));

@@ -47,6 +47,7 @@ struct System {
   std::unique_ptr<nhi::Nhi> nhi;
 
   std::unique_ptr<authz::EntitySource> entities;
+  std::vector<std::unique_ptr<authz::ResourceSource>> resources;  ///< of the products that run here
   std::unique_ptr<authz::Authz> authz;
   std::unique_ptr<authz::Extension> delegations;
   std::unique_ptr<AccessControl> access;

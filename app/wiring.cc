@@ -7,6 +7,7 @@
 
 #include "creto/io/sql.h"
 #include "creto/io/tls.h"
+#include "creto/vault/vault_lookup.h"
 
 namespace creto::app {
 namespace {
@@ -148,18 +149,6 @@ class LogAuditor final : public rpc::Auditor {
   audit::AuditLog& log_;
 };
 
-std::string entity_type(const Identity& identity) {
-  switch (identity.kind()) {
-    case Identity::Kind::agent:
-      return "Agent";
-    case Identity::Kind::human:
-      return "Human";
-    case Identity::Kind::service:
-      return "Service";
-  }
-  std::unreachable();
-}
-
 class NhiEntities final : public authz::EntitySource {
  public:
   NhiEntities(nhi::Nhi& nhi, sql::Database& database) : nhi_(nhi), changed_(database.signal("nhi.changed")) {}
@@ -172,7 +161,7 @@ class NhiEntities final : public authz::EntitySource {
   Result<std::optional<authz::Entity>> find(const std::string& org, const authz::EntityUid& uid) const override {
     if (!may_know(uid.type)) return std::optional<authz::Entity>();
     const Result<Identity> identity = Identity::parse(uid.id);
-    if (!identity || entity_type(*identity) != uid.type) return std::optional<authz::Entity>();
+    if (!identity || authz::entity_of(*identity) != uid) return std::optional<authz::Entity>();
     Context ctx = Context::of_service(self_);
     ctx.org = org;
     const Result<nhi::Agent> agent = nhi_.get_agent(ctx, *identity);
@@ -184,7 +173,7 @@ class NhiEntities final : public authz::EntitySource {
     entity.attributes.emplace_back("name", agent->name);
     entity.attributes.emplace_back("type", std::string(nhi::to_string(agent->type)));
     entity.attributes.emplace_back("status", std::string(nhi::to_string(agent->status)));
-    const authz::EntityUid owner{entity_type(agent->owner), agent->owner.text()};
+    const authz::EntityUid owner = authz::entity_of(agent->owner);
     if (owner != uid) {
       entity.attributes.emplace_back("owner", owner);
       entity.parents.push_back(owner);
@@ -196,6 +185,36 @@ class NhiEntities final : public authz::EntitySource {
   nhi::Nhi& nhi_;
   sql::Signal& changed_;
   const Identity self_ = Identity::service("creto").value();
+};
+
+/// Vault lies below authz, so it cannot speak of entities itself.
+class SecretEntities final : public authz::ResourceSource {
+ public:
+  explicit SecretEntities(sql::Database& database) : database_(database) {}
+
+  std::vector<std::string> types() const override { return {"Secret"}; }
+
+  Result<std::optional<authz::Entity>> find(const Context& ctx, const authz::EntityUid& uid) const override {
+    const Result<vault::SecretRef> ref = vault::SecretRef::parse(uid.id);
+    if (!ref) return std::optional<authz::Entity>();
+    const auto secret = CRETO_TRY(vault::find_secret(database_, ctx, *ref));
+    if (!secret) return std::optional<authz::Entity>();
+    const authz::EntityUid owner = authz::entity_of(secret->owner);
+    authz::Entity entity{uid,
+                         {{"owner", owner},
+                          {"path", ref->path},
+                          {"name", ref->name},
+                          {"type", std::string(vault::to_string(secret->metadata.type))},
+                          {"version", static_cast<std::int64_t>(secret->version)}},
+                         {},
+                         {owner}};
+    if (secret->expires_at) entity.attributes.emplace_back("expires_at", authz::datetime_of(*secret->expires_at));
+    for (const auto& [name, value] : secret->metadata.labels) entity.tags.emplace_back(name, value);
+    return std::optional(std::move(entity));
+  }
+
+ private:
+  sql::Database& database_;
 };
 
 }  // namespace
@@ -211,6 +230,9 @@ std::unique_ptr<authz::Extension> delegation_limits(nhi::Nhi& nhi) { return std:
 std::unique_ptr<rpc::Auditor> audit_with(audit::AuditLog& log) { return std::make_unique<LogAuditor>(log); }
 std::unique_ptr<authz::EntitySource> entities_of(nhi::Nhi& nhi, sql::Database& database) {
   return std::make_unique<NhiEntities>(nhi, database);
+}
+std::unique_ptr<authz::ResourceSource> secret_entities(sql::Database& database) {
+  return std::make_unique<SecretEntities>(database);
 }
 
 }  // namespace creto::app

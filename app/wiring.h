@@ -29,4 +29,8 @@ std::unique_ptr<rpc::Auditor> audit_with(audit::AuditLog& log);
 /// an agent's parent is its owner.
 std::unique_ptr<authz::EntitySource> entities_of(nhi::Nhi& nhi, sql::Database& database);
 
+/// The vault's secrets as Cedar entities: `owner`, who is the parent too, `path`, `name`, `type`, `version`, where it
+/// ends `expires_at`, and its labels as tags.
+std::unique_ptr<authz::ResourceSource> secret_entities(sql::Database& database);
+
 }  // namespace creto::app

@@ -5,7 +5,9 @@
 #include "creto/crypto/signing.h"
 #include "creto/io/files.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/sealer.h"
 #include "creto/testing/temp_dir.h"
+#include "creto/vault/vault.h"
 
 namespace creto::app {
 namespace {
@@ -32,6 +34,41 @@ TEST(LogAuditor, RecordsARefusedCallWhateverTheCallerNamed) {
   }
   ASSERT_TRUE(log->flush(ctx));
   EXPECT_EQ(log->query(ctx, {}).value().entries.size(), ids.size());
+}
+
+class SecretsOnBoth : public ::testing::TestWithParam<creto::testing::DatabaseKind> {};
+
+INSTANTIATE_TEST_SUITE_P(, SecretsOnBoth, both_databases(), database_name);
+
+TEST_P(SecretsOnBoth, AreReadByWhomPolicySeesAsEntitled) {
+  creto::testing::TestDatabase store{GetParam()};
+  const auto database = store.open();
+  creto::testing::TestSealer sealer;
+  const auto resources = secret_entities(*database);
+  const auto authz = authz::create_authz(*database, system_clock(), no_telemetry(), {}, Secret(32)).value();
+  ASSERT_TRUE(authz->register_source(*resources));
+  const auto access = access_through(*authz);
+  const auto vault = vault::create_vault(*database, sealer, *access, system_clock()).value();
+  const Identity owner = Identity::agent(ByteArray<32>{1}), other = Identity::agent(ByteArray<32>{2});
+  const Context ctx = Context::of_service(Identity::service("test").value());
+  ASSERT_TRUE(authz->create_policy(ctx, "team", R"(
+      permit(principal, action == Action::"secret.read", resource is Secret)
+        when { resource.path like "agents/*" && resource.hasTag("team") && resource.getTag("team") == "finance" };)"));
+  ASSERT_TRUE(authz->create_policy(ctx, "write", R"(
+      permit(principal, action == Action::"secret.write", resource is Secret) when { resource.owner == principal };)"));
+
+  const vault::SecretRef ref{"agents/invoice", "TOKEN"};
+  const auto create = [&](const std::string& team) {
+    return vault->create_secret(Context::of(owner, {owner}),
+                                {ref, Secret::copy_of("s3cret"), {vault::SecretType::token, "", {{"team", team}}}, {}});
+  };
+  ASSERT_TRUE(create("finance"));
+  EXPECT_TRUE(vault->get_secret(Context::of(other, {other}), ref));
+  EXPECT_EQ(vault->delete_secret(Context::of(other, {other}), ref).error().kind(), ErrorKind::permission_denied);
+  ASSERT_TRUE(vault->delete_secret(Context::of(owner, {owner}), ref));
+  ASSERT_TRUE(create("legal"));
+  EXPECT_EQ(vault->get_secret(Context::of(other, {other}), ref).error().kind(), ErrorKind::permission_denied)
+      << "it is another secret now";
 }
 
 }  // namespace

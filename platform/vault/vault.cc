@@ -1,4 +1,5 @@
 #include "creto/vault/vault.h"
+#include "creto/vault/vault_lookup.h"
 
 #include <fmt/format.h>
 
@@ -529,6 +530,16 @@ class VaultService final : public Vault {
 };
 
 }  // namespace
+
+Result<std::optional<SecretInfo>> find_secret(sql::Database& database, const Context& ctx, const SecretRef& ref) {
+  return sql::read(database, ctx, [&](sql::Tx& tx) -> Result<std::optional<SecretInfo>> {
+    const auto head = CRETO_TRY(store::find_head(tx, ctx, ref));
+    if (!head) return std::optional<SecretInfo>();
+    auto version = CRETO_TRY(store::find_version(tx, ctx, *head, head->latest));
+    if (!version) return std::optional<SecretInfo>();
+    return std::optional(std::move(version->info));
+  });
+}
 
 Result<std::unique_ptr<Vault>> create_vault(sql::Database& database, crypto::KeySealer& sealer, AccessControl& access,
                                             const Clock& clock, VaultOptions options) {

@@ -46,19 +46,6 @@ Error unknown_message(const MessageId& id) {
 std::string message_uri(const MessageId& id) { return fmt::format("messaging:message:{}", id.to_string()); }
 std::string topic_uri(std::string_view topic) { return fmt::format("messaging:channel:{}", topic); }
 
-authz::EntityUid entity_of(const Identity& identity) {
-  switch (identity.kind()) {
-    case Identity::Kind::agent:
-      return {"Agent", identity.text()};
-    case Identity::Kind::human:
-      return {"Human", identity.text()};
-    case Identity::Kind::service:
-      return {"Service", identity.text()};
-  }
-  CRETO_ASSERT(!"unknown kind of identity");
-  return {};
-}
-
 Result<> check_topic_name(std::string_view name) {
   const bool sound = !name.empty() && name.size() <= 128 && std::ranges::all_of(name, [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
@@ -447,7 +434,7 @@ class MessagingService final : public Messaging {
         (envelope.one_shot->keys.size() != 1 || envelope.one_shot->keys.front().recipient != message.recipient)) {
       return failure(ErrorKind::invalid_input, "a direct message is sealed for its recipient alone");
     }
-    return permit(ctx, "message.send", entity_of(message.recipient), attributes_of(message));
+    return permit(ctx, "message.send", authz::entity_of(message.recipient), attributes_of(message));
   }
 
   Result<> permit_topic(const Context& ctx, const SealedMessage& message) {

@@ -877,6 +877,7 @@ class RuntimeService final : public Runtime {
                          spec.environment,  spec.working_directory,
                          spec.egress,       live->process,
                          live->lease->slot, {}};
+    record.creator = ctx.caller;
     auto& sandbox = record.sandbox;
     sandbox.delegation_chain = resident.chain;
     sandbox.parent = parent;

@@ -88,6 +88,7 @@ std::string encode(const SandboxRecord& record) {
       {"attestation_algorithm", s.attestation.signature.algorithm},
       {"attestation_signature", base64(s.attestation.signature.value)},
   };
+  if (record.creator) doc["creator"] = record.creator->text();
   if (s.parent) doc["parent"] = s.parent->to_string();
   if (s.reason) doc["reason"] = to_string(*s.reason);
   if (s.exit_code) doc["exit_code"] = *s.exit_code;
@@ -119,6 +120,8 @@ Result<SandboxRecord> decode(const sql::Row& row) {
     if (!state) return damaged("sandbox");
     s.state = *state;
     if (doc.contains("parent")) s.parent = CRETO_TRY(SandboxId::parse(doc["parent"].get_ref<const std::string&>()));
+    if (doc.contains("creator"))
+      record.creator = CRETO_TRY(Identity::parse(doc["creator"].get_ref<const std::string&>()));
     if (doc.contains("reason")) s.reason = reason_from(doc["reason"].get_ref<const std::string&>());
     if (doc.contains("ending")) {
       const auto& stored = doc["ending"];

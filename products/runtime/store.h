@@ -29,6 +29,7 @@ struct SandboxRecord {
   std::uint32_t network_slot = 0;
   std::string secret_delegation;  ///< of the vault; empty: none
   std::optional<SandboxEnding> ending = {};
+  std::optional<Identity> creator = {};  ///< who asked for it; none: nobody wrote it down
 };
 
 /// Something an agent asked for that must happen once: an action upstream, an inference call.

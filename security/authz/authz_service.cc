@@ -159,7 +159,8 @@ class AuthzService final : public Authz {
     const OrgState* state = snapshot->org(ctx.org);
     if (!state) return ResourceFilter{};
     if (state->schema) CRETO_TRY(state->schema->check(cedar_request(request)));
-    ServiceEntities entities(ctx.org, *state, sources_);
+    AskedResources resources(ctx, clock_, snapshot->sources);
+    ServiceEntities entities(ctx.org, *state, sources_, &resources);
     auto filter = authz::filter_resources(*state, entities, question, cedar_request(request));
     if (entities.trouble())
       return error(ErrorKind::unavailable, "entities cannot be read: " + entities.trouble()->message());
@@ -388,7 +389,8 @@ class AuthzService final : public Authz {
     const auto snapshot = snapshots_.current();
     static const OrgState nothing;
     const OrgState* state = snapshot->org(ctx.org);
-    ServiceEntities entities(ctx.org, state ? *state : nothing, sources_);
+    AskedResources resources(ctx, clock_, snapshot->sources);
+    ServiceEntities entities(ctx.org, state ? *state : nothing, sources_, &resources);
     const auto found = entities.find(uid);
     const auto above = found ? entities.ancestors(uid) : Result<const std::vector<EntityUid>*>(nullptr);
     if (!found || !above)
@@ -462,6 +464,20 @@ class AuthzService final : public Authz {
     return {};
   }
 
+  Result<> register_source(const ResourceSource& source) override {
+    const std::lock_guard lock(writing_);
+    auto next = std::make_shared<Snapshot>(*snapshots_.current());
+    for (std::string& type : source.types()) {
+      const bool known = std::any_of(next->sources.begin(), next->sources.end(),
+                                     [&](const RegisteredSource& other) { return other.type == type; });
+      if (known)
+        return error(ErrorKind::already_exists, fmt::format("somebody answers for entities of type `{}`", type));
+      next->sources.push_back({std::move(type), &source});
+    }
+    put_in_force(std::move(next));
+    return {};
+  }
+
   Result<std::vector<ExtensionStatus>> list_extensions(const Context&) override {
     std::vector<ExtensionStatus> all;
     for (const auto& one : snapshots_.current()->extensions) {
@@ -526,7 +542,7 @@ class AuthzService final : public Authz {
       if (cacheable) {
         probe_.miss();
         // With the one rate that it depends on, if any: a choice of several is made anew each time.
-        if (allowed(decided.decision) && decided.further_rates.empty())
+        if (allowed(decided.decision) && decided.further_rates.empty() && !decided.fleeting)
           cache_.insert(place, trail.at, options_.cache_ttl,
                         {decided.rate == nullptr ? 0 : decided.rate->number(), trail.entities, trail.policy});
       }
@@ -622,19 +638,21 @@ class AuthzService final : public Authz {
       const auto conforms = state->schema->check(cedar_request(request));
       if (!conforms) return denied(DecidedBy::request, "invalid request: " + conforms.error().message(), false);
     }
-    ServiceEntities entities(ctx.org, *state, sources_);
+    AskedResources resources(ctx, clock_, snapshot.sources);
+    ServiceEntities entities(ctx.org, *state, sources_, &resources);
     const WorkplaceLease at;
     const Workplace::Asker& asker = at->asker(request);
     at->action.id = request.action;
     cedar::Engine::Scratch& scratch = at->engine;
-    SourceOverlay overlay(entities, state->entities, &sources_, scratch.frame);
+    SourceOverlay overlay(entities, state->entities, &sources_, scratch.frame, &resources);
+    const bool stored_alone = sources_.empty() && resources.empty();
     const cedar::RequestView view{asker.entity, at->action, request.resource, request.context, &asker.delegation};
     const auto what_failed = [&](const cedar::PlannedPolicy& policy) {
       const auto again = cedar::is_satisfied(policy.ast, cedar_request(request), entities);
       return again ? Error(Product::platform, ErrorKind::internal, "it fails where it should not") : again.error();
     };
     const bool decided =
-        state->engine.evaluate(scratch, state->entities, sources_.empty() ? nullptr : &overlay, view,
+        state->engine.evaluate(scratch, state->entities, stored_alone ? nullptr : &overlay, view,
                                explanation || matched ? cedar::Detail::all : cedar::Detail::decision, what_failed);
     if (!decided) {
       const Error trouble = entities.trouble().value_or(
@@ -645,6 +663,7 @@ class AuthzService final : public Authz {
     const cedar::Evaluation& evaluation = scratch.result;
     for (const auto& [policy, failure] : evaluation.errors) probe_.policy_failed(ctx, policy->id, failure);
     PolicyDecision result = decide(evaluation, lifts);
+    result.fleeting = resources.asked();
     if (matched) *matched = ids_of(evaluation.reasons());
     if (explanation) {
       explanation->snapshot = state->version;
@@ -1033,6 +1052,7 @@ class AuthzService final : public Authz {
     auto stored = CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return store::load_all(tx); }));
     auto next = std::make_shared<Snapshot>();
     next->extensions = before->extensions;
+    next->sources = before->sources;
     for (auto& [org, rows] : stored) {
       const OrgState* old = before->org(org);
       auto state = std::make_shared<OrgState>();

@@ -51,6 +51,10 @@ EntityUid entity_of(const Identity& identity) {
   return {"Service", identity.text()};
 }
 
+DatetimeValue datetime_of(Instant when) {
+  return {std::chrono::floor<std::chrono::milliseconds>(when.time_since_epoch()).count()};
+}
+
 Value delegation_of(const Identity& principal, const DelegationChain& chain) {
   const Identity& root = chain.empty() ? principal : chain.front();
   std::vector<Value> links;

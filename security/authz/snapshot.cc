@@ -205,12 +205,25 @@ cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stor
         "entity Human { name?: String, type?: String, status?: String };"
         "entity Service { name?: String, type?: String, status?: String };"
         "entity Agent in [Human, Service, Agent] { name?: String, type?: String, status?: String };"
-        "entity Org;");
+        "entity Org;"
+        // What products say of their resources. Who owns one may be of three types, which no attribute can say: it is
+        // the parent.
+        "entity Sandbox in [Human, Service, Agent, Sandbox] { state: String, image: String, image_digest: String,"
+        "  runtime_class: String, isolation: String, created_at: datetime };"
+        "entity Topic in [Human, Service, Agent] { created_at: datetime };"
+        "entity Bucket;"
+        "entity Object in [Human, Service, Agent, Bucket] { classification: String, content_type: String,"
+        "  size_bytes: Long, created_at: datetime, expires_at?: datetime } tags String;"
+        "entity Secret in [Human, Service, Agent] { path: String, name: String, type: String, version: Long,"
+        "  expires_at?: datetime } tags String;"
+        "entity OversightRequest in [Human, Service, Agent] { action: String, state: String, created_at: datetime };"
+        "entity Subscription in [Human, Service, Agent] { plan: String, active: Bool, started_at: datetime };");
     CRETO_ASSERT(known.ok());
     return std::move(known.value);
   }();
   auto& root = decl.namespaces[""];
-  for (const auto& [type, def] : common.namespaces.at("").entities) root.entities.emplace(type, def);
+  for (const auto& [type, def] : common.namespaces.at("").entities)
+    if (!root.types.contains(type)) root.entities.emplace(type, def);
   auto resolved = cedar::Schema::resolve(decl);
   loaded->schema = std::move(resolved.value);
   loaded->stored = std::move(stored);

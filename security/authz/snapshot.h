@@ -148,10 +148,17 @@ struct RegisteredExtension {
   std::atomic<std::uint64_t> calls{0}, failures{0}, late{0};
 };
 
+/// Who answers for the resources of a type.
+struct RegisteredSource {
+  std::string type;
+  const ResourceSource* source = nullptr;
+};
+
 /// What one check sees. Immutable.
 struct Snapshot {
   std::map<std::string, std::shared_ptr<const OrgState>, std::less<>> orgs;
   std::vector<std::shared_ptr<RegisteredExtension>> extensions;  ///< by priority
+  std::vector<RegisteredSource> sources;                         ///< each type once
   bool stale = false;  ///< a change may have been lost: nothing may be allowed
 
   const OrgState* org(std::string_view name) const {
@@ -201,6 +208,7 @@ struct PolicyDecision {
   /// Where nothing but permits with `@rate` permits it: theirs, by policy id. One with room is enough.
   RateWindows* rate = nullptr;
   std::vector<RateWindows*> further_rates = {};
+  bool fleeting = false;  ///< it rests on what a product said of a resource just now
 };
 /// Requires: every policy of `evaluation` is a RuledPolicy.
 PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const OverrideGrant::Lift> lifts);

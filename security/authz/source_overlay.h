@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "asked_resources.h"
 #include "cedar/interpreter.h"
 #include "cedar/program.h"
 #include "creto/authz/authz.h"
@@ -13,12 +14,13 @@
 
 namespace creto::authz {
 
-/// What the sources add to the stored entities, for the engine. Without `sources`, they may know everything.
+/// What sources and products add to the stored entities, for the engine. Without `sources`, they may know everything.
 class SourceOverlay final : public cedar::EntityOverlay {
  public:
   SourceOverlay(cedar::EntityView& view, const cedar::EntityStore& store,
-                const std::vector<const EntitySource*>* sources, cedar::Frame& frame)
-      : view_(view), store_(store), sources_(sources), frame_(frame) {}
+                const std::vector<const EntitySource*>* sources, cedar::Frame& frame,
+                const AskedResources* resources = nullptr)
+      : view_(view), store_(store), sources_(sources), resources_(resources), frame_(frame) {}
 
   const cedar::EntityNode* find(const cedar::Cell& cell) override {
     if (is_stored_alone(*cell.uid)) {
@@ -63,10 +65,11 @@ class SourceOverlay final : public cedar::EntityOverlay {
   }
 
  private:
-  /// No source has to be asked.
+  /// Nobody has to be asked.
   bool is_stored_alone(const EntityUid& uid) const {
-    return sources_ && std::none_of(sources_->begin(), sources_->end(),
-                                    [&](const EntitySource* source) { return source->may_know(uid.type); });
+    return sources_ && !(resources_ && resources_->may_know(uid.type)) &&
+           std::none_of(sources_->begin(), sources_->end(),
+                        [&](const EntitySource* source) { return source->may_know(uid.type); });
   }
   bool is_at_the_top(const cedar::Cell& entity) const {
     return is_stored_alone(*entity.uid) && (entity.id == cedar::no_entity || store_.node(entity.id).parents.empty());
@@ -75,6 +78,7 @@ class SourceOverlay final : public cedar::EntityOverlay {
   cedar::EntityView& view_;
   const cedar::EntityStore& store_;
   const std::vector<const EntitySource*>* sources_;
+  const AskedResources* const resources_;
   cedar::Frame& frame_;
   std::list<std::pair<const Entity*, cedar::EntityNode>> made_;
 };

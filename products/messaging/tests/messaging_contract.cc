@@ -15,6 +15,7 @@
 #include "creto/crypto/random.h"
 #include "creto/io/bus.h"
 #include "creto/messaging/endpoint.h"
+#include "creto/messaging/messaging_entities.h"
 #include "creto/messaging/messaging_rpc.h"
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
@@ -572,6 +573,21 @@ TEST_P(MessagingContract, TopicsFanOutToTheirSubscribers) {
   EXPECT_EQ(kind(messaging->unsubscribe(as(*carol), subscription->id)), "permission_denied");
   ASSERT_TRUE(messaging->unsubscribe(as(*alice), subscription->id)) << "the owner may";
   EXPECT_THAT(*messaging->subscribers(as(*alice), "invoices.paid"), ElementsAre(carol->identity));
+}
+
+TEST_P(MessagingContract, APolicyKnowsWhoOwnsATopic) {
+  const auto topics = topic_entities(*db);
+  ASSERT_TRUE(authz_->register_source(*topics));
+  const Context system = as(*Identity::service("test"));
+  ASSERT_TRUE(authz_->create_policy(system, "own", R"(
+      forbid(principal, action == Action::"message.subscribe", resource is Topic)
+        unless { resource.owner == principal || resource in Group::"open" };)"));
+  ASSERT_TRUE(messaging->create_topic(as(*alice), "news"));
+  EXPECT_EQ(kind(messaging->subscribe(as(*alice), "news", {})), "ok");
+  EXPECT_EQ(kind(messaging->subscribe(as(*bob), "news", {})), "delivery_denied");
+  EXPECT_EQ(kind(messaging->subscribe(as(*alice), "nowhere", {})), "delivery_denied") << "nobody owns it";
+  ASSERT_TRUE(authz_->put_entities(system, {{{"Topic", "news"}, {}, {}, {{"Group", "open"}}}}));
+  EXPECT_EQ(kind(messaging->subscribe(as(*bob), "news", {})), "ok") << "what is stored of it counts too";
 }
 
 TEST_P(MessagingContract, ATopicMessageMustBeSealedForEverySubscriber) {

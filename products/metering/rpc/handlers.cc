@@ -55,6 +55,7 @@ Result<contracts::MessageEventType> message_type(const std::string& text) {
 }
 
 constexpr auto of_agent = [](const auto& request) { return rpc::Resource{"Agent", request.agent()}; };
+constexpr auto of_subscription = [](const auto& request) { return rpc::Resource{"Subscription", request.id()}; };
 
 v1::IngestBatchResponse answers_of(std::span<const Result<Ingested>> answers) {
   v1::IngestBatchResponse out;
@@ -299,7 +300,7 @@ void register_plans(rpc::Service& service, Metering& metering) {
         return answer<v1::Subscription>(metering.subscribe(ctx, wanted));
       });
   service.unary<v1::ChangeSubscriptionRequest, v1::Subscription>(
-      "ChangeSubscription", {},
+      "ChangeSubscription", {.resource = of_subscription},
       [&metering](const Context& ctx, const v1::ChangeSubscriptionRequest& request) -> Result<v1::Subscription> {
         const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
         SubscriptionChange change{.terms = {.plan_id = request.plan_id(), .plan_version = request.plan_version()},
@@ -309,13 +310,13 @@ void register_plans(rpc::Service& service, Metering& metering) {
         return answer<v1::Subscription>(metering.change_subscription(ctx, id, change));
       });
   service.unary<v1::EndSubscriptionRequest, v1::Subscription>(
-      "EndSubscription", {.idempotent = true},
+      "EndSubscription", {.idempotent = true, .resource = of_subscription},
       [&metering](const Context& ctx, const v1::EndSubscriptionRequest& request) -> Result<v1::Subscription> {
         const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
         return answer<v1::Subscription>(metering.end_subscription(ctx, id));
       });
   service.unary<v1::GetSubscriptionRequest, v1::Subscription>(
-      "GetSubscription", {.idempotent = true},
+      "GetSubscription", {.idempotent = true, .resource = of_subscription},
       [&metering](const Context& ctx, const v1::GetSubscriptionRequest& request) -> Result<v1::Subscription> {
         const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
         return answer<v1::Subscription>(metering.get_subscription(ctx, id));

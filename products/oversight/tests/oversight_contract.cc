@@ -17,6 +17,7 @@
 #include "creto/io/http_server.h"
 #include "creto/memory/memory.h"
 #include "creto/nhi/nhi.h"
+#include "creto/oversight/oversight_entities.h"
 #include "creto/oversight/oversight_rpc.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
@@ -246,6 +247,33 @@ TEST_P(OversightContract, AnApprovalLetsExactlyThisActionThroughOnce) {
   EXPECT_FALSE(use("op-2"));
   check.arguments_hash = crypto::sha3_256(as_bytes(payment("25000.01").action.arguments));
   EXPECT_FALSE(authz::allowed(authz->check(system, check)));
+}
+
+TEST_P(OversightContract, APolicyKnowsWhoseRequestItIsAndWhoIsAsked) {
+  const auto requests = request_entities(*db);
+  ASSERT_TRUE(authz->register_source(*requests));
+  ASSERT_TRUE(authz->create_policy(system, "see", R"(
+      permit(principal, action == Action::"oversight.get_request", resource is OversightRequest)
+        when { resource.owner == principal || resource.approvers.contains(principal) && resource.state == "pending"
+               && resource.target == Ledger::"main" };)"));
+  add_policy();
+  const RequestId id = ask(payment("25000")).request;
+  const auto may = [&](const Identity& who, const std::string& request) {
+    return authz::allowed(authz->check(system, {.principal = who,
+                                                .chain = {},
+                                                .action = "oversight.get_request",
+                                                .resource = {"OversightRequest", request},
+                                                .context = {},
+                                                .arguments_hash = {},
+                                                .override_token = {}}));
+  };
+  EXPECT_TRUE(may(*agent, id.to_string()));
+  EXPECT_TRUE(may(cfo->identity, id.to_string()));
+  EXPECT_FALSE(may(ceo->identity, id.to_string())) << "not yet asked";
+  EXPECT_FALSE(may(*other_agent, id.to_string()));
+  EXPECT_FALSE(may(*agent, "no id"));
+  ASSERT_TRUE(respond(id, *cfo, true));
+  EXPECT_FALSE(may(cfo->identity, id.to_string())) << "nobody is asked any more";
 }
 
 TEST_P(OversightContract, AskingAgainFindsWhatIsOpenOrStillUsable) {

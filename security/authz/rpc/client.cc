@@ -240,6 +240,9 @@ class AuthzClient final : public Authz {
   Result<> register_extension(Extension&) override {
     return Error(Product::platform, ErrorKind::invalid_input, "extensions are registered where the service runs");
   }
+  Result<> register_source(const ResourceSource&) override {
+    return Error(Product::platform, ErrorKind::invalid_input, "sources are registered where the service runs");
+  }
   Result<std::vector<ExtensionStatus>> list_extensions(const Context& ctx) override {
     const auto response =
         CRETO_TRY(call<v1::ListExtensionsResponse>(ctx, "ListExtensions", v1::ListExtensionsRequest(), repeatable));

@@ -39,6 +39,25 @@ class TestExtension final : public Extension {
   int priority_;
 };
 
+/// Owns sandboxes.
+class TestProduct final : public ResourceSource {
+ public:
+  std::vector<std::string> types() const override { return {"Sandbox"}; }
+  Result<std::optional<Entity>> find(const Context& ctx, const EntityUid& uid) const override {
+    ++asked;
+    deadline = ctx.deadline;
+    answer_slowly();
+    if (failing) return Error(Product::runtime, ErrorKind::unavailable, "the database is down");
+    if (!owner) return std::optional<Entity>();
+    return std::optional(Entity{uid, {{"owner", entity_of(*owner)}}, {}, {entity_of(*owner)}});
+  }
+  std::optional<Identity> owner;
+  bool failing = false;
+  std::function<void()> answer_slowly = [] {};
+  mutable int asked = 0;
+  mutable Monotonic deadline{};
+};
+
 class AuthzContract : public ::testing::TestWithParam<Where> {
  protected:
   AuthzContract() { start(); }
@@ -145,6 +164,54 @@ TEST_P(AuthzContract, AsksAHumanWhereEveryForbidSaysSo) {
 TEST_P(AuthzContract, OversightNeverStandsInForAMissingPermit) {
   add("large", R"(@oversight("large-payments") forbid(principal, action, resource);)");
   EXPECT_TRUE(std::holds_alternative<Deny>(check(pay(1))));
+}
+
+TEST_P(AuthzContract, AsksAProductAtEachCheckWhatItsResourceIs) {
+  TestProduct product;
+  product.owner = agent;
+  ASSERT_TRUE(local->register_source(product));
+  EXPECT_EQ(local->register_source(product).error().kind(), ErrorKind::already_exists);
+  add("own", R"(permit(principal, action == Action::"sandbox.exec", resource is Sandbox)
+                  when { resource.owner == principal && resource in principal };)");
+  CheckRequest request = pay(1);
+  request.action = "sandbox.exec";
+  request.resource = {"Sandbox", "sbx-1"};
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  EXPECT_EQ(product.asked, 2) << "what a product said a moment ago is no answer";
+  EXPECT_EQ(product.deadline, clock.monotonic() + product.budget());
+  EXPECT_EQ(authz->get_entity(ctx, request.resource)->entity.attributes.at(0).second, Value(entity_of(agent)));
+
+  product.owner = human;
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(request))) << "it belongs to somebody else now";
+  product.owner.reset();
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(request))) << "it is gone";
+  EXPECT_EQ(authz->get_entity(ctx, request.resource).error().kind(), ErrorKind::not_found);
+}
+
+TEST_P(AuthzContract, AProductThatFailsOrTakesTooLongDenies) {
+  TestProduct product;
+  product.owner = agent;
+  ASSERT_TRUE(local->register_source(product));
+  add("all", R"(permit(principal, action, resource);)");
+  add("stopped", R"(forbid(principal, action == Action::"sandbox.exec", resource) unless { resource has owner };)");
+  CheckRequest request = pay(1);
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  request.resource = {"Sandbox", "sbx-1"};
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  EXPECT_EQ(product.asked, 0) << "no policy wants to know";
+  request.action = "sandbox.exec";
+  EXPECT_EQ(check(request), Decision(Allow{}));
+
+  const auto denied_for_trouble = [&] {
+    const Decision decision = check(request);
+    return std::holds_alternative<Deny>(decision) && std::get<Deny>(decision).transient;
+  };
+  product.failing = true;
+  EXPECT_TRUE(denied_for_trouble());
+  product.failing = false;
+  product.answer_slowly = [&] { clock.advance(product.budget() + Nanos(1)); };
+  EXPECT_TRUE(denied_for_trouble());
 }
 
 TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {

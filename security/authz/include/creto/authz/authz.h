@@ -241,6 +241,26 @@ class EntitySource {
   virtual Result<std::optional<Entity>> find(const std::string& org, const EntityUid& uid) const = 0;
 };
 
+/// What a product says of its own resources, as policies see them: a sandbox with its owner, a secret, …
+/// (`EntitySource` is for what changes seldom and is asked for often.) Thread-safe.
+class ResourceSource {
+ public:
+  virtual ~ResourceSource() = default;
+  /// The entity types that it alone answers for; always the same.
+  virtual std::vector<std::string> types() const = 0;
+  /// How long `find` may take. What comes later is a failure.
+  virtual Nanos budget() const { return std::chrono::seconds(1); }
+  /// What it is now, as last committed; none where there is none. Asked once in each check whose policies want to know,
+  /// and an Allow that rests on the answer is not remembered. Of `ctx` the organization and the deadline count. Must
+  /// not ask authz. An error denies the check that asked.
+  virtual Result<std::optional<Entity>> find(const Context& ctx, const EntityUid& uid) const = 0;
+};
+
+/// Who acts or owns, as policies see it: `Agent::"…"`, `Human::"…"` or `Service::"…"`.
+EntityUid entity_of(const Identity& identity);
+/// To the millisecond below, as Cedar counts.
+DatetimeValue datetime_of(Instant when);
+
 /// An entity with all above it, sorted.
 struct PlacedEntity {
   Entity entity;
@@ -364,6 +384,9 @@ class Authz {
 
   /// In process only. The extension must outlive this object. Errors: already_exists on a repeated name.
   virtual Result<> register_extension(Extension& extension) = 0;
+  /// In process only, before the first check that may ask it. Asked after the sources that `create_authz` was given. It
+  /// must outlive this object, or at least its checks. Errors: already_exists on a type that another answers for.
+  virtual Result<> register_source(const ResourceSource& source) = 0;
   virtual Result<std::vector<ExtensionStatus>> list_extensions(const Context& ctx) = 0;  ///< in the order they run
 
   /// Takes over what another process stored. Errors: unavailable; checks deny until it succeeds where a change of our
