@@ -213,6 +213,9 @@ struct GivenSet {
   struct Explained : Asked {
     std::string id = "default";
   } explained;
+  struct Link {
+    std::string id, from, principal, resource;
+  } link;
 };
 
 Result<Json> ask(const GivenSet& given, std::string_view method, const Json& request) {
@@ -327,6 +330,20 @@ Result<Output> permitted(const GivenSet& given) {
   return Output{std::move(text), response.dump(2), 0};
 }
 
+Result<Output> link(const GivenSet& given) {
+  Json request{{"id", given.link.id}, {"template_id", given.link.from}};
+  for (const auto& [slot, text] : {std::pair{"principal", &given.link.principal}, {"resource", &given.link.resource}}) {
+    if (text->empty()) continue;
+    const authz::EntityUid uid = CRETO_TRY(authz::parse_entity(*text, slot));
+    request[slot] = {{"type", uid.type}, {"id", uid.id}};
+  }
+  const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/LinkPolicy", request));
+  std::string text = fmt::format("policy `{}` is a link of `{}`\n", given.link.id, given.link.from);
+  for (const Json& warning : response.value("warnings", Json::array()))
+    text += fmt::format("warning: {}\n", warning.get<std::string>());
+  return Output{std::move(text), response.dump(2), 0};
+}
+
 /// "deny: forbidden by policy `large`", and who decided.
 std::string decision_text(const Json& response) {
   const Json decision = response.value("decision", Json::object());
@@ -379,6 +396,13 @@ void add_policy_set_commands(const MakeCommand& command, std::function<Result<cl
                             "replace only the policies whose ids begin with FOLDER/, and put that before new ids");
   apply_command->add_option("--expected", given->expected, "refuse unless this is the newest version");
   apply_command->add_flag("--dry-run", given->dry_run, "check everything and say what would change");
+
+  CLI::App* link_command =
+      command("policies link", "make a policy of a template, which changes with it", [given] { return link(*given); });
+  link_command->add_option("ID", given->link.id, "of the policy")->required();
+  link_command->add_option("TEMPLATE", given->link.from, "its id")->required();
+  link_command->add_option("--principal", given->link.principal, "for ?principal, such as Agent::\"agent:nhi:…\"");
+  link_command->add_option("--resource", given->link.resource, "for ?resource, such as Ledger::\"main\"");
 
   CLI::App* diff_command =
       command("policies diff", "what differs between two versions of the policies", [given] { return diff(*given); });

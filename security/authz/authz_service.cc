@@ -192,9 +192,7 @@ class AuthzService final : public Authz {
     return change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
       const auto before = state.policies.find(id);
       if (!before) return error(ErrorKind::not_found, fmt::format("there is no policy `{}`", id));
-      state.replace(before, nullptr);
-      CRETO_TRY(store::remove_policy(tx, ctx.org, id, state.version));
-      CRETO_TRY(keep_version(tx, ctx, state, {.what = "policy_deleted", .removed = 1}, "authz:policy:" + id));
+      CRETO_TRY(remove(tx, ctx, state, before));
       return true;
     });
   }
@@ -206,6 +204,32 @@ class AuthzService final : public Authz {
       for (const auto& policy : state->policies.sorted()) all.push_back(policy->stored);
     }
     return all;
+  }
+
+  Result<Policy> link_policy(const Context& ctx, const PolicyLink& link) override {
+    return create_policy(ctx, link.id, text_of(link));
+  }
+
+  Result<std::vector<PolicyLink>> list_policy_links(const Context& ctx, const PolicyId& template_id) override {
+    std::vector<PolicyLink> all;
+    const auto snapshot = snapshots_.current();
+    const OrgState* state = snapshot->org(ctx.org);
+    if (!state || !state->links) return all;
+    for (const auto& [id, from] : *state->links) {
+      if (!template_id.empty() && from != template_id) continue;
+      const cedar::SlotValues& values = state->policies.find(id)->link->values;
+      all.push_back({id, from, values.principal, values.resource});
+    }
+    return all;
+  }
+
+  Result<> unlink_policy(const Context& ctx, const PolicyId& id) override {
+    return change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      const auto before = state.policies.find(id);
+      if (!before || !before->link) return error(ErrorKind::not_found, fmt::format("there is no link `{}`", id));
+      CRETO_TRY(remove(tx, ctx, state, before));
+      return true;
+    });
   }
 
   // --- versions
@@ -815,6 +839,7 @@ class AuthzService final : public Authz {
         stamp(tx, ctx, loaded.stored, before.get());
         Policy policy = loaded.stored;
         state.replace(before, std::make_shared<const LoadedPolicy>(std::move(loaded)));
+        CRETO_TRY(relink(state, {id}));
         CRETO_TRY(store::put_policy(tx, ctx.org, policy, state.version));
         PolicyVersion version{.what = before ? "policy_updated" : "policy_created"};
         (before ? version.changed : version.added) = 1;
@@ -843,7 +868,7 @@ class AuthzService final : public Authz {
     std::vector<std::string> warnings;
     for (const PolicyId& id : ids) {
       const auto policy = state.policies.find(id);
-      if (!policy) continue;
+      if (!policy || !policy->decides()) continue;
       forbids = forbids || policy->planned->ast.effect == cedar::Effect::forbid;
       if (!state.schema || warnings.size() >= problems_max) continue;
       for (const auto& problem : state.schema->validate(policy->planned->ast).warnings)
@@ -852,7 +877,7 @@ class AuthzService final : public Authz {
     if (!forbids) return warnings;
     std::vector<PolicyTable::Entry> kept;
     state.policies.for_each([&](const PolicyTable::Entry& policy) {
-      if (policy->planned->ast.effect == cedar::Effect::forbid) kept.push_back(policy);
+      if (policy->decides() && policy->planned->ast.effect == cedar::Effect::forbid) kept.push_back(policy);
     });
     std::vector<PolicyView> views;
     views.reserve(kept.size());
@@ -896,11 +921,42 @@ class AuthzService final : public Authz {
 
   /// Parsed, and valid under the schema. Errors: invalid_input.
   Result<LoadedPolicy> load(const OrgState& state, Policy policy, const LoadedPolicy* before) const {
-    LoadedPolicy loaded = CRETO_TRY(load_policy(std::move(policy), options_.policy_bytes_max, before, rate_memory_));
+    LoadedPolicy loaded = CRETO_TRY(load_any_policy(std::move(policy), options_.policy_bytes_max, before, rate_memory_,
+                                                    [&](const PolicyId& id) { return state.policies.find(id); }));
     if (!state.schema) return loaded;
     const auto findings = state.schema->validate(loaded.planned->ast);
     if (findings.passed()) return loaded;
     return cedar::to_error(findings.errors);
+  }
+
+  /// Makes the links of templates in `changed` anew. Errors: invalid_input naming the link that no longer fits.
+  Result<> relink(OrgState& state, const std::set<PolicyId>& changed) const {
+    const auto links = state.links;  // each replacement makes another one
+    if (!links) return {};
+    for (const auto& [id, from] : *links) {
+      if (!changed.contains(from)) continue;
+      const auto before = state.policies.find(id);
+      auto loaded = load(state, before->stored, before.get());
+      if (!loaded)
+        return error(loaded.error().kind(),
+                     fmt::format("policy `{}`, a link of `{}`: {}", id, from, loaded.error().message()));
+      state.replace(before, std::make_shared<const LoadedPolicy>(*std::move(loaded)));
+    }
+    return {};
+  }
+
+  Result<> remove(sql::Tx& tx, const Context& ctx, OrgState& state, const PolicyTable::Entry& policy) {
+    const PolicyId& id = policy->stored.id;
+    if (state.links) {
+      const auto link =
+          std::find_if(state.links->begin(), state.links->end(), [&](const auto& one) { return one.second == id; });
+      if (link != state.links->end())
+        return error(ErrorKind::conflict, fmt::format("policy `{}` is a link of template `{}`", link->first, id));
+    }
+    state.replace(policy, nullptr);
+    CRETO_TRY(store::remove_policy(tx, ctx.org, id, state.version));
+    CRETO_TRY(keep_version(tx, ctx, state, {.what = "policy_deleted", .removed = 1}, "authz:policy:" + id));
+    return {};
   }
 
   static std::vector<std::string_view> lines_of(std::string_view text) {
@@ -925,34 +981,46 @@ class AuthzService final : public Authz {
                                        const std::map<PolicyId, std::string>& wanted, std::string_view prefix) {
     AppliedPolicies result;
     std::vector<std::pair<PolicyTable::Entry, PolicyTable::Entry>> changes;
+    std::set<PolicyId> touched;
+    const auto replace = [&](const PolicyTable::Entry& before, const PolicyTable::Entry& after) {
+      state.replace(before, after);
+      touched.insert((before ? before : after)->stored.id);
+      changes.emplace_back(before, after);
+    };
     for (const auto& entry : state.policies.sorted()) {
       if (!entry->stored.id.starts_with(prefix) || wanted.contains(entry->stored.id)) continue;
       result.removed.push_back(entry->stored.id);
-      changes.emplace_back(entry, nullptr);
+      replace(entry, nullptr);
     }
     std::string problems;
     std::size_t refused = 0;
-    for (const auto& [id, text] : wanted) {
-      const auto before = state.policies.find(id);
-      if (before && before->stored.text == text) continue;
-      auto loaded =
-          load(state, Policy{.id = id, .text = text, .version = 0, .updated_at = {}, .updated_by = {}}, before.get());
-      if (!loaded) {
-        for (const std::string_view line : lines_of(loaded.error().message()))
-          problems += fmt::format("{}policy `{}`: {}", problems.empty() ? "" : "\n", id, line);
-        if (++refused == problems_max) break;
-        continue;
+    // Links after what they may link to.
+    for (const bool links : {false, true}) {
+      for (const auto& [id, text] : wanted) {
+        const auto before = state.policies.find(id);
+        if (is_link_text(text) != links || (before && before->stored.text == text)) continue;
+        auto loaded =
+            load(state, Policy{.id = id, .text = text, .version = 0, .updated_at = {}, .updated_by = {}}, before.get());
+        if (!loaded) {
+          for (const std::string_view line : lines_of(loaded.error().message()))
+            problems += fmt::format("{}policy `{}`: {}", problems.empty() ? "" : "\n", id, line);
+          if (++refused == problems_max) break;
+          continue;
+        }
+        if (tx != nullptr) stamp(*tx, ctx, loaded->stored, before.get());
+        (before ? result.changed : result.added).push_back(id);
+        replace(before, std::make_shared<const LoadedPolicy>(*std::move(loaded)));
       }
-      if (tx != nullptr) stamp(*tx, ctx, loaded->stored, before.get());
-      (before ? result.changed : result.added).push_back(id);
-      changes.emplace_back(before, std::make_shared<const LoadedPolicy>(*std::move(loaded)));
+      if (refused == problems_max) break;
     }
     if (refused > 0) return error(ErrorKind::invalid_input, std::move(problems));
-    if (state.policies.size() + result.added.size() - result.removed.size() > options_.policies_max)
+    CRETO_TRY(relink(state, touched));
+    std::sort(result.added.begin(), result.added.end());
+    std::sort(result.changed.begin(), result.changed.end());
+    if (state.policies.size() > options_.policies_max)
       return error(ErrorKind::resource_exhausted, fmt::format("at most {} policies", options_.policies_max));
     for (const auto& [before, after] : changes) {
-      state.replace(before, after);
-      if (tx == nullptr) continue;
+      if (tx == nullptr) break;
       if (after) {
         CRETO_TRY(store::put_policy(*tx, ctx.org, after->stored, state.version));
       } else {
@@ -1058,19 +1126,7 @@ class AuthzService final : public Authz {
       auto state = std::make_shared<OrgState>();
       state->version = rows.version;
       state->policies_version = rows.policies_version;
-      std::vector<PolicyTable::Entry> policies;
-      for (Policy& policy : rows.policies) {
-        const auto known = old ? old->policies.find(policy.id) : nullptr;
-        auto loaded = std::make_shared<LoadedPolicy>();
-        if (known && known->stored.text == policy.text) {
-          *loaded = *known;
-          loaded->stored = std::move(policy);
-        } else {
-          *loaded = CRETO_TRY(load_policy(std::move(policy), options_.policy_bytes_max, known.get(), rate_memory_));
-        }
-        policies.push_back(std::move(loaded));
-      }
-      state->policies = PolicyTable(std::move(policies));
+      state->policies = CRETO_TRY(reload_policies(std::move(rows.policies), old));
       if (rows.schema) state->schema = CRETO_TRY(load_schema(*std::move(rows.schema)));
       load_entities(*state, std::move(rows.entities));
       state->revoked = std::make_shared<const std::map<RequestId, Instant>>(std::move(rows.revoked));
@@ -1079,6 +1135,34 @@ class AuthzService final : public Authz {
     }
     put_in_force(std::move(next));
     return {};
+  }
+
+  Result<PolicyTable> reload_policies(std::vector<Policy> stored, const OrgState* old) const {
+    std::map<PolicyId, PolicyTable::Entry> all;
+    const auto find = [&](const PolicyId& id) {
+      const auto at = all.find(id);
+      return at == all.end() ? nullptr : at->second;
+    };
+    for (const bool links : {false, true}) {
+      for (Policy& policy : stored) {
+        if (is_link_text(policy.text) != links) continue;
+        const auto known = old ? old->policies.find(policy.id) : nullptr;
+        auto loaded = std::make_shared<LoadedPolicy>();
+        const PolicyId id = policy.id;
+        if (!links && known && known->stored.text == policy.text) {
+          *loaded = *known;
+          loaded->stored = std::move(policy);
+        } else {
+          *loaded =
+              CRETO_TRY(load_any_policy(std::move(policy), options_.policy_bytes_max, known.get(), rate_memory_, find));
+        }
+        all[id] = std::move(loaded);
+      }
+    }
+    std::vector<PolicyTable::Entry> policies;
+    policies.reserve(all.size());
+    for (auto& [id, policy] : all) policies.push_back(std::move(policy));
+    return PolicyTable(std::move(policies));
   }
 
   /// What was stored before there was a history becomes its first version.

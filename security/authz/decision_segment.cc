@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cedar/format.h"
 #include "check_request.h"
 #include "creto/common/assert.h"
 
@@ -210,9 +211,13 @@ std::uint32_t SegmentWriter::state(Org& all, std::string_view org, std::int64_t 
   if (!decision.state_unknown) {
     if (decision.state) {
       for (const auto& policy : decision.state->policies.sorted()) {
+        if (!policy->decides()) continue;
         Known& known = all.policies[static_cast<const cedar::PlannedPolicy*>(policy->planned.get())];
         if (!known.kept) {
-          const std::uint32_t name = text(policy->planned->id), source = text(policy->stored.text);
+          // What decided is logged: of a link the policy that its template has become.
+          const std::string linked = policy->link ? cedar::to_text(policy->planned->ast) : std::string();
+          const std::uint32_t name = text(policy->planned->id);
+          const std::uint32_t source = text(policy->link ? linked : policy->stored.text);
           begin(Item::policy);
           number(name);
           number(source);

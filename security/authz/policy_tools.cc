@@ -82,6 +82,8 @@ namespace {
 // --- questions
 // --------------------------------------------------------------------------------------------------------
 
+}  // namespace
+
 Result<EntityUid> parse_entity(std::string_view text, std::string_view what) {
   const auto parsed = cedar::parse_expression(text);
   const bool one = parsed.ok() && parsed.value.size() == 1 && parsed.value[0].op == cedar::Op::literal;
@@ -89,6 +91,8 @@ Result<EntityUid> parse_entity(std::string_view text, std::string_view what) {
   if (!uid) return bad(fmt::format("{}: `{}` is no entity such as User::\"alice\"", what, text.substr(0, 200)));
   return *uid;
 }
+
+namespace {
 
 Result<EntityUid> entity_member(const Json& json, const char* what) {
   const auto at = json.find(what);

@@ -11,6 +11,7 @@ std::vector<PolicyVerdict> verdicts_of(const OrgState& state, const cedar::Reque
   using Why = cedar::PolicyExplanation::Outcome;
   std::vector<PolicyVerdict> all;
   state.policies.for_each([&](const PolicyTable::Entry& policy) {
+    if (!policy->decides()) return;
     const cedar::PolicyAst& ast = policy->planned->ast;
     cedar::PolicyExplanation why = cedar::explain(ast, request, entities);
     if (why.outcome == Why::scope) return;

@@ -72,7 +72,8 @@ Result<ResourceFilter> filter_resources(const OrgState& state, cedar::EntityView
   constexpr cedar::ErringForbid erring = cedar::ErringForbid::denies;
   std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
   planned.reserve(state.policies.size());
-  for (const auto& policy : state.policies.sorted()) planned.push_back(policy->planned);
+  for (const auto& policy : state.policies.sorted())
+    if (policy->decides()) planned.push_back(policy->planned);
   const cedar::PolicySet policies(std::move(planned));
   const std::string type = request.resource.type;
 

@@ -149,10 +149,10 @@ thread_local ThreadReference reference;
 
 }  // namespace
 
-Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+namespace {
+
+Result<LoadedPolicy> load_parsed(Policy stored, std::vector<cedar::PolicyAst> parsed, const LoadedPolicy* before,
                                  const std::shared_ptr<RateMemory>& memory) {
-  if (!printable(stored.id)) return bad("the id of a policy has 1 to 256 printable characters");
-  auto parsed = CRETO_TRY(cedar::parse_policies(stored.text, {.bytes_max = bytes_max, .policies_max = 2}));
   if (parsed.size() != 1) return bad("the text holds more or less than one policy");
   const Annotations annotations(parsed[0], stored.text);
   const std::string* id = annotations.find("id");
@@ -161,13 +161,58 @@ Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const Loa
   return load_policy(std::move(stored), std::move(parsed[0]), before, memory);
 }
 
+constexpr std::string_view unprintable_id = "the id of a policy has 1 to 256 printable characters";
+
+Result<LoadedPolicy> load_link(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+                               const std::shared_ptr<RateMemory>& memory, const FindPolicy& find) {
+  const Json json = CRETO_TRY(parse_json(stored.text, {.bytes_max = bytes_max}));
+  cedar::TemplateLink link = CRETO_TRY(cedar::link_from_json(json));
+  if (link.id != stored.id)
+    return bad(fmt::format("newId: the link calls itself {}, not `{}`", cedar::quote(link.id), stored.id));
+  const auto from = find(link.template_id);
+  if (!from) return bad(fmt::format("templateId: there is no template {}", cedar::quote(link.template_id)));
+  if (from->decides()) return bad(fmt::format("templateId: {} is no template", cedar::quote(link.template_id)));
+  cedar::PolicyAst ast = CRETO_TRY(cedar::link(from->planned->ast, link.values));
+  ast.annotations.erase("id");  // the template's own
+  LoadedPolicy loaded = CRETO_TRY(load_policy(std::move(stored), std::move(ast), before, memory));
+  loaded.link = std::move(link);
+  return loaded;
+}
+
+}  // namespace
+
+Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+                                 const std::shared_ptr<RateMemory>& memory) {
+  if (!printable(stored.id)) return bad(std::string(unprintable_id));
+  auto parsed = CRETO_TRY(cedar::parse_policies(stored.text, {.bytes_max = bytes_max, .policies_max = 2}));
+  return load_parsed(std::move(stored), std::move(parsed), before, memory);
+}
+
+Result<LoadedPolicy> load_any_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+                                     const std::shared_ptr<RateMemory>& memory, const FindPolicy& find) {
+  if (!printable(stored.id)) return bad(std::string(unprintable_id));
+  if (is_link_text(stored.text)) return load_link(std::move(stored), bytes_max, before, memory, find);
+  auto parsed =
+      CRETO_TRY(cedar::parse_policies_and_templates(stored.text, {.bytes_max = bytes_max, .policies_max = 2}).result());
+  return load_parsed(std::move(stored), std::move(parsed), before, memory);
+}
+
+bool is_link_text(std::string_view text) {
+  const auto first = text.find_first_not_of(" \t\r\n");
+  return first != std::string_view::npos && text[first] == '{';
+}
+
+std::string text_of(const PolicyLink& link) {
+  return cedar::to_json(cedar::TemplateLink{link.template_id, link.id, {link.principal, link.resource}}).dump();
+}
+
 Result<LoadedPolicy> load_policy(Policy stored, cedar::PolicyAst ast, const LoadedPolicy* before,
                                  const std::shared_ptr<RateMemory>& memory) {
   const Annotations annotations(ast, stored.text);
   auto terms = CRETO_TRY(read_terms(annotations));
   const auto rate = CRETO_TRY(read_rate(annotations));
   std::shared_ptr<RateWindows> windows;
-  if (rate) {
+  if (rate && !ast.is_template()) {
     if (before && before->planned->rate && before->planned->rate->rate() == *rate) windows = before->planned->rate;
     if (!windows) windows = std::make_shared<RateWindows>(*rate, memory);
   }
@@ -335,7 +380,15 @@ Hash256 PolicyTable::hash(const std::string* schema) const {
 }
 
 void OrgState::replace(const PolicyTable::Entry& removed, const PolicyTable::Entry& added) {
-  engine.replace(removed ? removed->planned.get() : nullptr, added ? added->planned : nullptr, entities);
+  const bool decided = removed && removed->decides(), decides = added && added->decides();
+  if (decided || decides)
+    engine.replace(decided ? removed->planned.get() : nullptr, decides ? added->planned : nullptr, entities);
+  if ((removed && removed->link) || (added && added->link)) {
+    auto next = links ? *links : std::map<PolicyId, PolicyId>();
+    if (removed) next.erase(removed->stored.id);
+    if (added && added->link) next[added->stored.id] = added->link->template_id;
+    links = next.empty() ? nullptr : std::make_shared<const std::map<PolicyId, PolicyId>>(std::move(next));
+  }
   if ((removed && removed->planned->rate) || (added && added->planned->rate)) {
     auto next = rates ? *rates : std::map<std::uint64_t, std::shared_ptr<RateWindows>>();
     if (removed && removed->planned->rate) next.erase(removed->planned->rate->number());
@@ -350,12 +403,16 @@ void OrgState::plan() {
   std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
   planned.reserve(policies.size());
   std::map<std::uint64_t, std::shared_ptr<RateWindows>> rated;
+  std::map<PolicyId, PolicyId> linked;
   for (const auto& policy : policies.sorted()) {
+    if (policy->link) linked[policy->stored.id] = policy->link->template_id;
+    if (!policy->decides()) continue;
     planned.push_back(policy->planned);
     if (policy->planned->rate) rated[policy->planned->rate->number()] = policy->planned->rate;
   }
   engine = cedar::Engine(cedar::PolicySet(std::move(planned)), entities);
   rates = std::make_shared<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>>(std::move(rated));
+  links = linked.empty() ? nullptr : std::make_shared<const std::map<PolicyId, PolicyId>>(std::move(linked));
 }
 
 void OrgState::compact() {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "cedar/engine.h"
+#include "cedar/policy_json.h"
 #include "cedar/schema.h"
 #include "cedar/validate.h"
 #include "creto/authz/authz.h"
@@ -43,12 +45,26 @@ struct LoadedPolicy {
   Policy stored;
   Hash256 hash{};  ///< of id and text; see "Policy set" in docs/formats.md
   std::shared_ptr<const RuledPolicy> planned;
+  std::optional<cedar::TemplateLink> link = {};  ///< that `planned` was made of
+
+  /// A template decides nothing itself.
+  bool decides() const { return !planned->ast.is_template(); }
 };
+
+/// Whether the text of a policy is that of a link: no policy in Cedar's syntax begins so.
+bool is_link_text(std::string_view text);
+std::string text_of(const PolicyLink& link);
 
 /// `before`, unless null, is what had this id: where `@rate` stays the same, so does what was counted.
 /// Errors: invalid_input with position; `id` and `text` are what a user gave.
 Result<LoadedPolicy> load_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
                                  const std::shared_ptr<RateMemory>& memory);
+
+/// The same where `stored` may be a template too, or a link to one that `find` knows: null where there is none of that
+/// id.
+using FindPolicy = std::function<std::shared_ptr<const LoadedPolicy>(const PolicyId&)>;
+Result<LoadedPolicy> load_any_policy(Policy stored, std::size_t bytes_max, const LoadedPolicy* before,
+                                     const std::shared_ptr<RateMemory>& memory, const FindPolicy& find);
 
 /// The same for a policy that is parsed already.
 Result<LoadedPolicy> load_policy(Policy stored, cedar::PolicyAst ast, const LoadedPolicy* before,
@@ -122,6 +138,7 @@ struct OrgState {
   std::shared_ptr<const std::map<RequestId, Instant>> revoked;  ///< whose override token was withdrawn when; null: none
   /// Those of policies with `@rate`, by their number; null: none.
   std::shared_ptr<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>> rates;
+  std::shared_ptr<const std::map<PolicyId, PolicyId>> links;  ///< the template of each link; null: there is none
 
   /// `added` in the place of `removed`; either may be null.
   void replace(const PolicyTable::Entry& removed, const PolicyTable::Entry& added);

@@ -633,18 +633,18 @@ Result<std::map<std::string, PolicyAst>> PolicySetDecl::linked() const {
 
 Result<Json> to_json(const PolicyAst& policy) { return Writer(policy).policy(); }
 
+Json to_json(const TemplateLink& link) {
+  Json values = Json::object();
+  if (link.values.principal) values["?principal"] = uid_json(*link.values.principal);
+  if (link.values.resource) values["?resource"] = uid_json(*link.values.resource);
+  return Json{{"templateId", link.template_id}, {"newId", link.id}, {"values", std::move(values)}};
+}
+
 Result<Json> to_json(const PolicySetDecl& set) {
   Json json{{"staticPolicies", Json::object()}, {"templates", Json::object()}, {"templateLinks", Json::array()}};
   for (const auto& [id, policy] : set.policies) json["staticPolicies"][id] = CRETO_TRY(to_json(policy));
   for (const auto& [id, policy] : set.templates) json["templates"][id] = CRETO_TRY(to_json(policy));
-  for (const TemplateLink& link : set.links) {
-    Json values = Json::object();
-    if (link.values.principal) values["?principal"] = uid_json(*link.values.principal);
-    if (link.values.resource) values["?resource"] = uid_json(*link.values.resource);
-    Json part{{"templateId", link.template_id}, {"newId", link.id}};
-    part["values"] = std::move(values);
-    json["templateLinks"].push_back(std::move(part));
-  }
+  for (const TemplateLink& link : set.links) json["templateLinks"].push_back(to_json(link));
   return json;
 }
 
@@ -652,17 +652,18 @@ Result<PolicyAst> policy_from_json(const Json& json, ParseLimits limits) { retur
 
 namespace {
 
+/// `path` is empty or ends with a dot.
 Result<TemplateLink> read_link(const Json& json, const std::string& path) {
-  CRETO_TRY(Reader::object(json, path + ".", {"templateId", "newId", "values"}));
+  CRETO_TRY(Reader::object(json, path, {"templateId", "newId", "values"}));
   TemplateLink link;
-  link.template_id = CRETO_TRY(Reader::text(json.at("templateId"), path + ".templateId"));
-  link.id = CRETO_TRY(Reader::text(json.at("newId"), path + ".newId"));
+  link.template_id = CRETO_TRY(Reader::text(json.at("templateId"), path + "templateId"));
+  link.id = CRETO_TRY(Reader::text(json.at("newId"), path + "newId"));
   const Json& values = json.at("values");
-  CRETO_TRY(Reader::object(values, path + ".values.", {}, {"?principal", "?resource"}));
+  CRETO_TRY(Reader::object(values, path + "values.", {}, {"?principal", "?resource"}));
   if (values.contains("?principal"))
-    link.values.principal = CRETO_TRY(Reader::entity(values.at("?principal"), path + ".values.?principal"));
+    link.values.principal = CRETO_TRY(Reader::entity(values.at("?principal"), path + "values.?principal"));
   if (values.contains("?resource"))
-    link.values.resource = CRETO_TRY(Reader::entity(values.at("?resource"), path + ".values.?resource"));
+    link.values.resource = CRETO_TRY(Reader::entity(values.at("?resource"), path + "values.?resource"));
   return link;
 }
 
@@ -703,7 +704,7 @@ void read_set(const Json& json, ParseLimits limits, PolicySetDecl& set, const st
     return;
   }
   for (std::size_t i = 0; i < json.at("templateLinks").size(); ++i) {
-    auto link = read_link(json.at("templateLinks")[i], fmt::format("templateLinks[{}]", i));
+    auto link = read_link(json.at("templateLinks")[i], fmt::format("templateLinks[{}].", i));
     if (link) {
       set.links.push_back(*std::move(link));
     } else if (!wrong(link.error())) {
@@ -713,6 +714,8 @@ void read_set(const Json& json, ParseLimits limits, PolicySetDecl& set, const st
 }
 
 }  // namespace
+
+Result<TemplateLink> link_from_json(const Json& json) { return read_link(json, ""); }
 
 Result<PolicySetDecl> policy_set_from_json(const Json& json, ParseLimits limits) {
   PolicySetDecl set;

@@ -39,6 +39,10 @@ struct PolicySetDecl {
   Result<std::map<std::string, PolicyAst>> linked() const;
 };
 
+/// As it stands among the links of a set. Errors: invalid_input.
+Result<TemplateLink> link_from_json(const Json& json);
+Json to_json(const TemplateLink& link);
+
 /// Errors: too_large where expressions are nested more deeply than a reader would accept.
 Result<Json> to_json(const PolicyAst& policy);
 Result<Json> to_json(const PolicySetDecl& set);

@@ -102,6 +102,34 @@ class AuthzClient final : public Authz {
     }
   }
 
+  Result<Policy> link_policy(const Context& ctx, const PolicyLink& link) override {
+    v1::PolicyLink request;
+    to_proto(link, request);
+    const auto response = CRETO_TRY(call<v1::Policy>(ctx, "LinkPolicy", request, by_key(ctx)));
+    return from_proto(response);
+  }
+  Result<std::vector<PolicyLink>> list_policy_links(const Context& ctx, const PolicyId& template_id) override {
+    v1::ListPolicyLinksRequest request;
+    request.set_template_id(template_id);
+    std::vector<PolicyLink> links;
+    while (true) {
+      const auto page = CRETO_TRY(call<v1::ListPolicyLinksResponse>(ctx, "ListPolicyLinks", request, repeatable));
+      for (const auto& one : page.links()) {
+        PolicyLink link = CRETO_TRY(from_proto(one));
+        links.push_back(std::move(link));
+      }
+      if (!page.more()) return links;
+      if (page.links().empty()) return proto::bad_field("links", "are none, though there are more");
+      request.set_after(links.back().id);
+    }
+  }
+  Result<> unlink_policy(const Context& ctx, const PolicyId& id) override {
+    v1::UnlinkPolicyRequest request;
+    request.set_id(id);
+    CRETO_TRY(call<v1::UnlinkPolicyResponse>(ctx, "UnlinkPolicy", request, {}));
+    return {};
+  }
+
   Result<AppliedPolicies> apply_policies(const Context& ctx, const PolicyApplication& application) override {
     v1::ApplyPoliciesRequest request;
     to_proto(application, request);

@@ -324,6 +324,20 @@ Result<Policy> from_proto(const v1::Policy& policy) {
                 .warnings = {policy.warnings().begin(), policy.warnings().end()}};
 }
 
+void to_proto(const PolicyLink& link, v1::PolicyLink& out) {
+  out.set_id(link.id);
+  out.set_template_id(link.template_id);
+  if (link.principal) to_proto(*link.principal, *out.mutable_principal());
+  if (link.resource) to_proto(*link.resource, *out.mutable_resource());
+}
+
+Result<PolicyLink> from_proto(const v1::PolicyLink& link) {
+  PolicyLink result{.id = link.id(), .template_id = link.template_id()};
+  if (link.has_principal()) result.principal = CRETO_TRY(from_proto(link.principal()));
+  if (link.has_resource()) result.resource = CRETO_TRY(from_proto(link.resource()));
+  return result;
+}
+
 void to_proto(const PolicyVersion& version, v1::PolicyVersion& out) {
   out.set_version(version.version);
   proto::set_time(out.mutable_made_at(), version.made_at);

@@ -26,6 +26,8 @@ Result<ResourceFilter> from_proto(const v1::FilterResourcesResponse& response);
 
 void to_proto(const Policy& policy, v1::Policy& out);
 Result<Policy> from_proto(const v1::Policy& policy);
+void to_proto(const PolicyLink& link, v1::PolicyLink& out);
+Result<PolicyLink> from_proto(const v1::PolicyLink& link);
 
 void to_proto(const PolicyVersion& version, v1::PolicyVersion& out);
 Result<PolicyVersion> from_proto(const v1::PolicyVersion& version);

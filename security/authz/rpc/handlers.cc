@@ -130,6 +130,33 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return response;
       });
 
+  service.unary<v1::PolicyLink, v1::Policy>(
+      "LinkPolicy", {.resource = of_policy},
+      [&authz](const Context& ctx, const v1::PolicyLink& request) -> Result<v1::Policy> {
+        const PolicyLink link = CRETO_TRY(from_proto(request));
+        return answer<v1::Policy>(authz.link_policy(ctx, link));
+      });
+  service.unary<v1::ListPolicyLinksRequest, v1::ListPolicyLinksResponse>(
+      "ListPolicyLinks", {.idempotent = true},
+      [&authz](const Context& ctx, const v1::ListPolicyLinksRequest& request) -> Result<v1::ListPolicyLinksResponse> {
+        CRETO_TRY(check_limit(request.limit()));
+        const auto links = CRETO_TRY(authz.list_policy_links(ctx, request.template_id()));
+        v1::ListPolicyLinksResponse response;
+        const auto behind = [&](const PolicyLink& link) { return link.id > request.after(); };
+        response.set_more(add_page(links, request.limit(), behind, [&](const PolicyLink& link) {
+          auto* one = response.add_links();
+          to_proto(link, *one);
+          return one->ByteSizeLong();
+        }));
+        return response;
+      });
+  service.unary<v1::UnlinkPolicyRequest, v1::UnlinkPolicyResponse>(
+      "UnlinkPolicy", {.resource = of_policy},
+      [&authz](const Context& ctx, const v1::UnlinkPolicyRequest& request) -> Result<v1::UnlinkPolicyResponse> {
+        CRETO_TRY(authz.unlink_policy(ctx, request.id()));
+        return v1::UnlinkPolicyResponse();
+      });
+
   service.unary<v1::ApplyPoliciesRequest, v1::ApplyPoliciesResponse>(
       "ApplyPolicies", {.request_bytes_max = apply_bytes_max},
       [&authz](const Context& ctx, const v1::ApplyPoliciesRequest& request) {

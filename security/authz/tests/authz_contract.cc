@@ -166,6 +166,97 @@ TEST_P(AuthzContract, OversightNeverStandsInForAMissingPermit) {
   EXPECT_TRUE(std::holds_alternative<Deny>(check(pay(1))));
 }
 
+TEST_P(AuthzContract, ATemplateDecidesThroughItsLinks) {
+  add("pay", R"(@id("pay") permit(principal == ?principal, action == Action::"payments.pay", resource == ?resource)
+                  when { context.amount < 100 };)");
+  EXPECT_FALSE(allowed(check(pay(1)))) << "a template alone decides nothing";
+  const PolicyLink link{"pay-agent", "pay", entity_of(agent), EntityUid{"Ledger", "main"}};
+  const auto made = authz->link_policy(ctx, link);
+  ASSERT_TRUE(made) << made.error().to_string();
+  EXPECT_EQ(made->version, 1);
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_FALSE(allowed(check(pay(100))));
+  EXPECT_EQ(authz->explain(ctx, pay(1)).reasons, std::vector<PolicyId>{"pay-agent"});
+
+  const auto links = authz->list_policy_links(ctx, "pay");
+  ASSERT_TRUE(links);
+  ASSERT_EQ(links->size(), 1u);
+  EXPECT_EQ(links->at(0).id, "pay-agent");
+  EXPECT_EQ(links->at(0).template_id, "pay");
+  EXPECT_EQ(links->at(0).principal, link.principal);
+  EXPECT_EQ(links->at(0).resource, link.resource);
+  EXPECT_TRUE(authz->list_policy_links(ctx, "another")->empty());
+
+  ASSERT_TRUE(authz->update_policy(ctx, "pay", R"(
+      permit(principal == ?principal, action == Action::"payments.pay", resource == ?resource)
+        when { context.amount < 1000 };)",
+                                   0));
+  EXPECT_TRUE(allowed(check(pay(100)))) << "the link changes with its template";
+
+  stop();
+  start();
+  EXPECT_TRUE(allowed(check(pay(100)))) << "also after a restart";
+  EXPECT_FALSE(allowed(check(pay(1000))));
+  EXPECT_EQ(authz->delete_policy(ctx, "pay").error().kind(), ErrorKind::conflict);
+  EXPECT_EQ(authz->unlink_policy(ctx, "pay").error().kind(), ErrorKind::not_found) << "it is no link";
+  ASSERT_TRUE(authz->unlink_policy(ctx, "pay-agent"));
+  EXPECT_FALSE(allowed(check(pay(1))));
+  EXPECT_TRUE(authz->delete_policy(ctx, "pay"));
+}
+
+TEST_P(AuthzContract, RefusesALinkThatDoesNotFitItsTemplate) {
+  add("pay", R"(permit(principal == ?principal, action, resource);)");
+  add("plain", R"(permit(principal, action == Action::"none", resource);)");
+  const auto refusal = [&](const PolicyLink& link) {
+    const auto made = authz->link_policy(ctx, link);
+    return made ? "made" : std::string(made.error().message());
+  };
+  EXPECT_THAT(refusal({"l", "pay"}), ::testing::HasSubstr("nothing was given for it"));
+  EXPECT_THAT(refusal({"l", "pay", entity_of(agent), EntityUid{"Ledger", "main"}}),
+              ::testing::HasSubstr("no such slot"));
+  EXPECT_THAT(refusal({"l", "nowhere", entity_of(agent)}), ::testing::HasSubstr("there is no template"));
+  EXPECT_THAT(refusal({"l", "plain", entity_of(agent)}), ::testing::HasSubstr("is no template"));
+  EXPECT_EQ(authz->link_policy(ctx, {"pay", "pay", entity_of(agent)}).error().kind(), ErrorKind::already_exists);
+  EXPECT_EQ(authz->create_policy(ctx, "l", R"({"templateId": "pay", "newId": "l"})").error().kind(),
+            ErrorKind::invalid_input);
+  ASSERT_TRUE(authz->link_policy(ctx, {"l", "pay", entity_of(agent)}));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  const auto changed = authz->update_policy(ctx, "pay", "permit(principal, action, resource == ?resource);", 0);
+  ASSERT_FALSE(changed);
+  EXPECT_THAT(std::string(changed.error().message()), ::testing::HasSubstr("policy `l`, a link of `pay`"));
+  EXPECT_TRUE(allowed(check(pay(1)))) << "what is in force stays in force";
+  const auto typed = authz->set_schema(ctx, R"(
+      entity Ledger; action "payments.pay" appliesTo { principal: [Agent], resource: [Ledger],
+        context: { amount: Long } };)");
+  ASSERT_TRUE(typed) << typed.error().to_string();
+  EXPECT_EQ(authz->link_policy(ctx, {"m", "pay", EntityUid{"Nobody", "x"}}).error().kind(), ErrorKind::invalid_input);
+}
+
+TEST_P(AuthzContract, TemplatesAndLinksAreAppliedAndRolledBackTogether) {
+  const std::string link =
+      R"({"newId":"a","templateId":"t","values":{"?principal":{"id":")" + agent.text() + R"(","type":"Agent"}}})";
+  const auto apply = [&](std::vector<PolicyText> policies) {
+    return authz->apply_policies(ctx, {.policies = std::move(policies), .folder = ""});
+  };
+  // The link comes before its template by id, not in order.
+  const auto first = apply({{"a", link}, {"t", "permit(principal == ?principal, action, resource);"}});
+  ASSERT_TRUE(first) << first.error().to_string();
+  EXPECT_THAT(first->added, ::testing::ElementsAre("a", "t"));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_EQ(apply({{"a", link}}).error().kind(), ErrorKind::invalid_input) << "without its template";
+  const auto second = apply({{"a", link},
+                             {"t", "forbid(principal == ?principal, action, resource);"},
+                             {"z", "permit(principal, action, resource);"}});
+  ASSERT_TRUE(second) << second.error().to_string();
+  EXPECT_THAT(second->changed, ::testing::ElementsAre("t"));
+  EXPECT_FALSE(allowed(check(pay(1))));
+  ASSERT_TRUE(authz->roll_back_policies(ctx, first->version.version, 0));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  EXPECT_EQ(authz->list_policy_links(ctx, "")->size(), 1u);
+  ASSERT_TRUE(apply({}));
+  EXPECT_TRUE(authz->list_policy_links(ctx, "")->empty());
+}
+
 TEST_P(AuthzContract, AsksAProductAtEachCheckWhatItsResourceIs) {
   TestProduct product;
   product.owner = agent;

@@ -144,13 +144,23 @@ struct ResourceFilter {
 
 struct Policy {
   PolicyId id;
-  std::string text;          ///< exactly one Cedar policy; its @id, if any, equals `id`
+  /// Exactly one Cedar policy or template, whose @id, if any, equals `id`; or a `PolicyLink` as JSON ("Links" in
+  /// docs/formats.md).
+  std::string text;
   std::int64_t version = 0;  ///< 1 at creation, +1 with each update
   Instant updated_at{};
   std::string updated_by;
   /// Of what changes it: that a human will never be asked, or that it can never apply, say. Empty where it is only
   /// read.
   std::vector<std::string> warnings = {};
+};
+
+/// A policy that a template becomes where these entities stand in its slots. With the template it changes, and has its
+/// annotations but for `@id`.
+struct PolicyLink {
+  PolicyId id;
+  PolicyId template_id;
+  std::optional<EntityUid> principal = {}, resource = {};  ///< for `?principal` and `?resource`, each where it is there
 };
 
 /// A version of an organization's policies: what was in force from one change to the next. Versions are numbers of
@@ -323,12 +333,21 @@ class Authz {
   /// Errors: invalid_input with line, column and what was expected, every problem a line; already_exists;
   /// resource_exhausted over 10 000 policies.
   virtual Result<Policy> create_policy(const Context& ctx, const PolicyId& id, std::string text) = 0;
-  /// `expected_version` 0 replaces whatever is there. Errors: as above; not_found; conflict on another version.
+  /// `expected_version` 0 replaces whatever is there. The links of a template change with it. Errors: as above, naming
+  /// the link where one no longer fits; not_found; conflict on another version.
   virtual Result<Policy> update_policy(const Context& ctx, const PolicyId& id, std::string text,
                                        std::int64_t expected_version) = 0;
-  /// Errors: not_found.
+  /// Errors: not_found; conflict for a template with links.
   virtual Result<> delete_policy(const Context& ctx, const PolicyId& id) = 0;
-  virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;  ///< by id
+  virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;  ///< by id; templates and links too
+
+  /// A policy whose text is `link`. Errors: as create_policy; invalid_input too where the template is none, lacks a
+  /// slot, or has one that is not filled.
+  virtual Result<Policy> link_policy(const Context& ctx, const PolicyLink& link) = 0;
+  /// Those of a template, of all where it is empty; by id.
+  virtual Result<std::vector<PolicyLink>> list_policy_links(const Context& ctx, const PolicyId& template_id) = 0;
+  /// Errors: not_found, also for a policy that is no link.
+  virtual Result<> unlink_policy(const Context& ctx, const PolicyId& id) = 0;
 
   /// Puts policies in the place of others, all or none, in one snapshot. A policy whose text stays keeps its version.
   /// Errors: as create_policy, with the problems of all policies (up to 100), naming the policy; conflict on another

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "creto/authz/authz.h"
@@ -14,6 +15,10 @@
 /// Each call reads its files and returns what to print. What is wrong in a file is in the result, with file, line and
 /// column, and makes `exit_code` 1; an Error means that a file could not be read or the question itself is malformed.
 namespace creto::authz {
+
+/// `text` is an entity in Cedar's spelling, such as `User::"alice"`; `what` names it in the error. Errors:
+/// invalid_input.
+Result<EntityUid> parse_entity(std::string_view text, std::string_view what);
 
 struct ToolResult {
   std::string text;  ///< for people
