@@ -51,6 +51,14 @@ void add_policies(const std::vector<Policy>& all, const Request& request, Respon
 constexpr auto of_policy = [](const auto& request) { return rpc::Resource{"Policy", request.id()}; };
 constexpr auto of_request = [](const auto& request) { return rpc::Resource{"Approval", request.request_id()}; };
 
+/// Whom a question is about: policies say whose affairs one may look into.
+rpc::Resource asked_about(const v1::CheckRequest& request) {
+  const auto principal = Identity::parse(request.principal());
+  if (!principal) return {};
+  EntityUid uid = entity_of(*principal);
+  return {std::move(uid.type), std::move(uid.id)};
+}
+
 }  // namespace
 
 void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
@@ -88,7 +96,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return response;
       });
   service.unary<v1::CheckRequest, v1::ExplainResponse>(
-      "Explain", {.idempotent = true, .request_bytes_max = check_bytes_max},
+      "Explain", {.audited = true, .idempotent = true, .resource = asked_about, .request_bytes_max = check_bytes_max},
       [&authz](const Context& ctx, const v1::CheckRequest& request) -> Result<v1::ExplainResponse> {
         const CheckRequest check = CRETO_TRY(from_proto(request));
         v1::ExplainResponse response;

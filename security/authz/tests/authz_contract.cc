@@ -7,8 +7,10 @@
 
 #include "creto/authz/authz_rpc.h"
 #include "creto/crypto/hash.h"
+#include "creto/io/rpc_channel.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/temp_dir.h"
 #include "creto/testing/wire.h"
 #include "test_source.h"
 
@@ -164,6 +166,44 @@ TEST_P(AuthzContract, AsksAHumanWhereEveryForbidSaysSo) {
 TEST_P(AuthzContract, OversightNeverStandsInForAMissingPermit) {
   add("large", R"(@oversight("large-payments") forbid(principal, action, resource);)");
   EXPECT_TRUE(std::holds_alternative<Deny>(check(pay(1))));
+}
+
+/// Lets everybody in, and keeps what the dispatcher asks and tells.
+struct Doorkeeper final : rpc::Authenticator, rpc::Authorizer, rpc::Auditor {
+  Result<rpc::Caller> authenticate(const Context&, const rpc::Credentials&) override {
+    const Identity caller = CRETO_TRY(Identity::human("ada@example.com"));
+    return rpc::Caller{caller, {caller}, "default"};
+  }
+  Result<> authorize(const Context&, std::string_view action, const rpc::Resource& resource) override {
+    asked.push_back(std::string(action) + " " + resource.type + " " + resource.id);
+    return {};
+  }
+  Result<> record(const Context&, const rpc::CallRecord& call) override {
+    recorded.push_back(std::string(call.action) + " " + call.resource.type + " " + call.resource.id);
+    return {};
+  }
+  std::vector<std::string> asked, recorded;
+};
+
+TEST_P(AuthzContract, WhoExplainsIsAskedAboutWhomAndIsRecorded) {
+  if (GetParam() == Where::postgres) GTEST_SKIP() << "the database has no part in it";
+  Doorkeeper door;
+  const creto::testing::TempDir directory;
+  const auto dispatcher = rpc::Dispatcher::create({door, door, door, no_telemetry(), clock});
+  register_authz(*dispatcher, *local);
+  const std::string socket = (directory / "rpc.sock").string();
+  const auto server = rpc::GrpcServer::start(*dispatcher, {.unix_path = socket}).value();
+  rpc::ChannelOptions to;
+  to.endpoint = "unix:" + socket;
+  to.bearer = [] { return std::string("ada"); };
+  const auto client = create_authz_client(rpc::Channel::connect(std::move(to), clock).value(), *db, clock).value();
+  (void)client->check(ctx, pay(1));
+  EXPECT_THAT(door.recorded, ::testing::IsEmpty());
+  (void)client->explain(ctx, pay(1));
+  EXPECT_EQ(door.asked.back(), "authz.explain Agent " + agent.text());
+  EXPECT_THAT(door.recorded, ::testing::ElementsAre("authz.explain Agent " + agent.text()));
+  server->stop(Nanos(0));
+  dispatcher->stop();
 }
 
 TEST_P(AuthzContract, ATemplateDecidesThroughItsLinks) {

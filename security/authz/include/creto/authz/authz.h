@@ -322,7 +322,8 @@ class Authz {
   /// the cache.
   virtual Decision check_naming(const Context& ctx, const CheckRequest& request, bool counts,
                                 std::vector<PolicyId>& matched) = 0;
-  /// As `check`, never from the cache. Answers a question and permits nothing: it is not logged.
+  /// As `check`, never from the cache. Answers a question and permits nothing: it is not in the decision log. Over the
+  /// wire it takes permission for `authz.explain` on the principal asked about, and is audited.
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
   /// What policies permit without anybody's approval. Rates, quotas and extensions are not asked: `check` each resource
   /// before it is used. Errors: invalid_input, also for what SQL cannot say with these columns, naming policy and
