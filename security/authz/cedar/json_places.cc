@@ -133,6 +133,51 @@ std::size_t find(std::string_view text, std::string_view path) {
   }
 }
 
+/// Walks a text and what a parser made of it side by side.
+class PositionReader {
+ public:
+  explicit PositionReader(std::string_view text) : text_(text), cursor_(text) {}
+
+  JsonPositions read(const Json& json) && {
+    value(json);
+    return std::move(positions_);
+  }
+
+ private:
+  void value(const Json& json) {
+    advance(place_, text_.substr(read_, cursor_.offset() - read_));
+    read_ = cursor_.offset();
+    positions_[&json] = place_;
+    if (json.is_object()) {
+      cursor_.step();
+      while (cursor_.peek() == '"') {
+        const auto key = parse_json(cursor_.string());
+        cursor_.step();  // the colon
+        const auto member = key && key->is_string() ? json.find(key->get<std::string>()) : json.end();
+        if (member == json.end()) return;
+        value(*member);
+        if (cursor_.peek() == ',') cursor_.step();
+      }
+      cursor_.step();
+    } else if (json.is_array()) {
+      cursor_.step();
+      for (const Json& element : json) {
+        value(element);
+        if (cursor_.peek() == ',') cursor_.step();
+      }
+      cursor_.step();
+    } else {
+      cursor_.skip_value();
+    }
+  }
+
+  const std::string_view text_;
+  Cursor cursor_;
+  Position place_;
+  std::size_t read_ = 0;
+  JsonPositions positions_;
+};
+
 }  // namespace
 
 Position json_place(std::string_view text, std::string_view path) {
@@ -154,6 +199,8 @@ std::map<std::pair<std::string, std::string>, Position> json_members(std::string
   });
   return all;
 }
+
+JsonPositions json_positions(std::string_view text, const Json& json) { return PositionReader(text).read(json); }
 
 Problem json_problem(const Error& error) {
   constexpr std::string_view prefix = "json: syntax error at ";

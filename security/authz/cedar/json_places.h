@@ -4,9 +4,11 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "cedar/problem.h"
+#include "creto/common/json.h"
 
 /// Where in a JSON text something stands, for messages about it.
 namespace creto::authz::cedar {
@@ -18,6 +20,11 @@ Position json_place(std::string_view text, std::string_view path);
 
 /// Where the members of the members of an object begin, by both names, from one reading. Requires: as `json_place`.
 std::map<std::pair<std::string, std::string>, Position> json_members(std::string_view text);
+
+/// Where each value of `json` begins. Requires: `json` is what a parser made of `text`. Valid as long as `json` stays
+/// where and as it is.
+using JsonPositions = std::unordered_map<const Json*, Position>;
+JsonPositions json_positions(std::string_view text, const Json& json);
 
 /// To find a place is to read the text up to it: of a text with more problems the others have none.
 inline constexpr std::size_t json_problems_placed = 100;

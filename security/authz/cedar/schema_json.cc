@@ -16,7 +16,9 @@ namespace {
 /// Reads the JSON syntax. Every mistake is noted under the path of its member, and reading goes on.
 class SchemaReader {
  public:
-  explicit SchemaReader(SchemaLimits limits) : limits_(limits) {}
+  /// `positions` are those of the text that the JSON comes from, where there is one.
+  explicit SchemaReader(SchemaLimits limits, const JsonPositions* positions = nullptr)
+      : limits_(limits), positions_(positions) {}
 
   Parsed<SchemaDecl> run(const Json& json) {
     if (!json.is_object()) {
@@ -34,6 +36,13 @@ class SchemaReader {
  private:
   void problem(const std::string& path, std::string_view rule) {
     result_.problems.push_back({{0, 0}, fmt::format("{}: {}", path, rule)});
+  }
+
+  /// Line 0 where there is no text.
+  Position place_of(const Json& json) const {
+    if (positions_ == nullptr) return {0, 0};
+    const auto at = positions_->find(&json);
+    return at == positions_->end() ? Position{0, 0} : at->second;
   }
 
   /// Whether `json` is an object with no member but those allowed.
@@ -64,7 +73,7 @@ class SchemaReader {
 
   /// A name of types: identifiers joined by `::`.
   PlacedName name(const std::string& path, const Json& json) {
-    PlacedName result{text(path, json), {0, 0}};
+    PlacedName result{text(path, json), place_of(json)};
     const std::string_view inside =
         result.name.starts_with("__cedar::") ? std::string_view(result.name).substr(9) : result.name;
     if (json.is_string() && !is_path(inside)) problem(path, fmt::format("{} is no name", quote(result.name)));
@@ -102,7 +111,7 @@ class SchemaReader {
         problem(at, fmt::format("`{}` is the name of a built-in type", id));
       }
       CommonTypeDecl& decl = space.types[id];
-      decl.where = {0, 0};
+      decl.where = place_of(value);
       decl.type = type(at, value, 0);
       annotations(at, value, decl.annotations);
     });
@@ -130,7 +139,7 @@ class SchemaReader {
   }
 
   void entity_type(const std::string& path, const Json& json, EntityTypeDecl& decl) {
-    decl.where = {0, 0};
+    decl.where = place_of(json);
     if (!object(path, json, {"memberOfTypes", "shape", "tags", "enum", "annotations"})) return;
     annotations(path, json, decl.annotations);
     if (const Json* choices = member(json, "enum")) {
@@ -148,7 +157,7 @@ class SchemaReader {
   }
 
   void action(const std::string& path, const Json& json, ActionDecl& decl) {
-    decl.where = {0, 0};
+    decl.where = place_of(json);
     if (!object(path, json, {"memberOf", "appliesTo", "attributes", "annotations"})) return;
     annotations(path, json, decl.annotations);
     if (const Json* attributes = member(json, "attributes"); attributes && !attributes->empty()) {
@@ -156,11 +165,12 @@ class SchemaReader {
     }
     if (const Json* groups = member(json, "memberOf")) {
       if (!groups->is_array()) problem(path + ".memberOf", "must be an array");
-      for (const Json& group : groups->is_array() ? *groups : Json::array()) {
+      static const Json none = Json::array();
+      for (const Json& group : groups->is_array() ? *groups : none) {
         const std::string at = path + ".memberOf";
         if (!object(at, group, {"type", "id"})) continue;
         ActionRef ref;
-        ref.where = {0, 0};
+        ref.where = place_of(group);
         if (const Json* type = member(group, "type")) ref.type = name(at + ".type", *type).name;
         const Json* id = member(group, "id");
         if (!id) problem(at + ".id", "is missing");
@@ -184,7 +194,7 @@ class SchemaReader {
   }
 
   TypeExpr type(const std::string& path, const Json& json, std::size_t depth) {
-    TypeExpr expr = TypeExpr::simple(TypeExpr::Kind::record, {0, 0});
+    TypeExpr expr = TypeExpr::simple(TypeExpr::Kind::record, place_of(json));
     if (depth == limits_.depth_max) {
       problem(path, fmt::format("types are nested more than {} deep", limits_.depth_max));
       return expr;
@@ -210,7 +220,10 @@ class SchemaReader {
       expr.kind = as;
       const Json* of = member(json, "name");
       if (!of) problem(path + ".name", "is missing");
-      if (of) expr.name = name(path + ".name", *of).name;
+      if (!of) return;
+      PlacedName given = name(path + ".name", *of);
+      expr.name = std::move(given.name);
+      expr.where = given.where;
     };
     if (word == "Boolean" || word == "Bool") {
       members({});
@@ -245,7 +258,9 @@ class SchemaReader {
     } else {
       members({});
       expr.kind = TypeExpr::Kind::common;
-      expr.name = name(path + ".type", *kind).name;
+      PlacedName given = name(path + ".type", *kind);
+      expr.name = std::move(given.name);
+      expr.where = given.where;
     }
     return expr;
   }
@@ -267,6 +282,7 @@ class SchemaReader {
   }
 
   const SchemaLimits limits_;
+  const JsonPositions* const positions_;
   Parsed<SchemaDecl> result_;
 };
 
@@ -356,7 +372,8 @@ Parsed<SchemaDecl> parse_schema_json(std::string_view text, SchemaLimits limits)
   // Each type is up to three JSON objects: itself, its attributes, the attribute.
   const auto json = parse_json(text, {.bytes_max = limits.bytes_max, .depth_max = 3 * limits.depth_max + 8});
   if (!json) return {{}, {json_problem(json.error())}};
-  auto parsed = schema_from_json(*json, limits);
+  const JsonPositions positions = json_positions(text, *json);
+  auto parsed = SchemaReader(limits, &positions).run(*json);
   const std::size_t placed = std::min<std::size_t>(parsed.problems.size(), json_problems_placed);
   for (Problem& problem : std::span(parsed.problems).first(placed)) problem.where = json_place(text, problem.what);
   std::sort(parsed.problems.begin(), parsed.problems.end());

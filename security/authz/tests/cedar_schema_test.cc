@@ -177,6 +177,21 @@ TEST(CedarSchema, NamesTheMemberOfJsonThatIsWrong) {
   EXPECT_NE(problems_in_json(R"([1])"), "");
 }
 
+TEST(CedarSchema, TellsWhereInJsonANameStandsThatNothingDeclares) {
+  EXPECT_EQ(problems_in_json(R"({"": {"commonTypes": {"A": {"type": "B"}},
+  "entityTypes": {"User": {"memberOfTypes": ["Userr"], "shape": {"type": "Record", "attributes": {
+    "age": {"type": "Lon"}, "é": {"type": "Set", "element": {"type": "Entity", "name": "Usr"}}}}}},
+  "actions": {"a": {"memberOf": [{"id": "b"}],
+    "appliesTo": {"principalTypes": ["User", "Uzer"], "resourceTypes": [], "context": {"type": "Long"}}}}}})"),
+            "line 1, column 37: there is no common type `B`; did you mean `A`?\n"
+            "line 2, column 46: there is no entity type `Userr`; did you mean `User`?\n"
+            "line 3, column 21: there is no common type `Lon`; did you mean `Long`?\n"
+            "line 3, column 88: there is no entity type `Usr`; did you mean `User`?\n"
+            "line 4, column 34: there is no action Action::\"b\"; did you mean `a`?\n"
+            "line 5, column 46: there is no entity type `Uzer`; did you mean `User`?\n"
+            "line 5, column 87: the context of Action::\"a\" is a record, not `Long`\n");
+}
+
 TEST(CedarSchema, BoundsDepthAndSize) {
   std::string deep = "type T = ";
   for (int i = 0; i < 1'000; ++i) deep += "Set<";
