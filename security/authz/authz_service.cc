@@ -390,7 +390,7 @@ class AuthzService final : public Authz {
         CRETO_TRY(store::remove_entity(tx, ctx.org, uid));
       }
       CRETO_TRY(record_entities(tx, ctx, "entities_deleted", uids.size()));
-      state.entities.erase(uids);
+      state.erase_entities(uids);
       if (state.schema) load_entities(state, {});
       state.compact();
       return true;
@@ -898,7 +898,7 @@ class AuthzService final : public Authz {
     for (const Entity& entity : entities) {
       if (state.schema) CRETO_TRY(state.schema->check(entity));
     }
-    state.entities = cedar::EntityStore();
+    state.clear_entities();
     load_entities(state, std::move(entities));
     state.plan();
     return {};
@@ -916,7 +916,7 @@ class AuthzService final : public Authz {
       cedar::normalise(entity);
       shared.push_back(std::make_shared<const Entity>(std::move(entity)));
     }
-    state.entities.put(std::move(shared));
+    state.put_entities(std::move(shared));
   }
 
   /// Parsed, and valid under the schema. Errors: invalid_input.
@@ -1105,7 +1105,7 @@ class AuthzService final : public Authz {
     std::vector<std::shared_ptr<const Entity>> shared;
     shared.reserve(added.size());
     for (const Entity& entity : added) shared.push_back(std::make_shared<const Entity>(entity));
-    state.entities.put(std::move(shared));
+    state.put_entities(std::move(shared));
     if (state.entities.ancestors() <= options_.ancestors_max) return {};
     return error(ErrorKind::resource_exhausted,
                  fmt::format("at most {} pairs of an entity and one above it", options_.ancestors_max));

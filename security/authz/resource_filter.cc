@@ -14,25 +14,21 @@
 namespace creto::authz {
 namespace {
 
-/// Stored entities of a type behind `after`, in the order of their ids.
-std::vector<EntityUid> stored_resources(const OrgState& state, std::string_view type, std::string_view after) {
-  std::vector<EntityUid> found;
-  for (cedar::EntityId id = 0; id < state.entities.names(); ++id) {
-    const auto& entity = state.entities.node(id).entity;
-    if (entity && entity->uid.type == type && entity->uid.id > after) found.push_back(entity->uid);
-  }
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
 /// Takes what is permitted until there is enough; a page's worth of candidates is looked at at a time.
 Result<> list_permitted(const OrgState& state, const cedar::PolicySet& policies, const cedar::ResourceQuery& query,
                         cedar::EntityView& entities, const FilterQuestion& question, ResourceFilter& filter) {
-  const auto candidates = stored_resources(state, query.resource_type, question.after);
+  const auto ids = state.ids.find(query.resource_type);
+  if (ids == state.ids.end()) return {};
   const std::size_t step = std::max<std::size_t>(question.limit, 100);
-  for (std::size_t at = 0; at < candidates.size() && !filter.more; at += step) {
-    const auto some = std::span(candidates).subspan(at, std::min(step, candidates.size() - at));
-    auto permitted = CRETO_TRY(cedar::query_resources(policies, query, some, entities));
+  std::vector<EntityUid> candidates;
+  for (std::string after = question.after; !filter.more; after = std::move(candidates.back().id)) {
+    candidates.clear();
+    ids->second.each_behind(after, [&](const std::string& id) {
+      candidates.push_back({query.resource_type, id});
+      return candidates.size() < step;
+    });
+    if (candidates.empty()) break;
+    auto permitted = CRETO_TRY(cedar::query_resources(policies, query, candidates, entities));
     for (EntityUid& uid : permitted) {
       filter.more = filter.resources.size() == question.limit;
       if (filter.more) break;

@@ -399,6 +399,26 @@ void OrgState::replace(const PolicyTable::Entry& removed, const PolicyTable::Ent
   if (added) policies.put(added);
 }
 
+void OrgState::put_entities(std::vector<std::shared_ptr<const Entity>> added) {
+  for (const auto& entity : added) ids[entity->uid.type].insert(entity->uid.id);
+  entities.put(std::move(added));
+}
+
+void OrgState::erase_entities(std::span<const EntityUid> uids) {
+  for (const EntityUid& uid : uids) {
+    const auto of_type = ids.find(uid.type);
+    if (of_type == ids.end()) continue;
+    of_type->second.erase(uid.id);
+    if (of_type->second.size() == 0) ids.erase(of_type);
+  }
+  entities.erase(uids);
+}
+
+void OrgState::clear_entities() {
+  ids.clear();
+  entities = cedar::EntityStore();
+}
+
 void OrgState::plan() {
   std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
   planned.reserve(policies.size());

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "cedar/validate.h"
 #include "creto/authz/authz.h"
 #include "rate.h"
+#include "sorted_names.h"
 
 namespace creto::authz {
 
@@ -134,6 +136,7 @@ struct OrgState {
   PolicyTable policies;
   std::shared_ptr<const LoadedSchema> schema;  ///< null: none
   cedar::EntityStore entities;
+  std::map<std::string, SortedNames, std::less<>> ids;  ///< of `entities`, by type
   cedar::Engine engine;
   std::shared_ptr<const std::map<RequestId, Instant>> revoked;  ///< whose override token was withdrawn when; null: none
   /// Those of policies with `@rate`, by their number; null: none.
@@ -142,6 +145,10 @@ struct OrgState {
 
   /// `added` in the place of `removed`; either may be null.
   void replace(const PolicyTable::Entry& removed, const PolicyTable::Entry& added);
+  /// `entities` and `ids` together.
+  void put_entities(std::vector<std::shared_ptr<const Entity>> added);
+  void erase_entities(std::span<const EntityUid> uids);
+  void clear_entities();
   /// All of `policies` anew.
   void plan();
   /// Forgets the names of what is long gone.

@@ -401,6 +401,35 @@ TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {
   EXPECT_THAT(sql->parameters, ::testing::Contains(std::variant<std::int64_t, std::string>(std::string("public"))));
 }
 
+TEST_P(AuthzContract, PagesOfResourcesHaveEachOnceAndSeeWhatCameAndWent) {
+  add("even", R"(permit(principal, action == Action::"documents.read", resource is Document) when { resource.even };)");
+  const auto id_of = [](int i) { return "d" + std::to_string(10'000 + i); };
+  std::vector<Entity> documents;
+  for (int i = 0; i < 700; ++i) documents.push_back({{"Document", id_of(i)}, {{"even", i % 2 == 0}}, {}, {}});
+  ASSERT_TRUE(authz->put_entities(ctx, documents));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Other", id_of(0)}, {{"even", true}}, {}, {}}}));
+  ASSERT_TRUE(authz->delete_entities(ctx, {{"Document", id_of(4)}}));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Document", id_of(5)}, {{"even", true}}, {}, {}}}));
+  std::vector<std::string> expected;
+  for (int i = 0; i < 700; ++i)
+    if (i == 5 || (i % 2 == 0 && i != 4)) expected.push_back(id_of(i));
+
+  CheckRequest request = pay(1);
+  request.action = "documents.read";
+  request.resource = {"Document", ""};
+  std::vector<std::string> seen;
+  FilterQuestion question{.request = request, .limit = 37};
+  while (true) {
+    const auto page = authz->filter_resources(ctx, question);
+    ASSERT_TRUE(page) << page.error().to_string();
+    seen.insert(seen.end(), page->resources.begin(), page->resources.end());
+    if (!page->more) break;
+    ASSERT_EQ(page->resources.size(), 37u);
+    question.after = page->resources.back();
+  }
+  EXPECT_EQ(seen, expected);
+}
+
 TEST_P(AuthzContract, WhatDoesNotDependOnTheResourceIsToldAsSuch) {
   CheckRequest request = pay(1);
   request.resource.id.clear();
