@@ -385,16 +385,18 @@ Result<std::string> json_of(const fs::path& file, const std::string& text) {
     return cedar::schema_to_json(schema).dump(2) + "\n";
   }
   auto policies = CRETO_TRY(cedar::parse_policies_and_templates(text).result());
-  cedar::PolicySetDecl set;
+  using Ordered = nlohmann::ordered_json;
+  Ordered set{
+      {"staticPolicies", Ordered::object()}, {"templates", Ordered::object()}, {"templateLinks", Ordered::array()}};
+  std::set<std::string> names;
   for (std::size_t i = 0; i < policies.size(); ++i) {
     const auto id = policies[i].annotations.find("id");
-    std::string name = id == policies[i].annotations.end() ? fmt::format("policy{}", i) : id->second;
-    auto& group = policies[i].is_template() ? set.templates : set.policies;
-    if (set.policies.contains(name) || set.templates.contains(name)) return bad(fmt::format("two policies `{}`", name));
-    group.emplace(std::move(name), std::move(policies[i]));
+    const std::string name = id == policies[i].annotations.end() ? fmt::format("policy{}", i) : id->second;
+    if (!names.insert(name).second) return bad(fmt::format("two policies `{}`", name));
+    const Json json = CRETO_TRY(cedar::to_json(policies[i]));
+    set[policies[i].is_template() ? "templates" : "staticPolicies"][name] = json;
   }
-  const Json json = CRETO_TRY(cedar::to_json(set));
-  return json.dump(2) + "\n";
+  return set.dump(2) + "\n";
 }
 
 Result<std::string> cedar_of(const fs::path& file, const std::string& text, std::size_t width) {

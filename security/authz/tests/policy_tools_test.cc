@@ -449,6 +449,31 @@ TEST_F(PolicyTools, FormatKeepsTheOrderOfAPolicySetAndSaysWhatItCannotWrite) {
       std::string::npos);
 }
 
+TEST_F(PolicyTools, FormatKeepsTheOrderThroughJsonAndBack) {
+  std::string text;
+  for (const char* name : {"zebra", "ant"}) {
+    text += fmt::format(
+        "@id(\"{}\")\n@note(\"x\")\npermit (principal, action, resource)\nwhen {{ context.b > 1 }}\n"
+        "unless {{ context.a > 1 }}\nwhen {{ context.c > 1 }};\n\n",
+        name);
+  }
+  for (int i = 0; i < 11; ++i)
+    text += fmt::format("@id(\"policy{}\")\npermit (principal, action, resource);\n\n", i + 2);
+  text.pop_back();
+  std::string unnamed = text;
+  for (int i = 0; i < 11; ++i) {
+    const std::string id = fmt::format("@id(\"policy{}\")\n", i + 2);
+    unnamed.erase(unnamed.find(id), id.size());
+  }
+  write("many.cedar", unnamed);
+  const auto json = format_policy_files({folder_ / "many.cedar"}, {.to_json = true});
+  ASSERT_TRUE(json) << json.error().message();
+  write("many.json", json->text);
+  const auto back = format_policy_files({folder_ / "many.json"}, {.to_cedar = true});
+  ASSERT_TRUE(back) << back.error().message();
+  EXPECT_EQ(back->text, text);
+}
+
 TEST_F(PolicyTools, FormatWritesOnlyWhatChanges) {
   const auto check = format_policy_files({folder_}, {.check = true});
   ASSERT_TRUE(check) << check.error().message();

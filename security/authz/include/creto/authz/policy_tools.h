@@ -60,10 +60,13 @@ struct PolicyTexts {
 Result<PolicyTexts> read_policy_texts(const PolicyFiles& files);
 
 struct FormatFilesOptions {
-  bool write = false;       ///< files are rewritten; else the formatted text is the result
-  bool check = false;       ///< nothing is rewritten; exit_code is 1 where a file would be
-  bool to_json = false;     ///< policies and schemas in the JSON syntax instead
-  bool to_cedar = false;    ///< those in JSON as Cedar text instead
+  bool write = false;  ///< files are rewritten; else the formatted text is the result
+  bool check = false;  ///< nothing is rewritten; exit_code is 1 where a file would be
+  /// Policies and schemas in the JSON syntax instead. Policies and templates each stay in their order, and so do the
+  /// conditions of one; annotations come by name, a policy without `@id` is called `policy3` by its place, and comments
+  /// are lost.
+  bool to_json = false;
+  bool to_cedar = false;    ///< those in JSON as Cedar text instead, in the order of the file
   std::size_t width = 100;  ///< of a line
 };
 /// Files `.cedar` and `.cedarschema`, and folders of them. To convert, exactly one file.
