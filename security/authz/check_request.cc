@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cedar/text.h"
+
 namespace creto::authz {
 namespace {
 
@@ -66,5 +68,25 @@ Value delegation_of(const Identity& principal, const DelegationChain& chain) {
 }
 
 bool is_larger(const Attributes& context, std::size_t bytes_max) { return !Allowance(bytes_max).take(context); }
+
+std::optional<std::string> fault_in(const CheckRequest& request) {
+  if (request.action.empty() || request.action.size() > 256) return "the action has 1 to 256 characters";
+  if (request.resource.type.size() > 256 || !cedar::is_path(request.resource.type))
+    return "the resource's type is no Cedar type";
+  if (request.resource.id.size() > 4'096) return "the resource's id is longer than 4096 bytes";
+  if (is_larger(request.context, context_bytes_max)) return "the context is larger than 256 KiB";
+  if (request.chain.size() > delegation_chain_max_depth) return "the delegation chain is too deep";
+  if (!request.chain.empty() && request.chain.back() != request.principal) {
+    return "the delegation chain does not end with the principal";
+  }
+  return std::nullopt;
+}
+
+cedar::Request cedar_request(const CheckRequest& request) {
+  Attributes context = request.context;
+  context.emplace_back("delegation", delegation_of(request.principal, request.chain));
+  return {
+      entity_of(request.principal), {"Action", request.action}, request.resource, Value::record(std::move(context))};
+}
 
 }  // namespace creto::authz

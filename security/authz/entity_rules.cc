@@ -73,4 +73,28 @@ Result<> check_hierarchy(const OrgState& state, const std::vector<Entity>& added
   return {};
 }
 
+void load_entities(OrgState& state, std::vector<Entity> entities) {
+  if (state.schema) {
+    auto actions = state.schema->schema.action_entities();
+    std::move(actions.begin(), actions.end(), std::back_inserter(entities));
+  }
+  std::vector<std::shared_ptr<const Entity>> shared;
+  shared.reserve(entities.size());
+  for (Entity& entity : entities) {
+    cedar::normalise(entity);
+    shared.push_back(std::make_shared<const Entity>(std::move(entity)));
+  }
+  state.put_entities(std::move(shared));
+}
+
+Result<> add_entities(OrgState& state, const std::vector<Entity>& added, std::size_t ancestors_max) {
+  std::vector<std::shared_ptr<const Entity>> shared;
+  shared.reserve(added.size());
+  for (const Entity& entity : added) shared.push_back(std::make_shared<const Entity>(entity));
+  state.put_entities(std::move(shared));
+  if (state.entities.ancestors() <= ancestors_max) return {};
+  return error(ErrorKind::resource_exhausted,
+               fmt::format("at most {} pairs of an entity and one above it", ancestors_max));
+}
+
 }  // namespace creto::authz

@@ -15,4 +15,9 @@ Result<> check_entity(const Entity& entity);
 /// resource_exhausted.
 Result<> check_hierarchy(const OrgState& state, const std::vector<Entity>& added, std::size_t entities_max);
 
+/// What is stored, with the actions that the schema declares, which are entities as if they were.
+void load_entities(OrgState& state, std::vector<Entity> entities);
+/// Errors: resource_exhausted where the hierarchy becomes too large; `state` is of no use then.
+Result<> add_entities(OrgState& state, const std::vector<Entity>& added, std::size_t ancestors_max);
+
 }  // namespace creto::authz
