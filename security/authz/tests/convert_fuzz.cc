@@ -24,4 +24,5 @@ struct Convert {
 }  // namespace
 
 CRETO_FUZZ_MESSAGES(Convert, v1::EntityUid, v1::CheckRequest, v1::Decision, v1::ExplainResponse,
-                    v1::FilterResourcesRequest, v1::FilterResourcesResponse, v1::Policy, v1::IssueOverrideRequest)
+                    v1::FilterResourcesRequest, v1::FilterResourcesResponse, v1::Policy, v1::PolicyLink,
+                    v1::IssueOverrideRequest)

@@ -1,0 +1,264 @@
+// What every Authz keeps: entities, whoever they come from, and which resources are open to somebody.
+
+#include "authz_contract.h"
+
+namespace creto::authz {
+namespace {
+
+/// Owns sandboxes.
+class TestProduct final : public ResourceSource {
+ public:
+  std::vector<std::string> types() const override { return {"Sandbox"}; }
+  Result<std::optional<Entity>> find(const Context& ctx, const EntityUid& uid) const override {
+    ++asked;
+    deadline = ctx.deadline;
+    answer_slowly();
+    if (failing) return Error(Product::runtime, ErrorKind::unavailable, "the database is down");
+    if (!owner) return std::optional<Entity>();
+    return std::optional(Entity{uid, {{"owner", entity_of(*owner)}}, {}, {entity_of(*owner)}});
+  }
+  std::optional<Identity> owner;
+  bool failing = false;
+  std::function<void()> answer_slowly = [] {};
+  mutable int asked = 0;
+  mutable Monotonic deadline{};
+};
+
+TEST_P(AuthzContract, AsksAProductAtEachCheckWhatItsResourceIs) {
+  TestProduct product;
+  product.owner = agent;
+  ASSERT_TRUE(local->register_source(product));
+  EXPECT_EQ(local->register_source(product).error().kind(), ErrorKind::already_exists);
+  add("own", R"(permit(principal, action == Action::"sandbox.exec", resource is Sandbox)
+                  when { resource.owner == principal && resource in principal };)");
+  CheckRequest request = pay(1);
+  request.action = "sandbox.exec";
+  request.resource = {"Sandbox", "sbx-1"};
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  EXPECT_EQ(product.asked, 2) << "what a product said a moment ago is no answer";
+  EXPECT_EQ(product.deadline, clock.monotonic() + product.budget());
+  EXPECT_EQ(authz->get_entity(ctx, request.resource)->entity.attributes.at(0).second, Value(entity_of(agent)));
+
+  product.owner = human;
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(request))) << "it belongs to somebody else now";
+  product.owner.reset();
+  EXPECT_TRUE(std::holds_alternative<Deny>(check(request))) << "it is gone";
+  EXPECT_EQ(authz->get_entity(ctx, request.resource).error().kind(), ErrorKind::not_found);
+}
+
+TEST_P(AuthzContract, AProductThatFailsOrTakesTooLongDenies) {
+  TestProduct product;
+  product.owner = agent;
+  ASSERT_TRUE(local->register_source(product));
+  add("all", R"(permit(principal, action, resource);)");
+  add("stopped", R"(forbid(principal, action == Action::"sandbox.exec", resource) unless { resource has owner };)");
+  CheckRequest request = pay(1);
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  request.resource = {"Sandbox", "sbx-1"};
+  EXPECT_EQ(check(request), Decision(Allow{}));
+  EXPECT_EQ(product.asked, 0) << "no policy wants to know";
+  request.action = "sandbox.exec";
+  EXPECT_EQ(check(request), Decision(Allow{}));
+
+  const auto denied_for_trouble = [&] {
+    const Decision decision = check(request);
+    return std::holds_alternative<Deny>(decision) && std::get<Deny>(decision).transient;
+  };
+  product.failing = true;
+  EXPECT_TRUE(denied_for_trouble());
+  product.failing = false;
+  product.answer_slowly = [&] { clock.advance(product.budget() + Nanos(1)); };
+  EXPECT_TRUE(denied_for_trouble());
+}
+
+TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {
+  add("owners", R"(permit(principal, action == Action::"documents.read", resource is Document)
+                     when { resource.owner == principal || resource in Folder::"public" };)");
+  add("secret", R"(@oversight("secrets") forbid(principal, action == Action::"documents.read", resource)
+                     when { resource.level > context.cleared };)");
+  const auto document = [](const std::string& id, Value owner, std::int64_t level, std::vector<EntityUid> parents) {
+    return Entity{{"Document", id}, {{"owner", std::move(owner)}, {"level", level}}, {}, std::move(parents)};
+  };
+  const Value mine(EntityUid{"Agent", agent.text()});
+  const Value others(EntityUid{"Human", "somebody"});
+  ASSERT_TRUE(authz->put_entities(ctx, {document("a-mine", mine, 1, {}),
+                                        document("b-secret", mine, 9, {}),
+                                        document("c-others", others, 1, {}),
+                                        document("d-public", others, 1, {{"Folder", "public"}}),
+                                        document("e-mine", mine, 2, {}),
+                                        {{"Document", "f-erring"}, {{"owner", mine}}, {}, {}},
+                                        {{"Folder", "public"}, {}, {}, {}}}));
+  CheckRequest request = pay(1);
+  request.action = "documents.read";
+  request.resource = {"Document", ""};
+  request.context = {{"cleared", std::int64_t{5}}};
+
+  const auto all = authz->filter_resources(ctx, {.request = request});
+  ASSERT_TRUE(all) << all.error().to_string();
+  EXPECT_EQ(all->kind, ResourceFilter::Kind::some);
+  EXPECT_THAT(all->resources, ::testing::ElementsAre("a-mine", "d-public", "e-mine"));
+  EXPECT_FALSE(all->more);
+  EXPECT_GT(all->snapshot, 0);
+  EXPECT_THAT(all->residual, ::testing::HasSubstr("resource.level > 5"));
+  EXPECT_THAT(all->residual_json, ::testing::HasSubstr("\"secret\""));
+  EXPECT_EQ(all->where, "");
+  for (const std::string id : {"a-mine", "b-secret", "c-others", "d-public", "e-mine", "f-erring"}) {
+    CheckRequest one = request;
+    one.resource.id = id;
+    EXPECT_EQ(allowed(check(one)), std::ranges::find(all->resources, id) != all->resources.end()) << id;
+  }
+
+  const auto first = authz->filter_resources(ctx, {.request = request, .limit = 2});
+  EXPECT_THAT(first->resources, ::testing::ElementsAre("a-mine", "d-public"));
+  EXPECT_TRUE(first->more);
+  const auto rest = authz->filter_resources(ctx, {.request = request, .limit = 2, .after = "d-public"});
+  EXPECT_THAT(rest->resources, ::testing::ElementsAre("e-mine"));
+  EXPECT_FALSE(rest->more);
+
+  const std::string columns = R"({"schema_version": 1, "id": "id", "attributes": {
+      "owner": {"column": "owner", "type": "entity", "entity": "Agent"},
+      "level": {"column": "level", "type": "long", "nullable": false}},
+      "ancestors": {"Document": {"Folder": {"column": "folder"}}}})";
+  const auto sql = authz->filter_resources(ctx, {.request = request, .limit = 0, .columns = columns});
+  ASSERT_TRUE(sql) << sql.error().to_string();
+  EXPECT_TRUE(sql->resources.empty());
+  EXPECT_THAT(sql->where, ::testing::AllOf(::testing::HasSubstr("level"), ::testing::HasSubstr("folder")));
+  EXPECT_THAT(sql->parameters, ::testing::Contains(std::variant<std::int64_t, std::string>(std::int64_t{5})));
+  EXPECT_THAT(sql->parameters, ::testing::Contains(std::variant<std::int64_t, std::string>(std::string("public"))));
+}
+
+TEST_P(AuthzContract, PagesOfResourcesHaveEachOnceAndSeeWhatCameAndWent) {
+  add("even", R"(permit(principal, action == Action::"documents.read", resource is Document) when { resource.even };)");
+  const auto id_of = [](int i) { return "d" + std::to_string(10'000 + i); };
+  std::vector<Entity> documents;
+  for (int i = 0; i < 700; ++i) documents.push_back({{"Document", id_of(i)}, {{"even", i % 2 == 0}}, {}, {}});
+  ASSERT_TRUE(authz->put_entities(ctx, documents));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Other", id_of(0)}, {{"even", true}}, {}, {}}}));
+  ASSERT_TRUE(authz->delete_entities(ctx, {{"Document", id_of(4)}}));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Document", id_of(5)}, {{"even", true}}, {}, {}}}));
+  std::vector<std::string> expected;
+  for (int i = 0; i < 700; ++i)
+    if (i == 5 || (i % 2 == 0 && i != 4)) expected.push_back(id_of(i));
+
+  CheckRequest request = pay(1);
+  request.action = "documents.read";
+  request.resource = {"Document", ""};
+  std::vector<std::string> seen;
+  FilterQuestion question{.request = request, .limit = 37};
+  while (true) {
+    const auto page = authz->filter_resources(ctx, question);
+    ASSERT_TRUE(page) << page.error().to_string();
+    seen.insert(seen.end(), page->resources.begin(), page->resources.end());
+    if (!page->more) break;
+    ASSERT_EQ(page->resources.size(), 37u);
+    question.after = page->resources.back();
+  }
+  EXPECT_EQ(seen, expected);
+}
+
+TEST_P(AuthzContract, WhatDoesNotDependOnTheResourceIsToldAsSuch) {
+  CheckRequest request = pay(1);
+  request.resource.id.clear();
+  const auto none = authz->filter_resources(ctx, {.request = request});
+  ASSERT_TRUE(none) << none.error().to_string();
+  EXPECT_EQ(none->kind, ResourceFilter::Kind::none);
+  add("pay", R"(permit(principal is Agent, action == Action::"payments.pay", resource);)");
+  const auto every = authz->filter_resources(ctx, {.request = request});
+  EXPECT_EQ(every->kind, ResourceFilter::Kind::all);
+  EXPECT_EQ(every->residual, "");
+  EXPECT_TRUE(every->resources.empty()) << "none is stored";
+
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request, .limit = 1'001}).error().kind(),
+            ErrorKind::invalid_input);
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request, .columns = "{}"}).error().kind(),
+            ErrorKind::invalid_input);
+  request.resource.type = "no type";
+  EXPECT_EQ(authz->filter_resources(ctx, {.request = request}).error().kind(), ErrorKind::invalid_input);
+}
+
+TEST_P(AuthzContract, SeesStoredEntitiesAndThoseOfTheSourceAsOne) {
+  add("team", R"(permit(principal in Group::"payers", action in Action::"payments", resource)
+                 when { principal.status == "active" && context.delegation.root == Human::"human:ada@example.com" };)");
+  const EntityUid uid{"Agent", agent.text()};
+  source.put({uid, {{"status", "active"}}, {}, {}});
+  EXPECT_FALSE(allowed(check(pay(1))));
+  ASSERT_TRUE(authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "invoices"}}},
+                                        {{"Group", "invoices"}, {}, {}, {{"Group", "payers"}}},
+                                        {{"Action", "payments.pay"}, {}, {}, {{"Action", "payments"}}}}));
+  EXPECT_TRUE(allowed(check(pay(1))));
+  source.put({uid, {{"status", "suspended"}}, {}, {}});
+  EXPECT_FALSE(allowed(check(pay(1)))) << "a new version of the source drops what was cached";
+  source.put({uid, {{"status", "active"}}, {}, {}});
+  EXPECT_TRUE(allowed(check(pay(1))));
+  ASSERT_TRUE(authz->delete_entities(ctx, {{"Group", "invoices"}}));
+  EXPECT_FALSE(allowed(check(pay(1))));
+  EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
+}
+
+TEST_P(AuthzContract, ListsAreWholeHoweverManyPagesTheyTake) {
+  std::vector<Entity> entities;
+  for (int i = 0; i < 1'000; ++i) entities.push_back({{"Group", fmt::format("g{:04}", i)}, {}, {}, {}});
+  ASSERT_TRUE(authz->put_entities(ctx, entities));
+  for (Entity& entity : entities) entity.uid.type = "Team";
+  ASSERT_TRUE(authz->put_entities(ctx, entities));
+  const auto all = authz->list_entities(ctx).value();
+  ASSERT_EQ(all.size(), 2'000u);
+  EXPECT_EQ(all.front().uid, (EntityUid{"Group", "g0000"}));
+  EXPECT_EQ(all.back().uid, (EntityUid{"Team", "g0999"}));
+
+  PolicyApplication application;
+  for (int i = 0; i < 180; ++i)
+    application.policies.push_back({fmt::format("p{:03}", i), fmt::format("// {}\npermit(principal, action, resource);",
+                                                                          std::string(50'000, 'x'))});
+  ASSERT_TRUE(authz->apply_policies(ctx, application)) << "9 MB in one request";
+  const auto policies = authz->list_policies(ctx).value();
+  ASSERT_EQ(policies.size(), 180u) << "in pages of 4 MiB";
+  EXPECT_EQ(policies.back().id, "p179");
+  EXPECT_EQ(authz->get_policy_version(ctx, 0)->policies.size(), 180u);
+}
+
+TEST_P(AuthzContract, AnEntityComesWithAllAboveIt) {
+  const EntityUid uid{"Agent", agent.text()};
+  source.put({uid, {{"status", "active"}}, {}, {{"Human", "ada"}}});
+  ASSERT_TRUE(authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "a"}}}, {{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
+  const auto placed = authz->get_entity(ctx, uid);
+  ASSERT_TRUE(placed) << placed.error().to_string();
+  EXPECT_THAT(placed->ancestors,
+              ::testing::ElementsAre(EntityUid{"Group", "a"}, EntityUid{"Group", "b"}, EntityUid{"Human", "ada"}));
+  EXPECT_EQ(placed->entity.attributes.size(), 1u);
+  EXPECT_EQ(authz->get_entity(ctx, {"Group", "c"}).error().kind(), ErrorKind::not_found);
+  source.failing = true;
+  EXPECT_EQ(authz->get_entity(ctx, uid).error().kind(), ErrorKind::unavailable);
+}
+
+TEST_P(AuthzContract, RefusesAHierarchyWithACycle) {
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
+  auto done = authz->put_entities(ctx, {{{"Group", "b"}, {}, {}, {{"Group", "a"}}}});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().kind(), ErrorKind::invalid_input);
+  EXPECT_EQ(authz->list_entities(ctx)->size(), 1u);
+}
+
+TEST_P(AuthzContract, RefusesAHierarchyThatIsTooLarge) {
+  stop();
+  options.ancestors_max = 3;
+  start();
+  ASSERT_TRUE(authz->put_entities(
+      ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}, {{"Group", "b"}, {}, {}, {{"Group", "c"}}}}));
+  auto done = authz->put_entities(ctx, {{{"Group", "c"}, {}, {}, {{"Group", "d"}}}});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().kind(), ErrorKind::resource_exhausted);
+  EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
+}
+
+TEST_P(AuthzContract, DeniesWhereEntitiesCannotBeRead) {
+  add("pay", "permit(principal, action, resource) when { principal has status };");
+  source.failing = true;
+  const Decision decision = check(pay(1));
+  ASSERT_TRUE(std::holds_alternative<Deny>(decision));
+  EXPECT_TRUE(std::get<Deny>(decision).transient);
+}
+
+}  // namespace
+}  // namespace creto::authz
