@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t agents = 8;
 constexpr std::size_t things = 4;
-constexpr std::size_t base_policies = 4;
+constexpr std::size_t base_policies = 5;
 
 std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
   const char* given = std::getenv(variable);
@@ -39,7 +39,8 @@ struct Stored {
         "permit(principal, action, resource) when { principal.active };",
         "permit(principal in Group::\"staff\", action, resource) when { principal.active };",
         "permit(principal, action, resource) when { principal.active && resource.open };",
-        "permit(principal in Group::\"staff\", action, resource in Folder::\"shared\");"};
+        "permit(principal in Group::\"staff\", action, resource in Folder::\"shared\");",
+        "permit(principal, action, resource) when { resource.owner == principal };"};
     return std::string(texts[base]);
   }
   std::string guard_text() const {
@@ -47,7 +48,7 @@ struct Stored {
         "forbid(principal, action, resource == Thing::\"{}\") unless {{ principal in Group::\"staff\" }};", guard - 1);
   }
   /// What the policies say of it, in our own words.
-  bool allows(std::size_t agent, std::size_t thing, bool active) const {
+  bool allows(std::size_t agent, std::size_t thing, bool active, std::size_t owner) const {
     const bool is_staff = bit(staff, agent);
     if (guard == thing + 1 && !is_staff) return false;
     switch (base) {
@@ -57,8 +58,10 @@ struct Stored {
         return is_staff && active;
       case 2:
         return active && bit(open, thing);
-      default:
+      case 3:
         return is_staff && bit(shared, thing);
+      default:
+        return owner == agent;
     }
   }
 };
@@ -107,6 +110,24 @@ class ActiveAgents final : public EntitySource {
   std::atomic<std::uint64_t> version_{1};
 };
 
+using Owners = std::array<std::size_t, things>;
+
+/// Says of each thing who owns it.
+class OwnedThings final : public ResourceSource {
+ public:
+  std::vector<std::string> types() const override { return {"Thing"}; }
+  Result<std::optional<Entity>> find(const Context&, const EntityUid& uid) const override {
+    const std::size_t owner = owners_[std::stoul(uid.id)];
+    return std::optional(Entity{uid, {{"owner", agent_uid(owner)}}, {}, {}});
+  }
+  void set(const Owners& owners) {
+    for (std::size_t n = 0; n < things; ++n) owners_[n] = owners[n];
+  }
+
+ private:
+  std::array<std::atomic<std::size_t>, things> owners_{};
+};
+
 /// How far somebody is who brings about one state after another: that of number `done` was there, none after `begun`.
 struct Progress {
   std::atomic<std::size_t> begun{0}, done{0};
@@ -145,11 +166,16 @@ class Model {
     active_.push_back(0);
     while (active_.size() < checks / 20 + 2) active_.push_back(active_.back() ^ (1u << random() % agents));
 
+    owners_.emplace_back();
+    while (owners_.size() < checks / 20 + 2) {
+      Owners next = owners_.back();
+      next[random() % things] = random() % agents;
+      owners_.push_back(next);
+    }
+
     AuthzOptions uncached;
     uncached.cache_entries = 0;
-    for (const AuthzOptions& options : {AuthzOptions(), uncached})
-      services_.push_back(
-          create_authz(*db_, system_clock(), no_telemetry(), {&source_}, Secret(Bytes(32, 7)), options).value());
+    for (const AuthzOptions& options : {AuthzOptions(), uncached}) add_service(options);
     std::vector<Entity> entities;
     for (std::size_t n = 0; n < agents; ++n) entities.push_back(stored_agent(stored_[0], n));
     for (std::size_t n = 0; n < things; ++n) entities.push_back(stored_thing(stored_[0], n));
@@ -163,29 +189,36 @@ class Model {
     for (unsigned thread = 0; thread < 2; ++thread) all.emplace_back([this, seed, thread] { ask(seed * 2 + thread); });
     all.emplace_back([this] { change_stored(); });
     all.emplace_back([this] { change_active(); });
+    all.emplace_back([this] { change_owners(); });
   }
 
   /// That both, and one which begins now, are where the model is once nobody changes anything any more.
   void expect_agreement() {
-    services_.push_back(
-        create_authz(*db_, system_clock(), no_telemetry(), {&source_}, Secret(Bytes(32, 7)), {}).value());
+    add_service({});
     const Stored& stored = stored_[changes_of_stored_.done];
     for (std::size_t agent = 0; agent < agents; ++agent)
       for (std::size_t thing = 0; thing < things; ++thing)
         for (const auto& service : services_)
           EXPECT_EQ(allowed(service->check(ctx_, request(agent, thing))),
-                    stored.allows(agent, thing, bit(active_[changes_of_active_.done], agent)));
+                    stored.allows(agent, thing, bit(active_[changes_of_active_.done], agent),
+                                  owners_[changes_of_owners_.done][thing]));
   }
 
   std::uint64_t judged() const { return judged_; }
   std::uint64_t amid_a_change() const { return amid_a_change_; }
   std::uint64_t allows() const { return allows_; }
-  std::size_t changes() const { return changes_of_stored_.done + changes_of_active_.done; }
+  std::size_t changes() const { return changes_of_stored_.done + changes_of_active_.done + changes_of_owners_.done; }
 
  private:
   template <class T>
   static void must(const Result<T>& done) {
     if (!done) ADD_FAILURE() << done.error().to_string();
+  }
+
+  void add_service(const AuthzOptions& options) {
+    services_.push_back(
+        create_authz(*db_, system_clock(), no_telemetry(), {&source_}, Secret(Bytes(32, 7)), options).value());
+    must(services_.back()->register_source(things_));
   }
 
   static PolicyApplication policies_of(const Stored& stored) {
@@ -212,17 +245,20 @@ class Model {
       Authz& service = *services_[random() % 8 == 0 ? 1 : 0];
       const CheckRequest asked = request(agent, thing);
       const std::size_t stored_first = changes_of_stored_.done, active_first = changes_of_active_.done;
+      const std::size_t owners_first = changes_of_owners_.done;
       const bool allow = allowed(service.check(ctx_, asked));
       const std::size_t stored_last = changes_of_stored_.begun, active_last = changes_of_active_.begun;
+      const std::size_t owners_last = changes_of_owners_.begun;
       bool possible = false;
       for (std::size_t i = stored_first; i <= stored_last && !possible; ++i)
         for (std::size_t j = active_first; j <= active_last && !possible; ++j)
-          possible = stored_[i].allows(agent, thing, bit(active_[j], agent)) == allow;
+          for (std::size_t k = owners_first; k <= owners_last && !possible; ++k)
+            possible = stored_[i].allows(agent, thing, bit(active_[j], agent), owners_[k][thing]) == allow;
       if (!possible)
         ADD_FAILURE() << (allow ? "allowed" : "denied") << " what no state between stored " << stored_first << " and "
-                      << stored_last << ", active " << active_first << " and " << active_last << " does: agent "
-                      << agent << ", thing " << thing;
-      if (stored_first != stored_last || active_first != active_last) ++amid_a_change_;
+                      << stored_last << ", active " << active_first << " and " << active_last << ", owners "
+                      << owners_first << " and " << owners_last << " does: agent " << agent << ", thing " << thing;
+      if (stored_first != stored_last || active_first != active_last || owners_first != owners_last) ++amid_a_change_;
       if (allow) ++allows_;
       ++judged_;
     }
@@ -262,15 +298,25 @@ class Model {
     }
   }
 
+  void change_owners() {
+    for (std::size_t at = 1; at < owners_.size() && wait_for(at % 40); ++at) {
+      changes_of_owners_.begun = at;
+      things_.set(owners_[at]);
+      changes_of_owners_.done = at;
+    }
+  }
+
   const std::uint64_t checks_;
   const Context ctx_ = Context::of_service(Identity::service("test").value());
   creto::testing::TestDatabase database_{creto::testing::DatabaseKind::sqlite};
   std::unique_ptr<sql::Database> db_ = database_.open();
   ActiveAgents source_;
+  OwnedThings things_;
   std::vector<std::unique_ptr<Authz>> services_;  ///< with a cache, and without
   std::vector<Stored> stored_;                    ///< one state after the other
   std::vector<unsigned> active_;                  ///< likewise, a bit for each agent
-  Progress changes_of_stored_, changes_of_active_;
+  std::vector<Owners> owners_;                    ///< likewise, of each thing
+  Progress changes_of_stored_, changes_of_active_, changes_of_owners_;
   std::atomic<std::uint64_t> asked_{0}, judged_{0}, amid_a_change_{0}, allows_{0};
 };
 
