@@ -152,6 +152,19 @@ TEST(ResponseDocument, IsReadFromTheSignedBytesAlone) {
   const std::string bytes = document.signed_bytes().value();
   const ResponseDocument again = ResponseDocument::from_signed_bytes(bytes).value();
   EXPECT_EQ(again.signed_bytes().value(), bytes);
+  // As docs/formats.md has it: what was signed years ago must still be read so.
+  const ResponseDocument written{.request = RequestId::parse("req-01890a5d-ac96-774b-bcce-b302099a8057").value(),
+                                 .approver = ada,
+                                 .approve = true,
+                                 .arguments_hash = Hash256{},
+                                 .notes = "checked",
+                                 .response = "{}"};
+  EXPECT_EQ(written.signed_bytes().value(),
+            "creto.oversight.response.v1\n"
+            R"({"approver":"human:ada@example.com","arguments_sha3_256":")" +
+                std::string(64, '0') +
+                R"(","decision":"approve","notes":"checked","request_id":"req-01890a5d-ac96-774b-bcce-b302099a8057",)"
+                R"("response":{},"schema_version":1})");
   EXPECT_FALSE(ResponseDocument::from_signed_bytes(bytes.substr(1)));
   EXPECT_FALSE(ResponseDocument::from_signed_bytes(std::string(100'000, 'x')));
   std::string other = bytes;
