@@ -218,14 +218,16 @@ class OversightService final : public Oversight {
       return contracts::ApprovalCheck(contracts::ApprovalRequired{std::move(needs)});
     }
     const std::optional<Error> refused = authz::refusal(Product::oversight, decision);
+    if (refused && refused->kind() == ErrorKind::quota_exceeded) return *refused;
     return contracts::ApprovalCheck(contracts::Prohibited{refused ? refused->to_string() : "denied"});
   }
 
-  Result<ApprovalStatus> request_approval(const Context& ctx, const contracts::ApprovalRequest& asked) override {
-    const bool may_ask =
-        ctx.caller && (ctx.caller->kind() == Identity::Kind::service || *ctx.caller == asked.action.agent);
-    if (!may_ask)
+  Result<ApprovalStatus> request_approval(const Context& ctx, const contracts::ApprovalRequest& given) override {
+    const bool by_service = ctx.caller && ctx.caller->kind() == Identity::Kind::service;
+    if (!by_service && (!ctx.caller || *ctx.caller != given.action.agent))
       return oversight_error(ErrorKind::permission_denied, "only the agent itself or a service asks for its approval");
+    contracts::ApprovalRequest asked = given;
+    if (!by_service) asked.needs = CRETO_TRY(needs_by_policy(ctx, asked.action));
     CRETO_TRY(check_size(asked));
     const Hash256 dedupe = dedupe_hash(asked.action);
     const Instant now = parts_.clock.now();
@@ -392,6 +394,17 @@ class OversightService final : public Oversight {
   }
 
   static bool apply_timeouts_to(Request& request, Instant now) { return oversight::apply_timeouts(request, now); }
+
+  /// Who asks for himself does not choose who approves: that is for the policies that would decide.
+  Result<std::vector<contracts::ApprovalNeed>> needs_by_policy(const Context& ctx,
+                                                               const contracts::GatedAction& action) {
+    auto check = CRETO_TRY(check_approval_required(ctx, action));
+    if (auto* required = std::get_if<contracts::ApprovalRequired>(&check)) return std::move(required->needs);
+    if (const auto* prohibited = std::get_if<contracts::Prohibited>(&check))
+      return oversight_error(ErrorKind::permission_denied, prohibited->reason);
+    return oversight_error(ErrorKind::conflict,
+                           fmt::format("no policy asks for an approval of `{}`", action.action.substr(0, 128)));
+  }
 
   static Result<> check_size(const contracts::ApprovalRequest& asked) {
     const auto refuse = [](std::string_view field, std::size_t limit) {

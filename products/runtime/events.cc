@@ -14,6 +14,13 @@ Context Events::service_context(const std::string& org) const {
   return ctx;
 }
 
+Context Events::asking_for(const Context& ctx) const {
+  auto own = service_context(ctx.org);
+  own.deadline = ctx.deadline;
+  own.trace = ctx.trace;
+  return own;
+}
+
 Result<OutgoingEvent> Events::envelope(std::string_view type, std::string_view subject, const std::string& org,
                                        const Identity& signer, const Identity& agent, const DelegationChain& chain,
                                        std::string payload) {

@@ -29,6 +29,8 @@ class Events {
 
   /// The runtime acting on its own account.
   Context service_context(const std::string& org) const;
+  /// The runtime's own, for what it asks others because of `ctx`, and within its time.
+  Context asking_for(const Context& ctx) const;
   const Identity& service() const { return service_; }
 
  private:

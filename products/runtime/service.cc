@@ -583,12 +583,16 @@ class RuntimeService final : public Runtime {
     if (services_.approvals && spec.override_token.empty()) {
       const contracts::GatedAction gated{asking.agent, asking.chain, parent,   check.action,
                                          "Image",      spec.image,   arguments};
-      const auto gate = CRETO_TRY(services_.approvals->check_approval_required(own, gated));
-      if (const auto* prohibited = std::get_if<contracts::Prohibited>(&gate))
+      const auto gate = services_.approvals->check_approval_required(events_.asking_for(own), gated);
+      if (!gate && gate.error().kind() == ErrorKind::quota_exceeded)
+        return Error(Product::runtime, ErrorKind::quota_exceeded, "cannot start a sandbox: quota exceeded")
+            .with_cause(gate.error());
+      if (!gate) return gate.error();
+      if (const auto* prohibited = std::get_if<contracts::Prohibited>(&*gate))
         return Error(Product::runtime, ErrorKind::permission_denied, prohibited->reason);
-      if (const auto* required = std::get_if<contracts::ApprovalRequired>(&gate)) {
-        auto asked = CRETO_TRY(
-            services_.approvals->request_approval(own, {gated, required->needs, description, spec.reasoning, {}}));
+      if (const auto* required = std::get_if<contracts::ApprovalRequired>(&*gate)) {
+        auto asked =
+            CRETO_TRY(approvals_.ask(own, check, parent, arguments, description, spec.reasoning, required->needs, {}));
         return SpawnResult{std::nullopt, std::move(asked)};
       }
     }

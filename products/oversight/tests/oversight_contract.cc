@@ -153,7 +153,7 @@ class OversightContract : public ::testing::TestWithParam<Where> {
             .risk_factors = {"large amount"}};
   }
   ApprovalStatus ask(const contracts::ApprovalRequest& request) {
-    auto status = oversight->request_approval(as(*agent), request);
+    auto status = oversight->request_approval(system, request);
     EXPECT_TRUE(status) << status.error().to_string();
     return status.value();
   }
@@ -381,13 +381,13 @@ TEST_P(OversightContract, OthersNeitherAskNorLookNorCancel) {
 
 TEST_P(OversightContract, RefusesWhatItCannotShowOrAsk) {
   auto asked = payment("1.00");
-  EXPECT_EQ(oversight->request_approval(as(*agent), asked).error().kind(), ErrorKind::not_found) << "no such policy";
+  EXPECT_EQ(oversight->request_approval(system, asked).error().kind(), ErrorKind::not_found) << "no such policy";
   add_policy();
   asked.needs.front().approvers = {"human:nobody@example.com"};
-  EXPECT_FALSE(oversight->request_approval(as(*agent), asked));
+  EXPECT_FALSE(oversight->request_approval(system, asked));
   asked = payment("1.00");
   asked.reasoning = std::string(10 << 20, 'x');
-  EXPECT_FALSE(oversight->request_approval(as(*agent), asked));
+  EXPECT_FALSE(oversight->request_approval(system, asked));
   EXPECT_EQ(oversight->get(system, RequestId::fresh(clock.now())).error().kind(), ErrorKind::not_found);
   EXPECT_TRUE(oversight->list(system, {})->empty()) << "nothing was stored";
 }
@@ -582,6 +582,32 @@ TEST_P(OversightContract, ARoleIsWhoHasItWhenTheRequestIsMade) {
   EXPECT_TRUE(authz::allowed(authz->check(system, lifted)));
 }
 
+TEST_P(OversightContract, AnAgentThatAsksByItselfDoesNotChooseWhoApproves) {
+  add_policy();
+  Human friendly(*nhi, "friend@example.com");
+  ASSERT_TRUE(oversight->put_policy(
+      as(ada->identity),
+      {.id = "lenient", .description = {}, .tiers = {{.approvers = {friendly.identity}, .timeout = 1h}}}));
+  ASSERT_TRUE(authz->create_policy(system, "pay", "permit(principal, action, resource);"));
+  auto asked = payment("25000.00");
+  EXPECT_EQ(oversight->request_approval(as(*agent), asked).error().kind(), ErrorKind::conflict) << "nothing to approve";
+
+  ASSERT_TRUE(
+      authz->create_policy(system, "large", R"(@oversight("large-payments") forbid(principal, action, resource);)"));
+  for (const char* forbid : {"large", ""}) {
+    asked.needs = {{.policy = "lenient", .forbid = forbid, .timeout = {}, .approvers = {friendly.identity.text()}}};
+    const auto pending = oversight->request_approval(as(*agent), asked);
+    ASSERT_TRUE(pending) << pending.error().to_string();
+    const Request request = oversight->get(system, pending->request).value();
+    ASSERT_EQ(request.requirements.size(), 1u);
+    EXPECT_EQ(request.requirements[0].policy.id, "large-payments");
+    EXPECT_EQ(request.requirements[0].forbid, "large");
+    EXPECT_FALSE(respond(pending->request, friendly, true)) << "he is nobody's approver here";
+  }
+  ASSERT_TRUE(authz->create_policy(system, "never", "forbid(principal, action, resource);"));
+  EXPECT_EQ(oversight->request_approval(as(*agent), payment("1.00")).error().kind(), ErrorKind::permission_denied);
+}
+
 TEST_P(OversightContract, ACostThresholdAsksARoleWithoutAnyStoredPolicy) {
   ASSERT_TRUE(nhi->set_roles(system, cfo->identity, {"cfo"}));
   auto asked = payment("25000.00");
@@ -638,7 +664,7 @@ TEST_P(OversightContract, WhatAnApproverSeesIsOfTheRequestsOwnOrganization) {
                                                     .embedding = {},
                                                     .ttl = std::nullopt}));
   }
-  const auto pending = service->request_approval(in(as(*agent), "acme"), payment("1.00")).value();
+  const auto pending = service->request_approval(in(system, "acme"), payment("1.00")).value();
   const Request request = service->get(in(system, "acme"), pending.request).value();
   EXPECT_EQ(request.related_memories, std::vector<std::string>{"the invoice is due, says acme"});
 }

@@ -82,7 +82,8 @@ Result<contracts::ApprovalStatus> Approvals::ask(const Context& ctx, const authz
                                    description,
                                    reasoning,
                                    std::move(risks)};
-  return services_.approvals->request_approval(ctx, asked);
+  // The runtime asks, which knows what the decision needs: who asks for himself has no say in who approves.
+  return services_.approvals->request_approval(events_.asking_for(ctx), asked);
 }
 
 Result<std::optional<contracts::ApprovalStatus>> Approvals::require(

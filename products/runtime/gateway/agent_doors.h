@@ -41,12 +41,13 @@ class Approvals {
                                                            const std::string& arguments, const std::string& description,
                                                            const std::string& reasoning,
                                                            const std::optional<Money>& cost);
-
- private:
+  /// Asks a human, in the runtime's own name. Errors: oversight_required where nobody can be asked.
   Result<contracts::ApprovalStatus> ask(const Context& ctx, const authz::CheckRequest& request,
                                         const std::optional<SandboxId>& sandbox, const std::string& arguments,
                                         const std::string& description, const std::string& reasoning,
                                         std::vector<contracts::ApprovalNeed> needs, std::vector<std::string> risks);
+
+ private:
   Error refused(const Context& ctx, const authz::CheckRequest& request, Error error);
 
   RuntimeServices& services_;

@@ -79,7 +79,10 @@ class ApprovalGate {
   /// Decides by policy alone; creates nothing. < 1 ms at p99.
   virtual Result<ApprovalCheck> check_approval_required(const Context& ctx, const GatedAction& action) = 0;
 
-  /// Creates the request, or returns the open one for the same agent, action, resource and arguments (24 h).
+  /// Creates the request, or returns the open one for the same agent, action, resource and arguments (24 h). `needs`
+  /// are looked at where a service asks; who asks for himself gets those of the policies that would decide.
+  /// Errors: permission_denied for another's action, or one that nobody may approve; conflict where no policy asks for
+  /// an approval; not_found for an oversight policy that is not there.
   virtual Result<ApprovalStatus> request_approval(const Context& ctx, const ApprovalRequest& request) = 0;
 
   /// Errors: not_found; permission_denied for anyone but the requesting agent and its chain.
