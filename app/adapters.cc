@@ -261,10 +261,48 @@ class StoredInvoices final : public Invoices {
   AgentEndpoints* endpoints_ = nullptr;
 };
 
+class AuditKeptElsewhere final : public audit::AuditLog {
+ public:
+  AuditKeptElsewhere(sql::Database& database, std::unique_ptr<audit::AuditLog> owner)
+      : database_(database), owner_(std::move(owner)) {}
+
+  Result<audit::AuditId> log(const Context& ctx, const audit::AuditRecord& entry) override {
+    return sql::write(database_, ctx, [&](sql::Tx& tx) { return audit::record(tx, ctx, entry); });
+  }
+  Result<std::vector<audit::AuditId>> log_batch(const Context& ctx,
+                                                const std::vector<audit::AuditRecord>& entries) override {
+    return owner_->log_batch(ctx, entries);
+  }
+  Result<audit::AuditPage> query(const Context& ctx, const audit::AuditFilter& filter) override {
+    return owner_->query(ctx, filter);
+  }
+  Result<audit::AuditEntry> get(const Context& ctx, const audit::AuditId& id) override { return owner_->get(ctx, id); }
+  Result<audit::InclusionProof> proof(const Context& ctx, const audit::AuditId& id) override {
+    return owner_->proof(ctx, id);
+  }
+  Result<std::vector<Hash256>> consistency(const Context& ctx, std::uint64_t old_size) override {
+    return owner_->consistency(ctx, old_size);
+  }
+  Result<bool> verify(const Context& ctx, const audit::AuditId& id, const audit::InclusionProof& proof,
+                      const Hash256& root) override {
+    return owner_->verify(ctx, id, proof, root);
+  }
+  Result<std::string> checkpoint(const Context& ctx) override { return owner_->checkpoint(ctx); }
+  Result<audit::AuditStatus> status(const Context& ctx) override { return owner_->status(ctx); }
+  Result<std::string> flush(const Context& ctx) override { return owner_->flush(ctx); }
+
+ private:
+  sql::Database& database_;
+  const std::unique_ptr<audit::AuditLog> owner_;
+};
+
 }  // namespace
 
 std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi) { return std::make_unique<NhiOwnerKeys>(nhi); }
 
+std::unique_ptr<audit::AuditLog> audit_kept_elsewhere(sql::Database& database, std::unique_ptr<audit::AuditLog> owner) {
+  return std::make_unique<AuditKeptElsewhere>(database, std::move(owner));
+}
 std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
                                                 messaging::Messaging& messaging, const Clock& clock) {
   return std::make_unique<NhiEndpoints>(database, sealer, nhi, messaging, clock);

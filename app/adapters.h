@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "creto/audit/audit_log.h"
 #include "creto/metering/metering.h"
 #include "creto/runtime/runtime.h"
 #include "creto/storage/storage.h"
@@ -16,6 +17,10 @@ class KeySealer;
 /// What one product asks for and others give; products do not see each other, so the composition root is where they
 /// meet.
 namespace creto::app {
+
+/// The log of an installation whose other process owns it: what is recorded here goes into the database that both
+/// share, from where that one takes it; questions go to it through `owner`. `database` must outlive it.
+std::unique_ptr<audit::AuditLog> audit_kept_elsewhere(sql::Database& database, std::unique_ptr<audit::AuditLog> owner);
 
 /// Objects are wrapped for the keys that nhi holds.
 std::unique_ptr<storage::OwnerKeys> owner_keys_of(nhi::Nhi& nhi);

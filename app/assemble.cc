@@ -6,6 +6,7 @@
 
 #include "adapters.h"
 #include "chores.h"
+#include "creto/audit/audit_rpc.h"
 #include "creto/io/files.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/messaging/messaging_entities.h"
@@ -47,7 +48,29 @@ Result<std::unique_ptr<sql::Database>> open_database(const System& system) {
   return sql::open_postgres(system.settings.database, options);
 }
 
+/// In whose name a call to another process of the installation is made.
+enum class Speaks { for_the_caller, for_itself };
+
+/// To what runs elsewhere; null where the settings name none.
+Result<std::shared_ptr<rpc::Channel>> channel_to(const System& system, const std::string& name, Speaks speaks) {
+  const auto found = system.settings.integrations.find(name);
+  if (found == system.settings.integrations.end()) return std::shared_ptr<rpc::Channel>();
+  rpc::ChannelOptions options;
+  options.endpoint = found->second;
+  options.forward_caller = speaks == Speaks::for_the_caller;
+  if (system.settings.tls) {
+    tls::Identity service;
+    service.certificate = CRETO_TRY(read_text(system.home.server_certificate()));
+    service.key = CRETO_TRY(read_text(system.home.server_key()));
+    service.authority = CRETO_TRY(read_text(system.home.authority()));
+    options.tls = std::move(service);
+  }
+  return rpc::Channel::connect(std::move(options), system_clock());
+}
+
 Result<std::unique_ptr<audit::AuditLog>> open_log(System& system) {
+  if (const auto channel = CRETO_TRY(channel_to(system, "audit", Speaks::for_the_caller)))
+    return audit_kept_elsewhere(*system.database, audit::create_audit_client(channel));
   const Secret seeds = CRETO_TRY(read_sealed(system.home.log_keys(), *system.sealer));
   if (seeds.size() != 64)
     return Error(Product::platform, ErrorKind::invalid_input, "audit log keys: have the wrong length");
@@ -128,7 +151,8 @@ Result<> check_products(const Settings& settings) {
                  fmt::format("{} `{}`: must be one of {}", setting, name, fmt::join(products, ", ")));
   };
   for (const std::string& name : settings.services) CRETO_TRY(check("services", name));
-  for (const auto& [name, endpoint] : settings.integrations) CRETO_TRY(check("integrations", name));
+  for (const auto& [name, endpoint] : settings.integrations)
+    if (name != "audit") CRETO_TRY(check("integrations", name));
   return {};
 }
 
@@ -138,23 +162,6 @@ bool System::runs(std::string_view product) const {
 }
 
 namespace {
-
-/// To the product that runs elsewhere, as this service acting for whoever calls it; null where the settings name none.
-Result<std::shared_ptr<rpc::Channel>> channel_to(const System& system, const std::string& product) {
-  const auto found = system.settings.integrations.find(product);
-  if (found == system.settings.integrations.end()) return std::shared_ptr<rpc::Channel>();
-  rpc::ChannelOptions options;
-  options.endpoint = found->second;
-  options.forward_caller = true;
-  if (system.settings.tls) {
-    tls::Identity service;
-    service.certificate = CRETO_TRY(read_text(system.home.server_certificate()));
-    service.key = CRETO_TRY(read_text(system.home.server_key()));
-    service.authority = CRETO_TRY(read_text(system.home.authority()));
-    options.tls = std::move(service);
-  }
-  return rpc::Channel::connect(std::move(options), system_clock());
-}
 
 /// The value of a secret in the vault that the settings name; empty where they name none.
 Result<Secret> configured_secret(System& system, const std::string& reference) {
@@ -228,7 +235,8 @@ Result<> show_to_policies(System& system, std::unique_ptr<authz::ResourceSource>
 }
 
 Result<> assemble_metering(System& system) {
-  if (const auto channel = CRETO_TRY(channel_to(system, "metering"))) {
+  // What an agent spends is reserved by who lets it spend: no agent needs, or has, a permission for that.
+  if (const auto channel = CRETO_TRY(channel_to(system, "metering", Speaks::for_itself))) {
     system.remote_metering = metering::create_metering_client(channel);
     system.metering = system.remote_metering.get();
   }
@@ -246,7 +254,7 @@ Result<> assemble_metering(System& system) {
 }
 
 Result<> assemble_oversight(System& system) {
-  if (const auto channel = CRETO_TRY(channel_to(system, "oversight")))
+  if (const auto channel = CRETO_TRY(channel_to(system, "oversight", Speaks::for_the_caller)))
     system.oversight = oversight::create_oversight_client(channel, system_clock());
   if (!system.runs("oversight")) return {};
   if (!system.settings.webhook_url.empty()) {
@@ -267,7 +275,7 @@ Result<> assemble_oversight(System& system) {
 
 /// Messages cost money, so messaging needs metering, here or elsewhere.
 Result<> assemble_messaging(System& system) {
-  if (const auto channel = CRETO_TRY(channel_to(system, "messaging")))
+  if (const auto channel = CRETO_TRY(channel_to(system, "messaging", Speaks::for_the_caller)))
     system.messaging = messaging::create_messaging_client(channel);
   if (system.runs("messaging") && system.metering == nullptr)
     return Error(Product::platform, ErrorKind::invalid_input,

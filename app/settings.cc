@@ -20,7 +20,7 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("log.level", log_level, "debug, info, warn or error");
   schema.add_secret("database", database, "empty: SQLite in the home; else postgresql://…");
   schema.add("services", services, "the products to run here; empty: all");
-  schema.add_table("integrations", integrations, "product that runs elsewhere = host:port of its gRPC");
+  schema.add_table("integrations", integrations, "product that runs elsewhere, or audit = host:port of its gRPC");
 
   schema.add(
       "authz.fresh_for", authz_fresh_for,

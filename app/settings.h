@@ -23,7 +23,8 @@ struct Settings {
   std::string log_level = "info";
   std::string database;               ///< empty: SQLite in the home; else a PostgreSQL conninfo, "postgresql://…"
   std::vector<std::string> services;  ///< empty: all
-  /// Product that runs elsewhere = host:port of its gRPC, in an installation with the same authority.
+  /// Product that runs elsewhere, and `audit` = host:port of its gRPC, in a process with the same keys, authority and
+  /// database.
   std::map<std::string, std::string> integrations;
 
   Nanos authz_fresh_for = std::chrono::seconds(30);

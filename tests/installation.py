@@ -1,6 +1,8 @@
 """An installation in a folder of its own, with the real server and the real CLI; for tests that run the built binary."""
+import glob
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +58,30 @@ class Installation:
             self.server.send_signal(how)
             self.server.wait(PATIENCE_S)
             self.server = None
+
+
+class Postgres:
+    """A real PostgreSQL in a folder of its own, reached through a socket there; under another user where we are root."""
+
+    def __init__(self, folder):
+        programs = os.environ.get("CRETO_POSTGRES_BIN") or max(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
+        self.user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        os.makedirs(folder)
+        if self.user:
+            shutil.chown(folder, "postgres", "postgres")
+            os.chmod(os.path.dirname(folder), 0o711)
+        self.data = os.path.join(folder, "data")
+        self.programs = programs
+        self.run("initdb", "-D", self.data, "-A", "trust", "-U", "creto", "--no-sync")
+        self.run("pg_ctl", "-D", self.data, "-l", os.path.join(folder, "log"), "-o", f"-k {folder} -c listen_addresses=''", "-w", "start")
+        self.run("createdb", "-h", folder, "-U", "creto", "creto")
+        self.conninfo = f"host={folder} user=creto dbname=creto"
+
+    def run(self, program, *arguments):
+        subprocess.run([*self.user, os.path.join(self.programs, program), *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE_S)
+
+    def stop(self):
+        self.run("pg_ctl", "-D", self.data, "-m", "immediate", "stop")
 
 
 def left_over(home, sandboxes):
