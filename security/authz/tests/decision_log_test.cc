@@ -130,6 +130,16 @@ class World {
   std::mt19937_64 random_;  // tidy(random-engine): a seed must give the same world again
 };
 
+/// A product that owns things.
+class ThingsOfAProduct final : public ResourceSource {
+ public:
+  std::vector<std::string> types() const override { return {"Thing"}; }
+  Result<std::optional<Entity>> find(const Context& ctx, const EntityUid& uid) const override {
+    return things.find(ctx.org, uid);
+  }
+  TestSource things{"Group"};
+};
+
 /// A service that logs, and what it said.
 class LoggedAuthz : public ::testing::Test {
  protected:
@@ -171,15 +181,29 @@ TEST_F(LoggedAuthz, AnUnchangedPolicySetDecidesEveryLoggedRequestAsItDid) {
     TestDatabase fresh(DatabaseKind::sqlite, clock);
     db = fresh.open();
     auto authz = start({.segment_bytes = seed % 3 == 0 ? 4'096u : 1u << 20});
+    ThingsOfAProduct product;
+    ASSERT_TRUE(authz->register_source(product));
     std::vector<CheckRequest> requests;
     for (int i = 0; i < 30; ++i) requests.push_back(world.request());
+    const auto policy_template = [&] {
+      return fmt::format("{}(principal == ?principal, action, resource) when {{ context.amount < {} }};",
+                         world.chance(50) ? "permit" : "forbid", world.below(6));
+    };
     for (int step = 0; step < 300; ++step) {
       if (world.chance(4)) (void)authz->create_policy(ctx, fmt::format("p{}", world.below(12)), world.policy());
       if (world.chance(2)) (void)authz->update_policy(ctx, fmt::format("p{}", world.below(12)), world.policy(), 0);
       if (world.chance(1)) (void)authz->delete_policy(ctx, fmt::format("p{}", world.below(12)));
       if (world.chance(3)) (void)authz->put_entities(ctx, {world.entity(world.uid())});
       if (world.chance(1)) (void)authz->delete_entities(ctx, {world.uid()});
+      if (world.chance(3)) (void)authz->create_policy(ctx, "template", policy_template());
+      if (world.chance(1)) (void)authz->update_policy(ctx, "template", policy_template(), 0);
+      const std::string link = fmt::format("link{}", world.below(4));
+      const Identity& linked = world.agents[world.below(world.agents.size())];
+      if (world.chance(4)) (void)authz->link_policy(ctx, {link, "template", entity_of(linked)});
+      if (world.chance(2)) (void)authz->unlink_policy(ctx, link);
       if (world.chance(3)) source.put(world.entity(world.uid()));
+      if (world.chance(3)) product.things.put(world.entity(world.uid()));
+      product.things.failing = world.chance(1);
       source.failing = world.chance(1);
       CheckRequest request = requests[world.below(requests.size())];
       if (world.chance(1)) request.action = "";
