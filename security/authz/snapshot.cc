@@ -241,34 +241,60 @@ Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored) {
   return load_schema(std::move(stored), std::move(decl)).result();
 }
 
+namespace {
+
+/// Adds what needs no declaration. A name that the schema gives to something itself is its own; where they `give_way`,
+/// also one that it gives in a namespace, where it would hide what is added.
+void add_known_types(cedar::SchemaDecl& decl, const std::map<std::string, cedar::EntityTypeDecl>& known,
+                     bool give_way) {
+  std::set<std::string> taken;
+  for (const auto& [name, space] : decl.namespaces) {
+    if (!name.empty() && !give_way) continue;
+    for (const auto& [type, def] : space.types) taken.insert(type);
+    for (const auto& [type, def] : space.entities) taken.insert(type);
+  }
+  auto& root = decl.namespaces[""];
+  for (const auto& [type, def] : known)
+    if (!taken.contains(type)) root.entities.emplace(type, def);
+  for (const auto& [type, def] : known) {
+    const auto added = root.entities.find(type);
+    if (taken.contains(type) || added == root.entities.end()) continue;
+    std::erase_if(added->second.member_of,
+                  [&](const cedar::PlacedName& parent) { return !root.entities.contains(parent.name); });
+  }
+}
+
+}  // namespace
+
 cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored, cedar::SchemaDecl decl) {
   auto loaded = std::make_shared<LoadedSchema>();
   for (const auto& [name, space] : decl.namespaces)
     for (const auto& [type, def] : space.entities) loaded->declared.insert(name.empty() ? type : name + "::" + type);
-  static const cedar::SchemaDecl common = [] {
-    auto known = cedar::parse_schema(
-        "entity Human { name?: String, type?: String, status?: String };"
-        "entity Service { name?: String, type?: String, status?: String };"
-        "entity Agent in [Human, Service, Agent] { name?: String, type?: String, status?: String };"
-        "entity Org;"
-        // What products say of their resources. Who owns one may be of three types, which no attribute can say: it is
-        // the parent.
-        "entity Sandbox in [Human, Service, Agent, Sandbox] { state: String, image: String, image_digest: String,"
-        "  runtime_class: String, isolation: String, created_at: datetime };"
-        "entity Topic in [Human, Service, Agent] { created_at: datetime };"
-        "entity Bucket;"
-        "entity Object in [Human, Service, Agent, Bucket] { classification: String, content_type: String,"
-        "  size_bytes: Long, created_at: datetime, expires_at?: datetime } tags String;"
-        "entity Secret in [Human, Service, Agent] { path: String, name: String, type: String, version: Long,"
-        "  expires_at?: datetime } tags String;"
-        "entity OversightRequest in [Human, Service, Agent] { action: String, state: String, created_at: datetime };"
-        "entity Subscription in [Human, Service, Agent] { plan: String, active: Bool, started_at: datetime };");
+  const auto parsed = [](std::string_view text) {
+    auto known = cedar::parse_schema(text);
     CRETO_ASSERT(known.ok());
-    return std::move(known.value);
-  }();
-  auto& root = decl.namespaces[""];
-  for (const auto& [type, def] : common.namespaces.at("").entities)
-    if (!root.types.contains(type)) root.entities.emplace(type, def);
+    return std::move(known.value.namespaces.at("").entities);
+  };
+  static const auto principals = parsed(
+      "entity Human { name?: String, type?: String, status?: String };"
+      "entity Service { name?: String, type?: String, status?: String };"
+      "entity Agent in [Human, Service, Agent] { name?: String, type?: String, status?: String };"
+      "entity Org;");
+  static const auto resources = parsed(
+      // What products say of their resources. Who owns one may be of three types, which no attribute can say: it is
+      // the parent.
+      "entity Sandbox in [Human, Service, Agent, Sandbox] { state: String, image: String, image_digest: String,"
+      "  runtime_class: String, isolation: String, created_at: datetime };"
+      "entity Topic in [Human, Service, Agent] { created_at: datetime };"
+      "entity Bucket;"
+      "entity Object in [Human, Service, Agent, Bucket] { classification: String, content_type: String,"
+      "  size_bytes: Long, created_at: datetime, expires_at?: datetime } tags String;"
+      "entity Secret in [Human, Service, Agent] { path: String, name: String, type: String, version: Long,"
+      "  expires_at?: datetime } tags String;"
+      "entity OversightRequest in [Human, Service, Agent] { action: String, state: String, created_at: datetime };"
+      "entity Subscription in [Human, Service, Agent] { plan: String, active: Bool, started_at: datetime };");
+  add_known_types(decl, principals, false);
+  add_known_types(decl, resources, true);
   auto resolved = cedar::Schema::resolve(decl);
   loaded->schema = std::move(resolved.value);
   loaded->stored = std::move(stored);

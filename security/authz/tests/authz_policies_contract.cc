@@ -383,6 +383,29 @@ TEST_P(AuthzContract, WarnsOfAnOversightThatIsNeverReached) {
               ::testing::ElementsAre("the oversight of `second` is never reached: `just so` forbids all of it"));
 }
 
+TEST_P(AuthzContract, ASchemaKnowsWhatProductsOwnUnlessItGivesTheNameToSomethingElse) {
+  const auto known = authz->set_schema(ctx, R"(
+      action keep appliesTo { principal: [Agent], resource: [Object, Secret], context: {} };)");
+  ASSERT_TRUE(known) << known.error().to_string();
+  add("own", R"(permit(principal, action == Action::"keep", resource is Object)
+                  when { resource in principal && resource.classification == "artifact" };)");
+  const auto wrong = authz->create_policy(
+      ctx, "wrong",
+      R"(permit(principal, action == Action::"keep", resource is Secret) when { resource.value == "" };)");
+  ASSERT_FALSE(wrong);
+  EXPECT_THAT(std::string(wrong.error().message()), ::testing::HasSubstr("value"));
+  ASSERT_TRUE(authz->delete_policy(ctx, "own"));
+
+  const auto own = authz->set_schema(ctx, R"(
+      type Secret = String;
+      namespace Shop {
+        entity Bucket;
+        entity Subscription in Bucket { kind: Secret };
+        action buy appliesTo { principal: Agent, resource: [Subscription, Object], context: {} };
+      })");
+  EXPECT_TRUE(own) << own.error().to_string();
+}
+
 TEST_P(AuthzContract, WithASchemaWhatDoesNotFitIsRefused) {
   const std::string schema = R"(entity Ledger; entity Group;
     action "payments";
