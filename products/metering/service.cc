@@ -159,8 +159,9 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     CRETO_ASSERT(quota != rules_.quotas.end());
     const Instant now = clock_.now();
     if (const auto from = counted_from(quota->second, now)) {
-      const auto seeds = CRETO_TRY(seeds_of(ledger, one.org, quota->second, *from));
-      CRETO_TRY(limits_.put_quota_anew(one.org, quota->second, now, seeds));
+      Seeding seeding;
+      CRETO_TRY(read_seeds(ledger, one.org, quota->second, *from, seeding));
+      CRETO_TRY(limits_.put_quota_anew(one.org, quota->second, now, seeding.seeds));
     }
   }
   return {};

@@ -170,8 +170,14 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> restore(Ledger& ledger, BytesView counters);
   Result<> checkpoint();
   Result<> record_head();
-  Result<std::vector<Limits::Seed>> seeds_of(const Ledger& ledger, const std::string& org, const Quota& quota,
-                                             Instant from) const;
+  /// What was used of a quota before it is put, as far as the log was read.
+  struct Seeding {
+    Instant from{};
+    BlockAddress until{};
+    std::vector<Limits::Seed> seeds{};
+  };
+  Result<> read_seeds(const Ledger& ledger, const std::string& org, const Quota& quota, Instant from,
+                      Seeding& seeding) const;
   Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
                                         const DelegationChain& chain, std::string payload, EventId id);
   Context own(const Context& ctx) const;

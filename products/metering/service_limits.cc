@@ -105,13 +105,19 @@ Result<Money> MeteringService::expected_cost(const Context& ctx, const contracts
 
 Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota) {
   CRETO_TRY(validate(quota));
+  const std::string document = CRETO_TRY(to_json(quota));
+  Seeding seeding;
+  const auto seed = [&](Instant now) -> Result<> {
+    const std::optional<Instant> from = counted_from(quota, now);
+    if (!from || each_of(quota.subject)) return {};
+    return read_seeds(*ledger_, ctx.org, quota, *from, seeding);
+  };
+  // Nearly all of the log is read while events go on, and only what came meanwhile while they wait.
+  CRETO_TRY(seed(clock_.now()));
+  std::optional<Quota> before;
   const std::unique_lock rules(rules_mutex_);
   const Instant now = clock_.now();
-  const std::optional<Instant> from = counted_from(quota, now);
-  const std::string document = CRETO_TRY(to_json(quota));
-  std::optional<Quota> before;
-  std::vector<Limits::Seed> seeds;
-  if (from && !each_of(quota.subject)) seeds = CRETO_TRY(seeds_of(*ledger_, ctx.org, quota, *from));
+  CRETO_TRY(seed(now));
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_quota(tx, ctx.org, quota.id));
     if (before && CRETO_TRY(to_json(*before)) == document) return {};  // put again
@@ -120,7 +126,7 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
                         fmt::format(R"({{"limit":"{}","subject":"{}"}})", quota.limit, quota.subject));
   }));
   if (before && before->subject != quota.subject) limits_.remove_quota(ctx.org, *before);
-  if (auto placed = limits_.put_quota(ctx.org, quota, now, seeds); !placed) {
+  if (auto placed = limits_.put_quota(ctx.org, quota, now, seeding.seeds); !placed) {
     // Too many: the store must not keep what is not in force.
     CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) { return store::delete_quota(tx, ctx.org, quota.id); }));
     return std::move(placed).error();
@@ -128,18 +134,28 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   return quota;
 }
 
-/// What was used of a quota since `from`, by arrival.
-Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const Ledger& ledger, const std::string& org,
-                                                            const Quota& quota, Instant from) const {
-  std::vector<Limits::Seed> seeds;
+/// What was used of a quota since `from`, by arrival, up to the log's end. What `seeding` has already is not read
+/// again.
+Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& org, const Quota& quota, Instant from,
+                                     Seeding& seeding) const {
+  const bool rolling = quota.window == WindowKind::rolling;
+  if (rolling) std::erase_if(seeding.seeds, [&](const Limits::Seed& seed) { return seed.when < from; });
+  if (!rolling && seeding.from != from) seeding = {};  // another window has begun
+  seeding.from = from;
+  std::vector<Limits::Seed>& seeds = seeding.seeds;
   const bool of_session = subject_kind(quota.subject) == SubjectKind::session;
   const SubjectNumber subject = ledger.subjects().find(org, quota.subject);
-  if (subject == 0 && !of_session) return seeds;
-  const BlockAddress first = CRETO_TRY(ledger.first_at(from));
+  if (subject == 0 && !of_session) return {};
+  const BlockAddress begin = CRETO_TRY(ledger.first_at(from));
+  const BlockAddress first = std::max(begin, seeding.until);
   const BlockAddress end = ledger.position().end;
   const auto taken_out = ledger.corrections().taken_out(end);
+  bool anew = false;
   CRETO_TRY(ledger.scan(first, end, [&](const StoredEvent& event) -> Result<> {
     const RecordView& record = event.record;
+    // What it takes out may be among the seeds, which no longer know what they are of.
+    anew = anew || (event.corrects && event.corrects->place.block < seeding.until);
+    if (anew) return {};
     // A correction counts where what it takes out did.
     const Instant counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
     if (taken_out && std::ranges::binary_search(*taken_out, event.place())) return {};
@@ -163,14 +179,19 @@ Result<std::vector<Limits::Seed>> MeteringService::seeds_of(const Ledger& ledger
                                 : quota.measure == Measure::cost ? intake_->cost_of(record)
                                                                  : 1;
     // A rolling window sorts by time what it gets; any other only needs the sum.
-    if (quota.window == WindowKind::rolling || seeds.empty()) {
+    if (rolling || seeds.empty()) {
       seeds.push_back({counted_at, amount});
     } else {
       seeds.back().amount = add_saturating(seeds.back().amount, amount);
     }
     return {};
   }));
-  return seeds;
+  if (anew) {
+    seeding = {};
+    return read_seeds(ledger, org, quota, from, seeding);
+  }
+  seeding.until = end;
+  return {};
 }
 
 Result<> MeteringService::delete_quota(const Context& ctx, std::string_view id) {
