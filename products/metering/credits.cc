@@ -34,10 +34,6 @@ Result<Burned> burn(std::span<Credit> credits, const Decimal& due, const Currenc
   return burned;
 }
 
-Result<Decimal> balance_after_reset(const CreditReset& reset, const Decimal& balance, const Decimal& overage) {
-  return Decimal::subtract(std::min(reset.rollover_max, std::max(reset.rollover_min, balance)), overage);
-}
-
 Instant next_reset(const CreditReset& reset, Instant when) {
   return period_at({.interval = reset.interval, .anchor = when}, when).end;
 }
@@ -45,7 +41,7 @@ Instant next_reset(const CreditReset& reset, Instant when) {
 Result<bool> catch_up(Credit& credit, std::optional<Instant>& reset_at, Instant now) {
   if (!credit.reset || !reset_at || *reset_at > now) return false;
   // The balance does not change between two resets that were both missed: the second finds what the first left.
-  credit.balance = CRETO_TRY(balance_after_reset(*credit.reset, credit.balance));
+  credit.balance = std::min(credit.reset->rollover_max, std::max(credit.reset->rollover_min, credit.balance));
   reset_at = next_reset(*credit.reset, now);
   return true;
 }

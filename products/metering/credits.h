@@ -20,9 +20,6 @@ struct Burned {
 /// Lowers their balances. Voided credits and other currencies give nothing.
 Result<Burned> burn(std::span<Credit> credits, const Decimal& due, const Currency& currency, Instant when);
 
-/// min(rollover_max, max(rollover_min, balance)), less an overage that is to stay.
-Result<Decimal> balance_after_reset(const CreditReset& reset, const Decimal& balance, const Decimal& overage = {});
-
 /// Applies the resets that were due until `now`; `reset_at` becomes the next one. Whether anything changed.
 Result<bool> catch_up(Credit& credit, std::optional<Instant>& reset_at, Instant now);
 /// The end of the calendar interval (UTC) around `when`.
