@@ -121,11 +121,7 @@ Result<> MeteringService::put_rules() {
   const Instant now = clock_.now();
   for (const auto& [org, quota] : rules_.quotas) CRETO_TRY(limits_.put_quota(org, quota, now));
   for (const auto& [org, threshold] : rules_.thresholds) CRETO_TRY(limits_.put_threshold(org, threshold, now));
-  for (const auto& [key, of_agent] : subscriptions_) {
-    for (const Subscription& one : of_agent) {
-      if (!one.ended_at) limits_.bind(key.first, one.agent, one.id.to_string());
-    }
-  }
+  for (const auto& [key, of_agent] : subscriptions_) bind(key.first, of_agent, now);
   return {};
 }
 
@@ -319,6 +315,7 @@ Result<> MeteringService::tick() {
   limits_.expire(now);
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
+  let_go_of_ended(now);
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
   // What a stop left out. Queries make what is missing: no reason not to bill.
   if (auto sealed = columns_->seal_all(); !sealed) {

@@ -70,7 +70,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<Subscription> subscribe(const Context& ctx, const NewSubscription& subscription) override;
   Result<Subscription> change_subscription(const Context& ctx, const SubscriptionId& id,
                                            const SubscriptionChange& change) override;
-  Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) override;
+  using Billing::end_subscription;
+  Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id, SubscriptionEnd end) override;
   Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) override;
   Result<std::vector<Subscription>> list_subscriptions(const Context& ctx, std::string_view agent) override;
 
@@ -193,6 +194,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
 
   FactSource facts() const { return {*ledger_, options_.event_ahead_max}; }
   void remember(const std::string& org, const Subscription& subscription);
+  void bind(const std::string& org, const std::vector<Subscription>& of_agent, Instant now);
+  void let_go_of_ended(Instant now);
   Result<> run_billing();
   Result<> bill_due();
   Result<> ask_ahead(FactSource& source, Instant now, std::size_t count);
@@ -234,6 +237,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   mutable std::shared_mutex rules_mutex_;
   /// All there ever were, by (org, agent), oldest first. Under `rules_mutex_`.
   std::map<std::pair<std::string, std::string>, std::vector<Subscription>> subscriptions_;
+  Instant next_end_ = Instant::max();  ///< of those that shall end; likewise
   mutable std::mutex prices_mutex_;
   std::map<std::string, std::shared_ptr<const PriceTable>> prices_;  ///< by organization
   std::shared_ptr<const PriceTable> prices_of(const std::string& org) const;

@@ -102,7 +102,7 @@ Result<Subscription> MeteringService::subscribe(const Context& ctx, const NewSub
     if (!plan) return not_found("plan", wanted.plan_id);
     const auto there = CRETO_TRY(billing::list_subscriptions(tx, ctx.org, agent.text()));
     for (const Subscription& one : there) {
-      if (!one.ended_at) {
+      if (!one.has_ended(clock_.now())) {
         return error(ErrorKind::already_exists,
                      fmt::format("`{}` has subscription `{}`", agent.text(), one.id.to_string()));
       }
@@ -149,9 +149,29 @@ void MeteringService::remember(const std::string& org, const Subscription& subsc
   } else {
     *known = subscription;
   }
-  const auto active = std::ranges::find_if(of_agent, [](const Subscription& one) { return !one.ended_at; });
   ++subscriptions_changed_;
-  limits_.bind(org, subscription.agent, active == of_agent.end() ? "" : active->id.to_string());
+  bind(org, of_agent, clock_.now());
+}
+
+/// What the agent uses from now on counts for the subscription that it is billed to. Requires: likewise.
+void MeteringService::bind(const std::string& org, const std::vector<Subscription>& of_agent, Instant now) {
+  const auto active = std::ranges::find_if(of_agent, [&](const Subscription& one) { return !one.has_ended(now); });
+  limits_.bind(org, of_agent.front().agent, active == of_agent.end() ? "" : active->id.to_string());
+  if (active != of_agent.end() && active->ended_at) next_end_ = std::min(next_end_, *active->ended_at);
+}
+
+/// Requests to spend no longer count for those that were to end meanwhile; facts never did.
+void MeteringService::let_go_of_ended(Instant now) {
+  {
+    const std::shared_lock rules(rules_mutex_);
+    if (now < next_end_) return;
+  }
+  const std::unique_lock rules(rules_mutex_);
+  next_end_ = Instant::max();
+  for (const auto& [key, of_agent] : subscriptions_) {
+    if (std::ranges::any_of(of_agent, [](const Subscription& one) { return one.ended_at.has_value(); }))
+      bind(key.first, of_agent, now);
+  }
 }
 
 Result<Subscription> MeteringService::change_subscription(const Context& ctx, const SubscriptionId& id,
@@ -161,10 +181,11 @@ Result<Subscription> MeteringService::change_subscription(const Context& ctx, co
   const auto make = [&](sql::Tx& tx) -> Result<Subscription> {
     StoredSubscription stored = CRETO_TRY(stored_subscription(tx, ctx.org, id));
     Subscription& subscription = stored.subscription;
-    if (subscription.ended_at) {
+    const Instant now = clock_.now();
+    if (subscription.has_ended(now)) {
       return error(ErrorKind::conflict, fmt::format("subscription `{}` has ended", id.to_string()));
     }
-    const Instant now = clock_.now();
+    subscription.ended_at.reset();
     const auto newest = CRETO_TRY(billing::find_plan(tx, ctx.org, change.terms.plan_id, change.terms.plan_version));
     if (!newest) return not_found("plan", change.terms.plan_id);
     FactSource source = facts();
@@ -210,20 +231,30 @@ Result<Subscription> MeteringService::change_subscription(const Context& ctx, co
   return changed;
 }
 
-Result<Subscription> MeteringService::end_subscription(const Context& ctx, const SubscriptionId& id) {
+Result<Subscription> MeteringService::end_subscription(const Context& ctx, const SubscriptionId& id,
+                                                       SubscriptionEnd end) {
   const std::unique_lock rules(rules_mutex_);
   const Subscription ended = CRETO_TRY(sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<Subscription> {
     StoredSubscription stored = CRETO_TRY(stored_subscription(tx, ctx.org, id));
     Subscription& subscription = stored.subscription;
-    if (subscription.ended_at) return subscription;
+    const bool at_period_end = end == SubscriptionEnd::period_end;
     // A period has a length: what ends in the moment of its start ends right after it.
     const Instant now = std::max(clock_.now(), subscription.started_at + Nanos(1));
-    subscription.ended_at = now;
-    std::erase_if(subscription.terms, [&](const SubscriptionTerms& terms) { return terms.from > now; });
+    if (subscription.has_ended(now) || (subscription.ended_at && at_period_end)) return subscription;
     FactSource source = facts();
-    CRETO_TRY(Biller(tx, ctx, now, source, options_.issuer).schedule(stored));
+    Biller biller(tx, ctx, now, source, options_.issuer);
+    subscription.ended_at = now;
+    if (at_period_end) {
+      const Period period = CRETO_TRY(biller.period_of(subscription, now));
+      subscription.ended_at = period.end;
+    }
+    std::erase_if(subscription.terms, [&](const SubscriptionTerms& terms) {
+      return terms.from > now && terms.from >= *subscription.ended_at;
+    });
+    CRETO_TRY(biller.schedule(stored));
     CRETO_TRY(billing::put_subscription(tx, stored));
-    CRETO_TRY(audit_change(tx, ctx, "subscription_ended", resource_of(id)));
+    CRETO_TRY(audit_change(tx, ctx, "subscription_ended", resource_of(id),
+                           fmt::format(R"({{"at":"{}"}})", to_rfc3339(*subscription.ended_at))));
     return subscription;
   }));
   remember(ctx.org, ended);

@@ -154,9 +154,12 @@ class MeteringClient final : public Metering {
         call<v1::Subscription>(ctx, "ChangeSubscription", request, {.idempotent = !ctx.idempotency_key.empty()}));
     return from_proto(response);
   }
-  Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) override {
-    const auto response = CRETO_TRY(
-        call<v1::Subscription>(ctx, "EndSubscription", about<v1::EndSubscriptionRequest>(id.to_string()), repeatable));
+  using Billing::end_subscription;
+  Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id, SubscriptionEnd end) override {
+    v1::EndSubscriptionRequest request;
+    request.set_id(id.to_string());
+    request.set_at_period_end(end == SubscriptionEnd::period_end);
+    const auto response = CRETO_TRY(call<v1::Subscription>(ctx, "EndSubscription", request, repeatable));
     return from_proto(response);
   }
   Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) override {

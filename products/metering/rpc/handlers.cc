@@ -313,7 +313,8 @@ void register_plans(rpc::Service& service, Metering& metering) {
       "EndSubscription", {.idempotent = true, .resource = of_subscription},
       [&metering](const Context& ctx, const v1::EndSubscriptionRequest& request) -> Result<v1::Subscription> {
         const auto id = CRETO_TRY(proto::from_id<SubscriptionId>(request.id(), "id"));
-        return answer<v1::Subscription>(metering.end_subscription(ctx, id));
+        return answer<v1::Subscription>(metering.end_subscription(
+            ctx, id, request.at_period_end() ? SubscriptionEnd::period_end : SubscriptionEnd::now));
       });
   service.unary<v1::GetSubscriptionRequest, v1::Subscription>(
       "GetSubscription", {.idempotent = true, .resource = of_subscription},

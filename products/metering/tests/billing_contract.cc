@@ -221,6 +221,34 @@ TEST_P(BillingContract, PlansHaveVersionsAndSubscriptionsKeepTheirs) {
   EXPECT_EQ(metering->list_subscriptions(ctx, agents[0].text())->size(), 2u);
 }
 
+TEST_P(BillingContract, WhatEndsWithItsPeriodIsBilledToItsEndAndNoFurther) {
+  put_plan(R"("base_fee":"30","base_fee_in_advance":true)");
+  const Subscription subscription = subscribe(agents[0]);
+  go("2026-12-05T00:00:00Z");
+  const auto end = [&](SubscriptionEnd when) { return metering->end_subscription(ctx, subscription.id, when); };
+  const Instant period_end = at("2027-01-01T00:00:00Z");
+  EXPECT_EQ(end(SubscriptionEnd::period_end)->ended_at, period_end);
+  EXPECT_EQ(end(SubscriptionEnd::period_end)->ended_at, period_end);
+  EXPECT_EQ(code(metering->subscribe(ctx, {.agent = agents[0].text(), .plan_id = "p"})), "MT-409") << "it goes on";
+  // A change takes the end back.
+  EXPECT_FALSE(metering->change_subscription(ctx, subscription.id, {.terms = {.plan_id = "p"}})->ended_at);
+  EXPECT_EQ(end(SubscriptionEnd::period_end)->ended_at, period_end);
+  clock.advance(1h);
+  use(agents[0], "100");
+  go("2026-12-31T23:59:59Z");
+  EXPECT_EQ(invoices(subscription).back().period.end, at("2026-12-01T00:00:00Z"));
+  go("2027-01-01T00:00:01Z");
+  use(agents[0], "1000");
+  const auto made = invoices(subscription);
+  ASSERT_FALSE(made.empty());
+  EXPECT_EQ(made.back().period.end, period_end);
+  EXPECT_EQ(made.back().total, d("1")) << "the whole month was paid in advance, and nothing is for the next";
+  const std::size_t count = made.size();
+  EXPECT_TRUE(metering->subscribe(ctx, {.agent = agents[0].text(), .plan_id = "p"}));
+  go("2027-03-01T00:00:01Z");
+  EXPECT_EQ(invoices(subscription).size(), count) << "it has ended";
+}
+
 TEST_P(BillingContract, PeriodsAreBilledWhenTheyAreOverAndSignedAsOneBatch) {
   put_plan(R"("base_fee":"30")");
   std::vector<Subscription> all;

@@ -45,8 +45,9 @@ struct Subscription {
   std::string time_zone = "UTC";           ///< of its days and periods
   std::vector<SubscriptionTerms> terms{};  ///< by `from`, the first at the start; the last may lie ahead
   Instant started_at{};
-  std::optional<Instant> ended_at{};
+  std::optional<Instant> ended_at{};  ///< may lie ahead: the end of a period
 
+  bool has_ended(Instant now) const { return ended_at && *ended_at <= now; }
   bool active_at(Instant when) const { return when >= started_at && (!ended_at || when < *ended_at); }
   /// In force at `when`; the first before the start.
   const SubscriptionTerms& terms_at(Instant when) const;
@@ -61,6 +62,8 @@ struct NewSubscription {
   std::string time_zone = "UTC";
   std::string overrides{};
 };
+
+enum class SubscriptionEnd : std::uint8_t { now, period_end };
 
 struct SubscriptionChange {
   SubscriptionTerms terms;     ///< `from` is not looked at
@@ -278,23 +281,29 @@ class Billing {
   virtual Result<Plan> get_plan(const Context& ctx, std::string_view id, std::int64_t version) = 0;
   virtual Result<std::vector<Plan>> list_plans(const Context& ctx) = 0;  ///< the newest of each, by id
 
-  /// From now on. Errors: already_exists where the agent has one that has not ended.
+  /// From now on. Errors: already_exists where the agent has one that has not ended yet.
   virtual Result<Subscription> subscribe(const Context& ctx, const NewSubscription& subscription) = 0;
   /// Other plan, quantity or overrides: usage before is priced by the old terms, usage after by the new; base fees by
-  /// days, the day of the change by the new ones. Replaces a change that lies ahead. Errors: conflict where it has
+  /// days, the day of the change by the new ones. Replaces a change that lies ahead, and takes an end that lies ahead
+  /// back. Errors: conflict where it has
   /// ended, where the currency differs, or where another interval would not begin with a period.
   virtual Result<Subscription> change_subscription(const Context& ctx, const SubscriptionId& id,
                                                    const SubscriptionChange& change) = 0;
-  /// Usage after now is no longer billed to it. Idempotent.
-  virtual Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) = 0;
+  /// Usage after its end, now or that of its present period, is no longer billed to it; what was used before and comes
+  /// late still is, for a year. Idempotent; one that shall end with its period may still be ended now.
+  virtual Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id, SubscriptionEnd end) = 0;
+  Result<Subscription> end_subscription(const Context& ctx, const SubscriptionId& id) {
+    return end_subscription(ctx, id, SubscriptionEnd::now);
+  }
   virtual Result<Subscription> get_subscription(const Context& ctx, const SubscriptionId& id) = 0;
   /// Newest first; of one agent unless empty; at most 1 000.
   virtual Result<std::vector<Subscription>> list_subscriptions(const Context& ctx, std::string_view agent) = 0;
 
   /// Bills a subscription now instead of when it is due: periods that have ended, without waiting for the end of their
   /// grace; where there are none, an interim invoice over the usage until `until` (default: now) that no invoice has.
-  /// Returns the last. Repeating with the same `until` (or idempotency key) returns the same. Errors: invalid_input for
-  /// a future `until`; conflict where the last invoice already reaches beyond it.
+  /// Of one that has ended and is billed, what came late since; conflict where nothing did. Returns the last. Repeating
+  /// with the same `until` (or idempotency key) returns the same. Errors: invalid_input for a future `until`; conflict
+  /// where the last invoice already reaches beyond it.
   virtual Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
                                         std::optional<Instant> until) = 0;
   /// A draft is reckoned anew.
@@ -305,7 +314,8 @@ class Billing {
   virtual Result<Bytes> invoice_pdf(const Context& ctx, const InvoiceId& id) = 0;
   /// Marks a final invoice paid or voided; `settlement` says why (1 to 256 bytes). Voiding gives back the credits it
   /// took. The usage of a voided period stays billed: what comes late for it is on the next invoice; that of an interim
-  /// invoice is on the period's. Idempotent. Errors: conflict for a draft, or where it is settled otherwise.
+  /// invoice is on the period's. Idempotent. Errors: conflict for a draft, where it is settled otherwise, or where it
+  /// shall be voided and gave a credit already, by a note or since it came out negative: a credit note owes the rest.
   virtual Result<Invoice> settle_invoice(const Context& ctx, const InvoiceId& id, InvoiceStatus status,
                                          std::string_view settlement) = 0;
   /// Errors: conflict for drafts and voided invoices, and where all notes would exceed the total.
