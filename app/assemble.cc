@@ -220,6 +220,7 @@ Result<metering::MeteringOptions> metering_options(const System& system) {
   options.issuer = {.name = settings.issuer_name,
                     .address = settings.issuer_address,
                     .tax_id = settings.issuer_tax_id,
+  options.anomaly_confidence = settings.anomaly_confidence;
                     .email = settings.issuer_email,
                     .payment = settings.issuer_payment};
   options.audit = system.audit.get();

@@ -68,6 +68,7 @@ struct Settings {
   Nanos hold_max = std::chrono::days(7);
   bool detect_anomalies = true;
   std::string invoice_fonts = "/usr/share/fonts/truetype/dejavu";
+  double anomaly_confidence = 0.97;
 
   friend bool operator==(const Settings&, const Settings&) = default;
 

@@ -7,6 +7,8 @@
 namespace creto::contracts {
 namespace {
 
+constexpr const char* anomaly_kind = "cost_anomaly";
+
 constexpr std::int64_t schema_version = 1;
 
 /// The members every payload shares, checked once.
@@ -88,23 +90,28 @@ Result<RuntimeUsageEvent> RuntimeUsageEvent::from_json(std::string_view text) {
 }
 
 Result<std::string> CostThresholdExceededEvent::to_json() const {
-  return canonical_json(Json{{"schema_version", schema_version},
-                             {"kind", kind},
-                             {"threshold_id", threshold_id},
-                             {"triggering_event", triggering_event},
-                             {"current", current},
-                             {"limit", limit},
-                             {"unit", unit},
-                             {"period", period},
-                             {"action", std::string(to_string(action))},
-                             {"approvers", approvers}});
+  Json json{{"schema_version", schema_version},
+            {"kind", kind},
+            {"threshold_id", threshold_id},
+            {"triggering_event", triggering_event},
+            {"current", current},
+            {"limit", limit},
+            {"unit", unit},
+            {"period", period},
+            {"action", std::string(to_string(action))},
+            {"approvers", approvers}};
+  if (kind == anomaly_kind) {
+    json["expected"] = expected;
+    json["confidence"] = confidence;
+  }
+  return canonical_json(json);
 }
 
 Result<CostThresholdExceededEvent> CostThresholdExceededEvent::from_json(std::string_view text) {
   const Json json = CRETO_TRY(parse_json(text));
   PayloadReader reader(json, event_type);
   CostThresholdExceededEvent event;
-  event.kind = reader.word("kind", {"cost_threshold", "quota_breach"});
+  event.kind = reader.word("kind", {"cost_threshold", "quota_breach", anomaly_kind});
   event.threshold_id = reader.text("threshold_id");
   event.triggering_event = reader.text("triggering_event");
   event.current = reader.text("current");
@@ -113,10 +120,18 @@ Result<CostThresholdExceededEvent> CostThresholdExceededEvent::from_json(std::st
   event.period = reader.text("period");
   const std::string action_text = reader.text("action");
   event.approvers = reader.texts("approvers");
+  const bool anomaly = event.kind == anomaly_kind;
+  if (anomaly) event.expected = reader.text("expected");
+  if (anomaly) event.confidence = reader.text("confidence");
   CRETO_TRY(reader.finish());
   event.action = CRETO_TRY(threshold_action_from_string(action_text));
   CRETO_TRY(Decimal::parse(event.current));
   CRETO_TRY(Decimal::parse(event.limit));
+  if (!anomaly) return event;
+  CRETO_TRY(Decimal::parse(event.expected));
+  const Decimal confidence = CRETO_TRY(Decimal::parse(event.confidence));
+  if (confidence.is_negative() || confidence > Decimal(1))
+    return Error(Product::platform, ErrorKind::invalid_input, "cost_threshold_exceeded.confidence: must be 0 to 1");
   return event;
 }
 

@@ -80,6 +80,8 @@ TEST(Events, RoundTripUnderTheirSchemas) {
                                                             "month",
                                                             ThresholdAction::notify_only,
                                                             {"human:cfo@example.com"}});
+  expect_round_trip_under_schema(CostThresholdExceededEvent{
+      "cost_anomaly", "anomaly", "evt", "200", "30", "USD", "hour", ThresholdAction::notify_only, {}, "10", "0.9925"});
   expect_round_trip_under_schema(OversightDecisionEvent{RequestId::fresh(now), SandboxId::fresh(now),
                                                         ApprovalState::approved, "human:cfo@example.com", "verified",
                                                         "payments.pay", R"({"amount":"25000"})", "{}"});

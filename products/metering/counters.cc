@@ -9,6 +9,7 @@ namespace {
 
 using contracts::ThresholdAction;
 
+constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
 /// Accounts of a settlement: those of its hold and those of the use.
 constexpr std::size_t locked_max = accounts_per_use_max;
 /// How many facts ahead of the one that is counted memory is asked for.
@@ -455,14 +456,15 @@ void Limits::Impl::notice(AccountNumber number, const Account::Counter& counter,
 }
 
 std::int64_t Limits::Impl::count(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
-                                 std::int64_t now, std::vector<Notice>& notices, std::size_t fact) {
+                                 std::int64_t now, std::vector<Notice>& notices, std::size_t fact, bool own) {
   const std::int64_t ns = at(number).stamp();  // brought up, so not before `now`
-  count_at(number, words, units, cost, ns, now, notices, fact);
+  count_at(number, words, units, cost, ns, now, notices, fact, own);
   return ns;
 }
 
 void Limits::Impl::count_at(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
-                            std::int64_t ns, std::int64_t now, std::vector<Notice>& notices, std::size_t fact) {
+                            std::int64_t ns, std::int64_t now, std::vector<Notice>& notices, std::size_t fact,
+                            bool own) {
   keep(number);
   Account& account = at(number);
   account.each(books, [&](const Account::Counter& counter, const Terms& said) {
@@ -482,7 +484,38 @@ void Limits::Impl::count_at(AccountNumber number, const Words& words, std::int64
     if (used > said->limit)
       once(Account::hard_noticed, said->family == Terms::Family::threshold ? Notice::Kind::cost : Notice::Kind::hard);
   });
-  if (cost != 0) account.adjust_cost(books, words.type, cost, ns);
+  if (cost == 0) return;
+  const bool judged = own && cost > 0 && ns / hour_ns == account.stamp() / hour_ns;
+  const NanoMoney before = judged ? account.cost_in(books, hour_cost, ns) : 0;
+  account.adjust_cost(books, words.type, cost, ns);
+  if (judged) notice_unusual(number, before, ns, notices, fact);
+}
+
+/// Tells of the use by which an hour that had cost `before` becomes so unusual that people should know.
+void Limits::Impl::notice_unusual(AccountNumber number, NanoMoney before, std::int64_t ns, std::vector<Notice>& notices,
+                                  std::size_t fact) {
+  Account& account = at(number);
+  const Costs& costs = account.obtain_extra(books).costs;
+  const NanoMoney bound = costs.unusual.get();
+  const NanoMoney after = costs.totals[hour_cost].get();
+  if (bound <= 0 || after <= bound) return;
+  const Expectation expected = account.expect(books, ns);
+  const auto confidence = [&](NanoMoney cost) { return confidence_unusual(expected, static_cast<double>(cost)); };
+  if (confidence(after) < books.anomalies.confidence) return;
+  if (before > bound && confidence(before) >= books.anomalies.confidence) return;
+  notices.push_back({.kind = Notice::Kind::anomaly,
+                     .id = "anomaly",
+                     .subject = names.subject(number),
+                     .used = after,
+                     .limit = bound,
+                     .window_begin = from_unix_ns(ns / hour_ns * hour_ns),
+                     .period = "hour",
+                     .event_type = {},
+                     .measure = Measure::cost,
+                     .approvers = {},
+                     .fact = fact,
+                     .expected = expected.mean,
+                     .confidence = confidence(after)});
 }
 
 void Limits::Impl::uncount(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
@@ -535,7 +568,8 @@ void Limits::add(std::span<const Fact> facts, Instant when, std::vector<Notice>&
         account.bring_up(impl_->books, ns);
         if (hold != nullptr && std::ranges::find(hold->accounts, number) != hold->accounts.end())
           impl_->let_go(*hold, number);
-        const std::int64_t counted = impl_->count(number, fact.words, fact.units, fact.cost, ns, notices, i);
+        const std::int64_t counted =
+            impl_->count(number, fact.words, fact.units, fact.cost, ns, notices, i, number == fact.accounts.front());
         if (receipt != nullptr) receipt->counted_ns.push_back(counted);
       }
       if (hold == nullptr) return;
@@ -577,7 +611,8 @@ void Limits::correct(const Fact& out, const Fact* in, Instant counted_at, Instan
     Account& account = impl_->at(number);
     const std::scoped_lock lock(account);
     account.bring_up(impl_->books, ns_of(now));
-    impl_->count_at(number, in->words, in->units, in->cost, at_ns, ns_of(now), notices, 0);
+    impl_->count_at(number, in->words, in->units, in->cost, at_ns, ns_of(now), notices, 0,
+                    number == in->accounts.front());
   }
   if (in->settles) release(*in->settles);
 }

@@ -91,11 +91,11 @@ struct Told {
   WindowKind window = WindowKind::lifetime;
 };
 
-/// A soft limit, hard limit or cost threshold that recorded use has reached.
+/// A soft limit, hard limit or cost threshold that recorded use has reached, or an agent's hour that became unusual.
 struct Notice {
-  enum class Kind : std::uint8_t { soft, hard, cost };
+  enum class Kind : std::uint8_t { soft, hard, cost, anomaly };
   Kind kind;
-  std::string id;  ///< of the quota or threshold
+  std::string id;  ///< of the quota or threshold; "anomaly"
   std::string subject;
   std::int64_t used;  ///< in the measure
   std::int64_t limit;
@@ -105,7 +105,9 @@ struct Notice {
   Measure measure = Measure::units;
   contracts::ThresholdAction action = contracts::ThresholdAction::notify_only;
   std::vector<std::string> approvers;
-  std::size_t fact = 0;  ///< of the batch, which reached it
+  std::size_t fact = 0;   ///< of the batch, which reached it
+  double expected = 0;    ///< of an anomaly: NanoMoney that hour usually costs, ...
+  double confidence = 0;  ///< ... and how sure it is that this is none of the usual
 };
 
 /// A cost threshold that a use would exceed.

@@ -91,12 +91,15 @@ struct Limits::Impl {
   Verdict judge(const Targets& targets, const Use& use, std::int64_t ns) const;
   void judge_unseen(const Targets& targets, const Use& use, Verdict& granted, std::optional<Verdict>& refused) const;
 
-  /// Counts one fact for one account; returns when. Requires: its lock, and that it was brought up.
+  /// Counts one fact for one account, `own` if it is the agent's own use; returns when. Requires: its lock, and that it
+  /// was brought up.
   std::int64_t count(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t ns,
-                     std::vector<Notice>& notices, std::size_t fact);
+                     std::vector<Notice>& notices, std::size_t fact, bool own);
   /// The same of one that counts at `at_ns`, which is not after the account's latest use.
   void count_at(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost, std::int64_t at_ns,
-                std::int64_t now, std::vector<Notice>& notices, std::size_t fact);
+                std::int64_t now, std::vector<Notice>& notices, std::size_t fact, bool own);
+  void notice_unusual(AccountNumber number, NanoMoney before, std::int64_t ns, std::vector<Notice>& notices,
+                      std::size_t fact);
   void notice(AccountNumber number, const Account::Counter& counter, const Terms& terms, Notice::Kind kind,
               std::int64_t used, std::int64_t ns, std::vector<Notice>& notices, std::size_t fact) const;
   /// Requires: its lock.

@@ -14,6 +14,7 @@ struct AnomalyRules {
   std::uint32_t hours_min = 24;  ///< completed hours of history before anything counts as unusual
   double deviations = 6;         ///< how many standard deviations above the mean hour
   double factor = 3;             ///< and how many times the mean hour
+  double confidence = 0.97;      ///< from which on people are told
 };
 
 /// What an hour is expected to cost.

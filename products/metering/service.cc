@@ -32,6 +32,8 @@ Result<> check_options(const MeteringOptions& options) {
   CRETO_TRY(within("event_age_max", options.event_age_max, 1h, 100 * year));
   CRETO_TRY(within("event_ahead_max", options.event_ahead_max, 0s, 24h));
   CRETO_TRY(within("hold_max", options.hold_max, 1min, year));
+  if (!(options.anomaly_confidence >= 0.5 && options.anomaly_confidence < 1))
+    return error(ErrorKind::invalid_input, "metering.anomaly_confidence: must be at least 0.5 and less than 1");
   return validate(options.issuer, "metering.issuer");
 }
 
@@ -57,7 +59,7 @@ MeteringService::MeteringService(sql::Database& database, nhi::Nhi& nhi, consens
       options_(std::move(options)),
       self_(Identity::service("metering").value()),
       probe_(telemetry),
-      limits_({.detect = options_.detect_anomalies}),
+      limits_({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence}),
       identities_changed_(database.signal("nhi.changed")) {}
 
 Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::path& directory) {
@@ -145,7 +147,7 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     return error(ErrorKind::invalid_input, "the checkpoint counts another currency");
   auto younger = limits_.load(counters.last(reader.left()));
   if (!younger) {
-    limits_ = Limits({.detect = options_.detect_anomalies});
+    limits_ = Limits({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence});
     CRETO_TRY(put_rules());
     return std::move(younger).error();
   }
@@ -313,9 +315,9 @@ Result<> MeteringService::attach(bus::Bus& bus) {
 Result<> MeteringService::tick() {
   const Instant now = clock_.now();
   limits_.expire(now);
+  let_go_of_ended(now);
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
-  let_go_of_ended(now);
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
   // What a stop left out. Queries make what is missing: no reason not to bill.
   if (auto sealed = columns_->seal_all(); !sealed) {

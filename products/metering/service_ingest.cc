@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
@@ -236,21 +237,26 @@ Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx
   return *std::move(answers);
 }
 
-/// Publishes a notice, once for its limit and window.
+/// Publishes a notice, once for its limit, subject and window.
 Result<> MeteringService::tell(const Context& ctx, const Intake::Reached& reached) {
   const Notice& notice = reached.notice;
+  const bool unusual = notice.kind == Notice::Kind::anomaly;
   const bool cost = notice.kind == Notice::Kind::cost;
   contracts::CostThresholdExceededEvent event;
-  event.kind = cost ? "cost_threshold" : "quota_breach";
+  event.kind = unusual ? "cost_anomaly" : cost ? "cost_threshold" : "quota_breach";
   event.threshold_id = notice.id;
   event.triggering_event = reached.event.to_string();
-  const bool money = cost || notice.measure == Measure::cost;
+  const bool money = unusual || cost || notice.measure == Measure::cost;
   event.current = money ? from_nano_money(notice.used).to_string() : std::to_string(notice.used);
   event.limit = money ? from_nano_money(notice.limit).to_string() : std::to_string(notice.limit);
   event.unit = money ? options_.currency.code() : notice.event_type;
   event.period = notice.period;
   event.action = notice.action;
   event.approvers = notice.approvers;
+  if (unusual) {
+    event.expected = from_nano_money(std::llround(notice.expected)).to_string();
+    event.confidence = fmt::format("{:.4f}", notice.confidence);
+  }
   std::string payload = CRETO_TRY(event.to_json());
   const EventId id = EventId::fresh(clock_.now());
   DelegationChain chain;
@@ -262,6 +268,11 @@ Result<> MeteringService::tell(const Context& ctx, const Intake::Reached& reache
     const bool first = CRETO_TRY(store::insert_notice(tx, ctx.org, notice));
     if (!first) return {};
     CRETO_TRY(bus::publish(tx, ctx, contracts::CostThresholdExceededEvent::subject, id.to_string(), body));
+    if (unusual) {
+      return audit_change(tx, ctx, "cost_anomaly", "metering:anomaly:" + notice.subject,
+                          fmt::format(R"({{"confidence":"{}","cost":"{}","expected":"{}"}})", event.confidence,
+                                      event.current, event.expected));
+    }
     return audit_change(tx, ctx, cost ? "cost_threshold_exceeded" : "quota_notice",
                         fmt::format("metering:{}:{}", cost ? "threshold" : "quota", notice.id));
   }));

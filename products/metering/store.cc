@@ -80,6 +80,8 @@ std::string_view level_of(Notice::Kind kind) {
       return "hard";
     case Notice::Kind::cost:
       return "cost";
+    case Notice::Kind::anomaly:
+      return "anomaly";
   }
   return "";
 }
@@ -102,7 +104,8 @@ Result<bool> insert_notice(sql::Tx& tx, const std::string& org, const Notice& no
   const std::int64_t inserted = CRETO_TRY(
       tx.exec("INSERT INTO metering_notices (org, limit_id, level, window_ns, limit_value) VALUES ($1, $2, $3, $4, $5) "
               "ON CONFLICT (org, limit_id, level, window_ns, limit_value) DO NOTHING",
-              {org, notice.id, level_of(notice.kind), notice.window_begin, notice.limit}));
+              {org, fmt::format("{} {}", notice.id, notice.subject), level_of(notice.kind), notice.window_begin,
+               notice.limit}));
   return inserted == 1;
 }
 

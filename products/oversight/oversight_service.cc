@@ -689,22 +689,33 @@ class OversightService final : public Oversight {
     const auto event = CRETO_TRY(contracts::CostThresholdExceededEvent::from_json(envelope.payload));
 
     const bool quota = event.kind == "quota_breach";
+    const bool unusual = event.kind == "cost_anomaly";
     const std::optional<Policy> policy =
         CRETO_TRY(policy_for(ctx, quota ? Trigger::quota_breach : Trigger::cost_threshold));
     if (!policy) return {};
-    const std::string arguments = CRETO_TRY(canonical_json(Json{{"threshold_id", event.threshold_id},
-                                                                {"current", event.current},
-                                                                {"limit", event.limit},
-                                                                {"unit", event.unit},
-                                                                {"period", event.period}}));
+    Json said{{"threshold_id", event.threshold_id},
+              {"current", event.current},
+              {"limit", event.limit},
+              {"unit", event.unit},
+              {"period", event.period}};
+    std::string description = fmt::format("{} has used {} of {} {} per {}", envelope.agent.text(), event.current,
+                                          event.limit, event.unit, event.period);
+    if (unusual) {
+      said["expected"] = event.expected;
+      said["confidence"] = event.confidence;
+      description = fmt::format("{} has spent {} {} in an hour that usually costs {} (confidence {})",
+                                envelope.agent.text(), event.current, event.unit, event.expected, event.confidence);
+    }
+    const std::string arguments = CRETO_TRY(canonical_json(said));
     contracts::ApprovalRequest asked{
         .action = {envelope.agent, envelope.delegation_chain, std::nullopt, quota ? "quota.raise" : "cost.continue",
                    quota ? "Quota" : "CostThreshold", event.threshold_id, arguments},
         .needs = {{.policy = policy->id, .forbid = {}}},
-        .description = fmt::format("{} has used {} of {} {} per {}", envelope.agent.text(), event.current, event.limit,
-                                   event.unit, event.period),
+        .description = std::move(description),
         .reasoning = {},
-        .risk_factors = {quota ? "quota nearly used up" : "cost threshold exceeded"}};
+        .risk_factors = {quota     ? "quota nearly used up"
+                         : unusual ? "unusual spending"
+                                   : "cost threshold exceeded"}};
     const Result<ApprovalStatus> created = request_approval(ctx, asked);
     if (!created) return Error(created.error());
     return {};

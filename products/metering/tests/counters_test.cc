@@ -370,6 +370,31 @@ TEST(Anomaly, IsAnHourFarAboveTheAgentsRhythm) {
   EXPECT_GT(unusual->anomaly->confidence, 0.97);
 }
 
+TEST(Anomaly, IsToldOnceAnHourWhereItIsSureEnough) {
+  const Caller a = caller(1);
+  const auto told = [&](double confidence) {
+    Limits limits({.confidence = confidence});
+    std::vector<Notice> notices;
+    Instant now = start;
+    for (int hour = 0; hour < 40; ++hour, now += 1h)
+      limits.add(a.use(1, (5 + 10 * (hour % 2)) * usd), now, {}, notices);
+    EXPECT_TRUE(notices.empty());
+    for (int use = 0; use < 10; ++use) limits.add(a.use(1, 10 * usd), now, {}, notices);
+    return notices;
+  };
+  const auto notices = told(0.97);
+  ASSERT_EQ(notices.size(), 1u) << "not of each ancestor, and not with every use";
+  EXPECT_EQ(notices[0].kind, Notice::Kind::anomaly);
+  EXPECT_EQ(notices[0].subject, a.self.text());
+  EXPECT_EQ(notices[0].used, 50 * usd);
+  EXPECT_NEAR(notices[0].expected, 10e9, 1e9);
+  EXPECT_GT(notices[0].confidence, 0.97);
+  const auto surer = told(0.99);
+  ASSERT_EQ(surer.size(), 1u);
+  EXPECT_EQ(surer[0].used, 60 * usd);
+  EXPECT_TRUE(told(0.9999).empty());
+}
+
 TEST(Anomaly, OfAnAccountWithAThresholdIsJudgedByTheHourOfTheWeek) {
   Limits limits;
   const Caller a = caller(1);

@@ -740,6 +740,46 @@ TEST_P(MeteringContract, MessagesAreTrackedOnceAndLimited) {
   EXPECT_EQ(decision.used, 1);
 }
 
+TEST_P(MeteringContract, AnHourOfUnusualSpendingIsToldOnce) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  std::mutex mutex;
+  std::vector<EventEnvelope> notices;
+  ASSERT_TRUE(carrier->subscribe("test", "metering.thresholds", [&](const bus::BusMessage& message) -> Result<> {
+    const std::scoped_lock lock(mutex);
+    notices.push_back(EventEnvelope::from_json(message.body).value());
+    return {};
+  }));
+  int events = 0;
+  const auto spend = [&](std::string cost) {
+    Draft draft = keyed(fmt::format("k{}", events++));
+    draft.cost = std::move(cost);
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  for (int hour = 0; hour < 30; ++hour) {
+    spend("1");
+    clock.advance(1h);
+  }
+  const std::int64_t before = rows("SELECT count(*) FROM audit_pending");
+  for (int use = 0; use < 4; ++use) spend("2");
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 2) << "the anomaly, and metering's keys to sign with";
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
+  ASSERT_EQ(notices.size(), 1u) << "not with every use, and not for those above it";
+  EXPECT_EQ(notices[0].agent, *child);
+  EXPECT_TRUE(registry->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
+                               *notices[0].signature, event_signature_context));
+  const auto notice = contracts::CostThresholdExceededEvent::from_json(notices[0].payload).value();
+  EXPECT_EQ(notice.kind, "cost_anomaly");
+  EXPECT_EQ(notice.current, "4");
+  EXPECT_EQ(notice.expected, "1");
+  EXPECT_EQ(notice.confidence, "1.0000");
+  clock.advance(1h);
+  for (int use = 0; use < 20; ++use) spend("2");
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
+  EXPECT_EQ(notices.size(), 2u) << "another hour";
+}
+
 TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
   with_bus();
   ASSERT_FALSE(HasFatalFailure());

@@ -131,7 +131,7 @@ class OversightContract : public ::testing::TestWithParam<Where> {
     auto done = oversight->put_policy(
         as(ada->identity), {.id = "large-payments",
                             .description = "over 10 000",
-                            .triggers = {Trigger::authorization, Trigger::quota_breach},
+                            .triggers = {Trigger::authorization, Trigger::quota_breach, Trigger::cost_threshold},
                             .tiers = {{.approvers = {cfo->identity, ada->identity}, .quorum = quorum, .timeout = 10min},
                                       {.approvers = {ceo->identity}, .quorum = 1, .timeout = 1h}},
                             .final_action = final_action,
@@ -673,9 +673,13 @@ TEST_P(OversightContract, AQuotaNoticeBecomesARequestOnlyWhereMeteringSignedIt) 
   add_policy();
   const Identity metering = Identity::service("metering").value();
   ASSERT_TRUE(nhi->ensure_service(Context::of_service(metering), metering));
-  const auto publish = [&](const Identity& signer, const std::string& id) {
+  const auto publish = [&](const Identity& signer, const std::string& id, const std::string& kind = "quota_breach") {
     contracts::CostThresholdExceededEvent event;
-    event.kind = "quota_breach";
+    event.kind = kind;
+    if (kind == "cost_anomaly") {
+      event.expected = "120";
+      event.confidence = "0.99";
+    }
     event.threshold_id = id;
     event.triggering_event = "evt";
     event.current = "95000";
@@ -704,6 +708,14 @@ TEST_P(OversightContract, AQuotaNoticeBecomesARequestOnlyWhereMeteringSignedIt) 
   ASSERT_EQ(requests.size(), 1u);
   EXPECT_EQ(requests[0].action.action, "quota.raise");
   EXPECT_EQ(requests[0].action.resource_id, "tokens");
+  publish(metering, "anomaly", "cost_anomaly");
+  ASSERT_TRUE(bus_->wait_until_idle(20s));
+  const auto unusual = oversight->list(system, {}).value();
+  ASSERT_EQ(unusual.size(), 2u);
+  EXPECT_TRUE(std::ranges::any_of(unusual, [](const Request& request) {
+    return request.action.action == "cost.continue" &&
+           request.description.find("in an hour that usually costs 120") != std::string::npos;
+  }));
 }
 
 }  // namespace

@@ -35,13 +35,14 @@ struct RuntimeUsageEvent {
   static Result<RuntimeUsageEvent> from_json(std::string_view text);
 };
 
-/// Subject `metering.thresholds`, event_type "cost_threshold_exceeded" (000 §2.1); also quota notices (001 §7.3).
+/// Subject `metering.thresholds`, event_type "cost_threshold_exceeded" (000 §2.1); also quota notices (001 §7.3)
+/// and hours in which an agent spends unusually much (001 §4.1).
 struct CostThresholdExceededEvent {
   static constexpr std::string_view event_type = "cost_threshold_exceeded";
   static constexpr std::string_view subject = "metering.thresholds";
 
-  std::string kind;              ///< "cost_threshold" or "quota_breach"
-  std::string threshold_id;      ///< of the threshold or quota
+  std::string kind;              ///< "cost_threshold", "quota_breach" or "cost_anomaly"
+  std::string threshold_id;      ///< of the threshold or quota; "anomaly"
   std::string triggering_event;  ///< its event id or type
   std::string current;           ///< decimal: money for a cost threshold, units for a quota
   std::string limit;
@@ -49,6 +50,8 @@ struct CostThresholdExceededEvent {
   std::string period;
   ThresholdAction action = ThresholdAction::notify_only;
   std::vector<std::string> approvers;
+  std::string expected{};    ///< only of an anomaly: what the hour usually costs, decimal, ...
+  std::string confidence{};  ///< ... and how sure it is that this is none of the usual, decimal from 0 to 1
 
   Result<std::string> to_json() const;
   static Result<CostThresholdExceededEvent> from_json(std::string_view text);

@@ -215,6 +215,10 @@ struct MeteringOptions {
   Nanos event_ahead_max = std::chrono::hours(1);       ///< likewise events from the future; at most a day
   Nanos hold_max = std::chrono::hours(24 * 7);         ///< longest reservation; 1 minute to 366 days
   bool detect_anomalies = true;
+  /// How sure it must be that an agent's hour is none of its usual ones for people to be told, once an hour; 0.5 up to,
+  /// not including, 1. Hours that cost less than three times the mean, or six standard deviations more than it, never
+  /// are.
+  double anomaly_confidence = 0.97;
   /// What was recorded of the usage log's end, for `verify_usage`; none: that is not compared. Must outlive the
   /// service.
   audit::AuditLog* audit = nullptr;
