@@ -8,7 +8,6 @@
 
 #include "creto/common/json.h"
 #include "creto/crypto/key_sealer.h"
-#include "creto/io/http_client.h"
 #include "creto/io/sql.h"
 #include "creto/messaging/endpoint.h"
 #include "creto/messaging/messaging.h"
@@ -153,11 +152,8 @@ class NhiEndpoints final : public AgentEndpoints {
 
 class StoredInvoices final : public Invoices {
  public:
-  StoredInvoices(storage::Storage& storage, std::string webhook_url, const Clock& clock, Telemetry& telemetry)
-      : storage_(storage),
-        webhook_url_(std::move(webhook_url)),
-        client_(http::Client::create(clock)),
-        telemetry_(telemetry) {}
+  StoredInvoices(storage::Storage& storage, std::unique_ptr<oversight::Notifier> webhook, Telemetry& telemetry)
+      : storage_(storage), webhook_(std::move(webhook)), telemetry_(telemetry) {}
 
   void send_messages_through(messaging::Messaging& messaging, AgentEndpoints& endpoints) override {
     const std::lock_guard lock(mutex_);
@@ -208,25 +204,21 @@ class StoredInvoices final : public Invoices {
         {"signature", signature},
         {"pdf",
          invoice.pdf_object}}.dump();
-    if (!webhook_url_.empty()) {
-      http::ClientRequest request;
-      request.method = "POST";
-      request.url = webhook_url_;
-      request.headers = {{"Content-Type", "application/json"}, {"Idempotency-Key", invoice.id.to_string()}};
-      request.body = body;
-      const http::Response response = CRETO_TRY(client_->send(ctx, request));
-      if (response.status < 200 || response.status >= 300)
-        return Error(Product::metering, ErrorKind::unavailable,
-                     fmt::format("invoice webhook: answered {}", response.status));
-    }
+    // Each is tried whatever becomes of the other; who has it already takes a repetition for what it is.
     auto told = message(ctx, invoice, body);
-    // An agent that is gone, or may not be written to, will never take it: then the webhook was all there is to do.
-    if (!told && !told.error().retryable() && !webhook_url_.empty()) {
-      telemetry_.warn("metering", "invoice_message_not_sent",
-                      {{"invoice", invoice.id.to_string()}, {"error", told.error().to_string()}});
+    if (webhook_ == nullptr) return told;
+    auto posted = webhook_->notify(ctx, invoice.id.to_string(), body);
+    if (told && posted) return {};
+    // An agent that is gone, or may not be written to, will never take it, nor a webhook that refuses it: then the
+    // other way was all there is to do.
+    const Result<>& failed = told ? posted : told;
+    if ((told || posted) && !failed.error().retryable()) {
+      telemetry_.warn("metering", told ? "invoice_webhook_refused" : "invoice_message_not_sent",
+                      {{"invoice", invoice.id.to_string()}, {"error", failed.error().to_string()}});
       return {};
     }
-    return told;
+    return Error(Product::metering, ErrorKind::unavailable, "invoice: was not told everybody")
+        .with_cause(failed.error());
   }
 
  private:
@@ -251,8 +243,7 @@ class StoredInvoices final : public Invoices {
   }
 
   storage::Storage& storage_;
-  const std::string webhook_url_;
-  const std::shared_ptr<http::Client> client_;
+  const std::unique_ptr<oversight::Notifier> webhook_;
   Telemetry& telemetry_;
   const Identity self_ = Identity::service("metering").value();
   std::mutex mutex_;
@@ -308,9 +299,9 @@ std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto:
   return std::make_unique<NhiEndpoints>(database, sealer, nhi, messaging, clock);
 }
 
-std::unique_ptr<Invoices> Invoices::create(storage::Storage& storage, std::string webhook_url, const Clock& clock,
+std::unique_ptr<Invoices> Invoices::create(storage::Storage& storage, std::unique_ptr<oversight::Notifier> webhook,
                                            Telemetry& telemetry) {
-  return std::make_unique<StoredInvoices>(storage, std::move(webhook_url), clock, telemetry);
+  return std::make_unique<StoredInvoices>(storage, std::move(webhook), telemetry);
 }
 
 }  // namespace creto::app

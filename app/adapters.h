@@ -4,6 +4,7 @@
 
 #include "creto/audit/audit_log.h"
 #include "creto/metering/metering.h"
+#include "creto/oversight/oversight.h"
 #include "creto/runtime/runtime.h"
 #include "creto/storage/storage.h"
 
@@ -40,11 +41,12 @@ class AgentEndpoints : public runtime::MessageEndpoint {
 std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,
                                                 messaging::Messaging& messaging, const Clock& clock);
 
-/// Invoices: the PDF under Compliance in storage, then a webhook where one is configured, and a message to who is
+/// Invoices: the PDF under Compliance in storage, then a signed webhook where there is one, and a message to who is
 /// billed, who gets it once. Whom no message can reach is told by the webhook alone, where there is one.
 class Invoices : public metering::InvoiceDelivery {
  public:
-  static std::unique_ptr<Invoices> create(storage::Storage& storage, std::string webhook_url, const Clock& clock,
+  /// `webhook`: none where it is null.
+  static std::unique_ptr<Invoices> create(storage::Storage& storage, std::unique_ptr<oversight::Notifier> webhook,
                                           Telemetry& telemetry);
   /// Messaging is made after metering, which it meters with. Until one of these is called nothing is sent: `send` is
   /// `unavailable`, and tried again.

@@ -198,11 +198,15 @@ Result<> assemble_inference(System& system) {
   return {};
 }
 
-Result<Secret> read_webhook_secret(System& system) {
-  if (system.settings.webhook_secret.empty())
+/// Null where there is no url; `name` is of the settings, with `.url` and `.secret`.
+Result<std::unique_ptr<oversight::Notifier>> webhook_of(System& system, std::string_view name, const std::string& url,
+                                                        const std::string& secret) {
+  if (url.empty()) return std::unique_ptr<oversight::Notifier>();
+  if (secret.empty())
     return Error(Product::platform, ErrorKind::invalid_input,
-                 "oversight.webhook.secret: is required with oversight.webhook.url");
-  return configured_secret(system, system.settings.webhook_secret);
+                 fmt::format("{0}.secret: is required with {0}.url", name));
+  Secret key = CRETO_TRY(configured_secret(system, secret));
+  return oversight::create_webhook_notifier(url, std::move(key), system_clock());
 }
 
 Result<metering::MeteringOptions> metering_options(const System& system) {
@@ -216,11 +220,11 @@ Result<metering::MeteringOptions> metering_options(const System& system) {
   options.event_ahead_max = settings.event_ahead_max;
   options.hold_max = settings.hold_max;
   options.detect_anomalies = settings.detect_anomalies;
+  options.anomaly_confidence = settings.anomaly_confidence;
   options.fonts = settings.invoice_fonts;
   options.issuer = {.name = settings.issuer_name,
                     .address = settings.issuer_address,
                     .tax_id = settings.issuer_tax_id,
-  options.anomaly_confidence = settings.anomaly_confidence;
                     .email = settings.issuer_email,
                     .payment = settings.issuer_payment};
   options.audit = system.audit.get();
@@ -242,8 +246,9 @@ Result<> assemble_metering(System& system) {
     system.metering = system.remote_metering.get();
   }
   if (!system.runs("metering")) return {};
-  system.invoices =
-      Invoices::create(*system.storage, system.settings.invoice_webhook_url, system_clock(), *system.telemetry);
+  auto webhook = CRETO_TRY(webhook_of(system, "metering.invoice_webhook", system.settings.invoice_webhook_url,
+                                      system.settings.invoice_webhook_secret));
+  system.invoices = Invoices::create(*system.storage, std::move(webhook), *system.telemetry);
   metering::MeteringOptions options = CRETO_TRY(metering_options(system));
   system.local_metering = CRETO_TRY(metering::create_metering(*system.database, io::real_files(), system.home.usage(),
                                                               *system.nhi, *system.timestamps, *system.invoices,
@@ -258,10 +263,8 @@ Result<> assemble_oversight(System& system) {
   if (const auto channel = CRETO_TRY(channel_to(system, "oversight", Speaks::for_the_caller)))
     system.oversight = oversight::create_oversight_client(channel, system_clock());
   if (!system.runs("oversight")) return {};
-  if (!system.settings.webhook_url.empty()) {
-    Secret secret = CRETO_TRY(read_webhook_secret(system));
-    system.webhook = oversight::create_webhook_notifier(system.settings.webhook_url, std::move(secret), system_clock());
-  }
+  system.webhook =
+      CRETO_TRY(webhook_of(system, "oversight.webhook", system.settings.webhook_url, system.settings.webhook_secret));
   system.oversight = CRETO_TRY(oversight::create_oversight({.database = *system.database,
                                                             .bus = *system.bus,
                                                             .nhi = *system.nhi,

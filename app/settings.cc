@@ -71,7 +71,10 @@ void Settings::declare(ConfigSchema& schema) {
   schema.add("metering.event_ahead_max", event_ahead_max, "likewise events from the future; at most 1 day");
   schema.add("metering.hold_max", hold_max, "the longest reservation, 1 minute to 366 days");
   schema.add("metering.detect_anomalies", detect_anomalies, "learns each agent's rhythm of spending");
-  schema.add("metering.invoice_webhook", invoice_webhook_url, "where finished invoices are sent");
+  schema.add("metering.anomaly_confidence", anomaly_confidence,
+             "how sure it must be that an hour's cost is unusual for people to be told; 0.5 up to 1");
+  schema.add("metering.invoice_webhook.url", invoice_webhook_url, "where finished invoices are sent");
+  schema.add("metering.invoice_webhook.secret", invoice_webhook_secret, "path/NAME of its signing secret in the vault");
   schema.add("metering.issuer.name", issuer_name, "who bills, on every invoice: the legal name");
   schema.add("metering.issuer.address", issuer_address, "by line");
   schema.add("metering.issuer.tax_id", issuer_tax_id, "as VAT DE 123 456 789");

@@ -59,6 +59,7 @@ struct Settings {
   std::string webhook_url;
   std::string webhook_secret;  ///< "path/NAME" of a secret in the vault
   std::string invoice_webhook_url;
+  std::string invoice_webhook_secret;
   std::string metering_currency = "USD";
   std::string issuer_name, issuer_tax_id, issuer_email;
   std::vector<std::string> issuer_address, issuer_payment;
@@ -67,8 +68,8 @@ struct Settings {
   Nanos event_ahead_max = std::chrono::hours(1);
   Nanos hold_max = std::chrono::days(7);
   bool detect_anomalies = true;
-  std::string invoice_fonts = "/usr/share/fonts/truetype/dejavu";
   double anomaly_confidence = 0.97;
+  std::string invoice_fonts = "/usr/share/fonts/truetype/dejavu";
 
   friend bool operator==(const Settings&, const Settings&) = default;
 

@@ -8,6 +8,7 @@
 
 #include "creto/authz/authz.h"
 #include "creto/consensus/timestamp_source.h"
+#include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
 #include "creto/io/files.h"
 #include "creto/io/http_server.h"
@@ -138,11 +139,29 @@ class InvoicesTest : public AgentEndpointsTest {
     invoice.document = "{}";
   }
   std::unique_ptr<Invoices> invoices(const std::string& webhook_url) {
-    auto made = Invoices::create(*storage, webhook_url, clock, no_telemetry());
+    auto webhook =
+        webhook_url.empty() ? nullptr : oversight::create_webhook_notifier(webhook_url, Secret(Bytes(32, 9)), clock);
+    auto made = Invoices::create(*storage, std::move(webhook), no_telemetry());
     made->send_messages_through(*messaging, *endpoints);
     return made;
   }
 
+  std::unique_ptr<http::Server> webhook_that_answers() {
+    return http::Server::start(
+               {.port = 0},
+               [this](const http::Request& request) {
+                 ++calls;
+                 last = request;
+                 return http::Response::text(status, "");
+               },
+               no_telemetry())
+        .value();
+  }
+  static std::string url_of(const http::Server& webhook) { return fmt::format("http://127.0.0.1:{}/", webhook.port()); }
+
+  std::atomic<int> calls = 0;
+  std::atomic<int> status = 204;
+  http::Request last;  ///< read when the call has been answered
   const Context self = as(*Identity::service("metering"));
   creto::testing::TempDir directory;
   Everyone everyone;
@@ -161,20 +180,36 @@ TEST_F(InvoicesTest, ADeliveryThatIsRepeatedIsOneMessage) {
 }
 
 TEST_F(InvoicesTest, WhoIsGoneIsToldByTheWebhookAlone) {
-  std::atomic<int> calls = 0;
-  const auto webhook = http::Server::start(
-                           {.port = 0},
-                           [&](const http::Request&) {
-                             ++calls;
-                             return http::Response::text(204, "");
-                           },
-                           no_telemetry())
-                           .value();
+  const auto webhook = webhook_that_answers();
   ASSERT_TRUE(nhi->revoke_agent(self, bob(), "gone"));
-  const auto told = invoices(fmt::format("http://127.0.0.1:{}/", webhook->port()))->send(self, invoice, {});
+  const auto told = invoices(url_of(*webhook))->send(self, invoice, {});
   EXPECT_TRUE(told) << told.error().to_string();
   EXPECT_EQ(calls, 1);
   EXPECT_FALSE(invoices("")->send(self, invoice, {})) << "nobody was told";
+}
+
+TEST_F(InvoicesTest, TheWebhookIsSigned) {
+  const auto webhook = webhook_that_answers();
+  ASSERT_TRUE(invoices(url_of(*webhook))->send(self, invoice, {}));
+  EXPECT_EQ(last.header("webhook-id"), invoice.id.to_string());
+  const std::string content =
+      fmt::format("{}.{}.{}", last.header("webhook-id"), last.header("webhook-timestamp"), last.body);
+  EXPECT_EQ(last.header("webhook-signature"), "v1," + base64(crypto::hmac_sha256(Bytes(32, 9), as_bytes(content))));
+}
+
+TEST_F(InvoicesTest, AWebhookThatIsDownKeepsNobodyFromHisMessage) {
+  const auto webhook = webhook_that_answers();
+  status = 503;
+  const auto sent = invoices(url_of(*webhook))->send(self, invoice, {});
+  ASSERT_FALSE(sent);
+  EXPECT_TRUE(sent.error().retryable());
+  EXPECT_THAT(text_for(bob()), ::testing::HasSubstr(invoice.id.to_string()));
+  status = 204;
+  EXPECT_TRUE(invoices(url_of(*webhook))->send(self, invoice, {}));
+  EXPECT_EQ(messaging->receive(as(bob()), {}).value().size(), 1u) << "one message";
+  status = 410;
+  invoice.id = InvoiceId::fresh(clock.now());
+  EXPECT_TRUE(invoices(url_of(*webhook))->send(self, invoice, {})) << "it will never be taken there";
 }
 
 }  // namespace

@@ -238,10 +238,11 @@ LEDGER_URL = "{self.ledger_url}"
 [egress.hosts]
 "rates.example" = "{self.rates.address}"
 "thief.example" = "{self.thief.address}"
-[metering]
-invoice_webhook = "http://{self.invoices.address}/invoices"
 [oversight.webhook]
 url = "http://{self.webhook.address}/approvals"
+secret = "webhooks/OVERSIGHT"
+[metering.invoice_webhook]
+url = "http://{self.invoices.address}/invoices"
 secret = "webhooks/OVERSIGHT"
 """)
         # The server reads the webhook's secret at its start, so it is made by one that has no webhook yet.
