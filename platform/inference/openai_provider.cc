@@ -14,6 +14,7 @@ class OpenAiProvider final : public Provider {
     while (options_.base_url.ends_with('/')) options_.base_url.pop_back();
     capabilities_.context_tokens = options_.context_tokens;
     capabilities_.local = options_.local;
+    capabilities_.default_model = options_.default_model;
     capabilities_.embeddings = !options_.default_embedding_model.empty();
   }
 

@@ -53,14 +53,15 @@ Result<> RuntimeService::decide_egress(const EgressTarget& target) {
   if (verdict == EgressVerdict::deny)
     refusal = Error(Product::runtime, ErrorKind::egress_denied, fmt::format("denied by {}", why));
   if (verdict == EgressVerdict::require_authz) {
-    const auto decision =
-        services_.authz.admit(ctx, {record.sandbox.agent,
-                                    record.sandbox.delegation_chain,
-                                    "network.egress",
-                                    {"Host", target.text()},
-                                    {{"host", target.host}, {"port", static_cast<std::int64_t>(target.port)}},
-                                    {},
-                                    {}});
+    const auto decision = services_.authz.admit(ctx, {record.sandbox.agent,
+                                                      record.sandbox.delegation_chain,
+                                                      "network.egress",
+                                                      {"Host", target.text()},
+                                                      {{"host", target.host},
+                                                       {"port", static_cast<std::int64_t>(target.port)},
+                                                       {"sandbox_id", record.sandbox.id.to_string()}},
+                                                      {},
+                                                      {}});
     refusal = authz::refusal(Product::runtime, decision);
   }
   auto entry = audit::AuditRecord::of(ctx, refusal ? "egress_denied" : "egress_allowed", sandbox_uri(target.sandbox),

@@ -42,7 +42,7 @@ struct OperationRecord {
   std::string key;        ///< the agent's own; empty: none was given
   std::string name;       ///< of the action or model
   std::string arguments;  ///< canonical JSON
-  std::string reasoning;
+  std::string reasoning;  ///< of an action; of a call of a model the hash of the token that approved it
   bool done = false;
   int status = 0;      ///< HTTP status that the agent got, once done
   std::string result;  ///< JSON, once done

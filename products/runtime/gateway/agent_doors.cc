@@ -23,6 +23,7 @@ constexpr std::string_view send_operation = "runtime.send";
 constexpr Nanos idempotency_window = std::chrono::hours(24);
 constexpr std::size_t receive_messages_max = 32;
 constexpr int receive_looks_max = 8;
+constexpr std::size_t shown_prompt_max = 2'000;
 
 Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 Error turned_off(std::string_view what) {
@@ -363,12 +364,13 @@ void AgentDoors::resume_one(OperationRecord operation, Nanos delay) {
 
 // --- inference -------------------------------------------------------------------------------------------------------
 
-Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& resident, const Json& body) {
+Result<ActionOutcome> AgentDoors::complete(const Context& ctx, const Resident& resident, const Json& body,
+                                           const std::string& override_token) {
   if (!services_.inference) return turned_off("inference");
   const auto request = CRETO_TRY(read_completion(body, resident.sandbox));
   const auto canonical = CRETO_TRY(canonical_json(body));
   const auto hash = hex(crypto::sha3_256(as_bytes(canonical)));
-  if (ctx.idempotency_key.empty()) return call_model(ctx, resident, request, hash);
+  if (ctx.idempotency_key.empty()) return call_model(ctx, resident, request, hash, override_token);
 
   // A sandbox has one runtime, so this one knows of every call that is under way.
   const auto call = fmt::format("{}\n{}\n{}", resident.org, resident.agent.text(), ctx.idempotency_key);
@@ -382,11 +384,12 @@ Result<std::string> AgentDoors::complete(const Context& ctx, const Resident& res
     calls_.erase(*done);
   };
   const std::unique_ptr<const std::string, decltype(over)> under_way(&call, over);
-  return call_model(ctx, resident, request, hash);
+  return call_model(ctx, resident, request, hash, override_token);
 }
 
-Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& resident,
-                                           const inference::CompletionRequest& request, const std::string& hash) {
+Result<ActionOutcome> AgentDoors::call_model(const Context& ctx, const Resident& resident,
+                                             const inference::CompletionRequest& request, const std::string& hash,
+                                             const std::string& override_token) {
   const auto earlier =
       CRETO_TRY(sql::read(services_.database, ctx, [&](sql::Tx& tx) -> Result<std::optional<OperationRecord>> {
         return RuntimeStore::find_operation(tx, resident.org, resident.agent, "inference", ctx.idempotency_key);
@@ -394,20 +397,34 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
   if (earlier) {
     if (earlier->arguments != hash)
       return Error(Product::runtime, ErrorKind::conflict, "this idempotency key was used with other content");
-    if (earlier->done) return earlier->result;
+    if (earlier->done) return ActionOutcome{earlier->status, earlier->result, std::nullopt};
   }
+  // A request that names no model is one for the endpoint's own: by policy, and by price.
+  const std::string model = request.model.empty() ? services_.inference->capabilities().default_model : request.model;
+  const auto sandbox = resident.sandbox.to_string();
+  const auto max_tokens = static_cast<std::int64_t>(request.max_tokens);
+  // What a human is shown, and his token bound to: the whole request by its hash.
+  const auto arguments = CRETO_TRY(canonical_json(
+      Json{{"max_tokens", max_tokens},
+           {"prompt", request.messages.empty() ? "" : legible(request.messages.back().content, shown_prompt_max)},
+           {"request_sha3_256", hash},
+           {"sandbox_id", sandbox}}));
   const authz::CheckRequest check{resident.agent,
                                   resident.chain,
                                   "inference.call",
-                                  {"Model", request.model.empty() ? "default" : request.model},
-                                  {},
-                                  {},
-                                  {}};
-  const auto waiting =
-      CRETO_TRY(approvals_.require(ctx, check, resident.sandbox, "{}", "call the model", "", std::nullopt));
-  if (waiting)
-    return Error(Product::runtime, ErrorKind::oversight_required,
-                 fmt::format("the call waits for approval `{}`", waiting->request.to_string()));
+                                  {"Model", model.empty() ? "default" : model},
+                                  {{"max_tokens", max_tokens}, {"sandbox_id", sandbox}},
+                                  crypto::sha3_256(as_bytes(arguments)),
+                                  override_token};
+  // A token that is used up already was so for this call, which then got no answer.
+  const auto used = override_token.empty() ? std::string() : hex(crypto::sha3_256(as_bytes(override_token)));
+  const bool approved = earlier && !used.empty() && earlier->reasoning == used;
+  if (!approved) {
+    auto waiting =
+        CRETO_TRY(approvals_.require(ctx, check, resident.sandbox, arguments,
+                                     fmt::format("call the model `{}`", check.resource.id), "", std::nullopt));
+    if (waiting) return ActionOutcome{202, {}, std::move(waiting)};
+  }
 
   OperationRecord operation{resident.org,
                             ActionId::fresh(services_.clock.now()).to_string(),
@@ -417,7 +434,7 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
                             ctx.idempotency_key,
                             request.model,
                             hash,
-                            {},
+                            used,
                             false,
                             0,
                             {}};
@@ -439,7 +456,7 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
                                    {"input_tokens", std::to_string(prompt)},
                                    {"output_tokens", std::to_string(request.max_tokens)}}};
     // As it was asked for: which one the provider takes for it, only its answer says.
-    if (!request.model.empty()) spend.properties.emplace("model_id", request.model);
+    if (!model.empty()) spend.properties.emplace("model_id", model);
     auto held = services_.limits->reserve(ctx, spend);
     if (!held)
       return Error(Product::runtime,
@@ -447,9 +464,13 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
                    "the model cannot be called")
           .with_cause(std::move(held).error());
   }
-  if (!earlier) {
-    const auto begun =
-        sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::insert(tx, operation, tx.now()); });
+  const bool uses_token = !override_token.empty() && !approved;
+  if (!earlier || uses_token) {
+    const auto begun = sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+      if (!earlier) CRETO_TRY(RuntimeStore::insert(tx, operation, tx.now()));
+      if (uses_token) CRETO_TRY(services_.authz.consume_override(tx, ctx, check, operation.id));
+      return {};
+    });
     if (!begun) {
       release(ctx, operation);
       return Error(begun.error());
@@ -465,7 +486,9 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
     const auto kind = response.error().kind();
     if (kind == ErrorKind::timeout || kind == ErrorKind::unavailable || kind == ErrorKind::cancelled)
       return std::move(response).error();
-    // What was refused is no operation; where this is not written, the repeat calls again all the same.
+    // What was refused is no operation, unless an approval stands in it; where this is not written, the repeat calls
+    // again all the same.
+    if (!override_token.empty()) return std::move(response).error();
     const auto forgotten =
         sql::write(services_.database, ctx, [&](sql::Tx& tx) { return RuntimeStore::remove(tx, operation); });
     if (!forgotten)
@@ -516,7 +539,7 @@ Result<std::string> AgentDoors::call_model(const Context& ctx, const Resident& r
     if (!written && written.error().kind() == ErrorKind::conflict) return {};  // it was, and we did not learn of it
     return written;
   });
-  return operation.result;
+  return ActionOutcome{200, operation.result, std::nullopt};
 }
 
 // --- memory and messages -------------------------------------------------------------------------------------------

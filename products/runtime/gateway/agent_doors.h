@@ -75,9 +75,12 @@ class AgentDoors {
   /// upstream did not answer: repeat with the same key).
   Result<ActionOutcome> act(const Context& ctx, const Resident& resident, const std::string& action,
                             const Json& arguments, const std::string& reasoning, const std::string& override_token);
-  /// OpenAI's request and response JSON. The model is called once per idempotency key and answer. Errors: conflict (key
-  /// used with other content); unavailable (retryable) while a call with the same key is under way.
-  Result<std::string> complete(const Context& ctx, const Resident& resident, const Json& request);
+  /// OpenAI's request and response JSON. The model is called once per idempotency key and answer. Where a human has to
+  /// approve the call, his token is for this very request, and is used up when the call begins; a call that got no
+  /// answer may be repeated under its key with it. Errors: conflict (key used with other content); unavailable
+  /// (retryable) while a call with the same key is under way.
+  Result<ActionOutcome> complete(const Context& ctx, const Resident& resident, const Json& request,
+                                 const std::string& override_token);
 
   Result<std::string> remember(const Context& ctx, const Resident& resident, const Json& request);
   /// Errors: as of messaging; conflict (key used with other content).
@@ -97,8 +100,9 @@ class AgentDoors {
   Result<ActionOutcome> perform(const Context& ctx, OperationRecord operation, const ActionDeclaration& action,
                                 const CheckedArguments& checked);
   void resume_one(OperationRecord operation, Nanos delay);
-  Result<std::string> call_model(const Context& ctx, const Resident& resident,
-                                 const inference::CompletionRequest& request, const std::string& hash);
+  Result<ActionOutcome> call_model(const Context& ctx, const Resident& resident,
+                                   const inference::CompletionRequest& request, const std::string& hash,
+                                   const std::string& override_token);
   /// The hold that was made for an operation is over without use.
   void release(const Context& ctx, const OperationRecord& operation);
   Result<std::string> seal_and_send(const Context& ctx, const Resident& resident, const std::string& to,

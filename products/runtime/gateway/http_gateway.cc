@@ -119,8 +119,7 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
     if (!keyed) return http::error_response(keyed.error());
     const auto& ctx = *keyed;
     if (path == "/v1/inference/chat/completions")
-      return answer<std::string>(doors.complete(ctx, resident, body),
-                                 [](const std::string& s) { return http::Response::json(200, s); });
+      return respond_to(doors.complete(ctx, resident, body, std::string(request.header("creto-override"))));
     if (path.starts_with("/v1/actions/")) return act(ctx, request, std::string(path.substr(12)), body);
     if (path == "/v1/memories")
       return answer<std::string>(doors.remember(ctx, resident, body),
@@ -157,8 +156,11 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
     const Json arguments = in.object("arguments");
     const auto reasoning = in.text_or("reasoning", "");
     if (auto read = in.finish(); !read) return http::error_response(read.error());
-    const auto outcome =
-        doors.act(ctx, resident, name, arguments, reasoning, std::string(request.header("creto-override")));
+    return respond_to(
+        doors.act(ctx, resident, name, arguments, reasoning, std::string(request.header("creto-override"))));
+  }
+
+  static http::Response respond_to(const Result<ActionOutcome>& outcome) {
     if (!outcome) return http::error_response(outcome.error());
     if (outcome->approval) return waiting(*outcome->approval);
     return http::Response::json(outcome->status, outcome->result);

@@ -510,7 +510,9 @@ class RuntimeContract : public ::testing::TestWithParam<Setup>, protected World 
         "@oversight(\"large\") forbid(principal, action == Action::\"payments.pay\", resource) when { "
         "context.amount.greaterThan(decimal(\"100.00\")) };");
     policy("permit(principal, action == Action::\"inference.call\", resource);");
-    policy("permit(principal, action == Action::\"network.egress\", resource == Host::\"rates.example:80\");");
+    policy(
+        "permit(principal, action == Action::\"network.egress\", resource == Host::\"rates.example:80\") when { "
+        "context has sandbox_id };");
     ASSERT_TRUE(write_text_file(directory_.path() / "actions.yaml", R"(
 schema_version: 1
 actions:
@@ -1131,6 +1133,32 @@ TEST_P(RuntimeContract, AModelThatMayHaveAnsweredIsAskedAgainUnderTheSameKeyAndT
   EXPECT_FALSE(parse_json(ask("other").body).value().contains("creto_repeated"));
   EXPECT_EQ(model.calls, 3);
   EXPECT_EQ(usage("inference_tokens", sandbox.id), 2);
+}
+
+TEST_P(RuntimeContract, AnApprovedCallOfAModelIsThisRequestAndMadeOnce) {
+  policy("@oversight(\"large\") forbid(principal, action == Action::\"inference.call\", resource);");
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto ask = [&](const char* key, const char* content, const std::string& token = "") {
+    return gateway(sandbox.id, "POST", "/v1/inference/chat/completions",
+                   Json{{"messages", {{{"role", "user"}, {"content", content}}}}},
+                   {{"Creto-Idempotency-Key", key}, {"Creto-Override", token}});
+  };
+  const auto asked = ask("k", "hello");
+  ASSERT_EQ(asked.status, 202) << asked.body;
+  const auto shown = parse_json(gate->last().action.arguments).value();
+  EXPECT_EQ(shown["prompt"], "hello");
+  EXPECT_EQ(model.calls, 0);
+  const auto token = gate->approve_last(as_service());
+  EXPECT_NE(ask("other", "something else", token).status, 200);
+  // The approval outlives an attempt that was not answered.
+  model.status = 400;
+  EXPECT_NE(ask("k", "hello", token).status, 200);
+  model.status = 200;
+  const auto answer = ask("k", "hello", token);
+  EXPECT_EQ(answer.status, 200) << answer.body;
+  EXPECT_EQ(ask("k", "hello", token).body, answer.body);
+  EXPECT_NE(ask("again", "hello", token).status, 200);
+  EXPECT_EQ(model.calls, 2);
 }
 
 TEST_P(RuntimeContract, WhatCannotBeOpenedIsRefusedAndStandsInNobodysWay) {

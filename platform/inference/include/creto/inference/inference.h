@@ -89,6 +89,7 @@ struct Capabilities {
   bool json = true;
   std::uint32_t context_tokens = 0;  ///< 0: not known
   bool local = false;                ///< data does not leave this installation
+  std::string default_model = {};    ///< answers a request that names none; empty: not known
 };
 
 /// One source of model answers. Thread-safe. Calls return by `ctx.deadline`.
