@@ -66,6 +66,17 @@ Error refusal(const RecordView& record, const Outcome& outcome) {
   }
 }
 
+/// An action that the gateway performed: it asks before, and holds what it may cost.
+bool is_held_action(const RecordView& record) {
+  return record.type == "action" && !record.property("reservation_id").empty();
+}
+
+/// Whether a human was asked for this very use before it happened, who is not to be asked again.
+bool was_asked_for(const Notice& notice, bool held_action) {
+  return held_action && notice.kind == Notice::Kind::cost && notice.period == "transaction" &&
+         notice.action == contracts::ThresholdAction::require_approval;
+}
+
 std::string_view source_of(const RecordView& record) { return record.source.empty() ? record.agent : record.source; }
 
 }  // namespace
@@ -539,6 +550,7 @@ void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_
   Accounts room;
   WithSession with_session;
   const std::string_view org = ledger_.subjects().org_of(of);
+      if (was_asked_for(notice, is_held_action(work.events[event].record))) return;
   Fact out = fact_of(org, accounts_of(of, room), *record, limits_.limits_sessions(org) ? &with_session : nullptr);
   out.settles.reset();
   limits_.correct(out, voids ? nullptr : &in, counted_at, arrived, notices);
@@ -592,6 +604,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
 }
 
 void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reached) {
+  std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, is_held_action(event.record)); });
   if (facts_.size() == batch || event.arrived != arrived_ || event.corrects) finish(reached);
   arrived_ = event.arrived;
   const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
@@ -600,7 +613,8 @@ void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reache
   const Fact fact = intake_.fact_of(org, accounts, event.record, sessions ? &with_session_ : nullptr);
   if (!event.corrects) {
     facts_.push_back(fact);
-    events_.push_back({event.id, event.attribution});
+    events_.push_back({event.id, event.attribution, is_held_action(event.record)});
+  std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, events_[notice.fact].held); });
     return;
   }
   std::vector<Notice> notices;

@@ -95,6 +95,7 @@ class Intake {
     struct Event {
       EventId id;
       AttributionNumber attribution;
+      bool held;  ///< an action that the gateway held
     };
     Intake& intake_;
     Instant arrived_{};

@@ -271,29 +271,45 @@ Context MeteringService::context_of(const bus::BusMessage& message) const {
   return ctx;
 }
 
-/// 001 §7.3: an approver raised a quota.
+/// 001 §7.3: an approver raised a quota, or a cost threshold.
 Result<> MeteringService::on_decision(const Context& ctx, const std::string& body) {
   const EventEnvelope envelope = CRETO_TRY(EventEnvelope::from_json(body));
   if (envelope.event_type != contracts::OversightDecisionEvent::event_type) return {};
   const auto decision = CRETO_TRY(contracts::OversightDecisionEvent::from_json(envelope.payload));
   if (decision.decision != contracts::ApprovalState::approved) return {};
-  const std::optional<QuotaRaise> raise = quota_raise_of(decision.action, decision.arguments, decision.response);
-  if (!raise) return {};
+  const auto quota = quota_raise_of(decision.action, decision.arguments, decision.response);
+  const auto threshold = threshold_raise_of(decision.action, decision.arguments, decision.response);
+  if (!quota && !threshold) return {};
   if (!envelope.signature) return error(ErrorKind::signature_invalid, "decision: is not signed").with_number(401);
   const std::string canonical = CRETO_TRY(envelope.to_json());
   if (canonical != body) return error(ErrorKind::invalid_input, "decision: must be canonical JSON");
   const std::string bytes = CRETO_TRY(envelope.signed_bytes());
   const Identity oversight = CRETO_TRY(Identity::service("oversight"));
   CRETO_TRY(nhi_.verify(own(ctx), oversight, as_bytes(bytes), *envelope.signature, event_signature_context));
-
-  auto quota = CRETO_TRY(
-      sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_quota(tx, ctx.org, raise->quota_id); }));
-  if (!quota) return not_found("quota", raise->quota_id);
-  if (quota->limit >= raise->new_limit) return {};  // delivered again, or raised further meanwhile
-  quota->limit = raise->new_limit;
   Context as_approver = own(ctx);
   if (auto approver = Identity::parse(decision.approver)) as_approver.chain = {*approver, self_};
+  return quota ? raise_quota(ctx, *quota, as_approver) : raise_threshold(ctx, *threshold, as_approver);
+}
+
+/// Neither lowers: it may be delivered again, or was raised further meanwhile.
+Result<> MeteringService::raise_quota(const Context& ctx, const QuotaRaise& raise, const Context& as_approver) {
+  auto quota =
+      CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_quota(tx, ctx.org, raise.quota_id); }));
+  if (!quota) return not_found("quota", raise.quota_id);
+  if (quota->limit >= raise.new_limit) return {};
+  quota->limit = raise.new_limit;
   CRETO_TRY(set_quota(as_approver, *quota));
+  return {};
+}
+
+Result<> MeteringService::raise_threshold(const Context& ctx, const ThresholdRaise& raise, const Context& as_approver) {
+  auto found = CRETO_TRY(
+      sql::read(database_, ctx, [&](sql::Tx& tx) { return store::find_threshold(tx, ctx.org, raise.threshold_id); }));
+  if (!found) return not_found("threshold", raise.threshold_id);
+  Money& limit = found->threshold.limit;
+  if (limit.amount >= raise.new_limit) return {};
+  limit.amount = raise.new_limit;
+  CRETO_TRY(set_threshold(as_approver, *found));
   return {};
 }
 

@@ -211,6 +211,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> on_usage_of_org(std::span<const bus::BusMessage> messages, std::span<Result<>> results);
   Result<> on_decision(const Context& ctx, const std::string& body);
 
+  Result<> raise_quota(const Context& ctx, const QuotaRaise& raise, const Context& as_approver);
+  Result<> raise_threshold(const Context& ctx, const ThresholdRaise& raise, const Context& as_approver);
   sql::Database& database_;
   nhi::Nhi& nhi_;
   consensus::TimestampSource& timestamps_;

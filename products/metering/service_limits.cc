@@ -425,12 +425,20 @@ Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_t
 Result<std::vector<contracts::OversightTrigger>> MeteringService::check_multiple_thresholds(
     const Context& ctx, const contracts::BillableEvent& event,
     const std::vector<contracts::CostThreshold>& thresholds) {
-  const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
-  const Use use{.org = ctx.org, .agent = event.agent.text(), .event_type = event.event_type, .units = 0, .cost = cost};
+  if (thresholds.size() > batch_max)
+    return error(ErrorKind::too_large, fmt::format("thresholds: must be at most {}", batch_max));
+  const NanoMoney cost = CRETO_TRY(cost_of(event.cost));
+  DelegationChain whose = CRETO_TRY(ancestors_of(ctx, event.agent));
+  whose.push_back(event.agent);
+  const Instant now = clock_.now();
   std::vector<contracts::OversightTrigger> triggers;
   for (const contracts::CostThreshold& threshold : thresholds) {
     const NanoMoney limit = CRETO_TRY(cost_of(threshold.limit));
-    const NanoMoney with_use = limits_.cost_with(use, threshold.period, clock_.now());
+    NanoMoney with_use = 0;
+    for (const Identity& one : whose) {
+      const Use use{.org = ctx.org, .agent = one.text(), .event_type = event.event_type, .units = 0, .cost = cost};
+      with_use = std::max(with_use, limits_.cost_with(use, threshold.period, now));
+    }
     if (with_use <= limit) continue;
     const CostFinding finding{threshold.threshold_id,
                               event.agent.text(),

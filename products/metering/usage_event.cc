@@ -257,3 +257,18 @@ std::optional<QuotaRaise> quota_raise_of(std::string_view action, std::string_vi
 }
 
 }  // namespace creto::metering
+std::optional<ThresholdRaise> threshold_raise_of(std::string_view action, std::string_view arguments,
+                                                 std::string_view response) {
+  if (action != "cost.continue") return std::nullopt;
+  const auto asked = parse_json(arguments.empty() ? "{}" : arguments);
+  const auto answered = parse_json(response.empty() ? "{}" : response);
+  const auto text_in = [](const Result<Json>& json, const char* name) {
+    const bool there = json && json->is_object() && json->contains(name) && (*json)[name].is_string();
+    return there ? (*json)[name].get<std::string>() : std::string();
+  };
+  const auto limit = Decimal::parse(text_in(answered, "new_limit"));
+  ThresholdRaise raise{text_in(asked, "threshold_id"), limit ? *limit : Decimal()};
+  if (raise.threshold_id.empty() || raise.new_limit <= Decimal()) return std::nullopt;
+  return raise;
+}
+

@@ -53,3 +53,12 @@ std::optional<QuotaRaise> quota_raise_of(std::string_view action, std::string_vi
                                          std::string_view response);
 
 }  // namespace creto::metering
+/// Likewise of a cost threshold, by an approved `cost.continue`. Only the approver's response names the new limit: the
+/// notice that asked does not propose one, and without it the approval is no more than that he knows.
+struct ThresholdRaise {
+  std::string threshold_id;
+  Decimal new_limit;
+};
+std::optional<ThresholdRaise> threshold_raise_of(std::string_view action, std::string_view arguments,
+                                                 std::string_view response);
+

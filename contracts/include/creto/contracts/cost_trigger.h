@@ -80,7 +80,7 @@ class CostTrigger {
   /// The first threshold of the agent or its ancestors that `event` would exceed in `period`; none within limits.
   virtual Result<std::optional<OversightTrigger>> check_cost_threshold(const Context& ctx, const BillableEvent& event,
                                                                        BillingPeriod period) = 0;
-  /// Every one of `thresholds` that `event` would exceed.
+  /// Every one of `thresholds` that `event` would exceed, for the agent or for one above it, with all below him.
   virtual Result<std::vector<OversightTrigger>> check_multiple_thresholds(
       const Context& ctx, const BillableEvent& event, const std::vector<CostThreshold>& thresholds) = 0;
   /// One answer per event, in order; each event is judged as if the others did not happen.
