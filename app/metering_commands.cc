@@ -74,10 +74,11 @@ Result<Output> verify_usage(const cli::CallOptions& options) {
   const Json problems = response.value("problems", Json::array());
   Output output;
   output.json = response.dump(2);
-  output.text = fmt::format("{} events, {} signed batches, {} counters, {} sums, {} recorded ends of the log: {}\n",
-                            response.value("events", "0"), response.value("batches", "0"),
-                            response.value("counters", "0"), response.value("sums", "0"), response.value("heads", "0"),
-                            problems.empty() ? "all agree" : "they do not agree");
+  output.text = fmt::format(
+      "{} events, {} signed batches, {} signed envelopes, {} counters, {} sums, {} recorded ends of the log: {}\n",
+      response.value("events", "0"), response.value("batches", "0"), response.value("envelopes", "0"),
+      response.value("counters", "0"), response.value("sums", "0"), response.value("heads", "0"),
+      problems.empty() ? "all agree" : "they do not agree");
   for (const Json& problem : problems) output.text += problem.get<std::string>() + "\n";
   output.exit_code = problems.empty() ? 0 : 1;
   return output;

@@ -210,6 +210,9 @@ class Limits {
   /// One fact, by name.
   void add(const Use& use, Instant when, std::optional<ReservationId> settles, std::vector<Notice>& notices);
 
+  /// What counts against a threshold of one subject. None where it is not in force.
+  std::optional<NanoMoney> used_of(std::string_view org, const SubjectThreshold& threshold, Instant now);
+
   // --- cost
   /// The first threshold of agent, subscription or ancestor that `use` would exceed: transaction limits and those of
   /// `period`. Takes no lock and does not allocate where there is none, but for an

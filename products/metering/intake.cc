@@ -415,21 +415,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, std::span<const Result<
       continue;
     }
     const UsageEvent& event = *events[i];
-    std::vector<PropertyView> properties(event.properties.begin(), event.properties.end());
-    const std::string units = event.units.to_string();
-    const std::string cost = event.cost ? event.cost->amount.to_string() : std::string();
-    encode_record({.bytes = {},
-                   .agent = event.envelope.agent.text(),
-                   .type = event.usage_type,
-                   .key = event.idempotency_key,
-                   .time = event.envelope.timestamp.instant(),
-                   .units = units,
-                   .cost = cost,
-                   .currency = event.cost ? std::string_view(event.cost->currency.code()) : std::string_view(),
-                   .replaces = event.replaces,
-                   .voids = event.voids,
-                   .properties = properties},
-                  work.encoded[i]);
+    encode_event(event, work.encoded[i]);
     auto record = parse_record(work.encoded[i], work.scratch);
     auto good = record ? check(*record, now) : Result<>(record.error());
     if (!good) {
@@ -550,7 +536,6 @@ void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_
   Accounts room;
   WithSession with_session;
   const std::string_view org = ledger_.subjects().org_of(of);
-      if (was_asked_for(notice, is_held_action(work.events[event].record))) return;
   Fact out = fact_of(org, accounts_of(of, room), *record, limits_.limits_sessions(org) ? &with_session : nullptr);
   out.settles.reset();
   limits_.correct(out, voids ? nullptr : &in, counted_at, arrived, notices);
@@ -565,6 +550,7 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
     WithSession* const sessions = limits_.limits_sessions(ctx.org) ? &with_session : nullptr;
     std::vector<Notice> notices;
     const auto tell = [&](Notice& notice, std::uint32_t event) {
+      if (was_asked_for(notice, is_held_action(work.events[event].record))) return;
       ++untold_;
       reached.push_back(
           {ctx.org, std::move(notice), outcomes[event].id, Identity::parse(work.events[event].record.agent).value()});
@@ -604,7 +590,6 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
 }
 
 void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reached) {
-  std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, is_held_action(event.record)); });
   if (facts_.size() == batch || event.arrived != arrived_ || event.corrects) finish(reached);
   arrived_ = event.arrived;
   const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
@@ -614,12 +599,12 @@ void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reache
   if (!event.corrects) {
     facts_.push_back(fact);
     events_.push_back({event.id, event.attribution, is_held_action(event.record)});
-  std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, events_[notice.fact].held); });
     return;
   }
   std::vector<Notice> notices;
   intake_.correct(event.corrects->attribution, event.corrects->record, event.corrects->counted_at, fact,
                   !event.record.voids.empty(), event.arrived, notices);
+  std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, is_held_action(event.record)); });
   intake_.untold_ += notices.size();
   for (Notice& notice : notices) {
     reached.push_back({std::string(org), std::move(notice), event.id, Identity::parse(event.record.agent).value()});
@@ -629,6 +614,7 @@ void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reache
 void Intake::Recount::finish(std::vector<Reached>& reached) {
   std::vector<Notice> notices;
   intake_.limits_.add(facts_, arrived_, notices);
+  std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, events_[notice.fact].held); });
   intake_.untold_ += notices.size();
   const Subjects& subjects = intake_.ledger_.subjects();
   for (Notice& notice : notices) {

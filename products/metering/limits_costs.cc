@@ -113,6 +113,21 @@ std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod peri
   return std::nullopt;
 }
 
+std::optional<NanoMoney> Limits::used_of(std::string_view org, const SubjectThreshold& threshold, Instant now) {
+  const AccountNumber number = impl_->find(org, threshold.subject);
+  if (number == AccountNumber::none) return std::nullopt;
+  Account& account = impl_->at(number);
+  const std::scoped_lock lock(account);
+  account.bring_up(impl_->books, ns_of(now));
+  std::optional<NanoMoney> used;
+  account.each(impl_->books, [&](const Account::Counter& counter, const Terms& said) {
+    const bool own = said->family == Terms::Family::threshold && !said->each;
+    if (own && account.own_id(impl_->books, counter.position) == threshold.threshold.threshold_id)
+      used = counter.used.get();
+  });
+  return used;
+}
+
 NanoMoney Limits::cost_with(const Use& use, BillingPeriod period, Instant now) {
   const AccountNumber number = impl_->find(use.org, use.agent);
   const auto window = cost_window_of(period);

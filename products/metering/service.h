@@ -165,6 +165,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> tell_what_waits();
   Result<> verify_keys(BlockAddress until, UsageVerification& found);
   Result<> verify_batches(BlockAddress until, UsageVerification& found);
+  Result<> verify_envelopes(BlockAddress until, UsageVerification& found);
   Result<> verify_heads(UsageVerification& found);
   Result<> verify_columns(UsageVerification& found);
   Result<> put_rules();
@@ -210,9 +211,9 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   std::vector<Result<>> on_usage(std::span<const bus::BusMessage> messages);
   Result<> on_usage_of_org(std::span<const bus::BusMessage> messages, std::span<Result<>> results);
   Result<> on_decision(const Context& ctx, const std::string& body);
-
   Result<> raise_quota(const Context& ctx, const QuotaRaise& raise, const Context& as_approver);
   Result<> raise_threshold(const Context& ctx, const ThresholdRaise& raise, const Context& as_approver);
+
   sql::Database& database_;
   nhi::Nhi& nhi_;
   consensus::TimestampSource& timestamps_;

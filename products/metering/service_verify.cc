@@ -26,17 +26,30 @@ void add_problem(UsageVerification& found, std::string problem) {
 
 /// Counters that should be equal, of one subject.
 void compare(UsageVerification& found, Limits& counted, Limits& recounted, const Subjects::Subject& subject,
-             std::span<const Quota> quotas, Instant now) {
+             std::span<const Quota> quotas, std::span<const SubjectThreshold> thresholds, Instant now) {
   for (const BillingPeriod period :
        {BillingPeriod::hour, BillingPeriod::day, BillingPeriod::month, BillingPeriod::lifetime}) {
     const auto a = counted.costs(subject.org, subject.name, period, now);
     const auto b = recounted.costs(subject.org, subject.name, period, now);
-    const NanoMoney is = a ? a->total : 0;
-    const NanoMoney should = b ? b->total : 0;
+    const CostTotals is = a ? *a : CostTotals();
+    const CostTotals should = b ? *b : CostTotals();
+    ++found.counters;
+    if (is.total != should.total) {
+      add_problem(found, fmt::format("cost of `{}` by {}: {} was counted, its events say {}", subject.name,
+                                     contracts::to_string(period), from_nano_money(is.total).to_string(),
+                                     from_nano_money(should.total).to_string()));
+    } else if (is.by_event_type != should.by_event_type) {
+      add_problem(found, fmt::format("cost of `{}` by {}: its types are not those of its events", subject.name,
+                                     contracts::to_string(period)));
+    }
+  }
+  for (const SubjectThreshold& threshold : thresholds) {
+    const NanoMoney is = counted.used_of(subject.org, threshold, now).value_or(0);
+    const NanoMoney should = recounted.used_of(subject.org, threshold, now).value_or(0);
     ++found.counters;
     if (is == should) continue;
-    add_problem(found, fmt::format("cost of `{}` by {}: {} was counted, its events say {}", subject.name,
-                                   contracts::to_string(period), from_nano_money(is).to_string(),
+    add_problem(found, fmt::format("threshold `{}` of `{}`: {} was counted, its events say {}",
+                                   threshold.threshold.threshold_id, subject.name, from_nano_money(is).to_string(),
                                    from_nano_money(should).to_string()));
   }
   for (const Quota& quota : quotas) {
@@ -208,6 +221,36 @@ Result<> MeteringService::verify_batches(BlockAddress until, UsageVerification& 
   });
 }
 
+/// Signatures of single events, under the keys that were in force at their time; and what the log keeps of an event
+/// must be what its envelope says.
+Result<> MeteringService::verify_envelopes(BlockAddress until, UsageVerification& found) {
+  return ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
+    if (event.envelope.empty()) return {};
+    const auto problem = [&](std::string_view what) {
+      add_problem(found, fmt::format("event `{}`: {}", event.id.to_string(), what));
+    };
+    const auto said = parse_usage_event(event.envelope);
+    Bytes record;
+    if (said) encode_event(*said, record);
+    if (!said || !std::ranges::equal(record, event.record.bytes)) {
+      problem("the log does not keep what its envelope says");
+      return {};
+    }
+    // Messaging vouches for its own by the call; they carry none.
+    if (!said->envelope.signature) return {};
+    ++found.envelopes;
+    Context ctx = own(Context::of_service(self_));
+    ctx.org = ledger_->subjects().org_of(event.attribution);
+    const auto verified =
+        nhi_.verify_past(ctx, said->envelope.agent, as_bytes(said->signed_bytes), *said->envelope.signature,
+                         event_signature_context, said->envelope.timestamp.instant());
+    if (verified) return {};
+    if (verified.error().category() == ErrorCategory::transient) return verified.error();
+    problem("its signature does not verify");
+    return {};
+  });
+}
+
 /// No key may be there twice within its window.
 Result<> MeteringService::verify_keys(BlockAddress until, UsageVerification& found) {
   struct Key {
@@ -267,27 +310,39 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   std::vector<Intake::Reached> reached;
   Intake::Recount recount(intake);
   ReadCorrections corrections;
+  const Subjects& subjects = ledger_->subjects();
+  std::set<std::pair<std::string, std::string>> sessions;  // by organization
   CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
     corrections.note(event);
+    const std::string_view org = subjects.org_of(event.attribution);
+    const std::string_view session = session_of(event.record.properties);
+    if (!session.empty() && counted.limits_sessions(org))
+      sessions.emplace(org, AccountNames::join(SubjectKind::session, session));
     recount.add(event, reached);
     reached.clear();
     return {};
   }));
   recount.finish(reached);
-  const Subjects& subjects = ledger_->subjects();
-  for (SubjectNumber number = 1; number <= subjects.mark().subjects; ++number) {
-    const Subjects::Subject subject = subjects.subject(number);
+  const auto compare_subject = [&](const Subjects::Subject& subject) {
     std::vector<Quota> of_subject;
+    std::vector<SubjectThreshold> thresholds_of_subject;
+    for (const auto& [org, threshold] : thresholds) {
+      if (org == subject.org && threshold.subject == subject.name) thresholds_of_subject.push_back(threshold);
+    }
     for (const auto& [org, quota] : quotas) {
       const auto kind = each_of(quota.subject);
       const bool counts = kind ? subject_kind(subject.name) == *kind : quota.subject == subject.name;
       if (org == subject.org && counts) of_subject.push_back(quota);
     }
-    compare(found, counted, recounted, subject, of_subject, now);
-  }
+    compare(found, counted, recounted, subject, of_subject, thresholds_of_subject, now);
+  };
+  for (SubjectNumber number = 1; number <= subjects.mark().subjects; ++number)
+    compare_subject(subjects.subject(number));
+  for (const auto& [org, session] : sessions) compare_subject({org, session});
   CRETO_TRY(corrections.compare(*ledger_, until, found));
   CRETO_TRY(verify_keys(until, found));
   CRETO_TRY(verify_batches(until, found));
+  CRETO_TRY(verify_envelopes(until, found));
   CRETO_TRY(verify_columns(found));
   CRETO_TRY(verify_heads(found));
   return found;

@@ -212,6 +212,24 @@ Result<UsageEvent> parse_usage_event(std::string_view text) {
   return usage_event_of(*std::move(envelope));
 }
 
+void encode_event(const UsageEvent& event, Bytes& out) {
+  const std::vector<PropertyView> properties(event.properties.begin(), event.properties.end());
+  const std::string units = event.units.to_string();
+  const std::string cost = event.cost ? event.cost->amount.to_string() : std::string();
+  encode_record({.bytes = {},
+                 .agent = event.envelope.agent.text(),
+                 .type = event.usage_type,
+                 .key = event.idempotency_key,
+                 .time = event.envelope.timestamp.instant(),
+                 .units = units,
+                 .cost = cost,
+                 .currency = event.cost ? std::string_view(event.cost->currency.code()) : std::string_view(),
+                 .replaces = event.replaces,
+                 .voids = event.voids,
+                 .properties = properties},
+                out);
+}
+
 Result<UsageEvent> usage_event_of(EventEnvelope envelope) {
   auto event = understand(std::move(envelope));
   if (!event) return as_metering(event.error());
@@ -256,7 +274,6 @@ std::optional<QuotaRaise> quota_raise_of(std::string_view action, std::string_vi
   return raise;
 }
 
-}  // namespace creto::metering
 std::optional<ThresholdRaise> threshold_raise_of(std::string_view action, std::string_view arguments,
                                                  std::string_view response) {
   if (action != "cost.continue") return std::nullopt;
@@ -272,3 +289,4 @@ std::optional<ThresholdRaise> threshold_raise_of(std::string_view action, std::s
   return raise;
 }
 
+}  // namespace creto::metering

@@ -33,6 +33,9 @@ Result<UsageEvent> parse_usage_event(std::string_view text);
 /// The properties that a usage type of ours requires, and their kinds; other types may have any. Errors: invalid_input.
 Result<> check_usage_properties(std::string_view usage_type, std::span<const PropertyView> properties);
 
+/// The event as the log keeps it: an encoded record, appended to `out`.
+void encode_event(const UsageEvent& event, Bytes& out);
+
 /// The envelope of an event about a message, unsigned: for who trusts the caller instead.
 Result<UsageEvent> usage_event_of(EventEnvelope envelope);
 
@@ -52,7 +55,6 @@ struct QuotaRaise {
 std::optional<QuotaRaise> quota_raise_of(std::string_view action, std::string_view arguments,
                                          std::string_view response);
 
-}  // namespace creto::metering
 /// Likewise of a cost threshold, by an approved `cost.continue`. Only the approver's response names the new limit: the
 /// notice that asked does not propose one, and without it the approval is no more than that he knows.
 struct ThresholdRaise {
@@ -62,3 +64,4 @@ struct ThresholdRaise {
 std::optional<ThresholdRaise> threshold_raise_of(std::string_view action, std::string_view arguments,
                                                  std::string_view response);
 
+}  // namespace creto::metering

@@ -77,8 +77,14 @@ class MeteringClient final : public Metering {
   Result<UsageVerification> verify_usage(const Context& ctx) override {
     const auto response =
         CRETO_TRY(call<v1::VerifyUsageResponse>(ctx, "VerifyUsage", v1::VerifyUsageRequest(), repeatable));
-    UsageVerification found{
-        response.events(), response.batches(), response.counters(), response.sums(), response.heads(), {}, {}};
+    UsageVerification found{response.events(),
+                            response.batches(),
+                            response.envelopes(),
+                            response.counters(),
+                            response.sums(),
+                            response.heads(),
+                            {},
+                            {}};
     if (response.head().size() != found.head.size()) return proto::bad_field("head", "must have 32 bytes");
     std::ranges::copy(response.head(), found.head.begin());
     found.problems.assign(response.problems().begin(), response.problems().end());

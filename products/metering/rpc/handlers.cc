@@ -227,6 +227,7 @@ void register_events(rpc::Service& service, Metering& metering) {
         v1::VerifyUsageResponse out;
         out.set_events(found.events);
         out.set_batches(found.batches);
+        out.set_envelopes(found.envelopes);
         out.set_counters(found.counters);
         out.set_sums(found.sums);
         out.set_heads(found.heads);

@@ -713,9 +713,83 @@ TEST_P(MeteringContract, CostThresholdsTriggerOversight) {
        {"b", BillingPeriod::day, {Decimal(500), Currency::usd()}, contracts::ThresholdAction::block, {}}});
   ASSERT_EQ(several->size(), 1u);
   EXPECT_EQ(several->front().policy_id, "a");
+  // What those above it have spent counts, too.
+  Draft spent = keyed("spent");
+  spent.cost = "100";
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, spent)));
+  const auto above = metering->check_multiple_thresholds(
+      ctx, spend(500),
+      {{"b", BillingPeriod::day, {Decimal(599), Currency::usd()}, contracts::ThresholdAction::block, {}}});
+  EXPECT_EQ(above->size(), 1u);
   // Limits of money are in one currency; what costs another one is a fact that they do not see.
   const contracts::BillableEvent euros{"payment", *child, {}, {Decimal(20'000), Currency::parse("EUR").value()}};
   EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::month)->has_value());
+}
+
+TEST_P(MeteringContract, AnActionThatAHumanWasAskedForIsNotAskedForAgain) {
+  ASSERT_TRUE(metering->set_threshold(ctx, {child->text(),
+                                            {"dear",
+                                             BillingPeriod::transaction,
+                                             {Decimal(10), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {}}}));
+  const auto pay = [&](std::string key, const std::string& hold) {
+    Draft draft = keyed(std::move(key));
+    draft.type = "action";
+    draft.properties = R"({"action":"pay"})";
+    if (!hold.empty()) draft.properties = fmt::format(R"({{"action":"pay","reservation_id":"{}"}})", hold);
+    draft.units = "1";
+    draft.cost = "20";
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  const auto notices = [&] { return rows("SELECT count(*) FROM metering_notices"); };
+  auto spend = ask(*child, "action", "1", "20");
+  spend.properties = {{"action", "pay"}};
+  ASSERT_TRUE(metering->reserve(ctx, spend));
+  pay("1", spend.id.to_string());
+  EXPECT_EQ(notices(), 0);
+  pay("2", "");
+  EXPECT_EQ(notices(), 1) << "nobody was asked for this one";
+}
+
+TEST_P(MeteringContract, AnApproverMayRaiseACostThreshold) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {child->text(),
+            {"month", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  const Identity oversight = Identity::service("oversight").value();
+  ASSERT_TRUE(registry->ensure_service(Context::of_service(oversight), oversight));
+  const auto decide = [&](const std::string& response) {
+    const contracts::OversightDecisionEvent decision{
+        RequestId::fresh(clock.now()), {},      contracts::ApprovalState::approved,
+        "human:cfo@example.com",       "",      "cost.continue",
+        R"({"threshold_id":"month"})", response};
+    EventEnvelope envelope{std::string(contracts::OversightDecisionEvent::event_type),
+                           EventId::fresh(clock.now()),
+                           *child,
+                           {},
+                           time_->now(),
+                           decision.to_json().value(),
+                           {}};
+    envelope.signature =
+        registry->sign(ctx, oversight, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    const std::string body = envelope.to_json().value();
+    ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
+      return bus::publish(tx, ctx, contracts::OversightDecisionEvent::subject, envelope.event_id.to_string(), body);
+    }));
+    ASSERT_TRUE(carrier->wait_until_idle(30s));
+  };
+  const auto limit = [&] { return metering->list_thresholds(ctx, child->text())->at(0).threshold.limit.amount; };
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "action", "1", "20"))), "MT-429");
+  decide("{}");
+  EXPECT_EQ(limit(), Decimal(10)) << "without a new limit nothing changes";
+  decide(R"({"new_limit":"50.5"})");
+  EXPECT_EQ(limit(), Decimal::literal("50.5"));
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "action", "1", "20")));
+  decide(R"({"new_limit":"20"})");
+  EXPECT_EQ(limit(), Decimal::literal("50.5")) << "it is raised, never lowered";
 }
 
 TEST_P(MeteringContract, MessagesAreTrackedOnceAndLimited) {
@@ -1023,6 +1097,43 @@ TEST_P(MeteringContract, ABatchOfRecordsIsSignedAsAWhole) {
   EXPECT_EQ(verified.problems, std::vector<std::string>());
   batch.records.pop_back();
   EXPECT_EQ(code(metering->ingest_records(ctx, batch)), "MT-401") << "it was not this that was signed";
+}
+
+TEST_P(MeteringContract, VerifyingLooksAtEnvelopesThresholdsSessionsAndTypes) {
+  Quota each = quota("session-max", *child, 1'000'000'000, "");
+  each.subject = "session:*";
+  each.measure = Measure::cost;
+  each.window = WindowKind::lifetime;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {parent->text(),
+            {"ten", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*child, "1")}}));
+  const std::uint64_t counters = metering->verify_usage(ctx)->counters;
+  Draft draft = keyed("1");
+  draft.cost = "0.6";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  draft = keyed("2");
+  draft.type = "sandbox_allocated";
+  draft.properties = R"({"runtime_class":"runsc","sandbox_id":"sb-1"})";
+  draft.cost = "0.2";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  const UsageVerification found = metering->verify_usage(ctx).value();
+  EXPECT_EQ(found.envelopes, 2u);
+  EXPECT_EQ(found.problems, std::vector<std::string>());
+  EXPECT_GE(found.counters, counters + 5) << "those of the session are new";
+  // What vouches for an event is the agent's key: without it nothing does.
+  stop();
+  db = database_.open();
+  ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("DELETE FROM nhi_keys WHERE identity = $1", {child->text()}));
+    return {};
+  }));
+  db.reset();
+  start();
+  const auto problems = metering->verify_usage(ctx)->problems;
+  ASSERT_EQ(problems.size(), 2u);
+  EXPECT_NE(problems[0].find("its signature does not verify"), std::string::npos) << problems[0];
 }
 
 TEST_P(MeteringContract, AnAgentReportsForItselfAndThoseBelowIt) {

@@ -70,6 +70,7 @@ struct RecordBatch {
 struct UsageVerification {
   std::uint64_t events = 0;
   std::uint64_t batches = 0;          ///< whose signatures were verified
+  std::uint64_t envelopes = 0;        ///< of single events; likewise, and that the log keeps what they say
   std::uint64_t counters = 0;         ///< that were compared
   std::uint64_t sums = 0;             ///< of columns, which queries read; likewise
   std::uint64_t heads = 0;            ///< ends of the log that the audit log has recorded; likewise
@@ -151,7 +152,7 @@ class Metering : public Billing,
   /// Gives one up for good.
   virtual Result<> drop_rejected(const Context& ctx, std::string_view id) = 0;
 
-  /// Reads the whole usage log again: every block's hash, every batch's signature, no key twice, every end of it that
+  /// Reads the whole usage log again: every block's hash, every signature of a batch or an event, no key twice, every end of it that
   /// the audit log knows; counts all events anew and compares with what was counted as they came and with what queries
   /// read. Takes as long as the log is large; events are taken meanwhile.
   virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
