@@ -384,32 +384,49 @@ Result<> Biller::top_up_after(const Job& job) {
   if (invoice.status == InvoiceStatus::draft || invoice.kind == InvoiceKind::top_up || !extras_->credits) return {};
   const auto rule = CRETO_TRY(billing::find_top_up(tx_, ctx_.org, invoice.agent));
   if (!rule || !rule->pending.empty() || rule->top_up.amount.amount.is_zero()) return {};
+  const Decimal balance = CRETO_TRY(left_of(job.credits, rule->top_up.amount.currency));
+  return balance < rule->top_up.below ? top_up(*job.stored, rule->top_up) : Result<>();
+}
+
+Result<Decimal> Biller::left_of(std::span<const StoredCredit> credits, const Currency& currency) const {
   Decimal balance;
-  for (const StoredCredit& stored : job.credits) {
-    if (stored.credit.currency != rule->top_up.amount.currency) continue;
+  for (const StoredCredit& stored : credits) {
+    if (stored.credit.currency != currency) continue;
     balance = CRETO_TRY(Decimal::add(balance, worth(stored.credit, now_)));
   }
-  if (balance >= rule->top_up.below) return {};
-  Job purchase{
-      .stored = job.stored,
-      .out = {.invoice = blank_invoice(job.subscription(), InvoiceKind::top_up, {now_, now_ + Nanos(1)}, *job.plan)}};
-  purchase.plan = job.plan;
+  return balance;
+}
+
+Result<bool> Biller::is_low(const TopUp& rule) {
+  if (rule.amount.amount.is_zero()) return false;
+  std::vector<StoredCredit> credits = CRETO_TRY(billing::list_credits(tx_, ctx_.org, rule.agent));
+  for (StoredCredit& stored : credits) CRETO_TRY(catch_up(stored.credit, stored.reset_at, now_));
+  const Decimal balance = CRETO_TRY(left_of(credits, rule.amount.currency));
+  return !credits.empty() && balance < rule.below;
+}
+
+Result<> Biller::top_up(StoredSubscription& stored, const TopUp& rule) {
+  const Subscription& subscription = stored.subscription;
+  const auto plan = CRETO_TRY(plan_of(subscription.terms_at(now_)));
+  Job purchase{.stored = &stored,
+               .out = {.invoice = blank_invoice(subscription, InvoiceKind::top_up, {now_, now_ + Nanos(1)}, *plan)}};
+  purchase.plan = plan;
   purchase.out.log_end = facts_.end();
   Invoice& bought = purchase.invoice();
-  bought.currency = rule->top_up.amount.currency;
+  bought.currency = rule.amount.currency;
   bought.lines.push_back({.kind = LineKind::purchase,
                           .charge = "credits",
                           .description = "Prepaid credits",
                           .model = "flat",
                           .period = bought.period,
                           .units = Decimal(1),
-                          .exact = rule->top_up.amount.amount,
-                          .amount = rule->top_up.amount.amount});
+                          .exact = rule.amount.amount,
+                          .amount = rule.amount.amount});
   CRETO_TRY(reckon(purchase));
   const std::int64_t number = CRETO_TRY(billing::next_numbers(tx_, ctx_.org, "invoice", 1));
   make_final(purchase, number);
   CRETO_TRY(conclude(purchase));
-  CRETO_TRY(billing::set_top_up_pending(tx_, ctx_.org, invoice.agent, bought.id.to_string()));
+  CRETO_TRY(billing::set_top_up_pending(tx_, ctx_.org, subscription.agent, bought.id.to_string()));
   return audit_change(tx_, ctx_, "top_up_invoiced", "metering:invoice:" + bought.id.to_string());
 }
 

@@ -61,6 +61,11 @@ class Biller {
   /// An interim invoice over the running period's usage until `until`. Requires: that lies in the period.
   Result<Invoice> bill_interim(StoredSubscription& stored, Instant until, Scope scope = Scope::all);
 
+  /// Whether an agent that has credits has less left than a top-up leaves it.
+  Result<bool> is_low(const TopUp& rule);
+  /// Asks for more, on an invoice of its subscription.
+  Result<> top_up(StoredSubscription& stored, const TopUp& rule);
+
  private:
   struct Job;
   Result<RatedPeriod> rated_period(const Subscription& subscription, Instant begin, Instant end);
@@ -79,6 +84,7 @@ class Biller {
   void make_final(Job& job, std::int64_t number) const;
   Result<> conclude(Job& job);
   Result<> top_up_after(const Job& job);
+  Result<Decimal> left_of(std::span<const StoredCredit> credits, const Currency& currency) const;
   Result<std::vector<Result<Invoice>>> run(std::vector<Job>& jobs);
 
   sql::Tx& tx_;

@@ -624,15 +624,31 @@ Result<> put_top_up(sql::Tx& tx, const std::string& org, const TopUp& top_up) {
   return {};
 }
 
+static Result<TopUp> top_up_of(const sql::Row& row, std::string_view agent) {
+  TopUp top_up{.agent = std::string(agent)};
+  top_up.amount.amount = CRETO_TRY(Decimal::parse(row.text(0)));
+  top_up.amount.currency = CRETO_TRY(Currency::parse(row.text(1)));
+  top_up.below = CRETO_TRY(Decimal::parse(row.text(2)));
+  return top_up;
+}
+
 Result<std::optional<StoredTopUp>> find_top_up(sql::Tx& tx, const std::string& org, std::string_view agent) {
   const sql::Rows rows = CRETO_TRY(tx.query(
       "SELECT amount, currency, below, pending FROM billing_top_ups WHERE org = $1 AND agent = $2", {org, agent}));
   return read_one<StoredTopUp>(rows, [&](const sql::Row& row) -> Result<StoredTopUp> {
-    StoredTopUp stored{{.agent = std::string(agent)}, row.text(3)};
-    stored.top_up.amount.amount = CRETO_TRY(Decimal::parse(row.text(0)));
-    stored.top_up.amount.currency = CRETO_TRY(Currency::parse(row.text(1)));
-    stored.top_up.below = CRETO_TRY(Decimal::parse(row.text(2)));
+    StoredTopUp stored{{}, row.text(3)};
+    stored.top_up = CRETO_TRY(top_up_of(row, agent));
     return stored;
+  });
+}
+
+Result<std::vector<OpenTopUp>> open_top_ups(sql::Tx& tx) {
+  const sql::Rows rows = CRETO_TRY(tx.query(
+      "SELECT amount, currency, below, org, agent FROM billing_top_ups WHERE pending = '' ORDER BY org, agent"));
+  return read_all<OpenTopUp>(rows, [](const sql::Row& row) -> Result<OpenTopUp> {
+    OpenTopUp open{row.text(3), {}};
+    open.top_up = CRETO_TRY(top_up_of(row, row.text(4)));
+    return open;
   });
 }
 

@@ -121,6 +121,12 @@ struct StoredTopUp {
   std::string pending;  ///< the invoice that waits to be paid; empty: none
 };
 Result<std::optional<StoredTopUp>> find_top_up(sql::Tx& tx, const std::string& org, std::string_view agent);
+/// Those of all organizations by which nothing is asked for yet.
+struct OpenTopUp {
+  std::string org;
+  TopUp top_up;
+};
+Result<std::vector<OpenTopUp>> open_top_ups(sql::Tx& tx);
 Result<> set_top_up_pending(sql::Tx& tx, const std::string& org, std::string_view agent, std::string_view invoice);
 
 Result<> insert_note(sql::Tx& tx, const std::string& org, const CreditNote& note);

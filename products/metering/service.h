@@ -204,6 +204,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<std::size_t> finalize_some(Context& ctx, Instant now);
   void log_failure(const Context& ctx, const std::string& of, const Error& why);
   Result<> bill_interims();
+  Result<> top_up_low();
   Result<> sign_invoices(const Context& ctx);
   Result<> give_back_credits(sql::Tx& tx, const Context& ctx, const Invoice& invoice);
   Result<> finish_top_up(sql::Tx& tx, const Context& ctx, const Invoice& invoice);

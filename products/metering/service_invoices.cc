@@ -220,6 +220,39 @@ Result<> MeteringService::bill_interims() {
   return {};
 }
 
+/// A balance also falls where no invoice takes of it: by time, or by a human.
+Result<> MeteringService::top_up_low() {
+  Context ctx = Context::of_service(self_);
+  const Instant now = clock_.now();
+  FactSource source = facts();
+  const auto low = CRETO_TRY(sql::read(database_, ctx, [&](sql::Tx& tx) -> Result<std::vector<billing::OpenTopUp>> {
+    std::vector<billing::OpenTopUp> open = CRETO_TRY(billing::open_top_ups(tx));
+    std::vector<billing::OpenTopUp> found;
+    for (billing::OpenTopUp& one : open) {
+      ctx.org = one.org;
+      const bool is_low = CRETO_TRY(Biller(tx, ctx, now, source, options_.issuer).is_low(one.top_up));
+      if (is_low) found.push_back(std::move(one));
+    }
+    return found;
+  }));
+  for (const billing::OpenTopUp& one : low) {
+    ctx.org = one.org;
+    const auto bought = database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
+      const auto rule = CRETO_TRY(billing::find_top_up(tx, ctx.org, one.top_up.agent));
+      if (!rule || !rule->pending.empty()) return {};  // changed meanwhile
+      Biller biller(tx, ctx, now, source, options_.issuer);
+      const bool still = CRETO_TRY(biller.is_low(rule->top_up));
+      const auto all = CRETO_TRY(billing::list_subscriptions(tx, ctx.org, one.top_up.agent));
+      const auto active = std::ranges::find_if(all, [&](const Subscription& known) { return !known.has_ended(now); });
+      if (!still || active == all.end()) return {};
+      auto stored = CRETO_TRY(billing::find_subscription(tx, ctx.org, active->id));
+      return stored ? biller.top_up(*stored, rule->top_up) : Result<>();
+    });
+    if (!bought) log_failure(ctx, one.top_up.agent, bought.error());
+  }
+  return {};
+}
+
 /// Signs what the organization's invoices lack: one alone, more as one batch. Outside the transaction that made them
 /// (signing asks nhi, which has its own); a crash in between is made good by `tick`. With the signature an invoice goes
 /// out.
@@ -280,6 +313,7 @@ Result<> MeteringService::sign_invoices(const Context& ctx) {
 Result<> MeteringService::run_billing() {
   CRETO_TRY(bill_due());
   CRETO_TRY(bill_interims());
+  CRETO_TRY(top_up_low());
   Context ctx = Context::of_service(self_);
   const auto orgs = CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return billing::orgs_with_unsigned(tx); }));
   for (const std::string& org : orgs) {

@@ -625,6 +625,41 @@ TEST_P(BillingContract, CouponsTaxesAndCreditsFollowInTheirOrder) {
       std::ranges::none_of(next.entries, [](const InvoiceEntry& one) { return one.kind == InvoiceEntryKind::coupon; }));
 }
 
+TEST_P(BillingContract, ABalanceThatFallsByItselfIsToppedUpOnce) {
+  put_plan(R"("base_fee":"0")");
+  const Subscription expiring = subscribe(agents[0]);
+  const Subscription voided = subscribe(agents[1]);
+  for (const Identity& who : {agents[0], agents[1], agents[2]}) {
+    ASSERT_TRUE(metering->set_top_up(ctx, {.agent = who.text(), .amount = {d("50")}, .below = d("3")}));
+  }
+  const auto grant = [&](const Identity& who, std::optional<Instant> expires) {
+    return metering
+        ->grant_credit(ctx, {.agent = who.text(), .description = "Prepaid", .amount = {d("5")}, .expires_at = expires})
+        .value();
+  };
+  ASSERT_TRUE(local->tick());
+  EXPECT_TRUE(invoices(expiring).empty()) << "it never had any";
+  grant(agents[0], at("2026-11-15T00:00:00Z"));
+  const Credit gone = grant(agents[1], {});
+  ASSERT_TRUE(metering->void_credit(ctx, grant(agents[2], {}).id)) << "who has no subscription";
+  go("2026-11-14T23:00:00Z");
+  EXPECT_TRUE(invoices(expiring).empty());
+  ASSERT_TRUE(metering->void_credit(ctx, gone.id));
+  go("2026-11-15T00:00:01Z");
+  ASSERT_TRUE(local->tick());
+  for (const Subscription& one : {expiring, voided}) {
+    const auto made = invoices(one);
+    ASSERT_EQ(made.size(), 1u);
+    EXPECT_EQ(made[0].kind, InvoiceKind::top_up);
+    EXPECT_EQ(made[0].total, d("50"));
+    expect_verified(made[0]);
+    ASSERT_TRUE(metering->settle_invoice(ctx, made[0].id, InvoiceStatus::paid, "transfer"));
+  }
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(balance(agents[1]), d("50"));
+  EXPECT_EQ(invoices(expiring).size(), 1u);
+}
+
 TEST_P(BillingContract, ACreditNoteOwesPartOfAnInvoiceBack) {
   put_plan(R"("base_fee":"30")");
   const Subscription subscription = subscribe(agents[0]);

@@ -241,7 +241,7 @@ struct NewCredit {
   std::optional<CreditReset> reset{};
 };
 
-/// When the balance of an agent falls below `below`, an invoice over `amount` is made; paying it grants the credit.
+/// When an agent's balance falls below `below`, by whatever, an invoice over `amount` is made; paying it grants that.
 struct TopUp {
   std::string agent{};
   Money amount{};  ///< 0: no more top-ups
