@@ -218,6 +218,9 @@ class Limits {
   /// `period`. Takes no lock and does not allocate where there is none, but for an
   /// agent whose last hour has to be learnt from.
   std::optional<CostFinding> check_cost(const Use& use, contracts::BillingPeriod period, Instant now);
+  /// The first threshold of `period`, of those that ask or block, that counts `use`, whose cost it cannot see: that is
+  /// in another currency. None of single transactions.
+  std::optional<CostFinding> blind_threshold(const Use& use, contracts::BillingPeriod period, Instant now);
   /// Accumulated cost of the agent in the period's window around `now`, with what is held, and `use` added.
   NanoMoney cost_with(const Use& use, contracts::BillingPeriod period, Instant now);
   /// None where the subject has never been seen.

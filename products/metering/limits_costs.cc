@@ -113,6 +113,43 @@ std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod peri
   return std::nullopt;
 }
 
+std::optional<CostFinding> Limits::blind_threshold(const Use& use, BillingPeriod period, Instant now) {
+  const Targets targets = impl_->find_targets(use);
+  const auto wanted = [&](const Terms& said) {
+    return said->family == Terms::Family::threshold && said->window != WindowKind::transaction &&
+           period_of(said->window) == period && said->action != ThresholdAction::notify_only;
+  };
+  for (std::size_t i = 0; i < targets.count; ++i) {
+    const AccountNumber number = targets.accounts[i];
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    account.bring_up(impl_->books, ns_of(now));
+    std::optional<CostFinding> finding;
+    account.each(impl_->books, [&](const Account::Counter& counter, const Terms& said) {
+      if (finding || !wanted(said)) return;
+      finding = CostFinding{said->each ? said->id : account.own_id(impl_->books, counter.position),
+                            impl_->names.subject(number),
+                            period,
+                            taken(account, counter, said, account.stamp()),
+                            said->limit,
+                            said->action,
+                            said->approvers,
+                            {}};
+    });
+    if (finding) return finding;
+  }
+  for (std::size_t kind = 0; kind < subject_kinds; ++kind) {
+    if (!targets.unseen[kind]) continue;
+    for (const std::uint32_t number :
+         impl_->books.terms.set(impl_->books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)))) {
+      const Terms& said = impl_->books.terms[number];
+      if (wanted(said))
+        return CostFinding{said->id, std::string(use.agent), period, 0, said->limit, said->action, said->approvers, {}};
+    }
+  }
+  return std::nullopt;
+}
+
 std::optional<NanoMoney> Limits::used_of(std::string_view org, const SubjectThreshold& threshold, Instant now) {
   const AccountNumber number = impl_->find(org, threshold.subject);
   if (number == AccountNumber::none) return std::nullopt;

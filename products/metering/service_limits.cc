@@ -410,15 +410,20 @@ Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_t
     const Context& ctx, const contracts::BillableEvent& event, BillingPeriod period) {
   const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
   const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, event.agent));
-  const auto finding = limits_.check_cost({.org = ctx.org,
-                                           .agent = event.agent.text(),
-                                           .chain = chain,
-                                           .event_type = event.event_type,
-                                           .units = 0,
-                                           .cost = cost},
-                                          period, clock_.now());
+  const Use use{.org = ctx.org,
+                .agent = event.agent.text(),
+                .chain = chain,
+                .event_type = event.event_type,
+                .units = 0,
+                .cost = cost};
+  const Instant now = clock_.now();
+  // What a threshold cannot add up is not within it.
+  const bool unseen = !event.cost.amount.is_zero() && !(event.cost.currency == options_.currency);
+  const auto blind = unseen ? limits_.blind_threshold(use, period, now) : std::nullopt;
+  const auto finding = blind ? blind : limits_.check_cost(use, period, now);
   if (!finding) return std::optional<contracts::OversightTrigger>();
   contracts::OversightTrigger trigger = CRETO_TRY(trigger_of(*finding, event));
+  if (blind) trigger.current_cost = event.cost;
   return std::optional(std::move(trigger));
 }
 
