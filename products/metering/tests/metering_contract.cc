@@ -721,9 +721,21 @@ TEST_P(MeteringContract, CostThresholdsTriggerOversight) {
       ctx, spend(500),
       {{"b", BillingPeriod::day, {Decimal(599), Currency::usd()}, contracts::ThresholdAction::block, {}}});
   EXPECT_EQ(above->size(), 1u);
-  // Limits of money are in one currency; what costs another one is a fact that they do not see.
+  // Limits of money are in one currency. What costs another one is a fact that those of single uses do not see, ...
   const contracts::BillableEvent euros{"payment", *child, {}, {Decimal(20'000), Currency::parse("EUR").value()}};
   EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::month)->has_value());
+  // ... and what those of a period cannot add up is not within them.
+  ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(),
+                                            {"monthly",
+                                             BillingPeriod::month,
+                                             {Decimal(1'000'000), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {}}}));
+  const auto blind = metering->check_cost_threshold(ctx, euros, BillingPeriod::month).value();
+  ASSERT_TRUE(blind);
+  EXPECT_EQ(blind->policy_id, "monthly");
+  EXPECT_EQ(blind->current_cost, euros.cost);
+  EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::day)->has_value()) << "there is none";
 }
 
 TEST_P(MeteringContract, AnActionThatAHumanWasAskedForIsNotAskedForAgain) {
@@ -1110,10 +1122,10 @@ TEST_P(MeteringContract, VerifyingLooksAtEnvelopesThresholdsSessionsAndTypes) {
             {"ten", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
   ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*child, "1")}}));
   const std::uint64_t counters = metering->verify_usage(ctx)->counters;
-  Draft draft = keyed("1");
+  Draft draft = keyed("e1");
   draft.cost = "0.6";
   ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
-  draft = keyed("2");
+  draft = keyed("e2");
   draft.type = "sandbox_allocated";
   draft.properties = R"({"runtime_class":"runsc","sandbox_id":"sb-1"})";
   draft.cost = "0.2";
@@ -1134,6 +1146,16 @@ TEST_P(MeteringContract, VerifyingLooksAtEnvelopesThresholdsSessionsAndTypes) {
   const auto problems = metering->verify_usage(ctx)->problems;
   ASSERT_EQ(problems.size(), 2u);
   EXPECT_NE(problems[0].find("its signature does not verify"), std::string::npos) << problems[0];
+}
+
+TEST_P(MeteringContract, ADefaultThatIsPutAfterUseVerifies) {
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*child, "1")}}));
+  Quota each = quota("each", *child, 100, "t");
+  each.subject = "agent:*";
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*child, "2")}}));
+  EXPECT_EQ(metering->quota_state(ctx, "each", child->text())->used, 1);
+  EXPECT_EQ(metering->verify_usage(ctx)->problems, std::vector<std::string>());
 }
 
 TEST_P(MeteringContract, AnAgentReportsForItselfAndThoseBelowIt) {

@@ -152,9 +152,9 @@ class Metering : public Billing,
   /// Gives one up for good.
   virtual Result<> drop_rejected(const Context& ctx, std::string_view id) = 0;
 
-  /// Reads the whole usage log again: every block's hash, every signature of a batch or an event, no key twice, every end of it that
-  /// the audit log knows; counts all events anew and compares with what was counted as they came and with what queries
-  /// read. Takes as long as the log is large; events are taken meanwhile.
+  /// Reads the whole usage log again: every block's hash, every signature of a batch or an event, no key twice, every
+  /// end of it that the audit log knows; counts all events anew and compares with what was counted as they came and
+  /// with what queries read. Takes as long as the log is large; events are taken meanwhile.
   virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
 
   // --- what models cost
