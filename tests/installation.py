@@ -89,13 +89,15 @@ def left_over(home, sandboxes):
     left = []
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{process}/cmdline", "rb") as command, open(f"/proc/{process}/cgroup", encoding="utf-8") as groups:
+            with (open(f"/proc/{process}/cmdline", "rb") as command, open(f"/proc/{process}/environ", "rb") as environment,
+                  open(f"/proc/{process}/cgroup", encoding="utf-8") as groups):
                 words, cgroup = command.read().decode(errors="replace"), groups.read()
+                of_home = f"CRETO_HOME={home}\0".encode() in environment.read()  # a server is named after nothing
         except OSError:
             continue
         if not words:
             continue  # dead: its parent has not asked yet how
-        if home in words or any(box in cgroup for box in sandboxes):
+        if of_home or home in words or any(box in cgroup for box in sandboxes):
             left.append(f"process {process}: {words[:200]} {cgroup[:300]}")
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
         left += [f"mount {line.split()[1]}" for line in mounts if home in line]
