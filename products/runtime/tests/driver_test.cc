@@ -169,6 +169,7 @@ TEST_P(DriverTest, OutputThatWasNotAcknowledgedComesAgainAndWhatWasDoesNot) {
 TEST_P(DriverTest, WhatACommandWritesWithoutAnybodyWaitsInOrderWithItsEndBehindIt) {
   auto sandbox = fixture_->start();
   ASSERT_TRUE(sandbox) << sandbox.error().to_string();
+  fixture_->be_forgetful(*sandbox);  // however fast the command is, its end is not heard before nobody is there
   const auto stream =
       fixture_->begin(*sandbox, {"sh", "-c", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; exit 4"});
   fixture_->restart_supervisor();
