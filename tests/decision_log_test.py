@@ -5,7 +5,6 @@
 
 The server and the CLI are real; no sandbox is run.
 """
-import argparse
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from installation import HUMAN, PATIENCE_S, Installation, require
+from installation import HUMAN, PATIENCE_S, Installation, options_of, require
 
 
 class Logged(Installation):
@@ -78,9 +77,7 @@ def run(creto):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--creto", required=True)
-    creto = Logged(os.path.abspath(parser.parse_args().creto))
+    creto = Logged(options_of(__doc__).parse_args().creto)
     try:
         run(creto)
         print("every decision was found again")

@@ -5,7 +5,6 @@
 
 The demo is the real one. Leaves with 77 where the machine cannot run sandboxes.
 """
-import argparse
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from installation import PATIENCE_S, ROOT, left_over, require
+from installation import PATIENCE_S, ROOT, left_over, needs_sandboxes, options_of, require
 from harness import StepFailed  # found by way of `installation`
 
 
@@ -111,15 +110,12 @@ def killed_while_agents_work(demo):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--creto", default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
+    options = options_of(__doc__)
     options.add_argument("--runtime", default="runc")
     chosen = options.parse_args()
-    if os.geteuid() != 0 or not shutil.which(chosen.runtime):
-        print(f"sandboxes need root and `{chosen.runtime}`")
-        return 77
+    needs_sandboxes(chosen.runtime)
     for ending in (asked_to_end_while_the_image_is_made, interrupted_in_the_middle_of_a_spawn, the_server_dies, killed_while_agents_work):
-        demo = Running(os.path.abspath(chosen.creto), chosen.runtime)
+        demo = Running(chosen.creto, chosen.runtime)
         try:
             ending(demo)
         finally:

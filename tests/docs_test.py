@@ -7,7 +7,6 @@ Commands of `creto` in a code block are run in order, in a fresh home whose serv
 keeps what one says for `$name` in those that follow. Those in running
 text must be verbs that exist. A block marked `output` stands below a command that prints each of its lines. Commands of `./dev` install and take long: they must be commands that `./dev help` lists.
 """
-import argparse
 import os
 import re
 import shlex
@@ -16,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from installation import options_of
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMMAND = re.compile(r"^(?:\$ )?(?P<words>(?:\./dev|(?:build/(?:\w+/)?bin/)?creto)(?: .*)?|\w+=\$\(creto .*\))$")
@@ -121,9 +122,7 @@ class Docs:
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--creto", default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
-    docs = Docs(os.path.abspath(options.parse_args().creto))
+    docs = Docs(options_of(__doc__).parse_args().creto)
     failed = count = 0
     try:
         docs.serve()

@@ -1,4 +1,5 @@
 """An installation in a folder of its own, with the real server and the real CLI; for tests that run the built binary."""
+import argparse
 import glob
 import hashlib
 import os
@@ -15,6 +16,24 @@ from harness import Creto, require  # noqa: E402
 
 PATIENCE_S = 120
 HUMAN = "human:ada@example.com"
+
+
+def options_of(description):
+    """The arguments of a test; `--creto` is the binary, as an absolute path."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--creto", type=os.path.abspath, default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
+    return options
+
+
+def runs_sandboxes(runtime):
+    """Whether this machine can; a test that needs them leaves with 77 where it cannot."""
+    return os.geteuid() == 0 and shutil.which(runtime) is not None
+
+
+def needs_sandboxes(runtime):
+    if not runs_sandboxes(runtime):
+        print(f"sandboxes need root and `{runtime}`")
+        sys.exit(77)
 
 
 class Installation:

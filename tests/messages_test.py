@@ -5,7 +5,6 @@
 
 The server, the CLI and the sandbox are real. Where the machine cannot run sandboxes he writes to himself alone.
 """
-import argparse
 import base64
 import json
 import os
@@ -13,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-from installation import HUMAN, PATIENCE_S, ROOT, Installation, require
+from installation import HUMAN, PATIENCE_S, ROOT, Installation, options_of, require, runs_sandboxes
 from harness import CretoError  # found by way of `installation`
 
 REFUSED, NOT_FOUND, WRONG = 3, 4, 2  # the CLI's exit codes
@@ -135,12 +134,11 @@ def with_an_agent(home):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--creto", default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
+    options = options_of(__doc__)
     options.add_argument("--runtime", default="runc")
     chosen = options.parse_args()
-    sandboxes = os.geteuid() == 0 and shutil.which(chosen.runtime)
-    home = Correspondence(os.path.abspath(chosen.creto), "messages")
+    sandboxes = runs_sandboxes(chosen.runtime)
+    home = Correspondence(chosen.creto, "messages")
     try:
         if sandboxes:
             image = os.path.join(home.work, "images", "echo")

@@ -3,7 +3,6 @@
 
     metering_test.py --creto BINARY
 """
-import argparse
 import csv
 import datetime
 import json
@@ -16,7 +15,7 @@ import sys
 import time
 import urllib.request
 
-from installation import HUMAN, Installation, require
+from installation import HUMAN, Installation, options_of, require
 
 
 def now():
@@ -268,9 +267,7 @@ def bill(doors):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--creto", default=os.environ.get("CRETO_BIN"))
-    doors = Doors(os.path.abspath(options.parse_args().creto), "metering")
+    doors = Doors(options_of(__doc__).parse_args().creto, "metering")
     try:
         play(doors)
     finally:

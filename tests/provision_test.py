@@ -5,7 +5,6 @@
 
 The server, the CLI and the sandboxes are real. Leaves with 77 where the machine cannot run sandboxes.
 """
-import argparse
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import sys
 
-from installation import HUMAN, ROOT, Installation, require
+from installation import HUMAN, ROOT, Installation, needs_sandboxes, options_of, require
 from harness import CretoError, StepFailed  # found by way of `installation`
 
 REFUSED, TRY_AGAIN = 3, 5  # the CLI's exit codes
@@ -89,14 +88,11 @@ def play(creto):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--creto", default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
+    options = options_of(__doc__)
     options.add_argument("--runtime", default="runc")
     chosen = options.parse_args()
-    if os.geteuid() != 0 or not shutil.which(chosen.runtime):
-        print(f"sandboxes need root and `{chosen.runtime}`")
-        return 77
-    creto = Provisioning(os.path.abspath(chosen.creto), chosen.runtime)
+    needs_sandboxes(chosen.runtime)
+    creto = Provisioning(chosen.creto, chosen.runtime)
     try:
         play(creto)
     except (StepFailed, CretoError) as problem:

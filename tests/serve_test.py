@@ -3,7 +3,6 @@
 
     serve_test.py --creto BINARY
 """
-import argparse
 import base64
 import json
 import os
@@ -16,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 
-from installation import HUMAN, PATIENCE_S, Installation, require
+from installation import HUMAN, PATIENCE_S, Installation, options_of, require
 
 
 class Serving(Installation):
@@ -139,9 +138,7 @@ def settings_that_change(serving):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--creto", required=True)
-    serving = Serving(arguments.parse_args().creto, "serve")
+    serving = Serving(options_of(__doc__).parse_args().creto, "serve")
     try:
         root_key_under_a_passphrase(serving)
         links_to_objects(serving)

@@ -10,6 +10,7 @@ namespace {
 using contracts::ThresholdAction;
 
 constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
+
 /// Accounts of a settlement: those of its hold and those of the use.
 constexpr std::size_t locked_max = accounts_per_use_max;
 /// How many facts ahead of the one that is counted memory is asked for.

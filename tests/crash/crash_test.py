@@ -11,7 +11,6 @@ lost, nothing happened twice, what waits for a human still waits, no sandbox is 
 
 --creto names the binary (or $CRETO_BIN). Leaves with 77 where the machine cannot run sandboxes.
 """
-import argparse
 import base64
 import collections
 import json
@@ -31,7 +30,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 EXAMPLE = os.path.join(ROOT, "examples", "invoice-agent")
 sys.path.insert(0, EXAMPLE)
 sys.path.insert(0, os.path.dirname(HERE))
-from installation import left_over  # noqa: E402
+from installation import left_over, needs_sandboxes, options_of  # noqa: E402
 from harness import Children, Creto, CretoError, Recorder, StepFailed, first_line, payments_in, require  # noqa: E402
 
 HUMAN = "human:ada@example.com"
@@ -526,17 +525,14 @@ secret = "webhooks/OVERSIGHT"
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = options_of(__doc__)
     options.add_argument("mode", choices=["before", "after", "random"])
-    options.add_argument("--creto", default=os.environ.get("CRETO_BIN", os.path.join(ROOT, "build", "asan", "bin", "creto")))
     options.add_argument("--kills", type=int, default=20, help="for random")
     options.add_argument("--seed", default=os.environ.get("CRETO_SEED"), help="for random; default: a fresh one")
     options.add_argument("--runtime", default="runc")
     options.add_argument("--keep", action="store_true", help="the folder with everything, also where all is well")
     chosen = options.parse_args()
-    if os.geteuid() != 0 or not shutil.which(chosen.runtime):
-        print(f"sandboxes need root and `{chosen.runtime}`")
-        return 77
+    needs_sandboxes(chosen.runtime)
     if chosen.mode != "random":
         chosen.kills = 0
     else:
