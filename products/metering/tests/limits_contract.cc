@@ -1,0 +1,461 @@
+// What may still be spent: quotas, holds, thresholds, budgets, and who is told of them.
+
+#include "metering_contract.h"
+
+namespace creto::metering {
+namespace {
+
+TEST_P(MeteringContract, AQuotaForEachAgentMayLookAtProperties) {
+  Quota each = quota("large", *parent, 150, "inference_tokens");
+  each.subject = "agent:*";
+  each.match = {{"model_id", {"large", "huge"}}};
+  each.time_zone = "Europe/Berlin";
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  const auto listed = metering->list_quotas(ctx, "agent:*").value();
+  ASSERT_EQ(listed.size(), 1u);
+  EXPECT_EQ(listed[0].match, each.match);
+  EXPECT_EQ(listed[0].time_zone, each.time_zone);
+  auto spend = ask(*parent, "inference_tokens", "200");
+  spend.properties = {{"model_id", "huge"}};
+  EXPECT_EQ(code(metering->reserve(ctx, spend)), "MT-429");
+  spend.properties = {{"model_id", "small"}};
+  EXPECT_TRUE(metering->reserve(ctx, spend));
+  auto other = ask(*child, "inference_tokens", "100");
+  other.properties = {{"model_id", "large"}};
+  EXPECT_TRUE(metering->reserve(ctx, other));
+  EXPECT_EQ(metering->quota_state(ctx, "large", child->text())->held, 100);
+  EXPECT_EQ(metering->quota_state(ctx, "large", parent->text())->held, 100) << "of those below it, too";
+}
+
+TEST_P(MeteringContract, AForecastBeginsWithWhatWasSpent) {
+  EXPECT_EQ(code(metering->forecast_cost(ctx, *parent, contracts::BillingPeriod::month)), "MT-404");
+  Draft draft = keyed("k1");
+  draft.cost = "1.25";
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, draft)));
+  const auto told = metering->forecast_cost(ctx, *parent, contracts::BillingPeriod::month);
+  ASSERT_TRUE(told) << told.error().to_string();
+  EXPECT_EQ(told->so_far, (Money{Decimal::literal("1.25"), Currency::usd()}));
+  EXPECT_EQ(told->hours_learnt, 0);
+  EXPECT_GT(told->until, clock.now());
+  EXPECT_EQ(code(metering->forecast_cost(ctx, *parent, contracts::BillingPeriod::lifetime)), "MT-400");
+}
+
+TEST_P(MeteringContract, LimitsAreThoseOfWhoIsAboveAnAgentWhateverTheCallerSays) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  ASSERT_TRUE(metering->set_threshold(
+      ctx,
+      {parent->text(),
+       {"one", BillingPeriod::transaction, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  EXPECT_FALSE(metering->check_quota(ctx, *child, "sandbox_allocated", 1)->allowed);
+  for (const DelegationChain& said : {DelegationChain{}, DelegationChain{*child}}) {
+    auto request = ask(*child, "sandbox_allocated");
+    request.delegation_chain = said;
+    EXPECT_EQ(code(metering->reserve(ctx, request)), "MT-429");
+    const contracts::BillableEvent cost{"payment", *child, said, {Decimal(11), Currency::usd()}};
+    EXPECT_TRUE(metering->check_cost_threshold(ctx, cost, BillingPeriod::month)->has_value());
+  }
+}
+
+TEST_P(MeteringContract, AnAgentReleasesWhatItHoldsOrWhoIsBelowItAndNothingElse) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("tokens", *child, 100, "inference_tokens")));
+  const auto release = [&](const Identity& by) {
+    const auto held = ask(*child, "inference_tokens", "100");
+    EXPECT_TRUE(metering->reserve(ctx, held));
+    const auto released = code(local->release(Context::of(by, chain_of(by)), held.id));
+    EXPECT_EQ(metering->quota_state(ctx, "tokens")->held, released == "ok" ? 0 : 100);
+    EXPECT_TRUE(metering->release(ctx, held.id));
+    return released;
+  };
+  EXPECT_EQ(release(*agent("other", *ctx.caller)), "MT-403");
+  EXPECT_EQ(release(*child), "ok");
+  EXPECT_EQ(release(*parent), "ok");
+}
+
+TEST_P(MeteringContract, AQuotaRefusesWithItsReset) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 2)));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "2")));
+  const auto refused = metering->reserve(ctx, ask(*child, "sandbox_allocated"));
+  ASSERT_EQ(code(refused), "MT-429");
+  EXPECT_EQ(refused.error().message(), "monthly quota of `sandbox_allocated` exceeded (2/2)");
+  EXPECT_EQ(refused.error().retry_after(), from_rfc3339("2026-12-01T00:00:00Z").value() - clock.now());
+  const auto decision = metering->check_quota(ctx, *child, "sandbox_allocated", 1).value();
+  EXPECT_FALSE(decision.allowed);
+  EXPECT_EQ(decision.quota_id, "sandboxes");
+  // A fact is recorded whatever the quota says.
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "3")));
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 3);
+  // Raised, it grants again; gone, nothing limits.
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 4)));
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "sandbox_allocated")));
+  ASSERT_TRUE(metering->delete_quota(ctx, "sandboxes"));
+  EXPECT_EQ(code(metering->quota_state(ctx, "sandboxes")), "MT-404");
+}
+
+TEST_P(MeteringContract, AQuotaMadeLaterKnowsWhatWasUsed) {
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->used, 1);
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "sandbox_allocated"))), "MT-429");
+}
+
+TEST_P(MeteringContract, AReservationIsSettledByTheEventThatNamesIt) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("tokens", *parent, 1'000, "inference_tokens")));
+  const auto request = ask(*parent, "inference_tokens", "900");
+  ASSERT_TRUE(metering->reserve(ctx, request));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*parent, "inference_tokens", "101"))), "MT-429");
+  Draft draft = keyed("k1");
+  draft.properties = R"({"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p","reservation_id":")" +
+                     request.id.to_string() + R"("})";
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, draft)));
+  const QuotaState state = metering->quota_state(ctx, "tokens").value();
+  EXPECT_EQ(state.used, 100);
+  EXPECT_EQ(state.held, 0);
+  const auto other = ask(*parent, "inference_tokens", "900");
+  ASSERT_TRUE(metering->reserve(ctx, other));
+  ASSERT_TRUE(metering->release(ctx, other.id));
+  EXPECT_EQ(metering->quota_state(ctx, "tokens")->held, 0);
+}
+
+TEST_P(MeteringContract, CostThresholdsTriggerOversight) {
+  ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(),
+                                            {"one",
+                                             BillingPeriod::transaction,
+                                             {Decimal(10'000), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {"human:cfo@example.com"}}}));
+  const auto spend = [&](std::int64_t amount) {
+    return contracts::BillableEvent{"payment", *child, chain_of(*child), {Decimal(amount), Currency::usd()}};
+  };
+  EXPECT_FALSE(metering->check_cost_threshold(ctx, spend(10'000), BillingPeriod::month)->has_value());
+  const auto trigger = metering->check_cost_threshold(ctx, spend(15'000), BillingPeriod::month).value();
+  ASSERT_TRUE(trigger);
+  EXPECT_EQ(trigger->policy_id, "one");
+  EXPECT_EQ(trigger->current_cost.amount, Decimal(15'000));
+  EXPECT_EQ(trigger->threshold.amount, Decimal(10'000));
+  EXPECT_EQ(trigger->approvers, std::vector<std::string>{"human:cfo@example.com"});
+  const auto batch = metering->check_batch(ctx, {spend(1), spend(20'000)}, BillingPeriod::month).value();
+  EXPECT_FALSE(batch[0]);
+  EXPECT_TRUE(batch[1]);
+  const auto several = metering->check_multiple_thresholds(
+      ctx, spend(500),
+      {{"a", BillingPeriod::hour, {Decimal(499), Currency::usd()}, contracts::ThresholdAction::block, {}},
+       {"b", BillingPeriod::day, {Decimal(500), Currency::usd()}, contracts::ThresholdAction::block, {}}});
+  ASSERT_EQ(several->size(), 1u);
+  EXPECT_EQ(several->front().policy_id, "a");
+  // What those above it have spent counts, too.
+  Draft spent = keyed("spent");
+  spent.cost = "100";
+  ASSERT_TRUE(metering->ingest(ctx, event(*parent, spent)));
+  const auto above = metering->check_multiple_thresholds(
+      ctx, spend(500),
+      {{"b", BillingPeriod::day, {Decimal(599), Currency::usd()}, contracts::ThresholdAction::block, {}}});
+  EXPECT_EQ(above->size(), 1u);
+  // Limits of money are in one currency. What costs another one is a fact that those of single uses do not see, ...
+  const contracts::BillableEvent euros{"payment", *child, {}, {Decimal(20'000), Currency::parse("EUR").value()}};
+  EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::month)->has_value());
+  // ... and what those of a period cannot add up is not within them.
+  ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(),
+                                            {"monthly",
+                                             BillingPeriod::month,
+                                             {Decimal(1'000'000), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {}}}));
+  const auto blind = metering->check_cost_threshold(ctx, euros, BillingPeriod::month).value();
+  ASSERT_TRUE(blind);
+  EXPECT_EQ(blind->policy_id, "monthly");
+  EXPECT_EQ(blind->current_cost, euros.cost);
+  EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::day)->has_value()) << "there is none";
+}
+
+TEST_P(MeteringContract, AnActionThatAHumanWasAskedForIsNotAskedForAgain) {
+  ASSERT_TRUE(metering->set_threshold(ctx, {child->text(),
+                                            {"dear",
+                                             BillingPeriod::transaction,
+                                             {Decimal(10), Currency::usd()},
+                                             contracts::ThresholdAction::require_approval,
+                                             {}}}));
+  const auto pay = [&](std::string key, const std::string& hold) {
+    Draft draft = keyed(std::move(key));
+    draft.type = "action";
+    draft.properties = R"({"action":"pay"})";
+    if (!hold.empty()) draft.properties = fmt::format(R"({{"action":"pay","reservation_id":"{}"}})", hold);
+    draft.units = "1";
+    draft.cost = "20";
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  const auto notices = [&] { return rows("SELECT count(*) FROM metering_notices"); };
+  auto spend = ask(*child, "action", "1", "20");
+  spend.properties = {{"action", "pay"}};
+  ASSERT_TRUE(metering->reserve(ctx, spend));
+  pay("1", spend.id.to_string());
+  EXPECT_EQ(notices(), 0);
+  pay("2", "");
+  EXPECT_EQ(notices(), 1) << "nobody was asked for this one";
+}
+
+TEST_P(MeteringContract, AnApproverMayRaiseACostThreshold) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {child->text(),
+            {"month", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  const Identity oversight = Identity::service("oversight").value();
+  ASSERT_TRUE(registry->ensure_service(Context::of_service(oversight), oversight));
+  const auto decide = [&](const std::string& response) {
+    const contracts::OversightDecisionEvent decision{
+        RequestId::fresh(clock.now()), {},      contracts::ApprovalState::approved,
+        "human:cfo@example.com",       "",      "cost.continue",
+        R"({"threshold_id":"month"})", response};
+    EventEnvelope envelope{std::string(contracts::OversightDecisionEvent::event_type),
+                           EventId::fresh(clock.now()),
+                           *child,
+                           {},
+                           time_->now(),
+                           decision.to_json().value(),
+                           {}};
+    envelope.signature =
+        registry->sign(ctx, oversight, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    const std::string body = envelope.to_json().value();
+    ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
+      return bus::publish(tx, ctx, contracts::OversightDecisionEvent::subject, envelope.event_id.to_string(), body);
+    }));
+    ASSERT_TRUE(carrier->wait_until_idle(30s));
+  };
+  const auto limit = [&] { return metering->list_thresholds(ctx, child->text())->at(0).threshold.limit.amount; };
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "action", "1", "20"))), "MT-429");
+  decide("{}");
+  EXPECT_EQ(limit(), Decimal(10)) << "without a new limit nothing changes";
+  decide(R"({"new_limit":"50.5"})");
+  EXPECT_EQ(limit(), Decimal::literal("50.5"));
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "action", "1", "20")));
+  decide(R"({"new_limit":"20"})");
+  EXPECT_EQ(limit(), Decimal::literal("50.5")) << "it is raised, never lowered";
+}
+
+TEST_P(MeteringContract, MessagesAreTrackedOnceAndLimited) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("messages", *parent, 1, "message_sent")));
+  const contracts::MessageBillableEvent sent{"msg-1",
+                                             *parent,
+                                             chain_of(*parent),
+                                             contracts::MessageEventType::message_sent,
+                                             time_->now(),
+                                             512,
+                                             1,
+                                             contracts::MessagePriority::normal};
+  EXPECT_TRUE(metering->check_message_quota(ctx, *parent, contracts::MessageEventType::message_sent)->allowed);
+  const auto first = metering->track_message_event(ctx, sent);
+  ASSERT_TRUE(first) << first.error().to_string();
+  EXPECT_EQ(metering->track_message_event(ctx, sent).value(), *first);
+  auto changed = sent;
+  changed.message_size_bytes = 513;
+  EXPECT_EQ(code(metering->track_message_event(ctx, changed)), "MT-409");
+  const auto decision = metering->check_message_quota(ctx, *parent, contracts::MessageEventType::message_sent).value();
+  EXPECT_FALSE(decision.allowed);
+  EXPECT_EQ(decision.used, 1);
+}
+
+TEST_P(MeteringContract, AnHourOfUnusualSpendingIsToldOnce) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  listen_to_limits();
+  int events = 0;
+  const auto spend = [&](std::string cost) {
+    Draft draft = keyed(fmt::format("k{}", events++));
+    draft.cost = std::move(cost);
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  for (int hour = 0; hour < 30; ++hour) {
+    spend("1");
+    clock.advance(1h);
+  }
+  const std::int64_t before = rows("SELECT count(*) FROM audit_pending");
+  for (int use = 0; use < 4; ++use) spend("2");
+  EXPECT_EQ(rows("SELECT count(*) FROM audit_pending"), before + 2) << "the anomaly, and metering's keys to sign with";
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
+  const auto notices = told_of_limits();
+  ASSERT_EQ(notices.size(), 1u) << "not with every use, and not for those above it";
+  EXPECT_EQ(notices[0].agent, *child);
+  EXPECT_TRUE(registry->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
+                               *notices[0].signature, event_signature_context));
+  const auto notice = contracts::CostThresholdExceededEvent::from_json(notices[0].payload).value();
+  EXPECT_EQ(notice.kind, "cost_anomaly");
+  EXPECT_EQ(notice.current, "4");
+  EXPECT_EQ(notice.expected, "1");
+  EXPECT_EQ(notice.confidence, "1.0000");
+  clock.advance(1h);
+  for (int use = 0; use < 20; ++use) spend("2");
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
+  EXPECT_EQ(told_of_limits().size(), 2u) << "another hour";
+}
+
+TEST_P(MeteringContract, LimitsAreToldOnTheBusAndRaisedByAnApprovedDecision) {
+  with_bus();
+  ASSERT_FALSE(HasFatalFailure());
+  listen_to_limits();
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 3)));
+  for (int i = 0; i < 3; ++i) {
+    const std::string usage = sandbox(*child, fmt::format("s{}", i));  // signing has transactions of its own
+    EXPECT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
+      return bus::publish(tx, ctx, "metering.events.runtime", fmt::format("m{}", i), usage);
+    }));
+  }
+  ASSERT_TRUE(carrier->wait_until_idle(30s));
+  ASSERT_TRUE(carrier->wait_until_idle(30s));  // the notice itself, which the first wait has caused
+  const auto notices = told_of_limits();
+  ASSERT_EQ(notices.size(), 1u);
+  const auto notice = contracts::CostThresholdExceededEvent::from_json(notices[0].payload).value();
+  EXPECT_EQ(notice.kind, "quota_breach");
+  EXPECT_EQ(notice.threshold_id, "sandboxes");
+  EXPECT_EQ(notice.current, "3");
+  EXPECT_TRUE(registry->verify(ctx, Identity::service("metering").value(), as_bytes(notices[0].signed_bytes().value()),
+                               *notices[0].signature, event_signature_context));
+  EXPECT_EQ(code(metering->reserve(ctx, ask(*child, "sandbox_allocated"))), "MT-429");
+
+  const Identity oversight = Identity::service("oversight").value();
+  ASSERT_TRUE(registry->ensure_service(Context::of_service(oversight), oversight));
+  const contracts::OversightDecisionEvent decision{RequestId::fresh(clock.now()),
+                                                   {},
+                                                   contracts::ApprovalState::approved,
+                                                   "human:cfo@example.com",
+                                                   "",
+                                                   "quota.raise",
+                                                   R"({"current":"3","limit":"3","threshold_id":"sandboxes"})",
+                                                   R"({"new_limit":"5"})"};
+  const auto publish = [&](const Identity& signer, std::string id) {
+    EventEnvelope envelope{"oversight_decision", EventId::fresh(clock.now()), *child, chain_of(*child),
+                           time_->now(),         decision.to_json().value(),  {}};
+    envelope.signature = registry
+                             ->sign(Context::of_service(signer), signer, as_bytes(envelope.signed_bytes().value()),
+                                    event_signature_context)
+                             .value();
+    ASSERT_TRUE(db->transaction(ctx, [&](sql::Tx& tx) {
+      return bus::publish(tx, ctx, "oversight.decisions", id, envelope.to_json().value());
+    }));
+    ASSERT_TRUE(carrier->wait_until_idle(30s));
+  };
+  publish(*ctx.caller, "forged");
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->limit, 3);
+  publish(oversight, "real");
+  EXPECT_EQ(metering->quota_state(ctx, "sandboxes")->limit, 5);
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "sandbox_allocated")));
+}
+
+TEST_P(MeteringContract, TheQuotaEnforcerRefusesInsideAuthorization) {
+  ASSERT_TRUE(metering->set_quota(ctx, quota("sandboxes", *parent, 1)));
+  authz::CheckRequest request{*child, chain_of(*child), "sandbox.spawn", {"Image", "python"}, {}, {}, {}};
+  EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, request)->has_value());
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*child, "1")));
+  const auto decision = local->quota_enforcer().evaluate(ctx, request).value();
+  ASSERT_TRUE(decision);
+  const auto& exceeded = std::get<authz::QuotaExceeded>(*decision);
+  EXPECT_EQ(exceeded.quota_id, "sandboxes");
+  EXPECT_EQ(exceeded.limit, 1);
+  EXPECT_EQ(exceeded.used, 1);
+  EXPECT_EQ(exceeded.reset_at, from_rfc3339("2026-12-01T00:00:00Z").value());
+}
+
+TEST_P(MeteringContract, ASessionAtItsMaximumIsRefusedWhileAnotherGoesOn) {
+  Quota each = quota("session-max", *child, 1'000'000'000, "");
+  each.subject = "session:*";
+  each.measure = Measure::cost;
+  each.window = WindowKind::lifetime;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  const auto spend = [&](std::map<std::string, std::string> properties) {
+    contracts::SpendRequest request = ask(*child, "inference_tokens", "1", "0.6");
+    request.properties = std::move(properties);
+    const auto held = metering->reserve(ctx, request);
+    return held ? request.id.to_string() : held.error().code();
+  };
+  const std::string hold = spend({{"session", "s-1"}, {"sandbox_id", "sb-1"}});
+  Draft draft = keyed("1");
+  draft.cost = "0.6";
+  draft.properties = fmt::format(
+      R"({{"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p","reservation_id":"{}","session":"s-1"}})",
+      hold);
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  EXPECT_EQ(spend({{"session", "s-1"}}), "MT-429");
+  EXPECT_NE(spend({{"session", "s-2"}}), "MT-429");
+  EXPECT_NE(spend({{"sandbox_id", "sb-1"}}), "MT-429") << "a sandbox is a session of its own";
+  EXPECT_EQ(spend({{"sandbox_id", "sb-1"}}), "MT-429");
+  EXPECT_NE(spend({}), "MT-429") << "no session";
+  EXPECT_EQ(metering->quota_state(ctx, "session-max", "session:s-1")->used, 600'000'000);
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
+
+  stop();
+  start();
+  EXPECT_EQ(spend({{"session", "s-1"}}), "MT-429") << "what it used is in the log";
+  each.id = "session-1";
+  each.subject = "session:s-1";
+  each.limit = 1'500'000'000;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  EXPECT_EQ(metering->quota_state(ctx, "session-1")->used, 600'000'000) << "counts from what is there";
+  EXPECT_NE(spend({{"session", "s-1"}}), "MT-429") << "one of its own takes the default's place";
+}
+
+TEST_P(MeteringContract, ABudgetOfMoneyStopsCallsOfModelsBeforeTheyAreMade) {
+  ASSERT_TRUE(
+      metering->import_prices(ctx, R"({"p/m":{"input_cost_per_token":0.001,"output_cost_per_token":0.02}})", {}));
+  Quota budget = quota("budget", *parent, 1'000'000'000, "");
+  budget.measure = Measure::cost;
+  ASSERT_TRUE(metering->set_quota(ctx, budget));
+  const auto call = [&](std::string_view input, std::string_view output) {
+    auto request = ask(*child, "inference_tokens", "1000");
+    request.properties = {
+        {"model_id", "m"}, {"input_tokens", std::string(input)}, {"output_tokens", std::string(output)}};
+    return request;
+  };
+  EXPECT_EQ(code(metering->reserve(ctx, call("1000", "10"))), "MT-429") << "1.20 of 1";
+  auto unstated = ask(*child, "inference_tokens", "100");
+  unstated.properties = {{"model_id", "m"}};
+  EXPECT_EQ(code(metering->reserve(ctx, unstated)), "MT-429") << "all of it may be output";
+  ASSERT_TRUE(metering->reserve(ctx, call("500", "10")));
+  EXPECT_EQ(metering->quota_state(ctx, "budget")->held, 700'000'000);
+  EXPECT_EQ(code(metering->reserve(ctx, call("301", "0"))), "MT-429");
+}
+
+TEST_P(MeteringContract, WhereABudgetIsUsedUpNothingMoreIsSpentWithoutSayingItsCost) {
+  Quota budget = quota("budget", *parent, 1'000'000'000, "");
+  budget.measure = Measure::cost;
+  ASSERT_TRUE(metering->set_quota(ctx, budget));
+  const authz::CheckRequest call{*child, chain_of(*child), "inference.call", {"Model", "m"}, {}, {}, {}};
+  const authz::CheckRequest look{*child, chain_of(*child), "usage.read", {"Usage", "all"}, {}, {}, {}};
+  EXPECT_TRUE(metering->reserve(ctx, ask(*child, "sandbox_allocated")));
+  EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, call)->has_value());
+  Draft draft = keyed("1");
+  draft.cost = "1";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  const auto refused = metering->reserve(ctx, ask(*child, "sandbox_allocated"));
+  EXPECT_EQ(code(refused), "MT-429");
+  EXPECT_EQ(refused.error().message(), "monthly budget `budget` exceeded (1 of 1)");
+  EXPECT_FALSE(metering->check_quota(ctx, *child, "inference_tokens", 1)->allowed);
+  EXPECT_TRUE(local->quota_enforcer().evaluate(ctx, call)->has_value());
+  EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, look)->has_value()) << "what costs nothing goes on";
+}
+
+TEST_P(MeteringContract, ACostInAnotherCurrencyPassesNoLimitOfMoney) {
+  const auto euros = [&](const Identity& who) {
+    auto request = ask(who, "payment");
+    request.cost = {Decimal(1'000'000), Currency::parse("EUR").value()};
+    return request;
+  };
+  const Identity other = *agent("other", *ctx.caller);
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {parent->text(),
+            {"ten", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  const auto refused = metering->reserve(ctx, euros(*child));
+  EXPECT_EQ(code(refused), "MT-400");
+  EXPECT_EQ(refused.error().message(), "cost: must be in USD, which the limits that apply are in");
+  EXPECT_TRUE(metering->reserve(ctx, euros(other))) << "nothing limits its money";
+  Quota each = quota("each", *parent, 10'000'000'000, "payment");
+  each.subject = "agent:*";
+  each.measure = Measure::cost;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  EXPECT_EQ(code(metering->reserve(ctx, euros(other))), "MT-400");
+}
+
+}  // namespace
+}  // namespace creto::metering
