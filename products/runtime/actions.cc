@@ -8,11 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "creto/common/bytes.h"
+#include "errors.h"
 
 namespace creto::runtime {
 namespace {
-
-Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 
 constexpr int nodes_max = 20'000;
 

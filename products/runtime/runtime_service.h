@@ -16,6 +16,7 @@
 #include "creto/io/idempotency.h"
 #include "creto/nhi/nhi.h"
 #include "creto/vault/vault.h"
+#include "errors.h"
 #include "events.h"
 #include "gateway/agent_doors.h"
 #include "images.h"
@@ -28,9 +29,6 @@ namespace creto::runtime {
 
 using Live = std::shared_ptr<LiveSandbox>;
 
-inline Error invalid(std::string message) {
-  return Error(Product::runtime, ErrorKind::invalid_input, std::move(message));
-}
 inline std::string sandbox_uri(const SandboxId& id) { return "runtime:sandbox:" + id.to_string(); }
 
 struct Principal {

@@ -4,12 +4,11 @@
 
 #include <algorithm>
 
+#include "errors.h"
 #include "net/egress_proxy.h"
 
 namespace creto::runtime {
 namespace {
-
-Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 
 bool is_variable_name(std::string_view name) {
   return !name.empty() && name.size() <= 128 && !(name.front() >= '0' && name.front() <= '9') &&

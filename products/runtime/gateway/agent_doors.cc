@@ -14,6 +14,7 @@
 #include "creto/memory/memory.h"
 #include "creto/nhi/nhi.h"
 #include "creto/vault/vault.h"
+#include "errors.h"
 #include "gateway/completion.h"
 
 namespace creto::runtime {
@@ -25,7 +26,6 @@ constexpr std::size_t receive_messages_max = 32;
 constexpr int receive_looks_max = 8;
 constexpr std::size_t shown_prompt_max = 2'000;
 
-Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
 Error turned_off(std::string_view what) {
   return Error(Product::runtime, ErrorKind::unavailable, fmt::format("{} is not part of this installation", what));
 }

@@ -2,12 +2,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "errors.h"
+
 namespace creto::runtime {
-namespace {
-
-Error invalid(std::string message) { return Error(Product::runtime, ErrorKind::invalid_input, std::move(message)); }
-
-}  // namespace
 
 Result<inference::CompletionRequest> read_completion(const Json& json, const SandboxId& sandbox) {
   if (!json.is_object()) return invalid("request: must be an object");
