@@ -14,7 +14,7 @@ Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesys
   Subjects subjects;
   RecordScratch scratch;
   std::vector<std::string_view> ancestors;
-  CRETO_TRY(log->scan({}, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
+  CRETO_TRY(log->scan({}, log->end(), [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
     if (address == log->begin()) return {};
     BlockReader block(address, content);
     CRETO_TRY(block.head());

@@ -181,22 +181,24 @@ class BlockFiles final : public BlockLog {
     return bytes;
   }
 
-  Result<> scan(BlockAddress from, const Visit& visit) override {
-    const BlockAddress until = end();
+  Result<> scan(BlockAddress from, BlockAddress until, const Visit& visit) override {
     std::optional<Hash256> before;
     for (std::uint32_t segment = std::max(from.segment, 1U); segment <= until.segment; ++segment) {
       const fs::path path = path_of(segment);
       const std::uint64_t begin =
           segment == from.segment ? std::max<std::uint64_t>(from.offset, magic.size()) : magic.size();
-      const std::uint64_t size = segment == until.segment ? until.offset : CRETO_TRY(files_.size(path));
+      if (segment == until.segment && begin >= until.offset) break;
+      const std::uint64_t size = CRETO_TRY(files_.size(path));
       SegmentReader reader(files_, path, begin, size);
       while (!reader.at_end()) {
         const BlockAddress address{segment, static_cast<std::uint32_t>(reader.offset())};
+        if (address >= until) break;
         const auto block = CRETO_TRY(reader.next());
         if (!block || (before && *before != block->before)) return damaged(path, address.offset);
         before = block->hash;
         CRETO_TRY(visit(address, block->content, block->hash));
       }
+      if (segment == until.segment && reader.offset() < until.offset) return damaged(path, reader.offset());
     }
     return {};
   }

@@ -30,8 +30,9 @@ struct RowPlace {
 };
 
 /// The truth about usage: blocks of events in the order of their arrival, each chained to the one before by its hash
-/// (docs/formats.md, "Usage log"). One writer; reads may run beside it. What else the ledger keeps can be made anew
-/// from it.
+/// (docs/formats.md, "Usage log"). What else the ledger keeps can be made anew from it.
+///
+/// Of one writer, who alone may ask for `end` and `head`; `read` and `scan` may run on other threads beside it.
 class BlockLog {
  public:
   static constexpr std::size_t block_bytes_max = 32 << 20;
@@ -54,8 +55,9 @@ class BlockLog {
   virtual Result<> seal() = 0;
   /// Errors: hash_mismatch where the block is damaged.
   virtual Result<Bytes> read(BlockAddress address) = 0;
-  /// Each block from `from` on, in order. Errors: hash_mismatch; those of `visit`.
-  virtual Result<> scan(BlockAddress from, const Visit& visit) = 0;
+  /// Each block from `from` on that begins before `until`, in order. `until` is no later than an `end` that was.
+  /// Errors: hash_mismatch; those of `visit`.
+  virtual Result<> scan(BlockAddress from, BlockAddress until, const Visit& visit) = 0;
 };
 
 /// Segments as files `<number>.usage` in `directory`, which is made where absent. Cuts off what a crash left

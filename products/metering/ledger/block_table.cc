@@ -101,7 +101,7 @@ class BlockTable final : public BlockLog {
     return content;
   }
 
-  Result<> scan(BlockAddress from, const Visit& visit) override {
+  Result<> scan(BlockAddress from, BlockAddress until, const Visit& visit) override {
     constexpr std::int64_t page = 64;
     Hash256 before{};
     bool first = true;
@@ -109,11 +109,12 @@ class BlockTable final : public BlockLog {
     for (;;) {
       std::optional<sql::Rows> rows;
       CRETO_TRY(database_.read(ctx_, [&](sql::Tx& tx) -> Result<> {
-        rows =
-            CRETO_TRY(tx.query("SELECT segment, place, hash, content FROM metering_blocks WHERE segment > $1 OR "
-                               "(segment = $1 AND place >= $2) "
-                               "ORDER BY segment, place LIMIT $3",
-                               {static_cast<std::int64_t>(at.segment), static_cast<std::int64_t>(at.offset), page}));
+        rows = CRETO_TRY(
+            tx.query("SELECT segment, place, hash, content FROM metering_blocks "
+                     "WHERE (segment, place) >= ($1, $2) AND (segment, place) < ($3, $4) "
+                     "ORDER BY segment, place LIMIT $5",
+                     {static_cast<std::int64_t>(at.segment), static_cast<std::int64_t>(at.offset),
+                      static_cast<std::int64_t>(until.segment), static_cast<std::int64_t>(until.offset), page}));
         return {};
       }));
       for (const sql::Row row : *rows) {

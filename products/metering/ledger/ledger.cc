@@ -198,7 +198,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
     segment_events_ = 0;
     return {};
   };
-  CRETO_TRY(log_->scan(from, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
+  CRETO_TRY(log_->scan(from, log_->end(), [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
     CRETO_TRY(enter(address.segment));
     if (address == log_->begin()) return {};
     BlockReader block(address, content);
@@ -522,20 +522,13 @@ Ledger::Position Ledger::position() const {
 
 Result<> Ledger::scan_blocks(BlockAddress from, BlockAddress until,
                              const std::function<Result<>(BlockAddress, BlockReader&)>& visit) const {
-  // Nothing behind `until` is of interest, and the log has no way to stop but an error.
-  bool past = false;
-  auto scanned = log_->scan(from, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
+  return log_->scan(from, until, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
     if (address == log_->begin()) return {};
-    if (address >= until) {
-      past = true;
-      return Error(Product::metering, ErrorKind::cancelled, "the end");
-    }
     BlockReader block(address, content);
     CRETO_TRY(block.head());
     CRETO_TRY(block.skip_definitions());
     return visit(address, block);
   });
-  return past ? Result<>() : scanned;
 }
 
 Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit) const {
@@ -547,8 +540,8 @@ Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit
 }
 
 Result<> Ledger::scan_heads(BlockAddress until, const std::function<void(const Hash256&)>& visit) const {
-  return log_->scan({}, [&](BlockAddress address, BytesView, const Hash256& head) -> Result<> {
-    if (address < until) visit(head);
+  return log_->scan({}, until, [&](BlockAddress, BytesView, const Hash256& head) -> Result<> {
+    visit(head);
     return {};
   });
 }

@@ -96,7 +96,7 @@ class House {
   }
   std::multiset<std::string> keys() {
     std::multiset<std::string> all;
-    EXPECT_TRUE(ledger->scan({}, {UINT32_MAX, 0}, [&](const StoredEvent& event) -> Result<> {
+    EXPECT_TRUE(ledger->scan({}, ledger->position().end, [&](const StoredEvent& event) -> Result<> {
       all.emplace(event.record.key);
       return {};
     }));
@@ -492,9 +492,10 @@ class BlockLogContract : public ::testing::TestWithParam<std::string> {
     }
     return open_block_table(*database_).value();
   }
-  static std::vector<std::string> blocks(BlockLog& log, BlockAddress from = {}) {
+  static std::vector<std::string> blocks(BlockLog& log, BlockAddress from = {}) { return blocks(log, from, log.end()); }
+  static std::vector<std::string> blocks(BlockLog& log, BlockAddress from, BlockAddress until) {
     std::vector<std::string> all;
-    EXPECT_TRUE(log.scan(from, [&](BlockAddress, BytesView content, const Hash256&) -> Result<> {
+    EXPECT_TRUE(log.scan(from, until, [&](BlockAddress, BytesView content, const Hash256&) -> Result<> {
       all.emplace_back(as_text(content));
       return {};
     }));
@@ -526,6 +527,21 @@ TEST_P(BlockLogContract, GivesBackWhatWasAppendedInItsOrder) {
   EXPECT_EQ(log->read(second).value(), to_bytes(std::string_view("two")));
   ASSERT_TRUE(log->append(as_bytes("four")));
   EXPECT_EQ(blocks(*log).size(), 4u);
+}
+
+TEST_P(BlockLogContract, AScanVisitsWhatBeginsBeforeItsEnd) {
+  const auto log = open();
+  ASSERT_TRUE(log->append(as_bytes("one")));
+  const BlockAddress second = log->end();
+  ASSERT_TRUE(log->append(as_bytes("two")));
+  const BlockAddress third = log->end();
+  ASSERT_TRUE(log->append(as_bytes("three")));
+  ASSERT_TRUE(log->seal());
+  EXPECT_EQ(blocks(*log, {}, log->begin()), std::vector<std::string>());
+  EXPECT_EQ(blocks(*log, {}, second), (std::vector<std::string>{"one"}));
+  EXPECT_EQ(blocks(*log, second, {second.segment, second.offset + 1}), (std::vector<std::string>{"two"}));
+  EXPECT_EQ(blocks(*log, second, third), (std::vector<std::string>{"two"}));
+  EXPECT_EQ(blocks(*log, {}, {2, 0}), (std::vector<std::string>{"one", "two", "three"}));
 }
 
 TEST_P(BlockLogContract, ANewSegmentWithoutBlocksIsThereAfterAStart) {

@@ -102,7 +102,7 @@ class House {
   }
 
   void each(const std::function<void(const StoredEvent&)>& visit) {
-    EXPECT_TRUE(ledger->scan({}, {UINT32_MAX, 0}, [&](const StoredEvent& event) -> Result<> {
+    EXPECT_TRUE(ledger->scan({}, ledger->position().end, [&](const StoredEvent& event) -> Result<> {
       visit(event);
       return {};
     }));
