@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <deque>
 #include <map>
@@ -74,15 +75,13 @@ class GrpcCall : public Call {
   const std::size_t bytes_max_;
 };
 
-/// Answers once. gRPC's objects go after `Finish`, and not before it: so the reactor keeps itself alive until OnDone, a
-/// late answer finds `finished_` set, and a cancelled call is finished only when no handler looks at the request any
-/// more.
-class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
+/// A call that is answered once. gRPC's objects go when it is, so nothing here looks at them afterwards: a late answer
+/// finds `finished_` set.
+class UnaryCall : public GrpcCall {
  public:
   UnaryCall(grpc::CallbackServerContext* context, const ByteBuffer* request, std::size_t bytes_max,
-            ByteBuffer* response)
-      : GrpcCall(context, request, bytes_max), response_(response) {}
-  void keep(std::shared_ptr<UnaryCall> self) { self_ = std::move(self); }
+            ByteBuffer* response, grpc::ServerUnaryReactor& reactor)
+      : GrpcCall(context, request, bytes_max), response_(response), reactor_(reactor) {}
 
   void answer(const Message& message) override {
     end([&] {
@@ -93,6 +92,30 @@ class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
   void fail(const Error& error) override {
     end([&] { return to_status(error); });
   }
+  void park() override { CRETO_ASSERT(false); }
+  std::shared_ptr<detail::Outlet> open_stream(std::size_t) override { return nullptr; }
+
+ protected:
+  template <class F>
+  void end(F status) {
+    if (!finished_.exchange(true)) reactor_.Finish(status());
+  }
+
+ private:
+  ByteBuffer* response_;
+  grpc::ServerUnaryReactor& reactor_;
+  std::atomic<bool> finished_ = false;
+};
+
+/// A call whose handler may leave it to be answered later, and which then ends when its caller goes. Keeps itself alive
+/// until gRPC needs it no more. A cancelled call is finished only when no handler looks at the request any more.
+class DeferredCall final : public UnaryCall, public grpc::ServerUnaryReactor {
+ public:
+  DeferredCall(grpc::CallbackServerContext* context, const ByteBuffer* request, std::size_t bytes_max,
+               ByteBuffer* response)
+      : UnaryCall(context, request, bytes_max, response, *this) {}
+  void keep(std::shared_ptr<DeferredCall> self) { self_ = std::move(self); }
+
   void park() override {
     {
       std::lock_guard lock(mutex_);
@@ -101,10 +124,8 @@ class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
     }
     end([] { return grpc::Status::CANCELLED; });
   }
-  std::shared_ptr<detail::Outlet> open_stream(std::size_t) override { return nullptr; }
-
   void OnCancel() override {
-    std::shared_ptr<UnaryCall> alive = self_;
+    std::shared_ptr<DeferredCall> alive = self_;
     {
       std::lock_guard lock(mutex_);
       cancelled_ = true;
@@ -115,20 +136,9 @@ class UnaryCall final : public GrpcCall, public grpc::ServerUnaryReactor {
   void OnDone() override { self_.reset(); }
 
  private:
-  template <class F>
-  void end(F status) {
-    {
-      std::lock_guard lock(mutex_);
-      if (finished_) return;
-      finished_ = true;
-    }
-    Finish(status());
-  }
-
-  ByteBuffer* response_;
   std::mutex mutex_;
-  bool parked_ = false, cancelled_ = false, finished_ = false;
-  std::shared_ptr<UnaryCall> self_;
+  bool parked_ = false, cancelled_ = false;
+  std::shared_ptr<DeferredCall> self_;
 };
 
 class StreamCall final : public GrpcCall, public grpc::ServerWriteReactor<ByteBuffer> {
@@ -474,16 +484,28 @@ class RawService final : public grpc::Service {
     MarkMethodRawCallback(count_++, new grpc::internal::CallbackUnaryHandler<ByteBuffer, ByteBuffer>(
                                         [&dispatcher, &entry](grpc::CallbackServerContext* context,
                                                               const ByteBuffer* request, ByteBuffer* response) {
-                                          auto call = std::make_shared<UnaryCall>(
-                                              context, request, dispatcher.request_bytes_max(entry), response);
-                                          call->keep(call);
-                                          UnaryCall* reactor = call.get();
-                                          dispatcher.dispatch(entry, std::move(call));
-                                          return reactor;
+                                          return unary(dispatcher, entry, context, request, response);
                                         }));
   }
 
  private:
+  static grpc::ServerUnaryReactor* unary(DispatcherImpl& dispatcher, const Entry& entry,
+                                         grpc::CallbackServerContext* context, const ByteBuffer* request,
+                                         ByteBuffer* response) {
+    const std::size_t bytes_max = dispatcher.request_bytes_max(entry);
+    if (entry.method.deferred) {
+      auto call = std::make_shared<DeferredCall>(context, request, bytes_max, response);
+      call->keep(call);
+      DeferredCall* reactor = call.get();
+      dispatcher.dispatch(entry, std::move(call));
+      return reactor;
+    }
+    // gRPC's own reactor costs no change of threads for what a reactor of ours would have to be told at the end.
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    dispatcher.dispatch(entry, std::make_shared<UnaryCall>(context, request, bytes_max, response, *reactor));
+    return reactor;
+  }
+
   int count_ = 0;
 };
 
