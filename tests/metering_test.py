@@ -5,6 +5,7 @@
 """
 import csv
 import datetime
+import decimal
 import json
 import os
 import shutil
@@ -173,19 +174,18 @@ def export(doors, events):
         require(asked.read() == offline.read(), "a server and its files tell different events")
     doors.creto("usage", "export", named("sums.arrow"), "--by", "type")
     doors.creto("usage", "export", named("events.arrow"), "--events")
-    program = """import {tableFromIPC} from 'apache-arrow'; import fs from 'node:fs';
-        const tables = process.argv.slice(2).map((name) => tableFromIPC(fs.readFileSync(name)));
+    program = """const {tableFromIPC} = require(process.argv[2] + '/Arrow.es2015.min.js'), fs = require('node:fs');
+        const tables = process.argv.slice(3).map((name) => tableFromIPC(fs.readFileSync(name)));
         const units = tables[1].toArray().reduce((sum, row) => sum + BigInt(String(row.units)), 0n);
         console.log(JSON.stringify([tables[0].numRows, tables[1].numRows, String(units)]));"""
-    reader = os.environ.get("CRETO_ARROW_READER")  # a directory with node_modules/apache-arrow
+    reader = os.environ.get("CRETO_ARROW_READER")  # the folder of npm's package apache-arrow
     if not reader:
         print("CRETO_ARROW_READER is not set: the Arrow files are not read")
         return
-    script = os.path.join(reader, "creto_read_arrow.mjs")
-    with open(script, "w", encoding="utf-8") as file:
-        file.write(program)
-    read = subprocess.run(["node", script, named("sums.arrow"), named("events.arrow")], capture_output=True, text=True, check=True)
-    require(json.loads(read.stdout)[:2] == [5, events], f"Arrow: {read.stdout}")
+    script = doors.file("read_arrow.cjs", program)
+    read = subprocess.run(["node", script, reader, named("sums.arrow"), named("events.arrow")], capture_output=True, text=True, check=True)
+    units = sum(decimal.Decimal(row["units"]) for row in rows)  # Arrow's decimals are whole numbers of 10^-18
+    require(json.loads(read.stdout) == [5, events, str(int(units.scaleb(18)))], f"Arrow: {read.stdout}")
 
 
 def correct(doors, event, report):
