@@ -78,7 +78,9 @@ class DispatcherImpl final : public Dispatcher {
  private:
   struct Running;
   void add(detail::Method method) override;
-  void run(const Entry& entry, const std::shared_ptr<Call>& call);
+  void run(const Entry& entry, const std::shared_ptr<Running>& running);
+  bool admit(const Entry& entry, Running& running, const Credentials& credentials,
+             const google::protobuf::Message& request);
   void serve(const http::Handler& handler, http::Request request, http::Respond respond);
   void finish(const Entry& entry, Running& running, const Error* error, const google::protobuf::Message* message);
   Result<Context> context_of(const Call& call, Credentials& credentials) const;

@@ -10,6 +10,7 @@
 #include <random>
 
 #include "creto/common/assert.h"
+#include "creto/io/no_waiting.h"
 #include "rpc/call.h"
 #include "rpc/errors.h"
 #include "rpc/rest.h"
@@ -98,6 +99,10 @@ struct DispatcherImpl::Running {
   std::string peer;
   Monotonic began;
   bool admitted = false;
+  const io::NoWaiting* here = nullptr;  ///< on the transport's thread; null: on a worker
+
+  /// Who would have had to wait gave up: there is no answer yet.
+  bool put_off() const { return here != nullptr && here->given_up(); }
 };
 
 std::unique_ptr<Dispatcher> Dispatcher::create(Ports ports, DispatcherOptions options) {
@@ -161,6 +166,7 @@ void DispatcherImpl::add(detail::Method method) {
   CRETO_ASSERT(entry->descriptor->output_type() == method.response->GetDescriptor());
   CRETO_ASSERT(entry->descriptor->server_streaming() == (method.stream || method.refusal));
   CRETO_ASSERT(entry->descriptor->client_streaming() == static_cast<bool>(method.refusal));
+  CRETO_ASSERT(!method.inline_call || method.unary);
   for (const auto& other : entries_) CRETO_ASSERT(other->full_name != entry->full_name);
   if (method.action.empty()) method.action = default_action(method.service, method.name);
   entry->succeeded = &ports_.telemetry.counter("platform_rpc_calls_total", "Calls by method and outcome",
@@ -173,11 +179,17 @@ void DispatcherImpl::add(detail::Method method) {
 }
 
 void DispatcherImpl::dispatch(const Entry& entry, const std::shared_ptr<Call>& call) {
+  auto running = std::make_shared<Running>();
+  running->call = call;
+  running->began = ports_.clock.monotonic();
   if (entry.method.inline_call) {
-    run(entry, call);
-    return;
+    const io::NoWaiting here;
+    running->here = &here;
+    run(entry, running);
+    if (!here.given_up()) return;
+    running->here = nullptr;
   }
-  if (stopped_ || !workers_.submit([this, &entry, call] { run(entry, call); })) call->fail(too_busy(stopped_));
+  if (stopped_ || !workers_.submit([this, &entry, running] { run(entry, running); })) call->fail(too_busy(stopped_));
 }
 
 Result<Context> DispatcherImpl::context_of(const Call& call, Credentials& credentials) const {
@@ -211,18 +223,46 @@ Result<Context> DispatcherImpl::context_of(const Call& call, Credentials& creden
   return ctx;
 }
 
-void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Call>& call) {
+/// Whether the caller may; else he has his answer.
+bool DispatcherImpl::admit(const Entry& entry, Running& running, const Credentials& credentials,
+                           const Message& request) {
   const detail::Method& method = entry.method;
-  auto running = std::make_shared<Running>();
-  running->call = call;
-  running->began = ports_.clock.monotonic();
+  const auto fail = [&](const Error& error) {
+    finish(entry, running, &error, nullptr);
+    return false;
+  };
+  const bool shown = !credentials.bearer.empty() || !credentials.certificate_uris.empty();
+  if (shown || method.access != Access::anonymous) {
+    if (!shown)
+      return fail(refuse(ErrorKind::unauthenticated, "neither a client certificate nor a bearer token was shown"));
+    auto caller = ports_.authenticator.authenticate(running.ctx, credentials);
+    if (!caller) return fail(caller.error());
+    running.ctx.org = std::move(caller->org);
+    running.ctx.caller = std::move(caller->identity);
+    running.ctx.chain = std::move(caller->chain);
+  }
+  if (method.resource) running.resource = method.resource(request);
+  if (method.access == Access::authorized) {
+    auto may = ports_.authorizer.authorize(running.ctx, method.action, running.resource);
+    if (!may) return fail(may.error());
+  }
+  running.admitted = true;
+  return true;
+}
+
+void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Running>& running) {
+  const detail::Method& method = entry.method;
+  const std::shared_ptr<Call>& call = running->call;
   auto fail = [&](const Error& error) { finish(entry, *running, &error, nullptr); };
 
+  // Who was let in on the transport's thread is not asked again on the worker's: he was counted and logged.
   Credentials credentials;
-  auto ctx = context_of(*call, credentials);
-  if (!ctx) return fail(ctx.error());
-  running->ctx = std::move(*ctx);
-  running->peer = credentials.peer;
+  if (!running->admitted) {
+    auto ctx = context_of(*call, credentials);
+    if (!ctx) return fail(ctx.error());
+    running->ctx = std::move(*ctx);
+    running->peer = credentials.peer;
+  }
   if (method.refusal && !call->in_exchange())
     return fail(refuse(ErrorKind::invalid_input, "this method streams; call it over gRPC"));
   if (running->ctx.expired(ports_.clock))
@@ -238,22 +278,7 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Call>& call) 
   try {
     if (auto parsed = call->parse(*request); !parsed) return fail(parsed.error());
 
-    bool shown = !credentials.bearer.empty() || !credentials.certificate_uris.empty();
-    if (shown || method.access != Access::anonymous) {
-      if (!shown)
-        return fail(refuse(ErrorKind::unauthenticated, "neither a client certificate nor a bearer token was shown"));
-      auto caller = ports_.authenticator.authenticate(running->ctx, credentials);
-      if (!caller) return fail(caller.error());
-      running->ctx.org = std::move(caller->org);
-      running->ctx.caller = std::move(caller->identity);
-      running->ctx.chain = std::move(caller->chain);
-    }
-    if (method.resource) running->resource = method.resource(*request);
-    if (method.access == Access::authorized) {
-      auto may = ports_.authorizer.authorize(running->ctx, method.action, running->resource);
-      if (!may) return fail(may.error());
-    }
-    running->admitted = true;
+    if (!running->admitted && !admit(entry, *running, credentials, *request)) return;
     if (!running->ctx.idempotency_key.empty()) running->ctx.request_hash = request_hash(entry.full_name, *request);
 
     if (method.unary) {
@@ -291,6 +316,7 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Call>& call) 
 }
 
 void DispatcherImpl::finish(const Entry& entry, Running& running, const Error* error, const Message* message) {
+  if (running.put_off()) return;
   std::optional<Error> audit_error;
   // An unknown caller's refusals are counted and logged but not audited: strangers must not be able to fill the log.
   bool refused = error != nullptr && !running.admitted && running.ctx.caller;

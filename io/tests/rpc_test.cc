@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "creto/io/no_waiting.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/nhi/v1/nhi.pb.h"
 #include "echo.pb.h"
@@ -27,6 +28,7 @@ using std::chrono::seconds;
 class PlainAuthenticator final : public Authenticator {
  public:
   Result<Caller> authenticate(const Context&, const Credentials& credentials) override {
+    ++asked;
     std::string name = credentials.bearer;
     if (name.empty()) name = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front()));
     if (name == "expired") return Error(Product::platform, ErrorKind::expired, "the token has expired");
@@ -36,6 +38,7 @@ class PlainAuthenticator final : public Authenticator {
     Caller caller{*identity, {*identity}, "default"};
     return caller;
   }
+  std::atomic<int> asked = 0;
 };
 
 class ListAuthorizer final : public Authorizer {
@@ -98,7 +101,11 @@ class Rpc : public testing::Test {
         });
     service.unary<v1::IsRevokedRequest, v1::IsRevokedResponse>(
         "IsRevoked", {.access = Access::anonymous, .inline_call = true},
-        [](const Context&, const v1::IsRevokedRequest& request) -> Result<v1::IsRevokedResponse> {
+        [this](const Context&, const v1::IsRevokedRequest& request) -> Result<v1::IsRevokedResponse> {
+          if (request.identity() == "far away") {
+            ++calls;
+            if (io::NoWaiting::forbids()) return Error(Product::platform, ErrorKind::unavailable, "it takes a while");
+          }
           v1::IsRevokedResponse response;
           response.set_revoked(request.identity() == "mallory");
           return response;
@@ -681,6 +688,20 @@ TEST_F(Rpc, WhoDoesNotWantToWaitDoesNotCloseTheDoorForOthers) {
     EXPECT_EQ(result.error().kind(), ErrorKind::timeout) << result.error().to_string();
   }
   EXPECT_TRUE(get(*channel, "clerk"));
+}
+
+TEST_F(Rpc, WhatWouldHaveToWaitOnTheTransportsThreadIsAnsweredByAWorker) {
+  const auto ask = [&](std::string identity) {
+    v1::IsRevokedRequest request;
+    request.set_identity(std::move(identity));
+    return channel->call<v1::IsRevokedRequest, v1::IsRevokedResponse>(Context(), "/creto.nhi.v1.NhiService/IsRevoked",
+                                                                      request);
+  };
+  const auto answer = ask("far away");
+  ASSERT_TRUE(answer) << answer.error().to_string();
+  EXPECT_EQ(calls, 2) << "once here, once there";
+  EXPECT_EQ(authenticator.asked, 1) << "who was let in is let in";
+  EXPECT_TRUE(ask("mallory")->revoked());
 }
 
 TEST_F(Rpc, KeepsServingWhenOneMethodWaits) {

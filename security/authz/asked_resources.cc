@@ -2,12 +2,17 @@
 
 #include <fmt/format.h>
 
+#include "creto/io/no_waiting.h"
+
 namespace creto::authz {
 
 Result<std::optional<Entity>> AskedResources::find(const EntityUid& uid) {
   const ResourceSource* source = source_of(uid.type);
   if (source == nullptr) return std::optional<Entity>();
   asked_ = true;
+  put_off_ = put_off_ || io::NoWaiting::forbids();
+  if (put_off_)
+    return Error(Product::platform, ErrorKind::unavailable, fmt::format("{} is not known here", uid.to_string()));
   const Monotonic begin = clock_.monotonic();
   Context ctx;
   ctx.org = ctx_.org;

@@ -64,6 +64,7 @@ Decision Decider::answer(const Context& ctx, const CheckRequest& request, const 
   PolicyDecision decided{Allow{}, {}, rate};
   if (!known) {
     decided = evaluate(ctx, request, snapshot, nullptr, log_ ? &trail : nullptr, matched);
+    if (decided.put_off) return std::move(decided.decision);
     if (cacheable) {
       probe_.miss();
       // With the one rate that it depends on, if any: a choice of several is made anew each time.
@@ -166,6 +167,11 @@ PolicyDecision Decider::evaluate(const Context& ctx, const CheckRequest& request
   const bool decided =
       state->engine.evaluate(scratch, state->entities, stored_alone ? nullptr : &overlay, view,
                              explanation || matched ? cedar::Detail::all : cedar::Detail::decision, what_failed);
+  if (resources.put_off()) {
+    PolicyDecision none = denied(DecidedBy::trouble, "a product has to be asked", true);
+    none.put_off = true;
+    return none;
+  }
   if (!decided) {
     const Error trouble = entities.trouble().value_or(
         error(ErrorKind::too_large, fmt::format("an entity has more than {} ancestors", cedar::ancestors_max)));

@@ -25,7 +25,7 @@ namespace {
 using creto::testing::percentile;
 using creto::testing::Wire;
 
-constexpr std::size_t clients = 8, rate = 5'000, calls = 1'250;  // of each client: two seconds
+constexpr std::size_t clients = 8, often = 5'000, seldom = 1'000;  // calls a second, of all clients together
 
 /// What gRPC's own generated code makes of a service that does nothing.
 class BareService final : public bench::v1::EchoService::CallbackService {
@@ -38,10 +38,11 @@ class BareService final : public bench::v1::EchoService::CallbackService {
   }
 };
 
-/// How long each of 5 000 calls a second took of several clients, each call on its own schedule: who waits for the one
+/// How long each of `rate` calls a second took of several clients, each call on its own schedule: who waits for the one
 /// before him waits on the report too. `call` has the client's number and the call's.
-std::vector<double> at_5000_a_second(const std::function<void(std::size_t, std::size_t)>& call) {
-  constexpr std::chrono::seconds give_up(10);  // who cannot keep up has shown that by then
+std::vector<double> at_rate(std::size_t rate, const std::function<void(std::size_t, std::size_t)>& call) {
+  const std::size_t calls = 2 * rate / clients;  // of each client: two seconds
+  constexpr std::chrono::seconds give_up(10);    // who cannot keep up has shown that by then
   std::vector<std::vector<double>> took(clients);
   const auto begin = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
   std::vector<std::jthread> threads;
@@ -61,6 +62,11 @@ std::vector<double> at_5000_a_second(const std::function<void(std::size_t, std::
   std::vector<double> all;
   for (const auto& one : took) all.insert(all.end(), one.begin(), one.end());
   return all;
+}
+
+double middle(std::vector<double> rounds) {
+  std::sort(rounds.begin(), rounds.end());
+  return percentile(rounds, 0.5);
 }
 
 /// Runs the other process; what its calls took, sorted. Empty where one failed.
@@ -116,15 +122,26 @@ bool over_grpc(creto::testing::BenchReport& report, Authz& authz) {
     bare_medians.push_back(1e3 * percentile(plain, 0.5));
     bare_tails.push_back(1e3 * percentile(plain, 0.99));
   }
-  const auto middle = [](std::vector<double> rounds) {
-    std::sort(rounds.begin(), rounds.end());
-    return percentile(rounds, 0.5);
-  };
   report.add("Check over gRPC at 5 000/s, median", middle(medians), "ms", 1, 0.3);
   report.add("Check over gRPC at 5 000/s, p99", middle(tails), "ms", 1, 0.5);
   report.compare("a bare generated service at 5 000/s, median", middle(bare_medians), "ms");
   report.compare("a bare generated service at 5 000/s, p99", middle(bare_tails), "ms");
   bare_server->Shutdown();
+  return true;
+}
+
+bool over_grpc_asking(creto::testing::BenchReport& report, Authz& authz) {
+  Wire wire(system_clock());
+  register_authz(wire.dispatcher(), authz);
+  std::vector<double> medians, tails;
+  for (int round = 0; round < 5; ++round) {
+    const auto took = called("ask", wire.endpoint());
+    if (took.empty()) return false;
+    medians.push_back(1e3 * percentile(took, 0.5));
+    tails.push_back(1e3 * percentile(took, 0.99));
+  }
+  report.compare("Check over gRPC that asks a product, 1 000/s, median", middle(medians), "ms");
+  report.compare("Check over gRPC that asks a product, 1 000/s, p99", middle(tails), "ms");
   return true;
 }
 
@@ -155,6 +172,13 @@ int call_the_server(int argc, char** argv) {
     const Context ctx = Context::of_service(Identity::service("bench").value());
     if (!allowed(connections[client]->check(ctx, of(i)))) ++refused;
   };
+  const auto ask = [&](std::size_t client, std::size_t i) {
+    CheckRequest request = of(i);
+    request.action = product_action;
+    request.resource.type = product_type;
+    const Context ctx = Context::of_service(Identity::service("bench").value());
+    if (!allowed(connections[client]->check(ctx, request))) ++refused;
+  };
   const auto echo = [&](std::size_t client, std::size_t i) {
     bench::v1::EchoMessage request, response;
     request.set_identity(of(i).principal.text());
@@ -162,7 +186,9 @@ int call_the_server(int argc, char** argv) {
     grpc::ClientContext context;
     if (!stubs[client]->Echo(&context, request, &response).ok()) ++refused;
   };
-  const std::vector<double> took = what == "check" ? at_5000_a_second(check) : at_5000_a_second(echo);
+  const std::vector<double> took = what == "check" ? at_rate(often, check)
+                                   : what == "ask" ? at_rate(seldom, ask)
+                                                   : at_rate(often, echo);
   return refused == 0 && std::fwrite(took.data(), sizeof(double), took.size(), stdout) == took.size() ? 0 : 1;
 }
 

@@ -1,5 +1,9 @@
 // What every Authz keeps: entities, whoever they come from, and which resources are open to somebody.
 
+#include <atomic>
+#include <latch>
+#include <thread>
+
 #include "authz_contract.h"
 
 namespace creto::authz {
@@ -20,8 +24,8 @@ class TestProduct final : public ResourceSource {
   std::optional<Identity> owner;
   bool failing = false;
   std::function<void()> answer_slowly = [] {};
-  mutable int asked = 0;
-  mutable Monotonic deadline{};
+  mutable std::atomic<int> asked = 0;
+  mutable std::atomic<Monotonic> deadline{};
 };
 
 TEST_P(AuthzContract, AsksAProductAtEachCheckWhatItsResourceIs) {
@@ -37,7 +41,7 @@ TEST_P(AuthzContract, AsksAProductAtEachCheckWhatItsResourceIs) {
   EXPECT_EQ(check(request), Decision(Allow{}));
   EXPECT_EQ(check(request), Decision(Allow{}));
   EXPECT_EQ(product.asked, 2) << "what a product said a moment ago is no answer";
-  EXPECT_EQ(product.deadline, clock.monotonic() + product.budget());
+  EXPECT_EQ(product.deadline.load(), clock.monotonic() + product.budget());
   EXPECT_EQ(authz->get_entity(ctx, request.resource)->entity.attributes.at(0).second, Value(entity_of(agent)));
 
   product.owner = human;
@@ -70,6 +74,37 @@ TEST_P(AuthzContract, AProductThatFailsOrTakesTooLongDenies) {
   product.failing = false;
   product.answer_slowly = [&] { clock.advance(product.budget() + Nanos(1)); };
   EXPECT_TRUE(denied_for_trouble());
+}
+
+TEST_P(AuthzContract, WhileAProductThinksOthersAreAnswered) {
+  constexpr std::ptrdiff_t held = 32;  // more than a transport has threads, or a dispatcher workers
+  const auto workers = static_cast<std::ptrdiff_t>(rpc::DispatcherOptions().workers);
+  TestProduct product;
+  product.owner = agent;
+  ASSERT_TRUE(local->register_source(product));
+  add("pay", R"(permit(principal, action == Action::"payments.pay", resource is Ledger);)");
+  add("own", R"(permit(principal, action, resource is Sandbox) when { resource.owner == principal };)");
+  std::latch asked(workers), others_are_answered(1);
+  std::atomic<std::ptrdiff_t> asking = 0;
+  product.answer_slowly = [&] {
+    if (++asking <= workers) asked.count_down();
+    others_are_answered.wait();
+  };
+  std::vector<std::jthread> waiting;
+  std::atomic<int> permitted = 0;
+  for (std::ptrdiff_t i = 0; i < held; ++i) {
+    waiting.emplace_back([&] {
+      CheckRequest request = pay(1);
+      request.resource = {"Sandbox", "sbx-1"};
+      if (check(request) == Decision(Allow{})) ++permitted;
+    });
+  }
+  asked.wait();
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(check(pay(i)), Decision(Allow{}));
+  EXPECT_EQ(permitted, 0);
+  others_are_answered.count_down();
+  waiting.clear();
+  EXPECT_EQ(permitted, held);
 }
 
 TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {

@@ -105,10 +105,12 @@ enum class Access : std::uint8_t {
 template <class Req>
 struct Rule {
   Access access = Access::authorized;
-  std::string action = {};   ///< default: "<module>.<method_in_snake_case>"
-  bool audited = false;      ///< see Auditor
-  bool inline_call = false;  ///< runs on the transport's thread: memory only, microseconds
-  bool idempotent = false;   ///< reads, and writes that are safe to repeat: documented in OpenAPI
+  std::string action = {};  ///< default: "<module>.<method_in_snake_case>"
+  bool audited = false;     ///< see Auditor
+  /// Runs on the transport's thread, in a scope of io::NoWaiting: memory only, microseconds. Where somebody gives up
+  /// there, the handler runs again, on a worker. Unary alone.
+  bool inline_call = false;
+  bool idempotent = false;  ///< reads, and writes that are safe to repeat: documented in OpenAPI
   std::function<Resource(const Req&)> resource = {};
   std::size_t request_bytes_max = 0;  ///< instead of the server's; the body of REST counts as it comes
   /// Instead of protobuf's JSON, for what comes over REST too often for it, or in headers. Of a unary method whose body
