@@ -9,6 +9,7 @@
 #include "creto/authz/decision_tools.h"
 #include "creto/authz/policy_tools.h"
 #include "creto/common/clock.h"
+#include "creto/common/lines.h"
 #include "home.h"
 
 namespace creto::app {
@@ -249,16 +250,6 @@ Result<Output> apply(const GivenSet& given) {
           : given.dry_run ? "nothing was changed: this was a dry run\n"
                           : fmt::format("version {} is in force\n", version);
   return Output{std::move(text), response.dump(2), 0};
-}
-
-std::vector<std::string_view> lines_of(std::string_view text) {
-  std::vector<std::string_view> lines;
-  while (!text.empty()) {
-    const auto end = std::min(text.find('\n'), text.size());
-    lines.push_back(text.substr(0, end));
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return lines;
 }
 
 /// Every line of both, with what they have in common once.

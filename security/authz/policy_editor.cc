@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "creto/audit/audit_log.h"
+#include "creto/common/lines.h"
 #include "entity_rules.h"
 #include "reach.h"
 #include "store.h"
@@ -17,16 +18,6 @@ namespace {
 constexpr std::size_t problems_max = 100;
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
-
-std::vector<std::string_view> lines_of(std::string_view text) {
-  std::vector<std::string_view> lines;
-  while (!text.empty()) {
-    const auto end = std::min(text.find('\n'), text.size());
-    lines.push_back(text.substr(0, end));
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return lines;
-}
 
 }  // namespace
 

@@ -99,16 +99,20 @@ class Loader {
     return given == policy.annotations.end() || given->second.empty() ? otherwise : given->second;
   }
 
-  void add(const fs::path& file, std::string id, cedar::PolicyAst ast, std::string text = {}) {
+  /// As it is called in the folder.
+  std::string placed(std::string id) const { return id.starts_with(prefix_) ? id : prefix_ + id; }
+
+  void add(const fs::path& file, std::string id, cedar::PolicyAst ast, std::string text = {},
+           std::optional<cedar::TemplateLink> link = {}) {
     if (text.empty()) text = cedar::to_text(ast);
-    if (!ast.is_template() && !id.starts_with(prefix_)) id = prefix_ + id;
+    id = placed(std::move(id));
     const auto [first, fresh] = ids_.emplace(id, file.string());
     if (!fresh) {
       report(file, {ast.where, fmt::format("there is another policy `{}`, in {}", id, first->second)}, id);
       return;
     }
     auto& group = ast.is_template() ? workspace.templates : workspace.policies;
-    group.push_back({std::move(id), file.string(), std::move(ast), std::move(text)});
+    group.push_back({std::move(id), file.string(), std::move(ast), std::move(text), std::move(link)});
   }
 
   /// The text of each policy: what ends with its semicolon.
@@ -158,6 +162,8 @@ class Loader {
   void link_all() {
     std::set<std::string> linked;
     for (auto& [file, link] : links_) {
+      link.id = placed(std::move(link.id));
+      link.template_id = placed(std::move(link.template_id));
       linked.insert(link.template_id);
       const auto from =
           std::find_if(workspace.templates.begin(), workspace.templates.end(),
@@ -169,7 +175,7 @@ class Loader {
       auto policy = cedar::link(from->ast, link.values);
       if (policy) {
         policy->annotations.erase("id");  // the template's own
-        add(file, link.id, *std::move(policy));
+        add(file, link.id, *std::move(policy), {}, link);
       } else {
         report(file, cedar::problem_of(policy.error()), link.id);
       }
@@ -185,6 +191,12 @@ class Loader {
   /// What the service would refuse is an error.
   void load_all() {
     const auto memory = std::make_shared<RateMemory>(std::int64_t{0});
+    for (const FilePolicy& policy : workspace.templates) {
+      const auto loaded = load_any_policy(
+          Policy{.id = policy.id, .text = policy.text, .version = 0, .updated_at = {}, .updated_by = {}},
+          AuthzOptions().policy_bytes_max, nullptr, memory, [](const PolicyId&) { return nullptr; });
+      if (!loaded) report(policy.file, {policy.ast.where, cedar::problem_of(loaded.error()).what}, policy.id);
+    }
     for (const FilePolicy& policy : workspace.policies) {
       auto loaded =
           load_policy(Policy{.id = policy.id, .text = policy.text, .version = 0, .updated_at = {}, .updated_by = {}},

@@ -31,6 +31,7 @@ struct FilePolicy {
   std::string file;
   cedar::PolicyAst ast;
   std::string text;  ///< it alone, as its file has it, with the comments before it; from JSON, as Cedar writes it
+  std::optional<cedar::TemplateLink> link = {};  ///< that made it, with the ids of this workspace
 };
 
 /// Everything that `PolicyFiles` names, as far as it could be read.

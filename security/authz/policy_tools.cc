@@ -559,7 +559,9 @@ Result<PolicyTexts> read_policy_texts(const PolicyFiles& files) {
     return bad(std::move(all));
   }
   PolicyTexts texts;
-  for (const FilePolicy& policy : workspace.policies) texts.policies.push_back({policy.id, policy.text});
+  for (const FilePolicy& policy : workspace.templates) texts.policies.push_back({policy.id, policy.text});
+  for (const FilePolicy& policy : workspace.policies)
+    texts.policies.push_back({policy.id, policy.link ? cedar::to_json(*policy.link).dump() : policy.text});
   for (const FileProblem& problem : workspace.problems) texts.warnings.push_back(problem.to_string());
   return texts;
 }

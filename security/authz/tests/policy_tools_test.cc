@@ -181,8 +181,27 @@ TEST_F(ServiceRules, ValidateTakesWhatTheServiceTakes) {
   EXPECT_EQ(warned->exit_code, 0);
   EXPECT_EQ(plain(warned->text).find("policies/template.cedar:1:1: warning: policy `template`: no link makes"), 0u);
   const auto texts = read_policy_texts(files_);
-  EXPECT_EQ(texts->policies.size(), 5u);
+  EXPECT_EQ(texts->policies.size(), 6u) << "it may be linked later";
   EXPECT_EQ(texts->warnings.size(), 1u);
+  write("policies/template.cedar", "@rate(\"often\") permit(principal == ?principal, action, resource);");
+  EXPECT_EQ(validate_policies(files_)->exit_code, 1) << "the service would not store it";
+}
+
+TEST_F(ServiceRules, LinksOfAFileStayLinks) {
+  write("policies/shared.json", R"({"staticPolicies": {}, "templates": {"viewer": {"effect": "permit",
+    "principal": {"op": "==", "slot": "?principal"}, "action": {"op": "All"}, "resource": {"op": "All"},
+    "conditions": []}}, "templateLinks": [{"templateId": "viewer", "newId": "viewer-ada",
+    "values": {"?principal": {"type": "Human", "id": "ada"}}}]})");
+  files_.folder = "team";
+  const auto texts = read_policy_texts(files_);
+  ASSERT_TRUE(texts) << texts.error().message();
+  std::map<std::string, std::string> all;
+  for (const PolicyText& text : texts->policies) all[text.id] = text.text;
+  EXPECT_EQ(all.count("team/viewer"), 1u);
+  const Json link = Json::parse(all["team/viewer-ada"]);
+  EXPECT_EQ(link["newId"], "team/viewer-ada");
+  EXPECT_EQ(link["templateId"], "team/viewer") << "as it is called there";
+  EXPECT_EQ(link["values"]["?principal"]["id"], "ada");
 }
 
 TEST_F(ServiceRules, CheckAndExplainDecideAsTheServiceDoes) {

@@ -51,8 +51,8 @@ struct ValidateOptions {
 /// error, for plain Cedar a warning; it warns of oversight that is never reached, and of templates that nothing links.
 Result<ToolResult> validate_policies(const PolicyFiles& files, const ValidateOptions& options = {});
 
-/// Each policy as text of its own, for `Authz::apply_policies`, and what to warn of: templates that nothing links are
-/// not among them. Errors: invalid_input with everything wrong in the files.
+/// Each template, policy and link as text of its own, for `Authz::apply_policies`, and what to warn of: templates that
+/// nothing links. Errors: invalid_input with everything wrong in the files.
 struct PolicyTexts {
   std::vector<PolicyText> policies;
   std::vector<std::string> warnings;
