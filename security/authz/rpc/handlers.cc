@@ -51,6 +51,8 @@ void add_policies(const std::vector<Policy>& all, const Request& request, Respon
 constexpr auto of_policy = [](const auto& request) { return rpc::Resource{"Policy", request.id()}; };
 constexpr auto of_request = [](const auto& request) { return rpc::Resource{"Approval", request.request_id()}; };
 
+// Who reads policies, or asks what somebody may do, is in the audit log.
+
 /// Whom a question is about: policies say whose affairs one may look into.
 rpc::Resource asked_about(const v1::CheckRequest& request) {
   const auto principal = Identity::parse(request.principal());
@@ -58,6 +60,7 @@ rpc::Resource asked_about(const v1::CheckRequest& request) {
   EntityUid uid = entity_of(*principal);
   return {std::move(uid.type), std::move(uid.id)};
 }
+rpc::Resource asked_about_whom(const v1::FilterResourcesRequest& request) { return asked_about(request.request()); }
 
 }  // namespace
 
@@ -105,7 +108,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       });
 
   service.unary<v1::FilterResourcesRequest, v1::FilterResourcesResponse>(
-      "FilterResources", {.idempotent = true},
+      "FilterResources", {.audited = true, .idempotent = true, .resource = asked_about_whom},
       [&authz](const Context& ctx, const v1::FilterResourcesRequest& request) -> Result<v1::FilterResourcesResponse> {
         const FilterQuestion question = CRETO_TRY(from_proto(request));
         const ResourceFilter filter = CRETO_TRY(authz.filter_resources(ctx, question));
@@ -129,7 +132,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return v1::DeletePolicyResponse();
       });
   service.unary<v1::ListPoliciesRequest, v1::ListPoliciesResponse>(
-      "ListPolicies", {.idempotent = true},
+      "ListPolicies", {.audited = true, .idempotent = true},
       [&authz](const Context& ctx, const v1::ListPoliciesRequest& request) -> Result<v1::ListPoliciesResponse> {
         CRETO_TRY(check_limit(request.limit()));
         const auto policies = CRETO_TRY(authz.list_policies(ctx));
@@ -145,7 +148,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return answer<v1::Policy>(authz.link_policy(ctx, link));
       });
   service.unary<v1::ListPolicyLinksRequest, v1::ListPolicyLinksResponse>(
-      "ListPolicyLinks", {.idempotent = true},
+      "ListPolicyLinks", {.audited = true, .idempotent = true},
       [&authz](const Context& ctx, const v1::ListPolicyLinksRequest& request) -> Result<v1::ListPolicyLinksResponse> {
         CRETO_TRY(check_limit(request.limit()));
         const auto links = CRETO_TRY(authz.list_policy_links(ctx, request.template_id()));
@@ -181,7 +184,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return response;
       });
   service.unary<v1::GetPolicyVersionRequest, v1::PolicySet>(
-      "GetPolicyVersion", {.idempotent = true},
+      "GetPolicyVersion", {.audited = true, .idempotent = true},
       [&authz](const Context& ctx, const v1::GetPolicyVersionRequest& request) -> Result<v1::PolicySet> {
         CRETO_TRY(check_limit(request.limit()));
         const VersionedPolicies set = CRETO_TRY(authz.get_policy_version(ctx, request.version()));
@@ -192,7 +195,7 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
         return response;
       });
   service.unary<v1::DiffPolicyVersionsRequest, v1::DiffPolicyVersionsResponse>(
-      "DiffPolicyVersions", {.idempotent = true},
+      "DiffPolicyVersions", {.audited = true, .idempotent = true},
       [&authz](const Context& ctx,
                const v1::DiffPolicyVersionsRequest& request) -> Result<v1::DiffPolicyVersionsResponse> {
         const auto differences = CRETO_TRY(authz.diff_policy_versions(ctx, request.from(), request.to()));

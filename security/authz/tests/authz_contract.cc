@@ -57,7 +57,7 @@ struct Doorkeeper final : rpc::Authenticator, rpc::Authorizer, rpc::Auditor {
   std::vector<std::string> asked, recorded;
 };
 
-TEST_P(AuthzContract, WhoExplainsIsAskedAboutWhomAndIsRecorded) {
+TEST_P(AuthzContract, WhoReadsPoliciesOrAsksWhatSomebodyMayDoIsRecordedWithWhomHeAskedAbout) {
   if (GetParam() == Where::postgres) GTEST_SKIP() << "the database has no part in it";
   Doorkeeper door;
   const creto::testing::TempDir directory;
@@ -74,6 +74,17 @@ TEST_P(AuthzContract, WhoExplainsIsAskedAboutWhomAndIsRecorded) {
   (void)client->explain(ctx, pay(1));
   EXPECT_EQ(door.asked.back(), "authz.explain Agent " + agent.text());
   EXPECT_THAT(door.recorded, ::testing::ElementsAre("authz.explain Agent " + agent.text()));
+  door.recorded.clear();
+  ASSERT_TRUE(client->filter_resources(ctx, {.request = pay(1)}));
+  EXPECT_EQ(door.asked.back(), "authz.filter_resources Agent " + agent.text());
+  add("pay", "permit(principal, action, resource);");
+  ASSERT_TRUE(client->list_policies(ctx));
+  ASSERT_TRUE(client->list_policy_links(ctx, ""));
+  ASSERT_TRUE(client->get_policy_version(ctx, 0));
+  ASSERT_TRUE(client->diff_policy_versions(ctx, 0, 0));
+  EXPECT_THAT(door.recorded, ::testing::ElementsAre("authz.filter_resources Agent " + agent.text(),
+                                                    "authz.list_policies  ", "authz.list_policy_links  ",
+                                                    "authz.get_policy_version  ", "authz.diff_policy_versions  "));
   server->stop(Nanos(0));
   dispatcher->stop();
 }
