@@ -667,7 +667,7 @@ Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuesti
   partial.resource_type = question.resource_type;
   partial.context = question.context;
   if (partial.principal.empty() || partial.action.empty()) return bad("principal and action: must be known");
-  const cedar::PartialRequest request = CRETO_TRY(request_of(workspace, partial));
+  cedar::PartialRequest request = CRETO_TRY(request_of(workspace, partial));
   if (request.resource.type.empty()) return bad("resource type: is required");
   std::vector<EntityUid> candidates;
   for (const Entity& entity : workspace.entities) {
@@ -677,9 +677,8 @@ Result<ToolResult> list_resources(const PolicyFiles& files, const ResourceQuesti
   candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
   const cedar::PolicySet policies = policies_of(workspace);
   cedar::EntityTable entities(workspace.entities);
-  const cedar::ResourceQuery query{*request.principal.uid, *request.action.uid, request.resource.type, request.context,
-                                   erring(!files.plain_cedar)};
-  const auto allowed = CRETO_TRY(cedar::query_resources(policies, query, candidates, entities));
+  const auto evaluation = CRETO_TRY(cedar::evaluate_partially(policies, std::move(request), entities));
+  const auto allowed = CRETO_TRY(cedar::query_resources(evaluation, erring(!files.plain_cedar), candidates, entities));
   ToolResult result;
   Json json = Json::array();
   for (const EntityUid& uid : allowed) {

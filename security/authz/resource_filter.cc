@@ -9,26 +9,30 @@
 #include "cedar/sql_filter.h"
 #include "creto/common/json.h"
 
-// Policies are evaluated twice over: once with the resource unknown, which tells what holds whatever it is and leaves
-// the rest as policies over it; and once for each stored entity of the type.
+// Policies are evaluated once with the resource unknown, which tells what holds whatever it is and leaves the rest as
+// policies over it; and what is left for each stored entity of the type.
 namespace creto::authz {
 namespace {
 
+/// As in `check`: a forbid that errs denies.
+constexpr cedar::ErringForbid erring = cedar::ErringForbid::denies;
+
 /// Takes what is permitted until there is enough; a page's worth of candidates is looked at at a time.
-Result<> list_permitted(const OrgState& state, const cedar::PolicySet& policies, const cedar::ResourceQuery& query,
-                        cedar::EntityView& entities, const FilterQuestion& question, ResourceFilter& filter) {
-  const auto ids = state.ids.find(query.resource_type);
+Result<> list_permitted(const OrgState& state, const cedar::PartialEvaluation& evaluation, cedar::EntityView& entities,
+                        const FilterQuestion& question, ResourceFilter& filter) {
+  const std::string& type = evaluation.request.resource.type;
+  const auto ids = state.ids.find(type);
   if (ids == state.ids.end()) return {};
   const std::size_t step = std::max<std::size_t>(question.limit, 100);
   std::vector<EntityUid> candidates;
   for (std::string after = question.after; !filter.more; after = std::move(candidates.back().id)) {
     candidates.clear();
     ids->second.each_behind(after, [&](const std::string& id) {
-      candidates.push_back({query.resource_type, id});
+      candidates.push_back({type, id});
       return candidates.size() < step;
     });
     if (candidates.empty()) break;
-    auto permitted = CRETO_TRY(cedar::query_resources(policies, query, candidates, entities));
+    auto permitted = CRETO_TRY(cedar::query_resources(evaluation, erring, candidates, entities));
     for (EntityUid& uid : permitted) {
       filter.more = filter.resources.size() == question.limit;
       if (filter.more) break;
@@ -64,21 +68,12 @@ Result<cedar::SqlMapping> mapping_of(const OrgState& state, const std::string& c
 
 Result<ResourceFilter> filter_resources(const OrgState& state, cedar::EntityView& entities,
                                         const FilterQuestion& question, cedar::Request request) {
-  // As in `check`: a forbid that errs denies.
-  constexpr cedar::ErringForbid erring = cedar::ErringForbid::denies;
-  std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
-  planned.reserve(state.policies.size());
-  for (const auto& policy : state.policies.sorted())
-    if (policy->decides()) planned.push_back(policy->planned);
-  const cedar::PolicySet policies(std::move(planned));
-  const std::string type = request.resource.type;
-
   ResourceFilter filter;
   filter.snapshot = state.version;
-  const auto evaluation = CRETO_TRY(cedar::evaluate_partially(policies,
+  const auto evaluation = CRETO_TRY(cedar::evaluate_partially(state.deciding(),
                                                               {.principal = {request.principal},
                                                                .action = {request.action},
-                                                               .resource = {std::nullopt, type},
+                                                               .resource = {std::nullopt, request.resource.type},
                                                                .context = request.context},
                                                               entities));
   switch (evaluation.decision(erring)) {
@@ -101,8 +96,7 @@ Result<ResourceFilter> filter_resources(const OrgState& state, cedar::EntityView
     filter.parameters = std::move(sql.parameters);
   }
   if (question.limit > 0 && filter.kind != ResourceFilter::Kind::none) {
-    const cedar::ResourceQuery query{request.principal, request.action, type, request.context, erring};
-    CRETO_TRY(list_permitted(state, policies, query, entities, question, filter));
+    CRETO_TRY(list_permitted(state, evaluation, entities, question, filter));
   }
   return filter;
 }

@@ -423,6 +423,18 @@ void OrgState::replace(const PolicyTable::Entry& removed, const PolicyTable::Ent
   }
   if (removed && (!added || added->stored.id != removed->stored.id)) policies.erase(removed->stored.id);
   if (added) policies.put(added);
+  deciding_ = std::make_shared<Deciding>();
+}
+
+const cedar::PolicySet& OrgState::deciding() const {
+  std::call_once(deciding_->made, [this] {
+    std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;
+    planned.reserve(policies.size());
+    for (const auto& policy : policies.sorted())
+      if (policy->decides()) planned.push_back(policy->planned);
+    deciding_->policies = cedar::PolicySet(std::move(planned));
+  });
+  return deciding_->policies;
 }
 
 void OrgState::put_entities(std::vector<std::shared_ptr<const Entity>> added) {
@@ -459,6 +471,7 @@ void OrgState::plan() {
   engine = cedar::Engine(cedar::PolicySet(std::move(planned)), entities);
   rates = std::make_shared<const std::map<std::uint64_t, std::shared_ptr<RateWindows>>>(std::move(rated));
   links = linked.empty() ? nullptr : std::make_shared<const std::map<PolicyId, PolicyId>>(std::move(linked));
+  deciding_ = std::make_shared<Deciding>();
 }
 
 void OrgState::compact() {

@@ -15,6 +15,7 @@
 
 #include "cedar/engine.h"
 #include "cedar/policy_json.h"
+#include "cedar/policy_set.h"
 #include "cedar/schema.h"
 #include "cedar/validate.h"
 #include "creto/authz/authz.h"
@@ -154,11 +155,22 @@ struct OrgState {
   /// Forgets the names of what is long gone.
   void compact();
 
+  /// All that decide, for questions that no index answers. Made when it is first asked for, and kept until a policy
+  /// changes. Thread-safe.
+  const cedar::PolicySet& deciding() const;
+
   RateWindows* rate(std::uint64_t number) const {
     if (!rates) return nullptr;
     const auto at = rates->find(number);
     return at == rates->end() ? nullptr : at->second.get();
   }
+
+ private:
+  struct Deciding {
+    std::once_flag made;
+    cedar::PolicySet policies;
+  };
+  std::shared_ptr<Deciding> deciding_ = std::make_shared<Deciding>();  ///< of `policies`; copies share it
 };
 
 /// An extension, and how it did since it was registered.

@@ -286,9 +286,10 @@ class Evaluator {
   }
 
  private:
+  /// First what most policies are not for.
   static constexpr std::pair<ScopeConstraint PolicyAst::*, Variable> scope_parts[] = {
-      {&PolicyAst::principal, Variable::principal},
       {&PolicyAst::action, Variable::action},
+      {&PolicyAst::principal, Variable::principal},
       {&PolicyAst::resource, Variable::resource}};
 
   const PartialEntity& entity(Variable variable) const {
@@ -784,25 +785,25 @@ Result<PartialEvaluation> evaluate_partially(const PolicySet& policies, PartialR
   return result;
 }
 
-Result<std::vector<EntityUid>> query_resources(const PolicySet& policies, const ResourceQuery& query,
+Result<std::vector<EntityUid>> query_resources(const PartialEvaluation& evaluation, ErringForbid erring,
                                                std::span<const EntityUid> candidates, EntityView& entities) {
-  PartialRequest request{{query.principal, {}}, {query.action, {}}, {std::nullopt, query.resource_type}, query.context};
-  const PartialEvaluation partial = CRETO_TRY(evaluate_partially(policies, std::move(request), entities));
-  const PartialDecision decision = partial.decision(query.erring);
+  const PartialRequest& known = evaluation.request;
+  CRETO_ASSERT(known.principal.uid && known.action.uid && !known.resource.uid && !known.context_unknown);
+  const PartialDecision decision = evaluation.decision(erring);
   if (decision == PartialDecision::deny) return std::vector<EntityUid>();
   if (decision == PartialDecision::allow) return std::vector<EntityUid>(candidates.begin(), candidates.end());
 
   const auto allowed = [&](const EntityUid& resource) {
-    const Request whole{query.principal, query.action, resource, query.context};
+    const Request whole{*known.principal.uid, *known.action.uid, resource, known.context};
     bool permitted = false;
-    for (const PartialPolicy& policy : partial.policies) {
+    for (const PartialPolicy& policy : evaluation.policies) {
       const bool permit = policy.policy->ast.effect == Effect::permit;
       if (permit && permitted) continue;
       Result<bool> satisfied = policy.outcome == PartialPolicy::Outcome::yes;
       if (policy.residual) satisfied = is_satisfied(*policy.residual, whole, entities);
       if (permit) {
         permitted = satisfied && *satisfied;
-      } else if (satisfied ? *satisfied : query.erring == ErringForbid::denies) {
+      } else if (satisfied ? *satisfied : erring == ErringForbid::denies) {
         return false;
       }
     }
@@ -810,7 +811,7 @@ Result<std::vector<EntityUid>> query_resources(const PolicySet& policies, const 
   };
   std::vector<EntityUid> result;
   for (const EntityUid& candidate : candidates) {
-    CRETO_ASSERT(candidate.type == query.resource_type);
+    CRETO_ASSERT(candidate.type == known.resource.type);
     if (allowed(candidate)) result.push_back(candidate);
     if (entities.trouble()) return *entities.trouble();
   }

@@ -64,17 +64,10 @@ inline constexpr std::size_t residual_nodes_max = 100'000;
 /// than a policy may be, with the policy's id.
 Result<PartialEvaluation> evaluate_partially(const PolicySet& policies, PartialRequest request, EntityView& entities);
 
-struct ResourceQuery {
-  EntityUid principal, action;
-  std::string resource_type;
-  Value context = Value::record({});  ///< a record
-  ErringForbid erring = ErringForbid::skipped;
-};
-
-/// Which of `candidates`, all of the type, `principal` may act on; in their order. What does not depend on the resource
-/// is evaluated once.
-/// Errors: as above.
-Result<std::vector<EntityUid>> query_resources(const PolicySet& policies, const ResourceQuery& query,
+/// Which of `candidates` are allowed, in their order. `evaluation` is of a request of which the resource alone is
+/// unknown, and its type known, which is that of all candidates; what does not depend on the resource is in it already.
+/// Errors: the view's trouble.
+Result<std::vector<EntityUid>> query_resources(const PartialEvaluation& evaluation, ErringForbid erring,
                                                std::span<const EntityUid> candidates, EntityView& entities);
 
 }  // namespace creto::authz::cedar

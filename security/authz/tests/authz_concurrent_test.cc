@@ -171,6 +171,30 @@ TEST(Snapshots, APinHoldsWhatItSawWhileOthersPublish) {
   for (auto& reader : readers) reader.join();
 }
 
+TEST(Snapshots, WhatIsPlannedForFiltersIsKeptUntilAPolicyChanges) {
+  const auto memory = std::make_shared<RateMemory>(std::int64_t{0});
+  const auto load = [&](const PolicyId& id) {
+    const Policy stored{
+        .id = id, .text = "permit(principal, action, resource);", .version = 1, .updated_at = {}, .updated_by = {}};
+    return std::make_shared<const LoadedPolicy>(load_policy(stored, 1 << 16, nullptr, memory).value());
+  };
+  OrgState first;
+  first.replace(nullptr, load("a"));
+  std::array<const cedar::PolicySet*, 4> seen{};
+  {
+    std::vector<std::jthread> threads;
+    for (auto& set : seen) threads.emplace_back([&] { set = &first.deciding(); });
+  }
+  for (const auto* set : seen) EXPECT_EQ(set, seen[0]);
+  EXPECT_EQ(seen[0]->policies().size(), 1u);
+  OrgState second = first;
+  second.put_entities({std::make_shared<const Entity>(Entity{{"Thing", "1"}, {}, {}, {}})});
+  EXPECT_EQ(&second.deciding(), seen[0]) << "an entity is no policy";
+  second.replace(nullptr, load("b"));
+  EXPECT_EQ(second.deciding().policies().size(), 2u);
+  EXPECT_EQ(&first.deciding(), seen[0]) << "who reads the old state sees the old policies";
+}
+
 constexpr Monotonic rate_start{std::chrono::hours(1)};
 
 std::shared_ptr<RateMemory> memory_of(std::int64_t bytes) { return std::make_shared<RateMemory>(bytes); }
