@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "cedar/specialise.h"
 #include "creto/common/assert.h"
 #include "hash.h"
 
@@ -35,24 +36,26 @@ std::uint64_t Engine::key(Shape shape, std::uint64_t action, std::uint64_t princ
 }
 
 Engine::Filing Engine::filing(const Linked& linked) {
-  using Scope = ScopeConstraint::Kind;
-  const PolicyAst& ast = linked.policy->ast;
-  const EntityId* number = linked.numbers();
-  const auto side = [&number](const ScopeConstraint& scope) -> std::pair<Aspect, std::uint64_t> {
-    const EntityId* own = number;
-    number += scope.entities.size();
-    if (scope.kind == Scope::equal) return {one, *own};
-    if (scope.kind == Scope::is || scope.kind == Scope::is_in) return {type, hash_text(scope.type)};
+  const Audience audience = audience_of(linked.policy->ast);
+  // What the audience names, the program names too, at the same place.
+  const auto& literals = linked.policy->program.literals();
+  const auto number_of = [&](const EntityUid* uid) {
+    const auto at = std::find(literals.begin(), literals.end(), uid);
+    CRETO_ASSERT(at != literals.end());
+    return linked.numbers()[at - literals.begin()];
+  };
+  const auto filed = [&](const Audience::Side& side) -> std::pair<Aspect, std::uint64_t> {
+    if (side.uid) return {one, number_of(side.uid)};
+    if (side.type) return {type, hash_text(*side.type)};
     return {any, 0};
   };
-  // In the order in which the program counts its literals.
-  const auto [principal, principal_key] = side(ast.principal);
-  const std::span<const EntityId> actions(number, ast.action.entities.size());
-  number += actions.size();
-  const auto [resource, resource_key] = side(ast.resource);
-  Filing result{{ast.action.kind != Scope::any, principal, resource}, {}};
-  if (!result.shape.action) result.keys.push_back(key(result.shape, 0, principal_key, resource_key));
-  for (const EntityId action : actions) result.keys.push_back(key(result.shape, action, principal_key, resource_key));
+  const auto [principal, principal_key] = filed(audience.principal);
+  const auto [resource, resource_key] = filed(audience.resource);
+  Filing result{{audience.actions.has_value(), principal, resource}, {}};
+  if (!audience.actions) result.keys.push_back(key(result.shape, 0, principal_key, resource_key));
+  if (audience.actions)
+    for (const EntityUid* action : *audience.actions)
+      result.keys.push_back(key(result.shape, number_of(action), principal_key, resource_key));
   std::sort(result.keys.begin(), result.keys.end());
   result.keys.erase(std::unique(result.keys.begin(), result.keys.end()), result.keys.end());
   return result;
@@ -206,7 +209,8 @@ void Engine::collect(std::vector<Candidate>& out, std::uint64_t key) const {
     out.push_back({member->order, member->forbids, member->linked.get()});
 }
 
-/// Every policy whose scope could match; two keys that collide only bring one more, which its own scope turns away.
+/// Every policy of whose audience the request could be; two keys that collide only bring one more, which its own
+/// program turns away.
 void Engine::collect(std::vector<Candidate>& out, const Frame& frame, const IdSet& groups) const {
   const auto part = [](Aspect aspect, const Cell& entity) -> std::uint64_t {
     return aspect == any ? 0 : aspect == type ? hash_text(entity.uid->type) : entity.id;

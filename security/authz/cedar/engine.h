@@ -59,7 +59,7 @@ class Engine {
                 Detail detail, const std::function<Error(const PlannedPolicy&)>& explain) const;
 
  private:
-  /// How a policy says what principal or resource it is for.
+  /// How the audience of a policy says what principal or resource it is for.
   enum Aspect : std::uint8_t { any, type, one };
   struct Shape {
     bool action;

@@ -75,6 +75,41 @@ TEST(CedarEngine, AnswersAsTheInterpreterDoes) {
   RecordProperty("requests", static_cast<int>(requests));
 }
 
+TEST(CedarEngine, LooksOnlyAtPoliciesThatMatterToTheRequest) {
+  const auto looked_at = [](const std::string& before, const std::string& after) {
+    std::vector<std::shared_ptr<const PlannedPolicy>> policies;
+    for (int i = 0; i < 100; ++i) {
+      const std::string text = fmt::format("{}{}{}", before, i, after);
+      auto parsed = parse_policies(text);
+      EXPECT_TRUE(parsed) << text;
+      policies.push_back(std::make_shared<PlannedPolicy>(fmt::format("p{}", i), std::move((*parsed)[0])));
+    }
+    EntityStore store;
+    const Engine engine(PolicySet(policies), store);
+    Engine::Scratch scratch;
+    const EntityUid user{"U7", "7"}, action{"Action", "7"}, thing{"R7", "7"};
+    const Attributes context = {{"on", true}};
+    EXPECT_TRUE(engine.evaluate(
+        scratch, store, nullptr, {user, action, thing, context}, Detail::all,
+        [](const PlannedPolicy& policy) { return Error(Product::platform, ErrorKind::internal, policy.id); }));
+    EXPECT_EQ(scratch.result.permits.size(), 1u) << before;
+    return scratch.candidates.size();
+  };
+  EXPECT_EQ(looked_at("permit(principal is U", ", action, resource);"), 1u);
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { principal is U", " && context.on };"), 1u);
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { principal is U7 && resource is R", " };"), 1u);
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { principal is U7 } when { resource is R", " };"), 1u);
+  EXPECT_EQ(
+      looked_at("permit(principal, action, resource) when { U7::\"7\" == principal && action == Action::\"", "\" };"),
+      1u);
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { action in [Action::\"", "\"] };"), 1u);
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { resource == R7::\"", "\" && context.on };"), 1u);
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { context.on && principal is U", " };"), 100u)
+      << "where the context lacks `on`, all of them err";
+  EXPECT_EQ(looked_at("permit(principal, action, resource) when { true || context.on } when { principal is U", " };"),
+            100u);
+}
+
 /// Owns entities of some types.
 class OwnedEntities final : public EntitySource {
  public:

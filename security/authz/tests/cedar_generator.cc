@@ -275,8 +275,33 @@ std::string Generator::policy(bool slots) {
       text += ", action, ";
   }
   text += scope("resource", slotted & 2 ? "?resource" : "") + ")";
-  for (auto n = below(3); n > 0; --n) text += fmt::format(" {} {{ {} }}", chance(70) ? "when" : "unless", boolean(4));
+  for (auto n = below(3); n > 0; --n) {
+    std::string condition = boolean(4);
+    if (chance(30)) condition = fmt::format("{} && ({})", about_the_request(), condition);
+    text += fmt::format(" {} {{ {} }}", chance(70) ? "when" : "unless", condition);
+  }
   return text + ";";
+}
+
+std::string Generator::about_the_request() {
+  const bool of_action = chance(20);
+  const std::string_view variable = of_action ? "action" : one_of({"principal", "resource"});
+  const auto entity = [&] { return (of_action ? action() : uid()).to_string(); };
+  switch (below(6)) {
+    case 0:
+      return fmt::format("{} == {}", variable, entity());
+    case 1:
+      return fmt::format("{} == {}", entity(), variable);
+    case 2:
+      return fmt::format("{} in {}", variable, entity());
+    case 3:
+      return chance(10) ? fmt::format("{} in []", variable)
+                        : fmt::format("{} in [{}, {}]", variable, entity(), entity());
+    case 4:
+      return fmt::format("{} is {} in {}", variable, uid().type, entity());
+    default:
+      return fmt::format("{} is {}", variable, uid().type);
+  }
 }
 
 std::string Generator::scope(std::string_view variable, std::string_view slot) {

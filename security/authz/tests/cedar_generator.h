@@ -78,6 +78,8 @@ class Generator {
   std::string tag();
 
   std::string scope(std::string_view variable, std::string_view slot);
+  /// What policies say of whom they are for in their conditions.
+  std::string about_the_request();
   std::string expression(Kind kind, int depth);
   std::string boolean(int depth);
   std::string comparison(int depth);
