@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 
 #include "creto/common/assert.h"
 #include "creto/io/no_waiting.h"
@@ -99,10 +100,11 @@ struct DispatcherImpl::Running {
   std::string peer;
   Monotonic began;
   bool admitted = false;
-  const io::NoWaiting* here = nullptr;  ///< on the transport's thread; null: on a worker
+  const io::NoWaiting* here = nullptr;    ///< on the transport's thread; null: on a worker
+  std::optional<Error> refusal_to_audit;  ///< found on the transport's thread; the audit log waits for a disk
 
   /// Who would have had to wait gave up: there is no answer yet.
-  bool put_off() const { return here != nullptr && here->given_up(); }
+  bool put_off() const { return refusal_to_audit || (here != nullptr && here->given_up()); }
 };
 
 std::unique_ptr<Dispatcher> Dispatcher::create(Ports ports, DispatcherOptions options) {
@@ -166,7 +168,7 @@ void DispatcherImpl::add(detail::Method method) {
   CRETO_ASSERT(entry->descriptor->output_type() == method.response->GetDescriptor());
   CRETO_ASSERT(entry->descriptor->server_streaming() == (method.stream || method.refusal));
   CRETO_ASSERT(entry->descriptor->client_streaming() == static_cast<bool>(method.refusal));
-  CRETO_ASSERT(!method.inline_call || method.unary);
+  CRETO_ASSERT(!method.inline_call || (method.unary && !method.audited));
   for (const auto& other : entries_) CRETO_ASSERT(other->full_name != entry->full_name);
   if (method.action.empty()) method.action = default_action(method.service, method.name);
   entry->succeeded = &ports_.telemetry.counter("platform_rpc_calls_total", "Calls by method and outcome",
@@ -186,7 +188,7 @@ void DispatcherImpl::dispatch(const Entry& entry, const std::shared_ptr<Call>& c
     const io::NoWaiting here;
     running->here = &here;
     run(entry, running);
-    if (!here.given_up()) return;
+    if (!running->put_off()) return;
     running->here = nullptr;
   }
   if (stopped_ || !workers_.submit([this, &entry, running] { run(entry, running); })) call->fail(too_busy(stopped_));
@@ -254,6 +256,7 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Running>& run
   const detail::Method& method = entry.method;
   const std::shared_ptr<Call>& call = running->call;
   auto fail = [&](const Error& error) { finish(entry, *running, &error, nullptr); };
+  if (const auto refusal = std::exchange(running->refusal_to_audit, std::nullopt)) return fail(*refusal);
 
   // Who was let in on the transport's thread is not asked again on the worker's: he was counted and logged.
   Credentials credentials;
@@ -320,6 +323,10 @@ void DispatcherImpl::finish(const Entry& entry, Running& running, const Error* e
   std::optional<Error> audit_error;
   // An unknown caller's refusals are counted and logged but not audited: strangers must not be able to fill the log.
   bool refused = error != nullptr && !running.admitted && running.ctx.caller;
+  if (refused && running.here != nullptr) {
+    running.refusal_to_audit = *error;
+    return;
+  }
   if (refused || (running.admitted && entry.method.audited)) {
     auto recorded = ports_.auditor.record(
         running.ctx, CallRecord{entry.full_name, entry.method.action, running.resource, error, running.peer});

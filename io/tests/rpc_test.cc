@@ -54,6 +54,7 @@ class ListAuthorizer final : public Authorizer {
 class MemoryAuditor final : public Auditor {
  public:
   Result<> record(const Context& ctx, const CallRecord& record) override {
+    if (io::NoWaiting::forbids()) return Error(Product::platform, ErrorKind::unavailable, "it takes a while");
     std::lock_guard lock(mutex);
     if (fail) return Error(Product::platform, ErrorKind::unavailable, "the log is down");
     records_.push_back(ctx.caller_text() + " " + std::string(record.action) + " " +
@@ -109,6 +110,11 @@ class Rpc : public testing::Test {
           v1::IsRevokedResponse response;
           response.set_revoked(request.identity() == "mallory");
           return response;
+        });
+    service.unary<v1::IsRegisteredRequest, v1::IsRegisteredResponse>(
+        "IsRegistered", {.inline_call = true},
+        [](const Context&, const v1::IsRegisteredRequest&) -> Result<v1::IsRegisteredResponse> {
+          return v1::IsRegisteredResponse();
         });
     service.unary<v1::RegisterAgentRequest, v1::Agent>(
         "RegisterAgent", {.audited = true},
@@ -333,6 +339,15 @@ TEST_F(Rpc, AsksWhetherTheCallerMayAndAuditsTheRefusal) {
   EXPECT_EQ(result.error().message(), "nhi.get_agent on Agent::clerk");
   EXPECT_EQ(calls, 0);
   EXPECT_EQ(auditor.records(), std::vector<std::string>{"human:eve@example.com nhi.get_agent PL-403"});
+}
+
+TEST_F(Rpc, ARefusalOnTheTransportsThreadIsAuditedOnAnother) {
+  const auto eve = connect("human:eve@example.com");
+  const auto result = eve->call<v1::IsRegisteredRequest, v1::IsRegisteredResponse>(
+      Context(), "/creto.nhi.v1.NhiService/IsRegistered", v1::IsRegisteredRequest());
+  ASSERT_FALSE(result);
+  EXPECT_EQ(result.error().kind(), ErrorKind::permission_denied) << result.error().to_string();
+  EXPECT_EQ(auditor.records(), std::vector<std::string>{"human:eve@example.com nhi.is_registered PL-403"});
 }
 
 TEST_F(Rpc, FailsAnAuditedCallThatCannotBeAudited) {

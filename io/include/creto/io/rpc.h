@@ -108,7 +108,7 @@ struct Rule {
   std::string action = {};  ///< default: "<module>.<method_in_snake_case>"
   bool audited = false;     ///< see Auditor
   /// Runs on the transport's thread, in a scope of io::NoWaiting: memory only, microseconds. Where somebody gives up
-  /// there, the handler runs again, on a worker. Unary alone.
+  /// there, the handler runs again, on a worker. Unary alone, and not `audited`; refusals are audited by a worker.
   bool inline_call = false;
   bool idempotent = false;  ///< reads, and writes that are safe to repeat: documented in OpenAPI
   std::function<Resource(const Req&)> resource = {};
