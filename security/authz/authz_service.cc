@@ -112,7 +112,8 @@ class AuthzService final : public Authz {
     if (state->schema) CRETO_TRY(state->schema->check(cedar_request(request)));
     AskedResources resources(ctx, clock_, snapshot->sources);
     ServiceEntities entities(ctx.org, *state, sources_, &resources);
-    auto filter = authz::filter_resources(*state, entities, question, cedar_request(request));
+    auto filter = authz::filter_resources(*state, entities, question, cedar_request(request),
+                                          [&] { return ctx.expired(clock_); });
     if (entities.trouble())
       return error(ErrorKind::unavailable, "entities cannot be read: " + entities.trouble()->message());
     return filter;

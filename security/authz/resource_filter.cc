@@ -19,13 +19,14 @@ constexpr cedar::ErringForbid erring = cedar::ErringForbid::denies;
 
 /// Takes what is permitted until there is enough; a page's worth of candidates is looked at at a time.
 Result<> list_permitted(const OrgState& state, const cedar::PartialEvaluation& evaluation, cedar::EntityView& entities,
-                        const FilterQuestion& question, ResourceFilter& filter) {
+                        const FilterQuestion& question, const std::function<bool()>& expired, ResourceFilter& filter) {
   const std::string& type = evaluation.request.resource.type;
   const auto ids = state.ids.find(type);
   if (ids == state.ids.end()) return {};
   const std::size_t step = std::max<std::size_t>(question.limit, 100);
   std::vector<EntityUid> candidates;
   for (std::string after = question.after; !filter.more; after = std::move(candidates.back().id)) {
+    if (expired()) return Error(Product::platform, ErrorKind::timeout, "the caller's deadline passed");
     candidates.clear();
     ids->second.each_behind(after, [&](const std::string& id) {
       candidates.push_back({type, id});
@@ -67,7 +68,8 @@ Result<cedar::SqlMapping> mapping_of(const OrgState& state, const std::string& c
 }  // namespace
 
 Result<ResourceFilter> filter_resources(const OrgState& state, cedar::EntityView& entities,
-                                        const FilterQuestion& question, cedar::Request request) {
+                                        const FilterQuestion& question, cedar::Request request,
+                                        const std::function<bool()>& expired) {
   ResourceFilter filter;
   filter.snapshot = state.version;
   const auto evaluation = CRETO_TRY(cedar::evaluate_partially(state.deciding(),
@@ -96,7 +98,7 @@ Result<ResourceFilter> filter_resources(const OrgState& state, cedar::EntityView
     filter.parameters = std::move(sql.parameters);
   }
   if (question.limit > 0 && filter.kind != ResourceFilter::Kind::none) {
-    CRETO_TRY(list_permitted(state, evaluation, entities, question, filter));
+    CRETO_TRY(list_permitted(state, evaluation, entities, question, expired, filter));
   }
   return filter;
 }

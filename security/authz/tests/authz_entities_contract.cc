@@ -192,6 +192,25 @@ TEST_P(AuthzContract, PagesOfResourcesHaveEachOnceAndSeeWhatCameAndWent) {
   EXPECT_EQ(seen, expected);
 }
 
+TEST_P(AuthzContract, LooksForOpenResourcesUntilTheDeadlineAndNoLonger) {
+  TestProduct product;
+  product.owner = human;
+  ASSERT_TRUE(local->register_source(product));
+  add("own", "permit(principal, action, resource is Sandbox) when { resource.owner == principal };");
+  std::vector<Entity> sandboxes;
+  for (int i = 0; i < 300; ++i) sandboxes.push_back({{"Sandbox", std::to_string(1'000 + i)}, {}, {}, {}});
+  ASSERT_TRUE(authz->put_entities(ctx, sandboxes));
+  product.answer_slowly = [&] { clock.advance(std::chrono::milliseconds(10)); };
+  CheckRequest request = pay(1);
+  request.resource = {"Sandbox", ""};
+  Context hasty = ctx;
+  hasty.deadline = clock.monotonic() + seconds(1);
+  const auto found = authz->filter_resources(hasty, {.request = request});
+  ASSERT_FALSE(found);
+  EXPECT_EQ(found.error().kind(), ErrorKind::timeout) << found.error().to_string();
+  EXPECT_LT(product.asked, 300);
+}
+
 TEST_P(AuthzContract, WhatDoesNotDependOnTheResourceIsToldAsSuch) {
   CheckRequest request = pay(1);
   request.resource.id.clear();

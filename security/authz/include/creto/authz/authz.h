@@ -326,10 +326,10 @@ class Authz {
   /// wire it takes permission for `authz.explain` on the principal asked about, and is audited.
   virtual Explanation explain(const Context& ctx, const CheckRequest& request) = 0;
   /// What policies permit without anybody's approval. Rates, quotas and extensions are not asked: `check` each resource
-  /// before it is used. Over the wire it takes permission for `authz.filter_resources` on the principal asked about, and
-  /// is audited. Errors: invalid_input, also for what SQL cannot say with these columns, naming policy and
+  /// before it is used. Over the wire it takes permission for `authz.filter_resources` on the principal asked about,
+  /// and is audited. Errors: invalid_input, also for what SQL cannot say with these columns, naming policy and
   /// expression; too_large where what is left of the policies is; unavailable where entities or policies cannot be
-  /// read.
+  /// read; timeout at the deadline of `ctx`.
   virtual Result<ResourceFilter> filter_resources(const Context& ctx, const FilterQuestion& question) = 0;
 
   /// Errors: invalid_input with line, column and what was expected, every problem a line; already_exists;
