@@ -103,19 +103,27 @@ Result<EntityUid> entity_member(const Json& json, const char* what) {
   return *value->as<EntityUid>();
 }
 
+/// Takes `delegation` out of a context. Whoever tries a chain gives it as the service would add it; the schema need not
+/// declare it.
+Result<std::optional<Value>> take_delegation(const Workspace& workspace, Json& context) {
+  std::optional<Value> delegation;
+  if (workspace.plain_cedar || !context.is_object() || !context.contains("delegation")) return delegation;
+  delegation = CRETO_TRY(value_from_json(context.at("delegation")));
+  context.erase("delegation");
+  return delegation;
+}
+
+/// Whether the schema has a say in a request for this action: as the service has it, not where it does not declare it.
+bool is_typed(const Workspace& workspace, const EntityUid& action) {
+  return workspace.schema && (workspace.service_schema == nullptr || workspace.schema->action(action) != nullptr);
+}
+
 /// Conforms to the schema where there is one. For the service with what it adds.
 Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principal, EntityUid action, EntityUid resource,
                                   Json context) {
-  const LoadedSchema* service = workspace.service_schema.get();
-  const bool typed = workspace.schema && (service == nullptr || workspace.schema->action(action) != nullptr);
-  // Whoever tries a chain gives it as the service would add it; the schema need not declare it.
-  std::optional<Value> delegation;
-  if (!workspace.plain_cedar && context.is_object() && context.contains("delegation")) {
-    delegation = CRETO_TRY(value_from_json(context.at("delegation")));
-    context.erase("delegation");
-  }
-  auto attributes =
-      typed ? cedar::context_from_json(*workspace.schema, action, context) : attributes_from_json(context);
+  auto delegation = CRETO_TRY(take_delegation(workspace, context));
+  auto attributes = is_typed(workspace, action) ? cedar::context_from_json(*workspace.schema, action, context)
+                                                : attributes_from_json(context);
   if (!attributes) return bad(attributes.error().message());
   if (delegation) attributes->emplace_back("delegation", *std::move(delegation));
   cedar::Request request{std::move(principal), std::move(action), std::move(resource),
@@ -125,7 +133,7 @@ Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principa
     return request;
   }
   request = with_delegation(std::move(request));
-  if (service != nullptr) CRETO_TRY(service->check(request));
+  if (workspace.service_schema) CRETO_TRY(workspace.service_schema->check(request));
   return request;
 }
 
@@ -269,7 +277,18 @@ Result<cedar::PartialEntity> partial_entity(const std::string& text, const std::
   return entity;
 }
 
-/// Conforms to the schema where there is one.
+/// What the service adds to the context, as far as it is known who asks.
+void add_delegation(cedar::PartialRequest& request) {
+  if (request.principal.uid) {
+    request.context = with_delegation({*request.principal.uid, {}, {}, request.context}).context;
+    return;
+  }
+  const std::string& type = request.principal.type;
+  if (type.empty() || type == "Agent" || type == "Human" || type == "Service")
+    request.unknown_context.insert("delegation");
+}
+
+/// Conforms to the schema where there is one. For the service with what it adds.
 Result<cedar::PartialRequest> request_of(const Workspace& workspace, const PartialQuestion& question) {
   cedar::PartialRequest request;
   request.principal = CRETO_TRY(partial_entity(question.principal, question.principal_type, "principal"));
@@ -285,14 +304,21 @@ Result<cedar::PartialRequest> request_of(const Workspace& workspace, const Parti
       return bad(fmt::format("unknown: `{}` is neither `context` nor an attribute such as `context.mfa`", name));
     }
   }
-  const Json context = CRETO_TRY(parse_json(question.context));
-  const bool typed = workspace.schema && request.action.uid && !request.context_unknown;
+  Json context = CRETO_TRY(parse_json(question.context));
+  auto delegation = CRETO_TRY(take_delegation(workspace, context));
+  // Of an unknown action the service does not know either whether the schema declares it.
+  const bool typed = request.action.uid ? is_typed(workspace, *request.action.uid)
+                                        : workspace.schema && workspace.service_schema == nullptr;
   auto attributes =
-      typed ? cedar::context_from_json(*workspace.schema, *request.action.uid, context, request.unknown_context)
-            : attributes_from_json(context);
+      typed && request.action.uid && !request.context_unknown
+          ? cedar::context_from_json(*workspace.schema, *request.action.uid, context, request.unknown_context)
+          : attributes_from_json(context);
   if (!attributes) return bad(attributes.error().message());
+  const bool given = delegation.has_value();
+  if (given) attributes->emplace_back("delegation", *std::move(delegation));
   request.context = Value::record(*std::move(attributes));
-  if (!workspace.schema) return request;
+  if (!workspace.plain_cedar && !given && !request.unknown_context.contains("delegation")) add_delegation(request);
+  if (!typed) return request;
   CRETO_TRY(cedar::check_request(*workspace.schema, request));
   const auto* action = request.action.uid ? workspace.schema->action(*request.action.uid) : nullptr;
   const bool open = !request.resource.uid && request.resource.type.empty();

@@ -187,6 +187,29 @@ TEST_F(ServiceRules, ValidateTakesWhatTheServiceTakes) {
   EXPECT_EQ(validate_policies(files_)->exit_code, 1) << "the service would not store it";
 }
 
+TEST_F(ServiceRules, QuestionsTheOtherWayRoundKnowWhatTheServiceAdds) {
+  write("ledgers.json", R"([{"uid": {"type": "Ledger", "id": "main"}, "attrs": {}, "parents": []}])");
+  files_.entities = folder_ / "ledgers.json";
+  ResourceQuestion question;
+  question.principal = "Service::\"mailer\"";
+  question.action = "Action::\"message.send\"";
+  question.resource_type = "Ledger";
+  const auto own = list_resources(files_, question);
+  ASSERT_TRUE(own) << own.error().message();
+  EXPECT_EQ(own->text, "Ledger::\"main\"\n") << "as `check` says of an action that the schema does not declare";
+  question.context = R"({"delegation": {"root": {"__entity": {"type": "Human", "id": "ada"}}}})";
+  EXPECT_EQ(list_resources(files_, question)->text, "") << "it acts for somebody else";
+  question.action = "Action::\"payments.pay\"";
+  EXPECT_FALSE(list_resources(files_, question)) << "this one the schema declares, for agents";
+
+  PartialQuestion partial;
+  partial.action = "Action::\"message.send\"";
+  partial.principal_type = "Service";
+  const auto left = decide_partially(files_, partial);
+  ASSERT_TRUE(left) << left.error().message();
+  EXPECT_NE(left->text.find("context.delegation.root == principal"), std::string::npos) << left->text;
+}
+
 TEST_F(ServiceRules, LinksOfAFileStayLinks) {
   write("policies/shared.json", R"({"staticPolicies": {}, "templates": {"viewer": {"effect": "permit",
     "principal": {"op": "==", "slot": "?principal"}, "action": {"op": "All"}, "resource": {"op": "All"},
