@@ -77,10 +77,13 @@ void add_files(CLI::App* sub, Given& given, bool entities) {
 }
 
 void add_request(CLI::App* sub, authz::PolicyQuestion& question) {
-  sub->add_option("--principal", question.principal, "such as 'User::\"alice\"'")->required();
-  sub->add_option("--action", question.action, "such as 'Action::\"view\"'")->required();
-  sub->add_option("--resource", question.resource, "such as 'Photo::\"vacation.jpg\"'")->required();
-  sub->add_option("--context", question.context, "a JSON object")->capture_default_str();
+  CLI::Option* const file =
+      sub->add_option("--request-json", question.file,
+                      "a file with principal, action, resource and context as a JSON object, instead of these");
+  sub->add_option("--principal", question.principal, "such as 'User::\"alice\"'")->excludes(file);
+  sub->add_option("--action", question.action, "such as 'Action::\"view\"'")->excludes(file);
+  sub->add_option("--resource", question.resource, "such as 'Photo::\"vacation.jpg\"'")->excludes(file);
+  sub->add_option("--context", question.context, "a JSON object")->capture_default_str()->excludes(file);
 }
 
 void add_question(CLI::App* sub, Given& given) {

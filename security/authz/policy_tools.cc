@@ -32,6 +32,7 @@ namespace fs = std::filesystem;
 
 constexpr int exit_wrong = 1;
 constexpr int exit_denied = 3;
+constexpr std::size_t file_max = 64 << 20;
 
 Error bad(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 
@@ -137,18 +138,6 @@ Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principa
   return request;
 }
 
-}  // namespace
-
-Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuestion& question) {
-  EntityUid principal = CRETO_TRY(parse_entity(question.principal, "principal"));
-  EntityUid action = CRETO_TRY(parse_entity(question.action, "action"));
-  EntityUid resource = CRETO_TRY(parse_entity(question.resource, "resource"));
-  const Json context = CRETO_TRY(parse_json(question.context));
-  return request_of(workspace, std::move(principal), std::move(action), std::move(resource), context);
-}
-
-namespace {
-
 Result<cedar::Request> request_of(const Workspace& workspace, const Json& json) {
   EntityUid principal = CRETO_TRY(entity_member(json, "principal"));
   EntityUid action = CRETO_TRY(entity_member(json, "action"));
@@ -156,6 +145,32 @@ Result<cedar::Request> request_of(const Workspace& workspace, const Json& json) 
   return request_of(workspace, std::move(principal), std::move(action), std::move(resource),
                     json.value("context", Json::object()));
 }
+
+}  // namespace
+
+Result<cedar::Request> request_of(const Workspace& workspace, const PolicyQuestion& question) {
+  if (!question.file.empty()) {
+    const std::string text = CRETO_TRY(read_text(question.file));
+    const auto request = parse_json(text, {.bytes_max = file_max, .depth_max = 256});
+    if (!request) return bad(fmt::format("{}: {}", question.file.string(), request.error().message()));
+    if (!request->is_object()) return bad(fmt::format("{}: must be an object", question.file.string()));
+    for (const auto& [name, member] : request->items())
+      if (name != "principal" && name != "action" && name != "resource" && name != "context")
+        return bad(fmt::format("{}: {}: unknown member", question.file.string(), name));
+    return request_of(workspace, *request);
+  }
+  for (const auto& [what, text] :
+       {std::pair{"principal", &question.principal}, {"action", &question.action}, {"resource", &question.resource}})
+    if (text->empty()) return bad(fmt::format("{}: is missing", what));
+  EntityUid principal = CRETO_TRY(parse_entity(question.principal, "principal"));
+  EntityUid action = CRETO_TRY(parse_entity(question.action, "action"));
+  EntityUid resource = CRETO_TRY(parse_entity(question.resource, "resource"));
+  auto context = parse_json(question.context);
+  if (!context) return bad(fmt::format("context: {}", context.error().message()));
+  return request_of(workspace, std::move(principal), std::move(action), std::move(resource), *std::move(context));
+}
+
+namespace {
 
 cedar::PolicySet policies_of(const Workspace& workspace) {
   std::vector<std::shared_ptr<const cedar::PlannedPolicy>> planned;

@@ -144,6 +144,28 @@ TEST_F(PolicyTools, ValidateWarnsOfOversightThatIsNeverReachedAndOfBadAnnotation
   EXPECT_EQ(check_policies(files_, question_)->exit_code, 1) << "nor is anything decided by it";
 }
 
+TEST_F(PolicyTools, ARequestMayComeFromAFile) {
+  const auto asked = check_policies(files_, question_);
+  PolicyQuestion question;
+  question.file = folder_ / "request.json";
+  write("request.json", R"({"principal": "User::\"ada\"", "action": {"type": "Action", "id": "read"},
+    "resource": "Doc::\"plan\"", "context": {"mfa": true}})");
+  const auto read = check_policies(files_, question);
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_EQ(read->text, asked->text);
+  write("request.json", R"({"principal": "User::\"ada\"", "contxt": {}})");
+  EXPECT_NE(check_policies(files_, question).error().message().find("request.json: contxt: unknown member"),
+            std::string::npos);
+  write("request.json", "{");
+  EXPECT_FALSE(check_policies(files_, question));
+  question = question_;
+  question.action.clear();
+  EXPECT_EQ(check_policies(files_, question).error().message(), "action: is missing");
+  question = question_;
+  question.context = "request.json";
+  EXPECT_EQ(check_policies(files_, question).error().message().substr(0, 9), "context: ");
+}
+
 /// What an agent may do, as the service has it: no `Agent` in the schema, actions that nobody declared, oversight,
 /// rates.
 class ServiceRules : public PolicyTools {

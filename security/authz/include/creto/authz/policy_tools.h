@@ -77,6 +77,8 @@ Result<ToolResult> format_policy_files(const std::vector<std::filesystem::path>&
 struct PolicyQuestion {
   std::string principal, action, resource;
   std::string context = "{}";  ///< a JSON object
+  /// Instead of all of these: a JSON object with `principal`, `action`, `resource` and `context`.
+  std::filesystem::path file{};
 };
 /// The decision: exit_code 0 for Allow, 3 for any other. What the service asks besides is not known here: quotas, other
 /// extensions, and how often something was done.
