@@ -100,7 +100,7 @@ struct DispatcherImpl::Running {
   std::string peer;
   Monotonic began;
   bool admitted = false;
-  const io::NoWaiting* here = nullptr;    ///< on the transport's thread; null: on a worker
+  io::NoWaiting* here = nullptr;          ///< on the transport's thread; null: on a worker
   std::optional<Error> refusal_to_audit;  ///< found on the transport's thread; the audit log waits for a disk
 
   /// Who would have had to wait gave up: there is no answer yet.
@@ -185,7 +185,7 @@ void DispatcherImpl::dispatch(const Entry& entry, const std::shared_ptr<Call>& c
   running->call = call;
   running->began = ports_.clock.monotonic();
   if (entry.method.inline_call) {
-    const io::NoWaiting here;
+    io::NoWaiting here;
     running->here = &here;
     run(entry, running);
     if (!running->put_off()) return;
@@ -341,6 +341,7 @@ void DispatcherImpl::finish(const Entry& entry, Running& running, const Error* e
     }
   }
 
+  if (running.here != nullptr) running.here->end();  // sending the answer may be the end of others' calls too
   Nanos took = ports_.clock.monotonic() - running.began;
   entry.seconds->observe(std::chrono::duration<double>(took).count());
   if (error == nullptr) {

@@ -6,6 +6,7 @@
 namespace creto::sql::detail {
 
 Error failure(ErrorKind kind, std::string_view message) { return Error(Product::platform, kind, std::string(message)); }
+Error must_not_wait() { return failure(ErrorKind::unavailable, "the database is not waited for on this thread"); }
 
 void ConditionSignal::raise() {
   {

@@ -11,6 +11,8 @@
 namespace creto::sql::detail {
 
 Error failure(ErrorKind kind, std::string_view message);
+/// What a database says on a thread of io::NoWaiting.
+Error must_not_wait();
 
 class ConditionSignal final : public Signal {
  public:

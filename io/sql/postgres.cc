@@ -7,6 +7,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "creto/io/no_waiting.h"
 #include "sql/base.h"
 
 namespace creto::sql {
@@ -272,6 +273,7 @@ class PostgresDatabase final : public detail::BaseDatabase {
   };
 
   Result<> repeat(const Context& ctx, const TxFunction& fn, std::string_view begin) {
+    if (io::NoWaiting::forbids()) return detail::must_not_wait();
     detail::Inside inside(this);
     for (std::uint32_t attempt = 1;; ++attempt) {
       if (ctx.expired(*options_.clock)) return failure(ErrorKind::timeout, "the deadline passed");

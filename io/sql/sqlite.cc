@@ -10,6 +10,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "creto/io/no_waiting.h"
 #include "sql/base.h"
 
 namespace creto::sql {
@@ -332,6 +333,7 @@ class SqliteDatabase final : public detail::BaseDatabase {
 
   using Database::transaction;
   Result<> transaction(const Context& ctx, const TxFunction& fn, const TransactionOptions& options) override {
+    if (io::NoWaiting::forbids()) return detail::must_not_wait();
     detail::Inside inside(this);
     const Nanos patience = std::min(options_.busy_timeout, remaining(ctx));
     if (patience <= Nanos::zero()) return failure(ErrorKind::timeout, "the deadline passed");
@@ -349,6 +351,7 @@ class SqliteDatabase final : public detail::BaseDatabase {
   }
 
   Result<> read(const Context& ctx, const TxFunction& fn) override {
+    if (io::NoWaiting::forbids()) return detail::must_not_wait();
     detail::Inside inside(this);
     if (ctx.expired(*options_.clock)) return failure(ErrorKind::timeout, "the deadline passed");
     auto connection = CRETO_TRY(take_reader());

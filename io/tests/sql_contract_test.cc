@@ -4,6 +4,7 @@
 
 #include "creto/io/files.h"
 #include "creto/io/idempotency.h"
+#include "creto/io/no_waiting.h"
 #include "creto/io/sql.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
@@ -227,6 +228,23 @@ TEST_P(SqlContract, StopsAtTheDeadline) {
   EXPECT_EQ(late.error().kind(), ErrorKind::timeout);
   ctx.deadline = Monotonic::max();
   EXPECT_EQ(count(), 0);
+}
+
+TEST_P(SqlContract, GivesUpOnAThreadThatMustNotWait) {
+  {
+    io::NoWaiting here;
+    EXPECT_EQ(put("a", 1).error().kind(), ErrorKind::unavailable);
+    EXPECT_TRUE(here.given_up());
+  }
+  {
+    io::NoWaiting here;
+    EXPECT_FALSE(read(*db, ctx, [](Tx&) -> Result<> { return {}; }));
+    EXPECT_TRUE(here.given_up());
+    here.end();
+    EXPECT_EQ(count(), 0);
+  }
+  EXPECT_TRUE(put("a", 1));
+  EXPECT_EQ(count(), 1);
 }
 
 TEST_P(SqlContract, LosesNoIncrementOfMany) {

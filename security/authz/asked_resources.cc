@@ -10,8 +10,7 @@ Result<std::optional<Entity>> AskedResources::find(const EntityUid& uid) {
   const ResourceSource* source = source_of(uid.type);
   if (source == nullptr) return std::optional<Entity>();
   asked_ = true;
-  put_off_ = put_off_ || io::NoWaiting::forbids();
-  if (put_off_)
+  if (io::NoWaiting::forbids())
     return Error(Product::platform, ErrorKind::unavailable, fmt::format("{} is not known here", uid.to_string()));
   const Monotonic begin = clock_.monotonic();
   Context ctx;

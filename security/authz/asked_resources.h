@@ -19,10 +19,8 @@ class AskedResources {
   bool may_know(std::string_view type) const { return source_of(type) != nullptr; }
   /// Whether any product was asked.
   bool asked() const { return asked_; }
-  /// Whether one would have had to be asked on a thread that must not wait. What came of that is no answer.
-  bool put_off() const { return put_off_; }
-  /// None where no product knows it. Errors: the product's; timeout where it took too long; unavailable where it was
-  /// put off.
+  /// None where no product knows it. Errors: the product's; timeout where it took too long; unavailable on a
+  /// thread that must not wait.
   Result<std::optional<Entity>> find(const EntityUid& uid);
 
  private:
@@ -35,7 +33,7 @@ class AskedResources {
   const Context& ctx_;
   const Clock& clock_;
   const std::vector<RegisteredSource>& sources_;
-  bool asked_ = false, put_off_ = false;
+  bool asked_ = false;
 };
 
 }  // namespace creto::authz

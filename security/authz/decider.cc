@@ -7,6 +7,7 @@
 
 #include "asked_resources.h"
 #include "check_request.h"
+#include "creto/io/no_waiting.h"
 #include "policy_verdicts.h"
 #include "service_entities.h"
 #include "source_overlay.h"
@@ -18,6 +19,12 @@ namespace {
 constexpr std::size_t verdicts_max = 100;
 
 Error error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
+
+/// Of a thread that must not wait, where a product, a source or an extension would have had to: nothing is counted or
+/// logged, and who asked has it decided elsewhere. A denial, for whoever does not know.
+Decision put_off() {
+  return Deny{.reason = "it takes longer than may be waited here", .policy = {}, .transient = true};
+}
 
 std::vector<PolicyId> ids_of(const std::vector<const cedar::PlannedPolicy*>& policies) {
   std::vector<PolicyId> ids;
@@ -64,7 +71,7 @@ Decision Decider::answer(const Context& ctx, const CheckRequest& request, const 
   PolicyDecision decided{Allow{}, {}, rate};
   if (!known) {
     decided = evaluate(ctx, request, snapshot, nullptr, log_ ? &trail : nullptr, matched);
-    if (decided.put_off) return std::move(decided.decision);
+    if (io::NoWaiting::gave_up()) return put_off();
     if (cacheable) {
       probe_.miss();
       // With the one rate that it depends on, if any: a choice of several is made anew each time.
@@ -83,6 +90,7 @@ Decision Decider::answer(const Context& ctx, const CheckRequest& request, const 
     };
     by(DecidedBy::rate, [&] { limit(request, decided, false); });
     by(DecidedBy::extension, [&] { restrict(ctx, request, snapshot, decision); });
+    if (io::NoWaiting::gave_up()) return put_off();
     if (counts && allowed(decision)) by(DecidedBy::rate, [&] { limit(request, decided, true); });
   }
   return logged(trail, request, said, std::move(decision));
@@ -167,11 +175,7 @@ PolicyDecision Decider::evaluate(const Context& ctx, const CheckRequest& request
   const bool decided =
       state->engine.evaluate(scratch, state->entities, stored_alone ? nullptr : &overlay, view,
                              explanation || matched ? cedar::Detail::all : cedar::Detail::decision, what_failed);
-  if (resources.put_off()) {
-    PolicyDecision none = denied(DecidedBy::trouble, "a product has to be asked", true);
-    none.put_off = true;
-    return none;
-  }
+  if (io::NoWaiting::gave_up()) return {put_off(), {}};
   if (!decided) {
     const Error trouble = entities.trouble().value_or(
         error(ErrorKind::too_large, fmt::format("an entity has more than {} ancestors", cedar::ancestors_max)));
@@ -211,6 +215,7 @@ std::string_view Decider::restrict(const Context& ctx, const CheckRequest& reque
     Extension& extension = one->extension;
     one->calls.fetch_add(1, std::memory_order_relaxed);
     auto opinion = extension.evaluate(ctx, request);
+    if (io::NoWaiting::gave_up()) return by;
     const Monotonic end = clock_.monotonic();
     const Nanos took = end - std::exchange(begin, end);
     std::string failure;

@@ -245,7 +245,6 @@ struct PolicyDecision {
   RateWindows* rate = nullptr;
   std::vector<RateWindows*> further_rates = {};
   bool fleeting = false;  ///< it rests on what a product said of a resource just now
-  bool put_off = false;   ///< it is no decision: see AskedResources
 };
 /// Requires: every policy of `evaluation` is a RuledPolicy.
 PolicyDecision decide(const cedar::Evaluation& evaluation, std::span<const OverrideGrant::Lift> lifts);

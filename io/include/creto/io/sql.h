@@ -215,7 +215,8 @@ class Signal {
   virtual void wait(std::uint64_t seen, Nanos timeout) = 0;
 };
 
-/// Thread-safe. Not to be entered again on a thread that is inside one of its transactions (asserted).
+/// Thread-safe. Not to be entered again on a thread that is inside one of its transactions (asserted). On a thread that
+/// must not wait (io::NoWaiting) both calls give up: `unavailable`.
 class Database {
  public:
   virtual ~Database() = default;
