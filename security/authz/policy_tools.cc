@@ -477,6 +477,23 @@ const std::vector<std::string_view> cedar_decisions = {"allow", "deny"};
 const std::vector<std::string_view> service_decisions = {"allow", "deny", "requires_oversight", "rate_limited",
                                                          "quota_exceeded"};
 
+/// What a row of a table may say. A mistyped expectation must not pass for one that is met.
+const std::vector<std::string> row_members = {"name",     "description", "request",       "principal", "action",
+                                              "resource", "context",     "decision",      "reason",    "errors",
+                                              "approved", "admitted",    "quota_exceeded"};
+
+Result<> check_members(const Json& row) {
+  for (const auto& [name, member] : row.items()) {
+    if (std::find(row_members.begin(), row_members.end(), name) != row_members.end()) continue;
+    const std::string hint = cedar::did_you_mean(name, row_members);
+    return bad(fmt::format("{}: unknown member{}{}", name, hint.empty() ? "" : "; ", hint));
+  }
+  for (const char* name : {"reason", "errors", "approved"})
+    if (const auto ids = row.find(name); ids != row.end() && !ids->is_array())
+      return bad(fmt::format("{}: must be an array of policy ids", name));
+  return {};
+}
+
 /// What a row of a table takes as given.
 Result<Assumptions> assumptions_of(const Workspace& workspace, const Json& row) {
   Assumptions given;
@@ -502,6 +519,7 @@ Result<Assumptions> assumptions_of(const Workspace& workspace, const Json& row) 
 /// One request of a table. Empty where it came out as expected, else what did not.
 Result<std::string> run_row(const Workspace& workspace, Decider& decider, const Json& row) {
   if (!row.is_object()) return bad("must be an object");
+  CRETO_TRY(check_members(row));
   const Json& body = row.contains("request") ? row.at("request") : row;
   if (!body.is_object()) return bad("request: must be an object");
   const auto decision = row.find("decision");
@@ -523,7 +541,7 @@ Result<std::string> run_row(const Workspace& workspace, Decider& decider, const 
   for (const auto& [key, have] :
        {std::pair{"reason", &std::as_const(got.reasons)}, std::pair{"errors", &std::as_const(failed)}}) {
     const auto expected = row.find(key);
-    if (expected == row.end() || !expected->is_array()) continue;
+    if (expected == row.end()) continue;
     std::set<std::string> names;
     for (const Json& name : *expected) {
       if (!name.is_string()) return bad(fmt::format("{}: must be an array of policy ids", key));

@@ -301,6 +301,12 @@ TEST_F(ServiceRules, TablesKnowEveryDecisionAndWhatIsTakenAsGiven) {
             "request 2: decision: must be one of allow, deny, requires_oversight, rate_limited, quota_exceeded\n"
             "request 3: approved: `pay` asks for no oversight\n"
             "0 passed, 3 failed\n");
+  write("table.json", "[" + row(R"("context": {"amount": 50}, "decision": "allow", "reasons": ["large"])") + "," +
+                          row(R"("context": {"amount": 50}, "decision": "allow", "reason": "large")") + "]");
+  EXPECT_EQ(test_policies(files_, folder_ / "table.json")->text,
+            "request 1: reasons: unknown member; did you mean `reason`?\n"
+            "request 2: reason: must be an array of policy ids\n"
+            "0 passed, 2 failed\n");
 }
 
 TEST_F(PolicyTools, PolicyTextsAreThoseOfTheFiles) {
