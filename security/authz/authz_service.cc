@@ -349,16 +349,22 @@ class AuthzService final : public Authz {
     });
   }
 
-  Result<std::vector<Entity>> list_entities(const Context& ctx) override {
-    std::vector<Entity> all;
+  Result<std::vector<Entity>> list_entities(const Context& ctx, const EntityUid& after, std::size_t limit) override {
+    std::vector<Entity> page;
     const auto snapshot = in_force_.current();
-    if (const OrgState* state = snapshot->org(ctx.org)) {
-      for (cedar::EntityId id = 0; id < state->entities.names(); ++id)
-        if (const auto& entity = state->entities.node(id).entity; entity && !is_of_schema(*state, entity->uid))
-          all.push_back(*entity);
+    const OrgState* state = snapshot->org(ctx.org);
+    if (!state) return page;
+    for (auto of_type = state->ids.lower_bound(after.type); of_type != state->ids.end(); ++of_type) {
+      const std::string& type = of_type->first;
+      const auto add = [&](const std::string& id) {
+        if (page.size() == limit) return false;
+        const EntityUid uid{type, id};
+        if (!is_of_schema(*state, uid)) page.push_back(*state->entities.node(state->entities.find(uid)).entity);
+        return true;
+      };
+      if (!(type == after.type ? of_type->second.each_behind(after.id, add) : of_type->second.each(add))) break;
     }
-    std::sort(all.begin(), all.end(), [](const Entity& a, const Entity& b) { return a.uid < b.uid; });
-    return all;
+    return page;
   }
 
   Result<PlacedEntity> get_entity(const Context& ctx, const EntityUid& uid) override {

@@ -18,12 +18,21 @@ class SortedNames {
   void erase(std::string_view name);
   std::size_t size() const { return size_; }
 
+  /// Calls `use` with each in order until it returns false; whether it went through all.
+  template <class F>
+  bool each(F&& use) const {
+    for (const auto& block : blocks_)
+      for (const std::string& name : *block)
+        if (!use(name)) return false;
+    return true;
+  }
   /// Calls `use` with each that is greater than `after`, in order, until it returns false.
   template <class F>
-  void each_behind(std::string_view after, F&& use) const {
+  bool each_behind(std::string_view after, F&& use) const {
     for (auto block = block_of(after); block != blocks_.end(); ++block)
       for (auto name = std::upper_bound((*block)->begin(), (*block)->end(), after); name != (*block)->end(); ++name)
-        if (!use(*name)) return;
+        if (!use(*name)) return false;
+    return true;
   }
 
  private:

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "creto/authz/authz_rpc.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/io/sql.h"
@@ -207,19 +209,23 @@ class AuthzClient final : public Authz {
     CRETO_TRY(call<v1::DeleteEntitiesResponse>(ctx, "DeleteEntities", request, repeatable));
     return {};
   }
-  Result<std::vector<Entity>> list_entities(const Context& ctx) override {
+  Result<std::vector<Entity>> list_entities(const Context& ctx, const EntityUid& after, std::size_t limit) override {
+    constexpr std::size_t page_max = 1'000;
     v1::ListEntitiesRequest request;
+    to_proto(after, *request.mutable_after());
     std::vector<Entity> entities;
-    while (true) {
+    while (entities.size() < limit) {
+      request.set_limit(static_cast<std::uint32_t>(std::min(limit - entities.size(), page_max)));
       const auto page = CRETO_TRY(call<v1::ListEntitiesResponse>(ctx, "ListEntities", request, repeatable));
       for (const std::string& text : page.entities()) {
         Entity entity = CRETO_TRY(entity_from_text(text));
         entities.push_back(std::move(entity));
       }
-      if (!page.more()) return entities;
+      if (!page.more()) break;
       if (page.entities().empty()) return proto::bad_field("entities", "are none, though there are more");
       to_proto(entities.back().uid, *request.mutable_after());
     }
+    return entities;
   }
   Result<PlacedEntity> get_entity(const Context& ctx, const EntityUid& uid) override {
     v1::GetEntityRequest request;

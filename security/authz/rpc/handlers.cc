@@ -255,11 +255,12 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       "ListEntities", {.idempotent = true},
       [&authz](const Context& ctx, const v1::ListEntitiesRequest& request) -> Result<v1::ListEntitiesResponse> {
         CRETO_TRY(check_limit(request.limit()));
-        const auto entities = CRETO_TRY(authz.list_entities(ctx));
-        v1::ListEntitiesResponse response;
         const EntityUid after{request.after().type(), request.after().id()};
-        const auto behind = [&](const Entity& entity) { return entity.uid > after; };
-        response.set_more(add_page(entities, request.limit(), behind, [&](const Entity& entity) {
+        const std::uint32_t limit = request.limit() == 0 ? page_max : request.limit();
+        const auto entities = CRETO_TRY(authz.list_entities(ctx, after, limit + std::size_t{1}));
+        v1::ListEntitiesResponse response;
+        const auto all = [](const Entity&) { return true; };
+        response.set_more(add_page(entities, limit, all, [&](const Entity& entity) {
           response.add_entities(entity_to_text(entity));
           return response.entities(response.entities_size() - 1).size();
         }));

@@ -247,7 +247,7 @@ TEST_P(AuthzContract, SeesStoredEntitiesAndThoseOfTheSourceAsOne) {
   EXPECT_TRUE(allowed(check(pay(1))));
   ASSERT_TRUE(authz->delete_entities(ctx, {{"Group", "invoices"}}));
   EXPECT_FALSE(allowed(check(pay(1))));
-  EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
+  EXPECT_EQ(authz->list_entities(ctx, {}, 100'000)->size(), 2u);
 }
 
 TEST_P(AuthzContract, ListsAreWholeHoweverManyPagesTheyTake) {
@@ -256,10 +256,16 @@ TEST_P(AuthzContract, ListsAreWholeHoweverManyPagesTheyTake) {
   ASSERT_TRUE(authz->put_entities(ctx, entities));
   for (Entity& entity : entities) entity.uid.type = "Team";
   ASSERT_TRUE(authz->put_entities(ctx, entities));
-  const auto all = authz->list_entities(ctx).value();
-  ASSERT_EQ(all.size(), 2'000u);
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Team", ""}, {}, {}, {}}}));
+  const auto all = authz->list_entities(ctx, {}, 100'000).value();
+  ASSERT_EQ(all.size(), 2'001u);
   EXPECT_EQ(all.front().uid, (EntityUid{"Group", "g0000"}));
   EXPECT_EQ(all.back().uid, (EntityUid{"Team", "g0999"}));
+  const auto page = authz->list_entities(ctx, {"Group", "g0998"}, 3).value();
+  ASSERT_EQ(page.size(), 3u);
+  EXPECT_EQ(page[0].uid, (EntityUid{"Group", "g0999"}));
+  EXPECT_EQ(page[1].uid, (EntityUid{"Team", ""}));
+  EXPECT_EQ(page[2].uid, (EntityUid{"Team", "g0000"}));
 
   PolicyApplication application;
   for (int i = 0; i < 180; ++i)
@@ -291,7 +297,7 @@ TEST_P(AuthzContract, RefusesAHierarchyWithACycle) {
   auto done = authz->put_entities(ctx, {{{"Group", "b"}, {}, {}, {{"Group", "a"}}}});
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().kind(), ErrorKind::invalid_input);
-  EXPECT_EQ(authz->list_entities(ctx)->size(), 1u);
+  EXPECT_EQ(authz->list_entities(ctx, {}, 100'000)->size(), 1u);
 }
 
 TEST_P(AuthzContract, RefusesAHierarchyThatIsTooLarge) {
@@ -303,7 +309,7 @@ TEST_P(AuthzContract, RefusesAHierarchyThatIsTooLarge) {
   auto done = authz->put_entities(ctx, {{{"Group", "c"}, {}, {}, {{"Group", "d"}}}});
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().kind(), ErrorKind::resource_exhausted);
-  EXPECT_EQ(authz->list_entities(ctx)->size(), 2u);
+  EXPECT_EQ(authz->list_entities(ctx, {}, 100'000)->size(), 2u);
 }
 
 TEST_P(AuthzContract, DeniesWhereEntitiesCannotBeRead) {

@@ -256,7 +256,7 @@ TEST_P(AuthzContract, TakesOverWhatAnotherProcessChangedBeforeItChangesAnything)
   ASSERT_EQ(versions.size(), 2u);
   EXPECT_EQ(versions[0].policies, 2);
   ASSERT_TRUE(other->refresh(ctx));
-  EXPECT_EQ(other->list_entities(ctx)->size(), 1u);
+  EXPECT_EQ(other->list_entities(ctx, {}, 100'000)->size(), 1u);
 }
 
 TEST_P(AuthzContract, DeniesWhereItCouldNotLookForOthersChangesForTooLong) {
@@ -422,7 +422,7 @@ TEST_P(AuthzContract, WithASchemaWhatDoesNotFitIsRefused) {
   EXPECT_EQ(set->updated_by, "service:test");
   EXPECT_EQ(authz->list_policy_versions(ctx, 0, 1)->at(0).what, "schema_set");
   EXPECT_TRUE(allowed(check(pay(1)))) << "the schema's groups of actions count";
-  EXPECT_TRUE(authz->list_entities(ctx)->empty()) << "but nobody stored them";
+  EXPECT_TRUE(authz->list_entities(ctx, {}, 100'000)->empty()) << "but nobody stored them";
 
   const auto bad = authz->create_policy(
       ctx, "typo",

@@ -380,7 +380,8 @@ class Authz {
   /// Errors: invalid_input, also where parents would form a cycle.
   virtual Result<> put_entities(const Context& ctx, std::vector<Entity> entities) = 0;
   virtual Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) = 0;  ///< absent ones are fine
-  virtual Result<std::vector<Entity>> list_entities(const Context& ctx) = 0;
+  /// Those behind `after`, by type, then id. Costs what it gives.
+  virtual Result<std::vector<Entity>> list_entities(const Context& ctx, const EntityUid& after, std::size_t limit) = 0;
   /// As policies see it: stored, of a source, or both. Errors: not_found; unavailable where it cannot be read.
   virtual Result<PlacedEntity> get_entity(const Context& ctx, const EntityUid& uid) = 0;
 
