@@ -188,16 +188,21 @@ class Loader {
     }
   }
 
-  /// What the service would refuse is an error.
+  /// What the service would refuse is an error. Of files with problems nothing is loaded: these would be told again.
   void load_all() {
     const auto memory = std::make_shared<RateMemory>(std::int64_t{0});
+    std::set<std::string> wrong;
+    for (const FileProblem& problem : workspace.problems)
+      if (!problem.warning) wrong.insert(problem.file);
     for (const FilePolicy& policy : workspace.templates) {
+      if (wrong.contains(policy.file)) continue;
       const auto loaded = load_any_policy(
           Policy{.id = policy.id, .text = policy.text, .version = 0, .updated_at = {}, .updated_by = {}},
           AuthzOptions().policy_bytes_max, nullptr, memory, [](const PolicyId&) { return nullptr; });
       if (!loaded) report(policy.file, {policy.ast.where, cedar::problem_of(loaded.error()).what}, policy.id);
     }
     for (const FilePolicy& policy : workspace.policies) {
+      if (wrong.contains(policy.file)) continue;
       auto loaded =
           load_policy(Policy{.id = policy.id, .text = policy.text, .version = 0, .updated_at = {}, .updated_by = {}},
                       AuthzOptions().policy_bytes_max, nullptr, memory);

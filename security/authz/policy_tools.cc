@@ -413,6 +413,14 @@ bool is_schema(const fs::path& file) {
   return name.ends_with(".cedarschema") || name.ends_with(".cedarschema.json");
 }
 
+/// Whether a JSON text is a schema whatever its file is called: an object of namespaces.
+bool holds_schema(const std::string& text) {
+  const auto json = parse_json(text, {.bytes_max = file_max, .depth_max = 256});
+  return json && json->is_object() && !json->empty() && std::all_of(json->begin(), json->end(), [](const Json& space) {
+           return space.is_object() && space.contains("entityTypes");
+         });
+}
+
 Result<std::string> formatted(const fs::path& file, const std::string& text, std::size_t width) {
   auto result =
       is_schema(file) ? cedar::format_schema(text, {.width = width}) : cedar::format_policies(text, {.width = width});
@@ -441,7 +449,7 @@ Result<std::string> json_of(const fs::path& file, const std::string& text) {
 }
 
 Result<std::string> cedar_of(const fs::path& file, const std::string& text, std::size_t width) {
-  if (is_schema(file)) {
+  if (is_schema(file) || holds_schema(text)) {
     const cedar::SchemaDecl schema = CRETO_TRY(cedar::parse_schema_json(text).result());
     const std::string printed = CRETO_TRY(cedar::schema_to_text(schema));
     return cedar::format_schema(printed, {.width = width});

@@ -239,6 +239,8 @@ Error TokenReader::unexpected(std::string_view expected) const {
     case TokenKind::unclosed:
       return error_at(token.where, "string is not closed: expected `\"`");
     case TokenKind::invalid: {
+      if (token.text.starts_with("\xef\xbb\xbf"))
+        return error_at(token.where, "a byte order mark begins nothing in Cedar: save the text without it");
       const bool printable = token.text[0] > 0x20 && token.text[0] < 0x7f;
       return error_at(token.where, printable ? fmt::format("`{}` begins nothing in Cedar", token.text)
                                              : "this character begins nothing in Cedar (only strings may hold it)");

@@ -249,6 +249,13 @@ TEST_F(ServiceRules, LinksOfAFileStayLinks) {
   EXPECT_EQ(link["values"]["?principal"]["id"], "ada");
 }
 
+TEST_F(ServiceRules, AMistakeIsToldOnce) {
+  write("policies/marked.cedar", "\xef\xbb\xbfpermit(principal, action, resource);");
+  EXPECT_EQ(plain(validate_policies(files_)->text),
+            "policies/marked.cedar:1:1: error: a byte order mark begins nothing in Cedar: save the text without it\n"
+            "6 policies, 0 templates, 2 entities: 1 error\n");
+}
+
 TEST_F(ServiceRules, CheckAndExplainDecideAsTheServiceDoes) {
   PolicyQuestion question{"Agent::\"scout\"", "Action::\"payments.pay\"", "Ledger::\"main\"", R"({"amount": 50})"};
   EXPECT_EQ(check_policies(files_, question)->text, "allow\n  decided by policy `pay`\n");
@@ -570,6 +577,9 @@ TEST_F(PolicyTools, FormatConvertsBothWays) {
   ASSERT_TRUE(back) << back.error().message();
   files_.schema = folder_ / "app.cedarschema.json";
   EXPECT_EQ(validate_policies(files_)->exit_code, 0);
+  write("schema.json", schema->text);
+  EXPECT_EQ(format_policy_files({folder_ / "schema.json"}, {.to_cedar = true})->text, back->text)
+      << "whatever it is called";
 }
 
 TEST_F(PolicyTools, SayWhatCannotBeRead) {
