@@ -8,6 +8,7 @@ namespace creto::metering {
 namespace {
 
 constexpr std::int64_t hour_ns = Nanos(std::chrono::hours(1)).count();
+constexpr std::int64_t minute_ns = Nanos(std::chrono::minutes(1)).count();
 
 /// Whether what was added up until `stamp` belongs to the cost window around `ns`, which is not earlier.
 bool same_cost_window(WindowKind window, std::int64_t stamp, std::int64_t ns) {
@@ -29,6 +30,15 @@ std::array<NanoMoney, cost_windows.size()>& Costs::of(std::uint32_t type) {
   const auto known = std::ranges::find(*others, type, &OfType::type);
   if (known != others->end()) return known->values;
   return others->emplace_back(OfType{type, {}}).values;
+}
+
+void Costs::clear() {
+  for (auto& total : totals) total.set(0);
+  unusual.set(0);
+  rhythm = {};
+  first_type = 0;
+  of_first = {};
+  others.reset();
 }
 
 Extra::~Extra() {
@@ -149,6 +159,9 @@ void Account::follow(Books& books, std::uint32_t set) {
 
 void Account::roll(Books& books, std::int64_t ns) {
   const std::int64_t before = stamp_.get();
+  if (before / minute_ns != ns / minute_ns) {
+    if (const Extra* beyond = extra(books); beyond != nullptr && beyond->life.is_over(ns)) begin_anew(books);
+  }
   each(books, [&](Counter counter, const Terms& terms) {
     std::int64_t used = counter.used.get();
     bool next_window = false;
@@ -166,6 +179,47 @@ void Account::roll(Books& books, std::int64_t ns) {
   });
   if (before / hour_ns != ns / hour_ns) roll_costs(books, ns);
   stamp_.set(ns);
+}
+
+/// The session is over: what comes now is of another one that has its name.
+void Account::begin_anew(Books& books) {
+  Extra& beyond = *extra(books);
+  beyond.life = {};
+  beyond.costs.clear();
+  if (beyond.rare != nullptr) {
+    beyond.rare->rings.clear();
+    if (beyond.rare->week != nullptr) *beyond.rare->week = {};
+  }
+  each(books, [&](Counter counter, const Terms& terms) {
+    counter.word.set(counter.word.get() & ~(soft_noticed | hard_noticed));
+    set_used(counter, terms, 0);
+  });
+}
+
+bool Account::may_go(const Books& books, std::int64_t ns) {
+  const Extra& beyond = *extra(books);
+  if (beyond.life.is_free() || (beyond.life.is_used() && !beyond.life.is_over(ns))) return false;
+  if (beyond.rare != nullptr && !beyond.rare->own.empty()) return false;
+  bool holds = beyond.costs.held.get() != 0;
+  each_place(books, [&](Counter counter) {
+    holds = holds || counter.held.get() != 0;
+    return !holds;
+  });
+  return !holds;
+}
+
+void Account::clear(Books& books) {
+  Extra& beyond = *extra(books);
+  each_place(books, [&](Counter counter) {
+    counter.word.set(0);
+    counter.used.set(0);
+    return true;
+  });
+  beyond.costs.clear();
+  beyond.rare.reset();
+  beyond.life.set_free();
+  defaults_.set(0);
+  stamp_.set(0);
 }
 
 void Account::roll_costs(Books& books, std::int64_t ns) {

@@ -13,6 +13,7 @@
 #include "cell.h"
 #include "ledger/layout.h"
 #include "rhythm.h"
+#include "session_life.h"
 #include "terms.h"
 
 namespace creto::metering {
@@ -39,6 +40,8 @@ struct Costs {
   std::unique_ptr<std::vector<OfType>> others{};
 
   std::array<NanoMoney, cost_windows.size()>& of(std::uint32_t type);
+  /// As if nothing had been used; what is held stays.
+  void clear();
   /// `visit(type, values)`.
   template <class Visit>
   void each_type(Visit visit) const {
@@ -89,6 +92,7 @@ struct alignas(64) Extra {
   std::atomic<MoreCounters*> more{nullptr};
   Costs costs;
   std::unique_ptr<Rare> rare;  ///< under the account's lock
+  SessionLife life;            ///< of a session; likewise
 };
 static_assert(sizeof(Extra) == 128);
 
@@ -113,6 +117,8 @@ struct CopiedTerms {
 /// Writers hold the lock, which is `version` being odd. Readers take none: what they read between two reads of the same
 /// even version belongs together. Zero everywhere is an account that used nothing. A counter's place is free again once
 /// it is not active and nothing is held in it.
+///
+/// That of a session has an extra from the beginning, and may become another session's once it is over.
 class alignas(128) Account {
  public:
   static constexpr std::size_t inside = 5;
@@ -239,6 +245,13 @@ class alignas(128) Account {
     set_used(counter, terms, add_saturating(counter.used.get(), amount));
   }
   void adjust_cost(Books& books, std::uint32_t type, NanoMoney cost, std::int64_t ns);
+  /// Requires: it is a session's.
+  SessionLife& life(const Books& books) { return extra(books)->life; }
+  /// Whether a session leaves nothing behind at `ns`: it is over or was never used, holds nothing, and nothing is said
+  /// of it by its name.
+  bool may_go(const Books& books, std::int64_t ns);
+  /// Makes it nobody's. Requires: `may_go`, and that nobody reads it.
+  void clear(Books& books);
   void learn_weeks(Books& books);  ///< from now on
   /// Of the hour around `ns`.
   Expectation expect(const Books& books, std::int64_t ns) const;
@@ -262,6 +275,7 @@ class alignas(128) Account {
     if (has_room && (word & roomy) == 0) counter.word.set(word | roomy);
   }
   void roll(Books& books, std::int64_t ns);
+  void begin_anew(Books& books);
   void roll_costs(Books& books, std::int64_t ns);
   Ring* find_ring(const Books& books, std::uint32_t position) const;
   bool adjust_ring(Books& books, std::uint32_t position, const Terms& terms, std::int64_t amount, std::int64_t ns);

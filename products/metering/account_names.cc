@@ -85,11 +85,13 @@ std::optional<SubjectKind> each_of(std::string_view subject) {
 
 AccountNames::AccountNames() : secret_(drawn()) {
   names_.make();  // of AccountNumber::none
-  publish(index_size_min);
+  for (Table& table : tables_) grow(table, index_size_min);
 }
 
 AccountNames::~AccountNames() {
-  for (const auto& index : indexes_) ::munmap(index->entries, (index->mask + 1) * sizeof(*index->entries));
+  for (const Table& table : tables_) {
+    for (const auto& index : table.all) ::munmap(index->entries, (index->mask + 1) * sizeof(*index->entries));
+  }
 }
 
 OrgNumber AccountNames::find_org(std::string_view org) const {
@@ -126,29 +128,80 @@ std::string_view AccountNames::rest(const Name& name) const {
 
 AccountNames::Looked AccountNames::look(OrgNumber org, std::string_view subject) const {
   const auto [kind, rest] = split(subject);
-  return {hash(org, kind, rest), kind, rest};
+  return look(org, kind, rest);
 }
 
-AccountNumber AccountNames::insert(OrgNumber org, std::string_view subject) {
-  const auto [kind, rest] = split(subject);
-  const auto number = static_cast<std::uint32_t>(names_.size());
-  Name& name = names_.make();
-  name.org = org;
-  name.kind = kind;
-  if (rest.size() <= name.text.size()) {
-    name.size = static_cast<std::uint8_t>(rest.size());
-    std::ranges::copy(rest, name.text.begin());
+AccountNames::Named AccountNames::name(OrgNumber org, const Looked& looked) {
+  Named named{static_cast<AccountNumber>(static_cast<std::uint32_t>(names_.size())), true};
+  if (looked.kind == SubjectKind::session && !spare_.empty()) {
+    named = {spare_.back(), false};
+    spare_.pop_back();
   } else {
-    const std::size_t place = long_names_.size();
-    long_names_.make(rest);
-    name.size = Name::elsewhere;
-    std::memcpy(name.text.data(), &place, sizeof(place));
+    names_.make();
+    if (looked.kind == SubjectKind::session) sessions_.push_back(named.number);
   }
-  const Index* index = index_.load(std::memory_order_relaxed);
-  if (number > index->mask / 8 * 5) index = publish((index->mask + 1) * 2);
-  put(*index, hash(org, kind, rest), number);
-  count_.store(number, std::memory_order_release);
-  return static_cast<AccountNumber>(number);
+  Name& name = names_[static_cast<std::uint32_t>(named.number)];
+  name.org = org;
+  name.kind = looked.kind;
+  if (looked.rest.size() <= name.text.size()) {
+    name.size = static_cast<std::uint8_t>(looked.rest.size());
+    std::ranges::copy(looked.rest, name.text.begin());
+    return named;
+  }
+  std::size_t place = long_names_.size();
+  if (spare_long_names_.empty()) {
+    long_names_.make(looked.rest);
+  } else {
+    place = spare_long_names_.back();
+    spare_long_names_.pop_back();
+    long_names_[place] = looked.rest;
+  }
+  name.size = Name::elsewhere;
+  std::memcpy(name.text.data(), &place, sizeof(place));
+  return named;
+}
+
+void AccountNames::publish(AccountNumber number, const Looked& looked) {
+  Table& table = table_of(looked.kind);
+  const Index* index = table.index.load(std::memory_order_relaxed);
+  if (++table.size > index->mask / 8 * 5) index = grow(table, (index->mask + 1) * 2);
+  put(*index, looked.hash, static_cast<std::uint32_t>(number));
+  if (static_cast<std::uint32_t>(number) > count_.load(std::memory_order_relaxed))
+    count_.store(static_cast<std::uint32_t>(number), std::memory_order_release);
+}
+
+void AccountNames::give_back(std::span<const AccountNumber> sessions) {
+  const std::scoped_lock lock(mutex_);
+  for (const AccountNumber session : sessions) {
+    const auto number = static_cast<std::uint32_t>(session);
+    Name& name = names_[number];
+    erase(table_of(name.kind), number);
+    if (name.size == Name::elsewhere) {
+      std::size_t place = 0;
+      std::memcpy(&place, name.text.data(), sizeof(place));
+      long_names_[place] = {};
+      spare_long_names_.push_back(place);
+    }
+    name.org = OrgNumber::none;
+    name.size = 0;
+    resting_.push_back(session);
+  }
+}
+
+void AccountNames::reuse() {
+  const std::scoped_lock lock(mutex_);
+  spare_.insert(spare_.end(), resting_.begin(), resting_.end());
+  resting_.clear();
+}
+
+std::vector<AccountNumber> AccountNames::session_numbers() const {
+  const std::scoped_lock lock(mutex_);
+  return sessions_;
+}
+
+std::uint32_t AccountNames::in_use() const {
+  const std::scoped_lock lock(mutex_);
+  return tables_[0].size + tables_[1].size;
 }
 
 void AccountNames::put(const Index& index, std::uint64_t hash, std::uint32_t number) {
@@ -157,21 +210,44 @@ void AccountNames::put(const Index& index, std::uint64_t hash, std::uint32_t num
   index.entries[at].store((hash >> 32 << 32) | number, std::memory_order_release);
 }
 
-const AccountNames::Index* AccountNames::publish(std::uint64_t size) {
+void AccountNames::erase(Table& table, std::uint32_t number) {
+  const Index& index = *table.index.load(std::memory_order_relaxed);
+  const auto number_at = [&](std::uint64_t at) {
+    return static_cast<std::uint32_t>(index.entries[at].load(std::memory_order_relaxed));
+  };
+  std::uint64_t hole = hash(names_[number]) & index.mask;
+  while (number_at(hole) != number) {
+    CRETO_ASSERT(number_at(hole) != 0);
+    hole = (hole + 1) & index.mask;
+  }
+  // What follows without a gap moves up, so that no search ends too early.
+  for (std::uint64_t at = (hole + 1) & index.mask; number_at(at) != 0; at = (at + 1) & index.mask) {
+    const std::uint64_t home = hash(names_[number_at(at)]) & index.mask;
+    if (((at - home) & index.mask) < ((at - hole) & index.mask)) continue;
+    index.entries[hole].store(index.entries[at].load(std::memory_order_relaxed), std::memory_order_relaxed);
+    hole = at;
+  }
+  index.entries[hole].store(0, std::memory_order_release);
+  --table.size;
+}
+
+const AccountNames::Index* AccountNames::grow(Table& table, std::uint64_t size) {
   const std::size_t bytes = size * sizeof(std::atomic<std::uint64_t>);
   void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   CRETO_ASSERT(memory != MAP_FAILED);
   ::madvise(memory, bytes, MADV_HUGEPAGE);
   auto index = std::make_unique<Index>(Index{size - 1, static_cast<std::atomic<std::uint64_t>*>(memory)});
-  for (std::uint32_t number = 1; number <= count_.load(std::memory_order_relaxed); ++number) {
-    const Name& name = names_[number];
-    put(*index, hash(name.org, name.kind, rest(name)), number);
+  if (const Index* old = table.index.load(std::memory_order_relaxed)) {
+    for (std::uint64_t at = 0; at <= old->mask; ++at) {
+      const auto number = static_cast<std::uint32_t>(old->entries[at].load(std::memory_order_relaxed));
+      if (number != 0) put(*index, hash(names_[number]), number);
+    }
   }
-  const Index* before = index_.exchange(index.get(), std::memory_order_acq_rel);
-  indexes_.push_back(std::move(index));
+  const Index* before = table.index.exchange(index.get(), std::memory_order_acq_rel);
+  table.all.push_back(std::move(index));
   // Its memory goes back, its addresses stay: who still looks there finds it empty and looks again in the new one.
   if (before != nullptr) ::madvise(before->entries, (before->mask + 1) * sizeof(*before->entries), MADV_DONTNEED);
-  return indexes_.back().get();
+  return table.all.back().get();
 }
 
 std::string AccountNames::subject(AccountNumber number) const { return join(kind(number), rest(number)); }

@@ -108,35 +108,56 @@ AccountNumber Limits::Impl::find(std::string_view org, std::string_view subject)
 }
 
 AccountNumber Limits::Impl::obtain(OrgNumber org, std::string_view subject) {
-  return names.obtain(org, subject, [&] {
-    Account& made = accounts.make();
-    made.follow(books, books.terms.obtain_defaults(org, subject_kind(subject)));
+  return names.obtain(org, subject, [&](AccountNumber number, bool anew) {
+    set_up(org, subject_kind(subject), number, anew);
   });
+}
+
+AccountNumber Limits::Impl::obtain_session(OrgNumber org, std::string_view name) {
+  return names.obtain_session(
+      org, name, [&](AccountNumber number, bool anew) { set_up(org, SubjectKind::session, number, anew); });
+}
+
+void Limits::Impl::set_up(OrgNumber org, SubjectKind kind, AccountNumber number, bool anew) {
+  if (anew) accounts.make();
+  Account& account = at(number);
+  const std::scoped_lock lock(account);
+  if (kind == SubjectKind::session) {
+    // Younger than a copy that is being made.
+    const auto index = static_cast<std::uint32_t>(number);
+    if (copy.active.load(std::memory_order_acquire) && index <= copy.last) copy.done[index] = 1;
+    account.obtain_extra(books).life = {};
+  }
+  account.follow(books, books.terms.obtain_defaults(org, kind));
 }
 
 namespace {
 
-template <class Lookup>
-void take_accounts(Targets& targets, const Use& use, const Limits::Impl& impl, Lookup lookup) {
+template <class Lookup, class LookupSession>
+void take_accounts(Targets& targets, const Use& use, const Limits::Impl& impl, Lookup lookup,
+                   LookupSession lookup_session) {
   CRETO_ASSERT(use.chain.size() <= delegation_chain_max_depth);
   AccountNumber billed_to = AccountNumber::none;
-  const auto take = [&](std::string_view subject) {
-    const AccountNumber number = lookup(subject);
+  const auto take_as = [&](SubjectKind kind, AccountNumber number) {
     if (number == AccountNumber::none) {
-      targets.unseen[static_cast<std::size_t>(subject_kind(subject))] = true;
+      targets.unseen[static_cast<std::size_t>(kind)] = true;
       return;
     }
     targets.push(number);
     if (billed_to == AccountNumber::none) billed_to = impl.at(number).billed_to();
   };
+  const auto take = [&](std::string_view subject) { take_as(subject_kind(subject), lookup(subject)); };
   take(use.agent);
   targets.agent_known = targets.count > 0;
   for (auto ancestor = use.chain.rbegin(); ancestor != use.chain.rend(); ++ancestor) {
     if (ancestor->text() != use.agent) take(ancestor->text());
   }
   if (impl.books.terms.defaults(targets.org, SubjectKind::session) != 0) {
-    if (const std::string_view session = session_of(use.properties); !session.empty())
-      take(AccountNames::join(SubjectKind::session, session));
+    if (const std::string_view session = session_of(use.properties); !session.empty()) {
+      targets.sessions = std::shared_lock(impl.sessions_mutex);
+      targets.session = lookup_session(session);
+      take_as(SubjectKind::session, targets.session);
+    }
   }
   if (use.subscription) billed_to = use.subscription->empty() ? AccountNumber::none : lookup(*use.subscription);
   targets.push(billed_to);
@@ -149,9 +170,10 @@ Targets Limits::Impl::find_targets(const Use& use) const {
   targets.org = names.find_org(use.org);
   if (targets.org == OrgNumber::none) return targets;  // nobody has said or used anything there
   targets.words = books.terms.words(targets.org, use.event_type, use.action, use.properties);
-  take_accounts(targets, use, *this, [&](std::string_view subject) {
-    return names.find(targets.org, subject, [&](AccountNumber likely) { at(likely).prefetch_to_ask(); });
-  });
+  const auto ahead = [&](AccountNumber likely) { at(likely).prefetch_to_ask(); };
+  take_accounts(
+      targets, use, *this, [&](std::string_view subject) { return names.find(targets.org, subject, ahead); },
+      [&](std::string_view session) { return names.find_session(targets.org, session, ahead); });
   return targets;
 }
 
@@ -159,7 +181,9 @@ Targets Limits::Impl::obtain_targets(const Use& use) {
   Targets targets;
   targets.org = names.obtain_org(use.org);
   targets.words = books.terms.learn(targets.org, use.event_type, use.action, use.properties);
-  take_accounts(targets, use, *this, [&](std::string_view subject) { return obtain(targets.org, subject); });
+  take_accounts(
+      targets, use, *this, [&](std::string_view subject) { return obtain(targets.org, subject); },
+      [&](std::string_view session) { return obtain_session(targets.org, session); });
   return targets;
 }
 
@@ -547,7 +571,7 @@ bool Limits::limits_sessions(std::string_view org) const {
 }
 
 AccountNumber Limits::session_account(std::string_view org, std::string_view session) {
-  return account(org, AccountNames::join(SubjectKind::session, session));
+  return impl_->obtain_session(impl_->names.obtain_org(org), session);
 }
 
 Words Limits::words_of_fact(std::string_view org, std::string_view event_type, std::string_view action,
@@ -569,6 +593,10 @@ void Limits::add(std::span<const Fact> facts, Instant when, std::vector<Notice>&
         account.bring_up(impl_->books, ns);
         if (hold != nullptr && std::ranges::find(hold->accounts, number) != hold->accounts.end())
           impl_->let_go(*hold, number);
+        if (number == fact.session) {
+          impl_->keep(number);
+          account.life(impl_->books).use(account.stamp(), fact.ends_session);
+        }
         const std::int64_t counted =
             impl_->count(number, fact.words, fact.units, fact.cost, ns, notices, i, number == fact.accounts.front());
         if (receipt != nullptr) receipt->counted_ns.push_back(counted);
@@ -605,22 +633,68 @@ void Limits::correct(const Fact& out, const Fact* in, Instant counted_at, Instan
     Account& account = impl_->at(number);
     const std::scoped_lock lock(account);
     account.bring_up(impl_->books, ns_of(now));
-    impl_->uncount(number, out.words, out.units, out.cost, at_ns);
+    // A session that is over has nothing left of it, not even where its name has another one.
+    const bool gone = number == out.session && !account.life(impl_->books).holds(at_ns);
+    if (!gone) impl_->uncount(number, out.words, out.units, out.cost, at_ns);
   }
   if (in == nullptr) return;
   for (const AccountNumber number : in->accounts) {
     Account& account = impl_->at(number);
     const std::scoped_lock lock(account);
     account.bring_up(impl_->books, ns_of(now));
+    if (number == in->session) {
+      SessionLife& life = account.life(impl_->books);
+      if (number == out.session && !life.holds(at_ns)) continue;
+      impl_->keep(number);
+      life.use_instead(at_ns, account.stamp());
+    }
     impl_->count_at(number, in->words, in->units, in->cost, at_ns, ns_of(now), notices, 0,
                     number == in->accounts.front());
   }
   if (in->settles) release(*in->settles);
 }
 
+std::vector<AccountNumber> Limits::sessions_over(Instant now) {
+  impl_->names.reuse();
+  std::vector<AccountNumber> over = impl_->names.session_numbers();
+  std::erase_if(over, [&](AccountNumber number) {
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    return !account.may_go(impl_->books, ns_of(now));
+  });
+  return over;
+}
+
+void Limits::forget(std::span<const AccountNumber> sessions, Instant now) {
+  const std::scoped_lock rules(impl_->rules_mutex);
+  const std::scoped_lock alone(impl_->sessions_mutex);
+  std::vector<AccountNumber> gone;
+  for (const AccountNumber number : sessions) {
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    if (!account.may_go(impl_->books, ns_of(now))) continue;
+    impl_->keep(number);
+    account.clear(impl_->books);
+    gone.push_back(number);
+  }
+  impl_->names.give_back(gone);
+}
+
+std::vector<std::pair<std::string, std::string>> Limits::sessions() const {
+  const std::shared_lock stay(impl_->sessions_mutex);
+  std::vector<std::pair<std::string, std::string>> all;
+  for (const AccountNumber number : impl_->names.session_numbers()) {
+    Account& account = impl_->at(number);
+    const std::scoped_lock lock(account);
+    if (!account.life(impl_->books).is_free())
+      all.emplace_back(impl_->names.org_name(impl_->names.org(number)), impl_->names.subject(number));
+  }
+  return all;
+}
+
 void Limits::add(const Use& use, Instant when, std::optional<ReservationId> settles, std::vector<Notice>& notices) {
   const Targets targets = impl_->obtain_targets(use);
-  const Fact fact{targets.span(), targets.words, use.units, use.cost, settles};
+  const Fact fact{targets.span(), targets.words, use.units, use.cost, settles, targets.session};
   add(std::span(&fact, 1), when, notices);
 }
 
@@ -630,6 +704,7 @@ std::optional<QuotaState> Limits::state(std::string_view org, const Quota& quota
                                         std::string_view subject) {
   const bool each = each_of(quota.subject).has_value();
   if (!each) subject = quota.subject;
+  const std::shared_lock stay(impl_->sessions_mutex);
   QuotaState state{
       quota.id, std::string(subject), quota.event_type, quota.measure, quota.window, quota.overflow, quota.limit, 0, 0,
       {}};
@@ -665,7 +740,7 @@ Limits::Limits(Limits&&) noexcept = default;
 Limits& Limits::operator=(Limits&&) noexcept = default;
 Limits::~Limits() = default;
 
-std::size_t Limits::accounts() const { return impl_->names.count(); }
+std::size_t Limits::accounts() const { return impl_->names.in_use(); }
 
 std::size_t Limits::holds() const {
   std::size_t count = 0;

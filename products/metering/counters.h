@@ -26,6 +26,7 @@
 //   limits.begin_copy(bytes);                                   all counters as they are now: takes no time,
 //   while (limits.write_copy(bytes)) ...;                       is written in slices while facts go on,
 //   limits.load(bytes);                                         and comes back at the next start
+//   limits.forget(limits.sessions_over(now), now);              while no fact is added: their memory goes to others
 namespace creto::metering {
 
 /// Agent, its ancestors, a session and a subscription.
@@ -55,7 +56,9 @@ struct Fact {
   Words words;
   std::int64_t units = 1;
   NanoMoney cost = 0;
-  std::optional<ReservationId> settles{};  ///< this hold ends in the same step
+  std::optional<ReservationId> settles{};       ///< this hold ends in the same step
+  AccountNumber session = AccountNumber::none;  ///< which of the accounts is a session's
+  bool ends_session = false;                    ///< by this its sandbox has ended
 };
 
 /// When each account of a batch counted it: its own clock never goes back.
@@ -138,7 +141,10 @@ struct CostTotals {
 /// Invariant 2: a reservation is held by all windows it touches or by none.
 /// Invariant 3: facts are added whatever the limits say.
 ///
-/// Checks that grant take no lock and do not allocate. Reservations lock the accounts they touch in the order of their
+/// A session is over after 30 days without use, its sandbox's an hour after that has ended; a use of its name after that
+/// begins another one, from nothing. Its memory goes back by `forget`.
+///
+/// Checks that grant take no lock and do not allocate, but for the one, shared, that keeps a session where it is. Reservations lock the accounts they touch in the order of their
 /// numbers, facts one account after the other. Time is passed in and never opens an older window of an account again.
 /// Thread-safe.
 class Limits {
@@ -194,6 +200,7 @@ class Limits {
   AccountNumber account(std::string_view org, std::string_view subject);
   /// Whether anything was ever said of the organization's sessions: then a use counts for its session, too.
   bool limits_sessions(std::string_view org) const;
+  /// Good as long as `forget` does not run.
   AccountNumber session_account(std::string_view org, std::string_view session);
   /// Good until the next `put_quota`.
   Words words_of_fact(std::string_view org, std::string_view event_type, std::string_view action = {},
@@ -204,14 +211,22 @@ class Limits {
   /// Puts `in`, where there is one, in the place of `out`, which was counted at `counted_at`: windows that still hold
   /// that time count the one instead of the other.
   void correct(const Fact& out, const Fact* in, Instant counted_at, Instant now, std::vector<Notice>& notices);
+  /// Sessions that may be forgotten at `now`.
+  std::vector<AccountNumber> sessions_over(Instant now);
+  /// Forgets those that still may be: their numbers and memory are for the next ones. Requires: no fact is being added
+  /// at this moment.
+  void forget(std::span<const AccountNumber> sessions, Instant now);
+  /// Those that are counted: organization and name, as a subject.
+  std::vector<std::pair<std::string, std::string>> sessions() const;
   /// Undoes `add` of the same facts. Holds that were settled do not come back.
   void take_back(std::span<const Fact> facts, const Receipt& receipt);
 
   /// One fact, by name.
   void add(const Use& use, Instant when, std::optional<ReservationId> settles, std::vector<Notice>& notices);
 
-  /// What counts against a threshold of one subject. None where it is not in force.
-  std::optional<NanoMoney> used_of(std::string_view org, const SubjectThreshold& threshold, Instant now);
+  /// What counts against a threshold on its subject, or of a default on `subject`. None where it is not in force.
+  std::optional<NanoMoney> used_of(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                                   std::string_view subject = {});
 
   // --- cost
   /// The first threshold of agent, subscription or ancestor that `use` would exceed: transaction limits and those of

@@ -332,6 +332,11 @@ AccountNumber Intake::account_of(SubjectNumber subject) {
   return accounts_[subject] = account;
 }
 
+bool Intake::ends_session(const RecordView& record, SubjectNumber reporter) const {
+  return record.type == "sandbox_terminated" && record.property("session").empty() && reporter != 0 &&
+         !ledger_.subjects().subject(reporter).name.starts_with("agent:");
+}
+
 NanoMoney Intake::cost_of(const RecordView& record) const {
   // Cost in another currency is a fact too; it is in the event, but cannot be added up here.
   if (record.cost.empty() || record.currency != options_.currency.code()) return 0;
@@ -341,19 +346,25 @@ NanoMoney Intake::cost_of(const RecordView& record) const {
 }
 
 Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record,
-                     WithSession* with_session) {
+                     SubjectNumber reporter, WithSession* with_session) {
+  AccountNumber session_account = AccountNumber::none;
+  bool ends = false;
   if (with_session != nullptr) {
     if (const std::string_view session = session_of(record.properties); !session.empty()) {
       auto& all = with_session->emplace_back(accounts.begin(), accounts.end());
-      all.push_back(limits_.session_account(org, session));
+      session_account = limits_.session_account(org, session);
+      all.push_back(session_account);
       accounts = all;
+      ends = ends_session(record, reporter);
     }
   }
   const std::string_view action = record.type == "action" ? record.property("action") : std::string_view();
   Fact fact{.accounts = accounts,
             .words = limits_.words_of_fact(org, record.type, action, record.properties),
             .units = record.whole_units,
-            .cost = cost_of(record)};
+            .cost = cost_of(record),
+            .session = session_account,
+            .ends_session = ends};
   if (const std::string_view hold = record.property("reservation_id"); !hold.empty()) {
     if (auto id = ReservationId::parse(hold)) fact.settles = *id;
   }
@@ -528,15 +539,16 @@ Result<> Intake::admit_corrections(const Context& ctx, Work& work, std::string_v
   return {};
 }
 
-void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_at, const Fact& in, bool voids,
-                     Instant arrived, std::vector<Notice>& notices) {
+void Intake::correct(AttributionNumber of, BytesView taken_out, Instant counted_at, SubjectNumber reporter,
+                     const Fact& in, bool voids, Instant arrived, std::vector<Notice>& notices) {
   RecordScratch scratch;
   const auto record = parse_record(taken_out, scratch);
   CRETO_ASSERT(record);  // it was read from the log
   Accounts room;
   WithSession with_session;
   const std::string_view org = ledger_.subjects().org_of(of);
-  Fact out = fact_of(org, accounts_of(of, room), *record, limits_.limits_sessions(org) ? &with_session : nullptr);
+  Fact out =
+      fact_of(org, accounts_of(of, room), *record, reporter, limits_.limits_sessions(org) ? &with_session : nullptr);
   out.settles.reset();
   limits_.correct(out, voids ? nullptr : &in, counted_at, arrived, notices);
 }
@@ -558,14 +570,14 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
     for (std::uint32_t i = 0; i < outcomes.size(); ++i) {
       if (outcomes[i].kind != Outcome::Kind::accepted) continue;
       const NewEvent& event = work.events[i];
-      const Fact fact = fact_of(ctx.org, work.accounts[i], event.record, sessions);
+      const Fact fact = fact_of(ctx.org, work.accounts[i], event.record, event.reporter, sessions);
       if (event.target == nullptr) {
         work.facts.push_back(fact);
         work.event_of.push_back(i);
         continue;
       }
       std::vector<Notice> of_correction;
-      correct(event.target->attribution, event.target->record, event.target->counted_at, fact,
+      correct(event.target->attribution, event.target->record, event.target->counted_at, event.reporter, fact,
               !event.record.voids.empty(), arrived, of_correction);
       for (Notice& notice : of_correction) tell(notice, i);
     }
@@ -590,19 +602,25 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
 }
 
 void Intake::Recount::add(const StoredEvent& event, std::vector<Reached>& reached) {
-  if (facts_.size() == batch || event.arrived != arrived_ || event.corrects) finish(reached);
+  if (facts_.size() == batch || event.arrived != arrived_ || event.corrects) {
+    finish(reached);
+    if (++since_forgotten_ >= forgotten_after) {
+      intake_.limits_.forget(intake_.limits_.sessions_over(arrived_), arrived_);
+      since_forgotten_ = 0;
+    }
+  }
   arrived_ = event.arrived;
   const std::string_view org = intake_.ledger_.subjects().org_of(event.attribution);
   const auto accounts = intake_.accounts_of(event.attribution, accounts_[facts_.size()]);
   const bool sessions = intake_.limits_.limits_sessions(org);
-  const Fact fact = intake_.fact_of(org, accounts, event.record, sessions ? &with_session_ : nullptr);
+  const Fact fact = intake_.fact_of(org, accounts, event.record, event.reporter, sessions ? &with_session_ : nullptr);
   if (!event.corrects) {
     facts_.push_back(fact);
     events_.push_back({event.id, event.attribution, is_held_action(event.record)});
     return;
   }
   std::vector<Notice> notices;
-  intake_.correct(event.corrects->attribution, event.corrects->record, event.corrects->counted_at, fact,
+  intake_.correct(event.corrects->attribution, event.corrects->record, event.corrects->counted_at, event.reporter, fact,
                   !event.record.voids.empty(), event.arrived, notices);
   std::erase_if(notices, [&](const Notice& notice) { return was_asked_for(notice, is_held_action(event.record)); });
   intake_.untold_ += notices.size();

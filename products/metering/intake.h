@@ -92,6 +92,7 @@ class Intake {
 
    private:
     static constexpr std::size_t batch = 512;
+    static constexpr std::size_t forgotten_after = 100'000;
     struct Event {
       EventId id;
       AttributionNumber attribution;
@@ -103,6 +104,7 @@ class Intake {
     std::deque<std::vector<AccountNumber>> with_session_;
     std::vector<Fact> facts_;
     std::vector<Event> events_;
+    std::size_t since_forgotten_ = 0;  ///< batches since sessions that are over were forgotten
   };
 
   /// How many limits were reached that nobody was told of yet: the counters know them as told already, so as long as
@@ -115,6 +117,9 @@ class Intake {
   std::optional<DelegationChain> known_ancestors(const Context& ctx, const Identity& agent) const;
   /// Likewise, from who can tell. Errors: those of Attributor::attribute.
   Result<DelegationChain> ask_ancestors(const Context& ctx, const Identity& agent);
+
+  /// Whether it is the last use of the session that its sandbox was. An agent's own word does not begin that anew.
+  bool ends_session(const RecordView& record, SubjectNumber reporter) const;
 
   /// What counts against limits of money: costs in the accounting currency.
   NanoMoney cost_of(const RecordView& record) const;
@@ -137,10 +142,10 @@ class Intake {
   /// The accounts of facts that count for a session, too; keep them as long as the facts.
   using WithSession = std::deque<std::vector<AccountNumber>>;
   Fact fact_of(std::string_view org, std::span<const AccountNumber> accounts, const RecordView& record,
-               WithSession* with_session);
+               SubjectNumber reporter, WithSession* with_session);
   /// Counts a correction: what it takes out, and itself unless it only does that.
-  void correct(AttributionNumber of, BytesView taken_out, Instant counted_at, const Fact& in, bool voids,
-               Instant arrived, std::vector<Notice>& notices);
+  void correct(AttributionNumber of, BytesView taken_out, Instant counted_at, SubjectNumber reporter, const Fact& in,
+               bool voids, Instant arrived, std::vector<Notice>& notices);
 
   Ledger& ledger_;
   Limits& limits_;

@@ -6,7 +6,7 @@ namespace creto::metering {
 namespace {
 
 constexpr std::string_view magic = "CRETOCNT";
-constexpr std::uint8_t version = 1;
+constexpr std::uint8_t version = 2;
 constexpr std::uint32_t slice_accounts = 8192;
 constexpr std::uint32_t saved_flags = Account::soft_noticed | Account::hard_noticed;
 
@@ -54,6 +54,7 @@ bool Account::write(const Books& books, Bytes& out) {
     layout::put(out, values);
   });
   std::memcpy(out.data() + types_at, &types, sizeof(types));
+  layout::put(out, beyond->life);
   layout::put(out, costs.rhythm);
   const WeekRhythm* week = beyond->rare == nullptr ? nullptr : beyond->rare->week.get();
   layout::put(out, static_cast<std::uint8_t>(week != nullptr));
@@ -104,6 +105,8 @@ void Account::read(Books& books, layout::Reader& reader, std::span<const CopiedT
       costs.totals[window].set(add_saturating(costs.totals[window].get(), values[window]));
   }
   if (!reader.ok()) return;
+  const auto life = reader.get<SessionLife>();
+  if (!life.is_free()) obtain_extra(books).life = life;
   Costs& costs = obtain_extra(books).costs;
   costs.rhythm = reader.get<Rhythm>();
   if (reader.get<std::uint8_t>() != 0) {
@@ -116,6 +119,8 @@ void Account::read(Books& books, layout::Reader& reader, std::span<const CopiedT
 
 void Limits::Impl::write_account(AccountNumber number, Bytes& out) {
   const std::size_t before = out.size();
+  // The name of an account that is nobody's may be another's at any moment.
+  if (const Extra* known = at(number).extra(books); known != nullptr && known->life.is_free()) return;
   layout::put(out, Entry::account);
   layout::put(out, static_cast<std::uint32_t>(names.org(number)));
   layout::put(out, names.kind(number));

@@ -150,16 +150,19 @@ std::optional<CostFinding> Limits::blind_threshold(const Use& use, BillingPeriod
   return std::nullopt;
 }
 
-std::optional<NanoMoney> Limits::used_of(std::string_view org, const SubjectThreshold& threshold, Instant now) {
-  const AccountNumber number = impl_->find(org, threshold.subject);
+std::optional<NanoMoney> Limits::used_of(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                                         std::string_view subject) {
+  const bool each = each_of(threshold.subject).has_value();
+  const std::shared_lock stay(impl_->sessions_mutex);
+  const AccountNumber number = impl_->find(org, each ? subject : threshold.subject);
   if (number == AccountNumber::none) return std::nullopt;
   Account& account = impl_->at(number);
   const std::scoped_lock lock(account);
   account.bring_up(impl_->books, ns_of(now));
   std::optional<NanoMoney> used;
   account.each(impl_->books, [&](const Account::Counter& counter, const Terms& said) {
-    const bool own = said->family == Terms::Family::threshold && !said->each;
-    if (own && account.own_id(impl_->books, counter.position) == threshold.threshold.threshold_id)
+    if (said->family != Terms::Family::threshold || said->each != each) return;
+    if ((each ? said->id : account.own_id(impl_->books, counter.position)) == threshold.threshold.threshold_id)
       used = counter.used.get();
   });
   return used;
@@ -179,6 +182,7 @@ NanoMoney Limits::cost_with(const Use& use, BillingPeriod period, Instant now) {
 
 std::optional<CostTotals> Limits::costs(std::string_view org, std::string_view subject, BillingPeriod period,
                                         Instant now) {
+  const std::shared_lock stay(impl_->sessions_mutex);
   const AccountNumber number = impl_->find(org, subject);
   const auto window = cost_window_of(period);
   if (number == AccountNumber::none || !window) return std::nullopt;
@@ -198,6 +202,7 @@ std::optional<CostTotals> Limits::costs(std::string_view org, std::string_view s
 
 std::optional<Forecast> Limits::forecast(std::string_view org, std::string_view subject, BillingPeriod period,
                                          Instant now) {
+  const std::shared_lock stay(impl_->sessions_mutex);
   const AccountNumber number = impl_->find(org, subject);
   const auto window = cost_window_of(period);
   if (number == AccountNumber::none || !window || period == BillingPeriod::lifetime) return std::nullopt;

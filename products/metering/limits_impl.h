@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
+#include <shared_mutex>
 #include <span>
 
 #include "account.h"
@@ -46,6 +47,8 @@ struct Targets {
   std::array<AccountNumber, accounts_per_use_max> accounts{};
   std::size_t count = 0;
   bool agent_known = false;                  ///< then it is the first
+  AccountNumber session = AccountNumber::none;
+  std::shared_lock<std::shared_mutex> sessions{};  ///< while there is one: it stays that session's
   std::array<bool, subject_kinds> unseen{};  ///< kinds of those that have no account yet
   Words words{};
 
@@ -74,10 +77,14 @@ struct Limits::Impl {
   Holds holds;
   CopyInProgress copy;
   std::mutex rules_mutex;  ///< one change of quotas at a time
+  /// Held shared by who looks up a session, but for facts; alone by who lets sessions go.
+  mutable std::shared_mutex sessions_mutex;
 
   Account& at(AccountNumber number) const { return accounts[static_cast<std::uint32_t>(number)]; }
   AccountNumber find(std::string_view org, std::string_view subject) const;
   AccountNumber obtain(OrgNumber org, std::string_view subject);
+  AccountNumber obtain_session(OrgNumber org, std::string_view name);
+  void set_up(OrgNumber org, SubjectKind kind, AccountNumber number, bool anew);
 
   /// Of a question: nothing is made.
   Targets find_targets(const Use& use) const;

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::uint32_t checkpoint_segments = 4;     // full segments between checkpoints
 constexpr std::uint64_t checkpoint_events = 10'000;  // at least, for `tick` to make one
+constexpr std::size_t forgotten_at_once = 1'000;     // sessions, for which events wait a moment
 constexpr std::uint32_t unknown_agent_attempts = 4;  // the delivery and three retries (001 §4.1)
 
 /// How long an answer of nhi holds that nothing here has changed. A change by another process raises no signal; SQLite
@@ -332,6 +333,7 @@ Result<> MeteringService::tick() {
   const Instant now = clock_.now();
   limits_.expire(now);
   let_go_of_ended(now);
+  forget_sessions(now);
   CRETO_TRY(tell_what_waits());
   CRETO_TRY(record_head());
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
@@ -340,6 +342,14 @@ Result<> MeteringService::tick() {
     telemetry_.log(LogLevel::warn, "metering", "columns_failed", nullptr, {{"error", sealed.error().to_string()}});
   }
   return run_billing();
+}
+
+void MeteringService::forget_sessions(Instant now) {
+  const std::vector<AccountNumber> over = limits_.sessions_over(now);
+  for (std::size_t from = 0; from < over.size(); from += forgotten_at_once) {
+    const auto some = std::span(over).subspan(from, std::min(forgotten_at_once, over.size() - from));
+    ledger_->pause([&] { limits_.forget(some, now); });
+  }
 }
 
 /// Notices whose publication failed, and those of events that a crash cut off from theirs.

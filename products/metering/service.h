@@ -171,12 +171,14 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> put_rules();
   Result<> restore(Ledger& ledger, BytesView counters);
   Result<> checkpoint();
+  void forget_sessions(Instant now);
   Result<> record_head();
   /// What was used of a quota before it is put, as far as the log was read.
   struct Seeding {
     Instant from{};
     BlockAddress until{};
     std::vector<Limits::Seed> seeds{};
+    SessionLife life{};  ///< of the newest session of the subject's name
   };
   Result<> read_seeds(const Ledger& ledger, const std::string& org, const Quota& quota, Instant from,
                       Seeding& seeding) const;

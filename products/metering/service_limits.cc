@@ -156,19 +156,25 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
     // What it takes out may be among the seeds, which no longer know what they are of.
     anew = anew || (event.corrects && event.corrects->place.block < seeding.until);
     if (anew) return {};
-    // A correction counts where what it takes out did.
-    const Instant counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
-    if (taken_out && std::ranges::binary_search(*taken_out, event.place())) return {};
-    if (counted_at < from) return {};
     const Attribution& attribution = ledger.subjects().attribution(event.attribution);
     if (of_session) {
       const std::string_view session = session_of(record.properties);
       if (session.empty() || AccountNames::join(SubjectKind::session, session) != quota.subject ||
           ledger.subjects().subject(attribution.agent).org != org)
         return {};
-    } else if (!attribution.counts_for(subject)) {
-      return {};
+      // Where a later session of the name began, what was used before is of another one.
+      const std::int64_t arrived = unix_ns(event.arrived);
+      if (seeding.life.is_over(arrived)) {
+        seeding.life = {};
+        seeds.clear();
+      }
+      if (!event.corrects) seeding.life.use(arrived, intake_->ends_session(record, event.reporter));
     }
+    // A correction counts where what it takes out did.
+    const Instant counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
+    if (taken_out && std::ranges::binary_search(*taken_out, event.place())) return {};
+    if (counted_at < from || (of_session && !seeding.life.holds(unix_ns(counted_at)))) return {};
+    if (!of_session && !attribution.counts_for(subject)) return {};
     const bool of_type = quota.event_type.empty() || record.type == quota.event_type ||
                          (record.type == "action" && record.property("action") == quota.event_type);
     const bool matches = std::ranges::all_of(quota.match, [&](const PropertyMatch& match) {
@@ -191,6 +197,7 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
     return read_seeds(ledger, org, quota, from, seeding);
   }
   seeding.until = end;
+  if (seeding.life.is_over(unix_ns(clock_.now()))) seeds.clear();
   return {};
 }
 

@@ -27,6 +27,9 @@ void add_problem(UsageVerification& found, std::string problem) {
 /// Counters that should be equal, of one subject.
 void compare(UsageVerification& found, Limits& counted, Limits& recounted, const Subjects::Subject& subject,
              std::span<const Quota> quotas, std::span<const SubjectThreshold> thresholds, Instant now) {
+  // What is said of each of a kind counts from when it is said, and so do sessions, of which nothing is known before.
+  const bool of_session = subject_kind(subject.name) == SubjectKind::session;
+  const auto later = [&](std::string_view whose) { return of_session || each_of(whose).has_value(); };
   for (const BillingPeriod period :
        {BillingPeriod::hour, BillingPeriod::day, BillingPeriod::month, BillingPeriod::lifetime}) {
     const auto a = counted.costs(subject.org, subject.name, period, now);
@@ -34,6 +37,7 @@ void compare(UsageVerification& found, Limits& counted, Limits& recounted, const
     const CostTotals is = a ? *a : CostTotals();
     const CostTotals should = b ? *b : CostTotals();
     ++found.counters;
+    if (of_session && is.total < should.total) continue;
     if (is.total != should.total) {
       add_problem(found, fmt::format("cost of `{}` by {}: {} was counted, its events say {}", subject.name,
                                      contracts::to_string(period), from_nano_money(is.total).to_string(),
@@ -44,10 +48,10 @@ void compare(UsageVerification& found, Limits& counted, Limits& recounted, const
     }
   }
   for (const SubjectThreshold& threshold : thresholds) {
-    const NanoMoney is = counted.used_of(subject.org, threshold, now).value_or(0);
-    const NanoMoney should = recounted.used_of(subject.org, threshold, now).value_or(0);
+    const NanoMoney is = counted.used_of(subject.org, threshold, now, subject.name).value_or(0);
+    const NanoMoney should = recounted.used_of(subject.org, threshold, now, subject.name).value_or(0);
     ++found.counters;
-    if (is == should) continue;
+    if (is == should || (later(threshold.subject) && is < should)) continue;
     add_problem(found, fmt::format("threshold `{}` of `{}`: {} was counted, its events say {}",
                                    threshold.threshold.threshold_id, subject.name, from_nano_money(is).to_string(),
                                    from_nano_money(should).to_string()));
@@ -58,8 +62,7 @@ void compare(UsageVerification& found, Limits& counted, Limits& recounted, const
     const std::int64_t is = a ? a->used : 0;
     const std::int64_t should = b ? b->used : 0;
     ++found.counters;
-    // A default counts from when it is put, which is not before its first event.
-    if (is == should || (each_of(quota.subject) && is < should)) continue;
+    if (is == should || (later(quota.subject) && is < should)) continue;
     add_problem(found, fmt::format("quota `{}` of `{}`: {} was counted, its events say {}", quota.id, subject.name, is,
                                    should));
   }
@@ -312,13 +315,8 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   Intake::Recount recount(intake);
   ReadCorrections corrections;
   const Subjects& subjects = ledger_->subjects();
-  std::set<std::pair<std::string, std::string>> sessions;  // by organization
   CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
     corrections.note(event);
-    const std::string_view org = subjects.org_of(event.attribution);
-    const std::string_view session = session_of(event.record.properties);
-    if (!session.empty() && counted.limits_sessions(org))
-      sessions.emplace(org, AccountNames::join(SubjectKind::session, session));
     recount.add(event, reached);
     reached.clear();
     return {};
@@ -327,18 +325,27 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   const auto compare_subject = [&](const Subjects::Subject& subject) {
     std::vector<Quota> of_subject;
     std::vector<SubjectThreshold> thresholds_of_subject;
+    const auto counts = [&](const std::string& org, const std::string& whose) {
+      const auto kind = each_of(whose);
+      return org == subject.org && (kind ? subject_kind(subject.name) == *kind : whose == subject.name);
+    };
     for (const auto& [org, threshold] : thresholds) {
-      if (org == subject.org && threshold.subject == subject.name) thresholds_of_subject.push_back(threshold);
+      if (counts(org, threshold.subject)) thresholds_of_subject.push_back(threshold);
     }
     for (const auto& [org, quota] : quotas) {
-      const auto kind = each_of(quota.subject);
-      const bool counts = kind ? subject_kind(subject.name) == *kind : quota.subject == subject.name;
-      if (org == subject.org && counts) of_subject.push_back(quota);
+      if (counts(org, quota.subject)) of_subject.push_back(quota);
     }
     compare(found, counted, recounted, subject, of_subject, thresholds_of_subject, now);
   };
   for (SubjectNumber number = 1; number <= subjects.mark().subjects; ++number)
     compare_subject(subjects.subject(number));
+  // Those that neither has any more were over.
+  std::set<std::pair<std::string, std::string>> sessions;  // by organization
+  for (Limits* limits : {&counted, &recounted}) {
+    for (auto& session : limits->sessions()) {
+      if (counted.limits_sessions(session.first)) sessions.insert(std::move(session));
+    }
+  }
   for (const auto& [org, session] : sessions) compare_subject({org, session});
   CRETO_TRY(corrections.compare(*ledger_, until, found));
   CRETO_TRY(verify_keys(until, found));

@@ -56,4 +56,4 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   return 0;
 }
 
-CRETO_FUZZ_SEEDS("CRETOCNT\x01", "abc")
+CRETO_FUZZ_SEEDS("CRETOCNT\x02", "abc")

@@ -396,6 +396,60 @@ TEST_P(MeteringContract, ASessionAtItsMaximumIsRefusedWhileAnotherGoesOn) {
   EXPECT_NE(spend({{"session", "s-1"}}), "MT-429") << "one of its own takes the default's place";
 }
 
+TEST_P(MeteringContract, ASandboxThatHasEndedIsForgottenAndAllStillAgrees) {
+  Quota each = quota("session-max", *child, 1'000'000'000, "");
+  each.subject = "session:*";
+  each.measure = Measure::cost;
+  each.window = WindowKind::lifetime;
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  Quota above = each;
+  above.id = "above";
+  above.subject = parent->text();
+  ASSERT_TRUE(metering->set_quota(ctx, above));
+  int events = 0;
+  const auto spend = [&](std::string_view sandbox, std::string type = "inference_tokens") {
+    Draft draft = keyed(fmt::format("k{}", events++));
+    draft.type = std::move(type);
+    draft.cost = "0.5";
+    draft.units = "1";
+    draft.properties = fmt::format(
+        R"({{"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p","sandbox_id":"{}"}})", sandbox);
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  const auto used = [&](std::string_view id, const std::string& subject = {}) {
+    return metering->quota_state(ctx, id, subject)->used;
+  };
+  const auto agrees = [&] { return metering->verify_usage(ctx).value().problems; };
+  for (const std::string_view sandbox : {"sb-1", "sb-2", "sb-3"}) {
+    spend(sandbox);
+    if (sandbox != "sb-3") spend(sandbox, "sandbox_terminated");
+  }
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(used("session-max", "session:sb-1"), 1'000'000'000) << "what it used before may still arrive";
+  clock.advance(2h);
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(used("session-max", "session:sb-1"), 0);
+  EXPECT_EQ(used("session-max", "session:sb-3"), 500'000'000) << "which goes on";
+  EXPECT_EQ(used("above"), 2'500'000'000);
+  EXPECT_EQ(agrees(), std::vector<std::string>());
+  spend("sb-2");  // late after all: a fact that counts for those above it
+  EXPECT_EQ(used("above"), 3'000'000'000);
+  EXPECT_EQ(agrees(), std::vector<std::string>());
+  stop();
+  start();
+  EXPECT_EQ(used("session-max", "session:sb-1"), 0);
+  EXPECT_EQ(used("session-max", "session:sb-2"), 500'000'000);
+  EXPECT_EQ(used("session-max", "session:sb-3"), 500'000'000);
+  EXPECT_EQ(used("above"), 3'000'000'000);
+  EXPECT_EQ(agrees(), std::vector<std::string>());
+  // A limit of its own counts what this one has used, not what another of its name had.
+  each.id = "own";
+  each.subject = "session:sb-2";
+  ASSERT_TRUE(metering->set_quota(ctx, each));
+  EXPECT_EQ(used("own"), 500'000'000);
+}
+
 TEST_P(MeteringContract, ABudgetOfMoneyStopsCallsOfModelsBeforeTheyAreMade) {
   ASSERT_TRUE(
       metering->import_prices(ctx, R"({"p/m":{"input_cost_per_token":0.001,"output_cost_per_token":0.02}})", {}));
