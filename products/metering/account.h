@@ -21,8 +21,6 @@ namespace creto::metering {
 /// The latest time that calendars are asked for: the end of 2260.
 inline constexpr std::int64_t latest_ns = 9'183'110'400'000'000'000;
 
-/// Accumulated cost is told for these windows, all of UTC.
-inline constexpr std::array cost_windows{WindowKind::hour, WindowKind::day, WindowKind::month, WindowKind::lifetime};
 inline constexpr std::size_t hour_cost = 0;
 
 /// What an account has cost, by window and by type of event.
@@ -98,6 +96,7 @@ static_assert(sizeof(Extra) == 128);
 
 /// What accounts share.
 struct Books {
+  explicit Books(Currency accounting) : terms(std::move(accounting)) {}
   TermsTable terms;
   AnomalyRules anomalies;
   Chunks<Extra, 1 << 14> extras;

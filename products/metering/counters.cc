@@ -57,6 +57,7 @@ std::uint64_t content_of(const Use& use, const Targets& targets) {
     hash ^= hash >> 29;
   };
   mix(std::hash<std::string_view>()(use.action));
+  mix(std::hash<std::string_view>()(use.currency));
   for (const auto& [property, value] : use.properties) {
     mix(std::hash<std::string_view>()(property));
     mix(std::hash<std::string_view>()(value));
@@ -169,7 +170,7 @@ Targets Limits::Impl::find_targets(const Use& use) const {
   Targets targets;
   targets.org = names.find_org(use.org);
   if (targets.org == OrgNumber::none) return targets;  // nobody has said or used anything there
-  targets.words = books.terms.words(targets.org, use.event_type, use.action, use.properties);
+  targets.words = books.terms.words(targets.org, use.event_type, use.action, use.properties, use.currency);
   const auto ahead = [&](AccountNumber likely) { at(likely).prefetch_to_ask(); };
   take_accounts(
       targets, use, *this, [&](std::string_view subject) { return names.find(targets.org, subject, ahead); },
@@ -180,7 +181,7 @@ Targets Limits::Impl::find_targets(const Use& use) const {
 Targets Limits::Impl::obtain_targets(const Use& use) {
   Targets targets;
   targets.org = names.obtain_org(use.org);
-  targets.words = books.terms.learn(targets.org, use.event_type, use.action, use.properties);
+  targets.words = books.terms.learn(targets.org, use.event_type, use.action, use.properties, use.currency);
   take_accounts(
       targets, use, *this, [&](std::string_view subject) { return obtain(targets.org, subject); },
       [&](std::string_view session) { return obtain_session(targets.org, session); });
@@ -293,31 +294,6 @@ bool Limits::allows(const Use& use, Instant now) {
   return (seen && roomy) || impl_->check(targets, use, now).kind == Verdict::Kind::granted;
 }
 
-bool Limits::limits_cost(const Use& use, Instant now) {
-  const Targets targets = impl_->find_targets(use);
-  const auto refuses = [&](const Terms& said) {
-    if (said->measure != Measure::cost || !said.counts(targets.words)) return false;
-    return said->family == Terms::Family::threshold ? said->overflow == Overflow::block
-                                                    : said->overflow != Overflow::allow_with_notification;
-  };
-  for (const AccountNumber number : targets.span()) {
-    Account& account = impl_->at(number);
-    const std::scoped_lock lock(account);
-    account.bring_up(impl_->books, ns_of(now));
-    bool found = false;
-    account.each(impl_->books, [&](const Account::Counter&, const Terms& said) { found = found || refuses(said); });
-    if (found) return true;
-  }
-  for (std::size_t kind = 0; kind < subject_kinds; ++kind) {
-    if (!targets.unseen[kind]) continue;
-    const auto defaults =
-        impl_->books.terms.set(impl_->books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)));
-    if (std::ranges::any_of(defaults, [&](std::uint32_t number) { return refuses(impl_->books.terms[number]); }))
-      return true;
-  }
-  return false;
-}
-
 Verdict Limits::check(const Use& use, Instant now) { return impl_->check(impl_->find_targets(use), use, now); }
 
 Verdict Limits::Impl::check(const Targets& targets, const Use& use, Instant now) {
@@ -343,7 +319,7 @@ Verdict Limits::Impl::check(const Targets& targets, const Use& use, Instant now)
 
 Told Limits::tell(const Verdict& verdict) const {
   const Terms& said = impl_->books.terms[verdict.terms];
-  Told told{said->id, {}, said->event_type, said->measure, said->window};
+  Told told{said->id, {}, said->event_type, said->measure, said->window, said->currency_code};
   if (verdict.account == AccountNumber::none) return told;
   told.subject = impl_->names.subject(verdict.account);
   if (said->each) return told;
@@ -381,6 +357,7 @@ Verdict Limits::reserve(const ReservationId& id, const Use& use, Instant now, In
         hold.content = content;
         hold.units = use.units;
         hold.cost = use.cost;
+        hold.accounted = targets.words.currency == 0;
         hold.accounts.assign(targets.span().begin(), targets.span().end());
         for (const AccountNumber number : targets.span()) {
           Account& account = impl_->at(number);
@@ -392,7 +369,7 @@ Verdict Limits::reserve(const ReservationId& id, const Use& use, Instant now, In
             CRETO_ASSERT(said->overflow != Overflow::block || !asked(said, use) ||
                          taken(account, counter, said, std::max(ns, account.stamp())) <= said->limit);
           });
-          if (use.cost > 0) {
+          if (use.cost > 0 && hold.accounted) {
             Costs& costs = account.obtain_extra(impl_->books).costs;
             costs.held.set(add_saturating(costs.held.get(), use.cost));
           }
@@ -412,7 +389,7 @@ void Limits::Impl::let_go(const Hold& hold, AccountNumber number) {
     const Terms& said = books.terms[counter.number()];
     account.set_held(counter, said, counter.held.get() - said.amount(hold.units, hold.cost));
   }
-  if (hold.cost > 0) {
+  if (hold.cost > 0 && hold.accounted) {
     Costs& costs = account.obtain_extra(books).costs;
     costs.held.set(costs.held.get() - hold.cost);
   }
@@ -477,7 +454,7 @@ void Limits::Impl::notice(AccountNumber number, const Account::Counter& counter,
   }
   notices.push_back({kind, said->each ? said->id : at(number).own_id(books, counter.position), names.subject(number),
                      used, said->limit, window, std::string(to_string(said->window)), said->event_type, said->measure,
-                     action, said->approvers, fact});
+                     said->currency_code, action, said->approvers, fact});
 }
 
 std::int64_t Limits::Impl::count(AccountNumber number, const Words& words, std::int64_t units, NanoMoney cost,
@@ -509,7 +486,7 @@ void Limits::Impl::count_at(AccountNumber number, const Words& words, std::int64
     if (used > said->limit)
       once(Account::hard_noticed, said->family == Terms::Family::threshold ? Notice::Kind::cost : Notice::Kind::hard);
   });
-  if (cost == 0) return;
+  if (cost == 0 || words.currency != 0) return;
   const bool judged = own && cost > 0 && ns / hour_ns == account.stamp() / hour_ns;
   const NanoMoney before = judged ? account.cost_in(books, hour_cost, ns) : 0;
   account.adjust_cost(books, words.type, cost, ns);
@@ -554,7 +531,7 @@ void Limits::Impl::uncount(AccountNumber number, const Words& words, std::int64_
     if (counter.used.get() < said->soft) counter.word.set(counter.word.get() & ~Account::soft_noticed);
     if (counter.used.get() <= said->limit) counter.word.set(counter.word.get() & ~Account::hard_noticed);
   });
-  if (cost != 0) account.adjust_cost(books, words.type, -cost, counted_ns);
+  if (cost != 0 && words.currency == 0) account.adjust_cost(books, words.type, -cost, counted_ns);
 }
 
 void Limits::Impl::prefetch(std::span<const AccountNumber> numbers) const {
@@ -575,8 +552,8 @@ AccountNumber Limits::session_account(std::string_view org, std::string_view ses
 }
 
 Words Limits::words_of_fact(std::string_view org, std::string_view event_type, std::string_view action,
-                            PropertyViews properties) {
-  return impl_->books.terms.learn(impl_->names.obtain_org(org), event_type, action, properties);
+                            PropertyViews properties, std::string_view currency) {
+  return impl_->books.terms.learn(impl_->names.obtain_org(org), event_type, action, properties, currency);
 }
 
 void Limits::add(std::span<const Fact> facts, Instant when, std::vector<Notice>& notices, Receipt* receipt) {
@@ -731,7 +708,7 @@ std::optional<QuotaState> Limits::state(std::string_view org, const Quota& quota
   return state;
 }
 
-Limits::Limits(AnomalyRules anomalies) : impl_(std::make_unique<Impl>()) {
+Limits::Limits(AnomalyRules anomalies, Currency accounting) : impl_(std::make_unique<Impl>(std::move(accounting))) {
   impl_->books.anomalies = anomalies;
   impl_->books.extras.make();  // of nobody
   impl_->accounts.make();      // of AccountNumber::none

@@ -44,8 +44,9 @@ struct Use {
   std::string_view action{};  ///< of an action: its name is counted as a type too
   PropertyViews properties{};
   std::int64_t units = 1;
-  NanoMoney cost = 0;  ///< 0: not known; then limits of money refuse it only where nothing is left
-  bool free = false;   ///< costs nothing for certain: limits of money have nothing to say
+  NanoMoney cost = 0;           ///< 0: not known; then limits of money refuse it only where nothing is left
+  std::string_view currency{};  ///< of the cost; empty: the accounting currency
+  bool free = false;            ///< costs nothing for certain: limits of money have nothing to say
   /// None: the one that `bind` tells. Facts say it themselves, since they may be older; empty: nobody is billed.
   std::optional<std::string_view> subscription{};
 };
@@ -92,6 +93,7 @@ struct Told {
   std::string event_type;
   Measure measure = Measure::units;
   WindowKind window = WindowKind::lifetime;
+  std::string currency{};  ///< of money; empty: the accounting currency, here as in the next two
 };
 
 /// A soft limit, hard limit or cost threshold that recorded use has reached, or an agent's hour that became unusual.
@@ -106,6 +108,7 @@ struct Notice {
   std::string period;      ///< "month", "transaction", ...
   std::string event_type;  ///< of the quota
   Measure measure = Measure::units;
+  std::string currency{};
   contracts::ThresholdAction action = contracts::ThresholdAction::notify_only;
   std::vector<std::string> approvers;
   std::size_t fact = 0;   ///< of the batch, which reached it
@@ -120,6 +123,7 @@ struct CostFinding {
   contracts::BillingPeriod period;
   NanoMoney with_use;  ///< accumulated, with the use in question
   NanoMoney limit;
+  std::string currency{};
   contracts::ThresholdAction action;
   std::vector<std::string> approvers;
   struct Anomaly {
@@ -149,7 +153,8 @@ struct CostTotals {
 /// Thread-safe.
 class Limits {
  public:
-  explicit Limits(AnomalyRules anomalies = {});
+  /// `accounting`: the currency of quotas, and of costs where nothing else is said.
+  explicit Limits(AnomalyRules anomalies = {}, Currency accounting = Currency::usd());
   Limits(Limits&&) noexcept;
   Limits& operator=(Limits&&) noexcept;
   ~Limits();
@@ -167,8 +172,12 @@ class Limits {
   /// Likewise, of one subject; whatever it has counted, it begins from `seeds`: for those that `load` calls younger.
   Result<> put_quota_anew(std::string_view org, const Quota& quota, Instant now, std::span<const Seed> seeds);
   void remove_quota(std::string_view org, const Quota& quota);
-  /// Begins with what the account has cost in the window so far.
-  Result<> put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now);
+  /// Likewise a cost threshold. One of which every account knows the sum (`Terms::cost_window`) begins with that, and
+  /// needs no seeds.
+  Result<> put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                         std::span<const Seed> seeds = {});
+  Result<> put_threshold_anew(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                              std::span<const Seed> seeds);
   void remove_threshold(std::string_view org, const SubjectThreshold& threshold);
   /// Usage of `agent`, and of those below it that are not bound themselves, also counts for `subscription`; empty
   /// unbinds.
@@ -183,8 +192,10 @@ class Limits {
   /// The same without saying what is left: does not wait for facts that other processors count, as long as a quarter of
   /// every limit is left.
   bool allows(const Use& use, Instant now);
-  /// Whether a limit of money applies that could refuse `use`, whatever it costs.
-  bool limits_cost(const Use& use, Instant now);
+  /// The first limit of money that could refuse `use` and does not see what it costs: of one that says no cost, each in
+  /// the accounting currency; of one that costs another currency, every quota, and every threshold beside which its
+  /// subject has none of the same window that asks or blocks in that currency.
+  std::optional<Told> blind_limit(const Use& use, Instant now);
   /// Holds `use` until `expires_at`. The same id with the same use is granted again.
   Verdict reserve(const ReservationId& id, const Use& use, Instant now, Instant expires_at);
   /// False where there is no such hold (any more).
@@ -204,7 +215,7 @@ class Limits {
   AccountNumber session_account(std::string_view org, std::string_view session);
   /// Good until the next `put_quota`.
   Words words_of_fact(std::string_view org, std::string_view event_type, std::string_view action = {},
-                      PropertyViews properties = {});
+                      PropertyViews properties = {}, std::string_view currency = {});
   /// Counts facts that happened at `when`. Allocates only for notices, new types of cost, and a receipt that grows.
   /// Between this and `take_back` there must be no `put_quota` or `put_threshold`.
   void add(std::span<const Fact> facts, Instant when, std::vector<Notice>& notices, Receipt* receipt = nullptr);
@@ -233,8 +244,8 @@ class Limits {
   /// `period`. Takes no lock and does not allocate where there is none, but for an
   /// agent whose last hour has to be learnt from.
   std::optional<CostFinding> check_cost(const Use& use, contracts::BillingPeriod period, Instant now);
-  /// The first threshold of `period`, of those that ask or block, that counts `use`, whose cost it cannot see: that is
-  /// in another currency. None of single transactions.
+  /// The first threshold of `period` or of single transactions, of those that ask or block, that does not see what `use`
+  /// costs: see `blind_limit`.
   std::optional<CostFinding> blind_threshold(const Use& use, contracts::BillingPeriod period, Instant now);
   /// Accumulated cost of the agent in the period's window around `now`, with what is held, and `use` added.
   NanoMoney cost_with(const Use& use, contracts::BillingPeriod period, Instant now);
@@ -255,14 +266,15 @@ class Limits {
   void begin_copy(Bytes& out);
   /// Appends the next few thousand accounts; false once the copy is complete. From one thread.
   bool write_copy(Bytes& out);
-  /// Takes a copy, once the quotas and thresholds in force have been put and before any fact is added. Returns the
-  /// quotas that are younger than the copy: put them again with seeds. Errors: invalid_input where it is no copy; then
+  /// Takes a copy, once the quotas and thresholds in force have been put and before any fact is added. Returns those of
+  /// one subject that are younger than the copy: put them anew with seeds. Errors: invalid_input where it is no copy; then
   /// the counters are not to be used.
-  struct YoungerQuota {
+  struct Younger {
+    Terms::Family family;
     std::string org;
     std::string id;
   };
-  Result<std::vector<YoungerQuota>> load(BytesView copy);
+  Result<std::vector<Younger>> load(BytesView copy);
 
   std::size_t accounts() const;
   std::size_t holds() const;

@@ -24,6 +24,7 @@ struct Hold {
   std::uint64_t content = 0;  ///< a hash of what was asked
   std::int64_t units = 0;
   NanoMoney cost = 0;
+  bool accounted = true;  ///< the cost is in the accounting currency
   std::int64_t expires_ns = 0;
   std::vector<AccountNumber> accounts;
   std::vector<Part> parts;

@@ -337,9 +337,9 @@ bool Intake::ends_session(const RecordView& record, SubjectNumber reporter) cons
          !ledger_.subjects().subject(reporter).name.starts_with("agent:");
 }
 
-NanoMoney Intake::cost_of(const RecordView& record) const {
-  // Cost in another currency is a fact too; it is in the event, but cannot be added up here.
-  if (record.cost.empty() || record.currency != options_.currency.code()) return 0;
+NanoMoney Intake::cost_of(const RecordView& record, std::string_view currency) const {
+  // Cost in another currency is a fact too; it is in the event, but cannot be added up with this one.
+  if (record.cost.empty() || record.currency != currency) return 0;
   const auto amount = Decimal::parse(record.cost);
   const auto nanos = amount ? to_nano_money(*amount) : Result<NanoMoney>(amount.error());
   return nanos ? *nanos : NanoMoney{0};
@@ -360,11 +360,13 @@ Fact Intake::fact_of(std::string_view org, std::span<const AccountNumber> accoun
   }
   const std::string_view action = record.type == "action" ? record.property("action") : std::string_view();
   Fact fact{.accounts = accounts,
-            .words = limits_.words_of_fact(org, record.type, action, record.properties),
+            .words = limits_.words_of_fact(org, record.type, action, record.properties,
+                                           record.cost.empty() ? std::string_view() : record.currency),
             .units = record.whole_units,
-            .cost = cost_of(record),
+            .cost = 0,
             .session = session_account,
             .ends_session = ends};
+  if (fact.words.currency != unlimited_currency) fact.cost = cost_of(record, record.currency);
   if (const std::string_view hold = record.property("reservation_id"); !hold.empty()) {
     if (auto id = ReservationId::parse(hold)) fact.settles = *id;
   }

@@ -121,8 +121,9 @@ class Intake {
   /// Whether it is the last use of the session that its sandbox was. An agent's own word does not begin that anew.
   bool ends_session(const RecordView& record, SubjectNumber reporter) const;
 
-  /// What counts against limits of money: costs in the accounting currency.
-  NanoMoney cost_of(const RecordView& record) const;
+  /// What counts against limits of money in that currency.
+  NanoMoney cost_of(const RecordView& record, std::string_view currency) const;
+  NanoMoney cost_of(const RecordView& record) const { return cost_of(record, options_.currency.code()); }
 
  private:
   struct Work;

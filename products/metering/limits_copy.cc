@@ -189,7 +189,7 @@ bool Limits::write_copy(Bytes& out) {
   return false;
 }
 
-Result<std::vector<Limits::YoungerQuota>> Limits::load(BytesView bytes) {
+Result<std::vector<Limits::Younger>> Limits::load(BytesView bytes) {
   constexpr std::size_t head = magic.size() + 1;
   if (bytes.size() < head + sizeof(std::uint64_t) || as_text(bytes.first(magic.size())) != magic)
     return damaged("has no `CRETOCNT`");
@@ -220,7 +220,7 @@ Result<std::vector<Limits::YoungerQuota>> Limits::load(BytesView bytes) {
 
   layout::Reader reader(bytes.subspan(head, body - size - head));
   std::vector<std::uint8_t> restored;  // accounts with counters of their own that the copy knew
-  std::vector<YoungerQuota> younger;
+  std::vector<Younger> younger;
   std::vector<std::uint32_t> found;
   while (reader.get<Entry>() == Entry::account) {
     const auto org = reader.get<std::uint32_t>();
@@ -250,20 +250,18 @@ Result<std::vector<Limits::YoungerQuota>> Limits::load(BytesView bytes) {
   return younger;
 }
 
-/// What an account counts by its own quotas that were not in the copy. Thresholds count what it has cost.
+/// What an account counts by quotas and thresholds of its own that were not in the copy.
 void Limits::Impl::find_younger(AccountNumber number, std::span<const std::uint32_t> found,
-                                std::vector<YoungerQuota>& younger) {
+                                std::vector<Younger>& younger) {
   Account& account = at(number);
   account.each(books, [&](const Account::Counter& counter, const Terms& said) {
     if (said->each || std::ranges::find(found, counter.position) != found.end()) return;
-    if (said->family == Terms::Family::quota) {
-      younger.push_back({std::string(names.org_name(names.org(number))), account.own_id(books, counter.position)});
+    if (const auto window = said.cost_window()) {
+      account.set_used(counter, said, account.cost_in(books, *window, account.stamp()));
       return;
     }
-    const auto window = std::ranges::find(cost_windows, said->window);
-    if (window == cost_windows.end() || said->zone != TimeZone()) return;
-    account.set_used(counter, said,
-                     account.cost_in(books, static_cast<std::size_t>(window - cost_windows.begin()), account.stamp()));
+    younger.push_back(
+        {said->family, std::string(names.org_name(names.org(number))), account.own_id(books, counter.position)});
   });
 }
 

@@ -26,15 +26,16 @@ BillingPeriod period_of(WindowKind window) {
 
 std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod period, Instant now) {
   const Targets targets = impl_->find_targets(use);
+  const NanoMoney accounted = targets.words.currency == 0 ? use.cost : 0;
   const auto wanted = [&](const Terms& said) {
-    return said->family == Terms::Family::threshold &&
+    return said->family == Terms::Family::threshold && said->currency == targets.words.currency &&
            (said->window == WindowKind::transaction || period_of(said->window) == period);
   };
   const auto unusual = [&](const Account& account, std::int64_t ns) {
     const Extra* beyond = account.extra(impl_->books);
     if (beyond == nullptr) return false;
     const NanoMoney bound = beyond->costs.unusual.get();
-    return bound > 0 && add_saturating(account.cost_in(impl_->books, hour_cost, ns), use.cost) > bound;
+    return bound > 0 && add_saturating(account.cost_in(impl_->books, hour_cost, ns), accounted) > bound;
   };
   const auto within = [&](Account& account, bool own) {
     if (impl_->books.terms.replaced(account.defaults())) return false;
@@ -79,19 +80,21 @@ std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod peri
                             period_of(said->window),
                             with_use,
                             said->limit,
+                            said->currency_code,
                             said->action,
                             said->approvers,
                             {}};
     });
     if (!finding && own && unusual(account, ns)) {
       const Costs& costs = account.obtain_extra(impl_->books).costs;
-      const NanoMoney hour = add_saturating(costs.totals[hour_cost].get(), use.cost);
+      const NanoMoney hour = add_saturating(costs.totals[hour_cost].get(), accounted);
       const Expectation expected = account.expect(impl_->books, ns);
       finding = CostFinding{"anomaly",
                             impl_->names.subject(number),
                             BillingPeriod::hour,
                             hour,
                             costs.unusual.get(),
+                            {},
                             ThresholdAction::require_approval,
                             {},
                             CostFinding::Anomaly{expected.mean / 1e9, static_cast<double>(hour) / 1e9,
@@ -106,48 +109,104 @@ std::optional<CostFinding> Limits::check_cost(const Use& use, BillingPeriod peri
          impl_->books.terms.set(impl_->books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)))) {
       const Terms& said = impl_->books.terms[number];
       if (!wanted(said) || use.cost <= said->limit) continue;
-      return CostFinding{said->id,    std::string(use.agent), period_of(said->window), use.cost,
-                         said->limit, said->action,           said->approvers,         {}};
+      return CostFinding{said->id,
+                         std::string(use.agent),
+                         period_of(said->window),
+                         use.cost,
+                         said->limit,
+                         said->currency_code,
+                         said->action,
+                         said->approvers,
+                         {}};
     }
   }
   return std::nullopt;
 }
 
-std::optional<CostFinding> Limits::blind_threshold(const Use& use, BillingPeriod period, Instant now) {
-  const Targets targets = impl_->find_targets(use);
-  const auto wanted = [&](const Terms& said) {
-    return said->family == Terms::Family::threshold && said->window != WindowKind::transaction &&
-           period_of(said->window) == period && said->action != ThresholdAction::notify_only;
+template <class IsCandidate, class Found>
+bool Limits::Impl::find_blind(const Targets& targets, Instant now, IsCandidate is_candidate, Found found) {
+  const std::uint32_t currency = targets.words.currency;
+  // Beside it, something may be said of this very currency.
+  const auto sees = [&](const Terms& said, const Terms& other) {
+    return currency != 0 && said->family == Terms::Family::threshold && other->family == said->family &&
+           other->currency == currency && other->window == said->window &&
+           other->action != ThresholdAction::notify_only;
   };
-  for (std::size_t i = 0; i < targets.count; ++i) {
-    const AccountNumber number = targets.accounts[i];
-    Account& account = impl_->at(number);
+  for (const AccountNumber number : targets.span()) {
+    Account& account = at(number);
     const std::scoped_lock lock(account);
-    account.bring_up(impl_->books, ns_of(now));
-    std::optional<CostFinding> finding;
-    account.each(impl_->books, [&](const Account::Counter& counter, const Terms& said) {
-      if (finding || !wanted(said)) return;
-      finding = CostFinding{said->each ? said->id : account.own_id(impl_->books, counter.position),
-                            impl_->names.subject(number),
-                            period,
-                            taken(account, counter, said, account.stamp()),
-                            said->limit,
-                            said->action,
-                            said->approvers,
-                            {}};
+    account.bring_up(books, ns_of(now));
+    bool done = false;
+    account.each(books, [&](const Account::Counter& counter, const Terms& said) {
+      if (done || !is_candidate(said)) return;
+      bool seen = false;
+      account.each(books, [&](const Account::Counter&, const Terms& other) { seen = seen || sees(said, other); });
+      if (seen) return;
+      done = true;
+      found(number, &counter, said);
     });
-    if (finding) return finding;
+    if (done) return true;
   }
   for (std::size_t kind = 0; kind < subject_kinds; ++kind) {
     if (!targets.unseen[kind]) continue;
-    for (const std::uint32_t number :
-         impl_->books.terms.set(impl_->books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)))) {
-      const Terms& said = impl_->books.terms[number];
-      if (wanted(said))
-        return CostFinding{said->id, std::string(use.agent), period, 0, said->limit, said->action, said->approvers, {}};
+    const auto defaults = books.terms.set(books.terms.defaults(targets.org, static_cast<SubjectKind>(kind)));
+    for (const std::uint32_t one : defaults) {
+      const Terms& said = books.terms[one];
+      if (!is_candidate(said)) continue;
+      if (std::ranges::any_of(defaults, [&](std::uint32_t other) { return sees(said, books.terms[other]); })) continue;
+      found(AccountNumber::none, nullptr, said);
+      return true;
     }
   }
-  return std::nullopt;
+  return false;
+}
+
+std::optional<Told> Limits::blind_limit(const Use& use, Instant now) {
+  const Targets targets = impl_->find_targets(use);
+  const auto refuses = [&](const Terms& said) {
+    if (said->measure != Measure::cost || !said.is_about(targets.words)) return false;
+    if (targets.words.currency == 0 && said->currency != 0) return false;
+    return said->family == Terms::Family::threshold ? said->overflow == Overflow::block
+                                                    : said->overflow != Overflow::allow_with_notification;
+  };
+  std::optional<Told> told;
+  impl_->find_blind(targets, now, refuses,
+                    [&](AccountNumber number, const Account::Counter* counter, const Terms& said) {
+                      told = Told{said->id, std::string(use.agent), said->event_type, said->measure, said->window,
+                                  said->currency_code};
+                      if (counter == nullptr) return;
+                      told->subject = impl_->names.subject(number);
+                      if (!said->each) told->id = impl_->at(number).own_id(impl_->books, counter->position);
+                    });
+  return told;
+}
+
+std::optional<CostFinding> Limits::blind_threshold(const Use& use, BillingPeriod period, Instant now) {
+  const Targets targets = impl_->find_targets(use);
+  if (targets.words.currency == 0) return std::nullopt;
+  const auto asks = [&](const Terms& said) {
+    return said->family == Terms::Family::threshold && said->action != ThresholdAction::notify_only &&
+           (said->window == WindowKind::transaction || period_of(said->window) == period);
+  };
+  std::optional<CostFinding> finding;
+  impl_->find_blind(targets, now, asks,
+                    [&](AccountNumber number, const Account::Counter* counter, const Terms& said) {
+                      finding = CostFinding{said->id,
+                                            std::string(use.agent),
+                                            period_of(said->window),
+                                            0,
+                                            said->limit,
+                                            said->currency_code,
+                                            said->action,
+                                            said->approvers,
+                                            {}};
+                      if (counter == nullptr) return;
+                      Account& account = impl_->at(number);
+                      finding->subject = impl_->names.subject(number);
+                      finding->with_use = taken(account, *counter, said, account.stamp());
+                      if (!said->each) finding->id = account.own_id(impl_->books, counter->position);
+                    });
+  return finding;
 }
 
 std::optional<NanoMoney> Limits::used_of(std::string_view org, const SubjectThreshold& threshold, Instant now,

@@ -71,6 +71,8 @@ struct CopyInProgress {
 };
 
 struct Limits::Impl {
+  explicit Impl(Currency accounting) : books(std::move(accounting)) {}
+
   AccountNames names;
   Books books;
   Chunks<Account, 1 << 14> accounts;
@@ -96,6 +98,11 @@ struct Limits::Impl {
   bool is_roomy(AccountNumber number, const Use& use, const Words& words) const;
   Verdict check(const Targets& targets, const Use& use, Instant now);
   Verdict judge(const Targets& targets, const Use& use, std::int64_t ns) const;
+  /// Finds a limit that `is_candidate` and does not see what the use costs: `found(number, counter, terms)` is called
+  /// with the first one, under the lock of its account; with none and null where it is a default of those who have no
+  /// account yet.
+  template <class IsCandidate, class Found>
+  bool find_blind(const Targets& targets, Instant now, IsCandidate is_candidate, Found found);
   void judge_unseen(const Targets& targets, const Use& use, Verdict& granted, std::optional<Verdict>& refused) const;
 
   /// Counts one fact for one account, `own` if it is the agent's own use; returns when. Requires: its lock, and that it
@@ -121,11 +128,13 @@ struct Limits::Impl {
   }
   void keep_now(AccountNumber number);
   void write_account(AccountNumber number, Bytes& out);
-  void find_younger(AccountNumber number, std::span<const std::uint32_t> found, std::vector<YoungerQuota>& younger);
+  void find_younger(AccountNumber number, std::span<const std::uint32_t> found, std::vector<Younger>& younger);
   void prefetch(std::span<const AccountNumber> numbers) const;
 
   Result<> put_own(AccountNumber number, std::string_view id, std::uint32_t terms_number, std::int64_t ns,
                    std::span<const Seed> seeds, bool anew);
+  Result<> put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                         std::span<const Seed> seeds, bool anew);
   void remove_own(AccountNumber number, Terms::Family family, std::string_view id);
 };
 

@@ -102,25 +102,34 @@ void Limits::remove_quota(std::string_view org, const Quota& quota) {
   }
 }
 
-Result<> Limits::put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now) {
-  const std::scoped_lock rules(impl_->rules_mutex);
-  const OrgNumber org_number = impl_->names.obtain_org(org);
-  const std::uint32_t said = CRETO_TRY(impl_->books.terms.of(org_number, threshold));
-  if (const auto kind = each_of(threshold.subject)) return impl_->books.terms.put_default(org_number, *kind, said);
-  const AccountNumber number = impl_->obtain(org_number, threshold.subject);
+Result<> Limits::put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                               std::span<const Seed> seeds) {
+  return impl_->put_threshold(org, threshold, now, seeds, false);
+}
+
+Result<> Limits::put_threshold_anew(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                                    std::span<const Seed> seeds) {
+  return impl_->put_threshold(org, threshold, now, seeds, true);
+}
+
+Result<> Limits::Impl::put_threshold(std::string_view org, const SubjectThreshold& threshold, Instant now,
+                                     std::span<const Seed> seeds, bool anew) {
+  const std::scoped_lock rules(rules_mutex);
+  const OrgNumber org_number = names.obtain_org(org);
+  const std::uint32_t said = CRETO_TRY(books.terms.of(org_number, threshold));
+  if (const auto kind = each_of(threshold.subject)) return books.terms.put_default(org_number, *kind, said);
+  const AccountNumber number = obtain(org_number, threshold.subject);
+  std::optional<Seed> so_far;
   {
-    const std::scoped_lock lock(impl_->at(number));
-    impl_->at(number).learn_weeks(impl_->books);
-  }
-  std::vector<Seed> seeds;
-  if (const auto window = cost_window_of(threshold.threshold.period); window && threshold.time_zone.empty()) {
-    Account& account = impl_->at(number);
+    Account& account = at(number);
     const std::scoped_lock lock(account);
-    const std::int64_t ns = std::max(ns_of(now), account.stamp());
-    if (const NanoMoney cost = account.cost_in(impl_->books, *window, ns); cost != 0)
-      seeds.push_back({from_unix_ns(ns), cost});
+    account.learn_weeks(books);
+    const std::int64_t at_ns = std::max(ns_of(now), account.stamp());
+    if (const auto window = books.terms[said].cost_window())
+      so_far = Seed{from_unix_ns(at_ns), account.cost_in(books, *window, at_ns)};
   }
-  return impl_->put_own(number, threshold.threshold.threshold_id, said, ns_of(now), seeds, false);
+  if (so_far && so_far->amount != 0) seeds = std::span(&*so_far, 1);
+  return put_own(number, threshold.threshold.threshold_id, said, ns_of(now), seeds, anew);
 }
 
 void Limits::remove_threshold(std::string_view org, const SubjectThreshold& threshold) {

@@ -16,7 +16,6 @@ constexpr std::size_t table_bytes_max = 16 << 20;
 constexpr std::size_t models_max = 20'000;
 constexpr std::size_t name_bytes_max = 256;
 constexpr std::size_t above_max = 8;
-constexpr std::string_view usage_type = "inference_tokens";
 
 using Member = std::optional<Decimal> TokenPrices::*;
 /// Our names, and those of the public table, to which it adds what they hold for.
@@ -265,7 +264,7 @@ PriceTable PriceTable::with(std::vector<ModelPrice> more) const {
   return PriceTable(std::move(all));
 }
 
-bool PriceTable::may_price(const RecordView& record) { return record.cost.empty() && record.type == usage_type; }
+bool PriceTable::may_price(const RecordView& record) { return record.cost.empty() && record.type == model_usage_type; }
 
 Result<std::optional<Money>> PriceTable::cost_of(const RecordView& record) const {
   if (!may_price(record)) return std::optional<Money>();

@@ -15,6 +15,9 @@
 
 namespace creto::metering {
 
+/// The uses that have prices.
+inline constexpr std::string_view model_usage_type = "inference_tokens";
+
 /// What models cost, by name and date. Immutable; made anew where a price changes.
 class PriceTable {
  public:

@@ -60,7 +60,7 @@ MeteringService::MeteringService(sql::Database& database, nhi::Nhi& nhi, consens
       options_(std::move(options)),
       self_(Identity::service("metering").value()),
       probe_(telemetry),
-      limits_({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence}),
+      limits_({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence}, options_.currency),
       identities_changed_(database.signal("nhi.changed")) {}
 
 Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::path& directory) {
@@ -148,18 +148,30 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     return error(ErrorKind::invalid_input, "the checkpoint counts another currency");
   auto younger = limits_.load(counters.last(reader.left()));
   if (!younger) {
-    limits_ = Limits({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence});
+    limits_ = Limits({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence}, options_.currency);
     CRETO_TRY(put_rules());
     return std::move(younger).error();
   }
+  const Instant now = clock_.now();
   for (const auto& one : *younger) {
-    const auto quota = std::ranges::find_if(
-        rules_.quotas, [&](const auto& said) { return said.first == one.org && said.second.id == one.id; });
+    const auto is = [&](const auto& said, std::string_view id) { return said.first == one.org && id == one.id; };
+    if (one.family == Terms::Family::threshold) {
+      const auto threshold = std::ranges::find_if(
+          rules_.thresholds, [&](const auto& said) { return is(said, said.second.threshold.threshold_id); });
+      CRETO_ASSERT(threshold != rules_.thresholds.end());
+      const Counted counted = counted_of(threshold->second);
+      if (const auto from = counted_from(counted.as, now)) {
+        Seeding seeding;
+        CRETO_TRY(read_seeds(ledger, one.org, counted, *from, seeding));
+        CRETO_TRY(limits_.put_threshold_anew(one.org, threshold->second, now, seeding.seeds));
+      }
+      continue;
+    }
+    const auto quota = std::ranges::find_if(rules_.quotas, [&](const auto& said) { return is(said, said.second.id); });
     CRETO_ASSERT(quota != rules_.quotas.end());
-    const Instant now = clock_.now();
     if (const auto from = counted_from(quota->second, now)) {
       Seeding seeding;
-      CRETO_TRY(read_seeds(ledger, one.org, quota->second, *from, seeding));
+      CRETO_TRY(read_seeds(ledger, one.org, {quota->second, options_.currency}, *from, seeding));
       CRETO_TRY(limits_.put_quota_anew(one.org, quota->second, now, seeding.seeds));
     }
   }

@@ -180,7 +180,13 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
     std::vector<Limits::Seed> seeds{};
     SessionLife life{};  ///< of the newest session of the subject's name
   };
-  Result<> read_seeds(const Ledger& ledger, const std::string& org, const Quota& quota, Instant from,
+  /// What a quota counts, or a threshold, as if it were one.
+  struct Counted {
+    Quota as;
+    Currency currency;  ///< of its money
+  };
+  static Counted counted_of(const SubjectThreshold& threshold);
+  Result<> read_seeds(const Ledger& ledger, const std::string& org, const Counted& counted, Instant from,
                       Seeding& seeding) const;
   Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
                                         const DelegationChain& chain, std::string payload, EventId id);
@@ -188,12 +194,16 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Context context_of(const bus::BusMessage& message) const;
   Result<> ensure_identity(const Context& ctx);
   Result<DelegationChain> ancestors_of(const Context& ctx, const Identity& agent);
-  Result<NanoMoney> cost_of(const Money& cost) const;
-  Result<NanoMoney> limited_cost(const Money& cost) const;
-  Result<Money> expected_cost(const Context& ctx, const contracts::SpendRequest& request, Instant now) const;
+  static Result<NanoMoney> cost_of(const Money& cost);
+  Result<NanoMoney> accounted_cost(const Money& cost) const;
+  std::string_view currency_of(const Money& cost) const;
+  Result<std::optional<Money>> expected_cost(const Context& ctx, const contracts::SpendRequest& request,
+                                             Instant now) const;
   Result<contracts::OversightTrigger> trigger_of(const CostFinding& finding,
                                                  const contracts::BillableEvent& event) const;
   Error refusal(const Verdict& verdict, Instant now) const;
+  Error blind_refusal(const Told& limit, const contracts::SpendRequest& request,
+                      const std::optional<Money>& cost) const;
 
   FactSource facts() const { return {*ledger_, options_.event_ahead_max}; }
   void remember(const std::string& org, const Subscription& subscription);

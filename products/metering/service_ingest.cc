@@ -249,7 +249,7 @@ Result<> MeteringService::tell(const Context& ctx, const Intake::Reached& reache
   const bool money = unusual || cost || notice.measure == Measure::cost;
   event.current = money ? from_nano_money(notice.used).to_string() : std::to_string(notice.used);
   event.limit = money ? from_nano_money(notice.limit).to_string() : std::to_string(notice.limit);
-  event.unit = money ? options_.currency.code() : notice.event_type;
+  event.unit = !money ? notice.event_type : notice.currency.empty() ? options_.currency.code() : notice.currency;
   event.period = notice.period;
   event.action = notice.action;
   event.approvers = notice.approvers;

@@ -60,40 +60,44 @@ Result<DelegationChain> MeteringService::ancestors_of(const Context& ctx, const 
   return intake_->ask_ancestors(own(ctx), agent);
 }
 
-Result<NanoMoney> MeteringService::cost_of(const Money& cost) const {
-  if (cost.amount.is_zero()) return 0;
-  if (!(cost.currency == options_.currency)) {
-    return error(ErrorKind::invalid_input,
-                 fmt::format("cost: must be in {}, which costs are limited in", options_.currency.code()));
-  }
+Result<NanoMoney> MeteringService::cost_of(const Money& cost) {
   if (cost.amount.is_negative()) return error(ErrorKind::invalid_input, "cost: must not be negative");
   return to_nano_money(cost.amount);
 }
 
-Result<NanoMoney> MeteringService::limited_cost(const Money& cost) const {
-  // What another currency costs is recorded when it happens; limits of money do not see it.
-  if (!(cost.currency == options_.currency)) return 0;
+/// Of what can be added up alone.
+Result<NanoMoney> MeteringService::accounted_cost(const Money& cost) const {
+  if (cost.amount.is_zero()) return 0;
+  if (!(cost.currency == options_.currency)) {
+    return error(ErrorKind::invalid_input,
+                 fmt::format("cost: must be in {}, which costs are added up in", options_.currency.code()));
+  }
   return cost_of(cost);
 }
 
-/// What a call of a model may cost by the price table, where its model is there: what the request says of its tokens,
-/// or as many as its units, of the dearer kind.
-Result<Money> MeteringService::expected_cost(const Context& ctx, const contracts::SpendRequest& request,
-                                             Instant now) const {
+/// As limits know it: nothing costs nothing in the accounting currency.
+std::string_view MeteringService::currency_of(const Money& cost) const {
+  return cost.amount.is_zero() || cost.currency == options_.currency ? std::string_view() : cost.currency.code();
+}
+
+/// What a call of a model may cost by the price table: what the request says of its tokens, or as many as its units, of
+/// the dearer kind. None where its model has no price.
+Result<std::optional<Money>> MeteringService::expected_cost(const Context& ctx, const contracts::SpendRequest& request,
+                                                            Instant now) const {
   const auto prices = prices_of(ctx.org);
   RecordView record{.bytes = {}, .agent = {}, .type = request.event_type, .key = {}, .time = now};
-  if (!request.cost.amount.is_zero() || prices == nullptr || !PriceTable::may_price(record)) return request.cost;
+  if (prices == nullptr) return std::optional<Money>();
   std::vector<PropertyView> properties(request.properties.begin(), request.properties.end());
   record.properties = properties;
   const bool stated = !record.property("input_tokens").empty() || !record.property("output_tokens").empty();
   const std::string units = std::to_string(CRETO_TRY(to_whole_units(request.units)));
   const std::array<std::string_view, 2> kinds{"input_tokens", "output_tokens"};
-  Money highest = request.cost;
+  std::optional<Money> highest;
   for (const std::string_view kind : kinds) {
     if (!stated) properties.emplace_back(kind, units);
     record.properties = properties;
     auto cost = CRETO_TRY(prices->highest_cost_of(record));
-    if (cost && cost->amount > highest.amount) highest = *std::move(cost);
+    if (cost && (!highest || cost->amount > highest->amount)) highest = std::move(cost);
     if (stated) break;
     properties.pop_back();
   }
@@ -110,7 +114,7 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   const auto seed = [&](Instant now) -> Result<> {
     const std::optional<Instant> from = counted_from(quota, now);
     if (!from || each_of(quota.subject)) return {};
-    return read_seeds(*ledger_, ctx.org, quota, *from, seeding);
+    return read_seeds(*ledger_, ctx.org, {quota, options_.currency}, *from, seeding);
   };
   // Nearly all of the log is read while events go on, and only what came meanwhile while they wait.
   CRETO_TRY(seed(clock_.now()));
@@ -134,10 +138,20 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   return quota;
 }
 
-/// What was used of a quota since `from`, by arrival, up to the log's end. What `seeding` has already is not read
-/// again.
-Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& org, const Quota& quota, Instant from,
+MeteringService::Counted MeteringService::counted_of(const SubjectThreshold& threshold) {
+  Quota as;
+  as.id = threshold.threshold.threshold_id;
+  as.subject = threshold.subject;
+  as.measure = Measure::cost;
+  as.window = window_of(threshold.threshold.period);
+  as.time_zone = threshold.time_zone;
+  return {std::move(as), threshold.threshold.limit.currency};
+}
+
+/// What was used since `from`, by arrival, up to the log's end. What `seeding` has already is not read again.
+Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& org, const Counted& counted, Instant from,
                                      Seeding& seeding) const {
+  const Quota& quota = counted.as;
   const bool rolling = quota.window == WindowKind::rolling;
   if (rolling) std::erase_if(seeding.seeds, [&](const Limits::Seed& seed) { return seed.when < from; });
   if (!rolling && seeding.from != from) seeding = {};  // another window has begun
@@ -182,7 +196,7 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
     });
     if (!of_type || !matches) return {};
     const std::int64_t amount = quota.measure == Measure::units  ? record.whole_units
-                                : quota.measure == Measure::cost ? intake_->cost_of(record)
+                                : quota.measure == Measure::cost ? intake_->cost_of(record, counted.currency.code())
                                                                  : 1;
     // A rolling window sorts by time what it gets; any other only needs the sum.
     if (rolling || seeds.empty()) {
@@ -194,7 +208,7 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
   }));
   if (anew) {
     seeding = {};
-    return read_seeds(ledger, org, quota, from, seeding);
+    return read_seeds(ledger, org, counted, from, seeding);
   }
   seeding.until = end;
   if (seeding.life.is_over(unix_ns(clock_.now()))) seeds.clear();
@@ -248,9 +262,21 @@ Result<contracts::QuotaDecision> MeteringService::check_message_quota(const Cont
 Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, const SubjectThreshold& threshold) {
   CRETO_TRY(validate(threshold));
   CRETO_TRY(cost_of(threshold.threshold.limit));
-  const std::unique_lock rules(rules_mutex_);
   const std::string document = CRETO_TRY(to_json(threshold));
+  Seeding seeding;
+  const auto seed = [&](Instant now) -> Result<> {
+    // What accounts add up themselves need not be looked for.
+    const bool summed = threshold.threshold.limit.currency == options_.currency && threshold.time_zone.empty();
+    const Counted counted = counted_of(threshold);
+    const std::optional<Instant> from = counted_from(counted.as, now);
+    if (summed || !from || each_of(threshold.subject)) return {};
+    return read_seeds(*ledger_, ctx.org, counted, *from, seeding);
+  };
+  CRETO_TRY(seed(clock_.now()));
   std::optional<SubjectThreshold> before;
+  const std::unique_lock rules(rules_mutex_);
+  const Instant now = clock_.now();
+  CRETO_TRY(seed(now));
   CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
     before = CRETO_TRY(store::find_threshold(tx, ctx.org, threshold.threshold.threshold_id));
     if (before && CRETO_TRY(to_json(*before)) == document) return {};  // put again
@@ -259,7 +285,7 @@ Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, cons
                         "metering:threshold:" + threshold.threshold.threshold_id);
   }));
   if (before && before->subject != threshold.subject) limits_.remove_threshold(ctx.org, *before);
-  if (auto placed = limits_.put_threshold(ctx.org, threshold, clock_.now()); !placed) {
+  if (auto placed = limits_.put_threshold(ctx.org, threshold, now, seeding.seeds); !placed) {
     CRETO_TRY(database_.transaction(
         ctx, [&](sql::Tx& tx) { return store::delete_threshold(tx, ctx.org, threshold.threshold.threshold_id); }));
     return std::move(placed).error();
@@ -282,6 +308,22 @@ Result<> MeteringService::delete_threshold(const Context& ctx, std::string_view 
 
 Result<std::vector<SubjectThreshold>> MeteringService::list_thresholds(const Context& ctx, std::string_view subject) {
   return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::list_thresholds(tx, ctx.org, subject); });
+}
+
+Error MeteringService::blind_refusal(const Told& limit, const contracts::SpendRequest& request,
+                                     const std::optional<Money>& cost) const {
+  const std::string& currency = limit.currency.empty() ? options_.currency.code() : limit.currency;
+  if (cost) {
+    return error(ErrorKind::invalid_input,
+                 fmt::format("cost: must be in {} as limit `{}` of `{}` is, or have a limit in {} there", currency,
+                             limit.id, limit.subject, cost->currency.code()));
+  }
+  const auto model = request.properties.find("model_id");
+  return error(ErrorKind::invalid_input,
+               fmt::format("cost: is not known, since {}; limit `{}` of `{}` needs it",
+                           model == request.properties.end() ? "no model is named"
+                                                             : fmt::format("model `{}` has no price", model->second),
+                           limit.id, limit.subject));
 }
 
 Error MeteringService::refusal(const Verdict& verdict, Instant now) const {
@@ -309,8 +351,10 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
   // A name that is no usage type is that of an action; likewise the action that the event will name.
   const auto action = request.event_type == "action" ? request.properties.find("action") : request.properties.end();
   const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, request.agent));
-  const Money expected = CRETO_TRY(expected_cost(ctx, request, now));
-  const NanoMoney cost = CRETO_TRY(limited_cost(expected));
+  const bool of_model = request.cost.amount.is_zero() && request.event_type == model_usage_type;
+  std::optional<Money> expected = request.cost;
+  if (of_model) expected = CRETO_TRY(expected_cost(ctx, request, now));
+  const NanoMoney cost = CRETO_TRY(cost_of(expected.value_or(Money{})));
   const Use use{.org = ctx.org,
                 .agent = request.agent.text(),
                 .chain = chain,
@@ -318,10 +362,15 @@ Result<contracts::Hold> MeteringService::reserve(const Context& ctx, const contr
                 .action = action == request.properties.end() ? std::string_view() : action->second,
                 .properties = properties,
                 .units = units,
-                .cost = cost};
-  if (cost == 0 && !request.cost.amount.is_zero() && limits_.limits_cost(use, now)) {
-    return error(ErrorKind::invalid_input,
-                 fmt::format("cost: must be in {}, which the limits that apply are in", options_.currency.code()));
+                .cost = cost,
+                .currency = expected ? currency_of(*expected) : std::string_view(),
+                .free = of_model && expected && cost == 0};
+  // What cannot be told to be within a budget is not, before it is spent.
+  if (!expected || !use.currency.empty()) {
+    if (const auto blind = limits_.blind_limit(use, now)) {
+      probe_.refused();
+      return blind_refusal(*blind, request, expected);
+    }
   }
   const Verdict verdict = limits_.reserve(request.id, use, now, until);
   if (verdict.kind == Verdict::Kind::granted) {
@@ -394,8 +443,10 @@ Result<std::optional<authz::Decision>> MeteringService::evaluate(const Context& 
 
 Result<contracts::OversightTrigger> MeteringService::trigger_of(const CostFinding& finding,
                                                                 const contracts::BillableEvent& event) const {
-  const Money with_use{from_nano_money(finding.with_use), options_.currency};
-  const Money limit{from_nano_money(finding.limit), options_.currency};
+  Currency currency = options_.currency;
+  if (!finding.currency.empty()) currency = CRETO_TRY(Currency::parse(finding.currency));
+  const Money with_use{from_nano_money(finding.with_use), currency};
+  const Money limit{from_nano_money(finding.limit), currency};
   contracts::OversightTrigger trigger;
   trigger.policy_id = finding.id;
   trigger.current_cost = with_use;
@@ -415,18 +466,18 @@ Result<contracts::OversightTrigger> MeteringService::trigger_of(const CostFindin
 
 Result<std::optional<contracts::OversightTrigger>> MeteringService::check_cost_threshold(
     const Context& ctx, const contracts::BillableEvent& event, BillingPeriod period) {
-  const NanoMoney cost = CRETO_TRY(limited_cost(event.cost));
+  const NanoMoney cost = CRETO_TRY(cost_of(event.cost));
   const DelegationChain chain = CRETO_TRY(ancestors_of(ctx, event.agent));
   const Use use{.org = ctx.org,
                 .agent = event.agent.text(),
                 .chain = chain,
                 .event_type = event.event_type,
                 .units = 0,
-                .cost = cost};
+                .cost = cost,
+                .currency = currency_of(event.cost)};
   const Instant now = clock_.now();
   // What a threshold cannot add up is not within it.
-  const bool unseen = !event.cost.amount.is_zero() && !(event.cost.currency == options_.currency);
-  const auto blind = unseen ? limits_.blind_threshold(use, period, now) : std::nullopt;
+  const auto blind = use.currency.empty() ? std::nullopt : limits_.blind_threshold(use, period, now);
   const auto finding = blind ? blind : limits_.check_cost(use, period, now);
   if (!finding) return std::optional<contracts::OversightTrigger>();
   contracts::OversightTrigger trigger = CRETO_TRY(trigger_of(*finding, event));
@@ -439,13 +490,13 @@ Result<std::vector<contracts::OversightTrigger>> MeteringService::check_multiple
     const std::vector<contracts::CostThreshold>& thresholds) {
   if (thresholds.size() > batch_max)
     return error(ErrorKind::too_large, fmt::format("thresholds: must be at most {}", batch_max));
-  const NanoMoney cost = CRETO_TRY(cost_of(event.cost));
+  const NanoMoney cost = CRETO_TRY(accounted_cost(event.cost));
   DelegationChain whose = CRETO_TRY(ancestors_of(ctx, event.agent));
   whose.push_back(event.agent);
   const Instant now = clock_.now();
   std::vector<contracts::OversightTrigger> triggers;
   for (const contracts::CostThreshold& threshold : thresholds) {
-    const NanoMoney limit = CRETO_TRY(cost_of(threshold.limit));
+    const NanoMoney limit = CRETO_TRY(accounted_cost(threshold.limit));
     NanoMoney with_use = 0;
     for (const Identity& one : whose) {
       const Use use{.org = ctx.org, .agent = one.text(), .event_type = event.event_type, .units = 0, .cost = cost};
@@ -457,6 +508,7 @@ Result<std::vector<contracts::OversightTrigger>> MeteringService::check_multiple
                               threshold.period,
                               with_use,
                               limit,
+                              {},
                               threshold.action,
                               threshold.approvers,
                               {}};

@@ -303,8 +303,8 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
     }
   }
   found.head = ledger_->position().head;
-  Limits counted({.detect = false});
-  Limits recounted({.detect = false});
+  Limits counted({.detect = false}, options_.currency);
+  Limits recounted({.detect = false}, options_.currency);
   for (Limits* limits : {&counted, &recounted}) {
     for (const auto& [org, quota] : quotas) CRETO_TRY(limits->put_quota(org, quota, now));
     for (const auto& [org, threshold] : thresholds) CRETO_TRY(limits->put_threshold(org, threshold, now));

@@ -16,6 +16,33 @@ using contracts::ThresholdAction;
 constexpr std::size_t event_types_max = 4096;
 constexpr std::size_t defaults_max = 64;
 
+/// Texts of any content, one behind the other, so that different lists never read the same.
+void append(std::string& to, std::string_view text) {
+  fmt::format_to(std::back_inserter(to), "{}:{}", text.size(), text);
+}
+
+std::string word_of(std::string_view property, std::string_view value) {
+  std::string word(property);
+  word += '=';
+  word += value;
+  return word;
+}
+
+std::string word_of_currency(std::string_view code) { return std::string("$:").append(code); }
+
+/// The smallest use of which `percent` of the limit is not more.
+std::int64_t soft_of(std::int64_t limit, int percent) {
+  if (limit <= 0) return INT64_MAX;
+  __extension__ typedef __int128 Wide;
+  return static_cast<std::int64_t>((static_cast<Wide>(limit) * percent + 99) / 100);
+}
+
+Error exhausted(std::string message) {
+  return Error(Product::metering, ErrorKind::resource_exhausted, std::move(message));
+}
+
+}  // namespace
+
 WindowKind window_of(BillingPeriod period) {
   switch (period) {
     case BillingPeriod::transaction:
@@ -33,36 +60,18 @@ WindowKind window_of(BillingPeriod period) {
   return WindowKind::lifetime;
 }
 
-/// Texts of any content, one behind the other, so that different lists never read the same.
-void append(std::string& to, std::string_view text) {
-  fmt::format_to(std::back_inserter(to), "{}:{}", text.size(), text);
-}
-
-std::string word_of(std::string_view property, std::string_view value) {
-  std::string word(property);
-  word += '=';
-  word += value;
-  return word;
-}
-
-/// The smallest use of which `percent` of the limit is not more.
-std::int64_t soft_of(std::int64_t limit, int percent) {
-  if (limit <= 0) return INT64_MAX;
-  __extension__ typedef __int128 Wide;
-  return static_cast<std::int64_t>((static_cast<Wide>(limit) * percent + 99) / 100);
-}
-
-Error exhausted(std::string message) {
-  return Error(Product::metering, ErrorKind::resource_exhausted, std::move(message));
-}
-
-}  // namespace
-
 bool Terms::matches(const Words& words) const {
   return std::ranges::all_of(said_.match, [&](const std::vector<std::uint32_t>& any) {
     return std::ranges::any_of(
         words.properties, [&](std::uint32_t word) { return word != 0 && std::ranges::find(any, word) != any.end(); });
   });
+}
+
+std::optional<std::size_t> Terms::cost_window() const {
+  if (said_.family != Family::threshold || said_.currency != 0 || said_.zone != TimeZone()) return std::nullopt;
+  const auto window = std::ranges::find(cost_windows, said_.window);
+  if (window == cost_windows.end()) return std::nullopt;
+  return static_cast<std::size_t>(window - cost_windows.begin());
 }
 
 Period Terms::find_window(std::int64_t ns) const {
@@ -81,7 +90,7 @@ Period Terms::find_window(std::int64_t ns) const {
   return window;
 }
 
-TermsTable::TermsTable() {
+TermsTable::TermsTable(Currency accounting) : accounting_(std::move(accounting)) {
   terms_.make(Saying());  // no terms have number 0
   sets_.make();           // nor has a set
 }
@@ -158,11 +167,17 @@ Result<std::uint32_t> TermsTable::of(OrgNumber org, const SubjectThreshold& thre
   said.approvers = rule.approvers;
 
   said.counted = fmt::format("threshold {} {}", contracts::to_string(rule.period), threshold.time_zone);
+  const bool foreign = !(rule.limit.currency == accounting_);
+  if (foreign) {
+    said.currency_code = rule.limit.currency.code();
+    said.counted += ' ' + said.currency_code;
+  }
   std::string saying = fmt::format("{}/{}", static_cast<int>(rule.action), said.limit);
   append(saying, said.id);
   for (const std::string& approver : rule.approvers) append(saying, approver);
   const std::scoped_lock lock(mutex_);
   obtain_org_terms(org);
+  if (foreign) said.currency = obtain_word(word_of_currency(said.currency_code));
   return put(std::move(said), saying);
 }
 
@@ -266,9 +281,15 @@ std::uint32_t TermsTable::obtain_word(std::string_view text) {
       ->number;
 }
 
-Words TermsTable::words(OrgNumber org, std::string_view event_type, std::string_view action,
-                        PropertyViews properties) const {
-  Words words{find_word(event_type), find_word(action), {}};
+std::uint32_t TermsTable::currency(std::string_view code) const {
+  if (code.empty() || code == accounting_.code()) return 0;
+  const std::uint32_t known = find_word(word_of_currency(code));
+  return known == 0 ? unlimited_currency : known;
+}
+
+Words TermsTable::words(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties,
+                        std::string_view currency_code) const {
+  Words words{find_word(event_type), find_word(action), currency(currency_code), {}};
   if (properties.empty()) return words;
   const OrgTerms* of_org = org_terms(org);
   if (of_org == nullptr) return words;
@@ -279,8 +300,9 @@ Words TermsTable::words(OrgNumber org, std::string_view event_type, std::string_
   return words;
 }
 
-Words TermsTable::learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties) {
-  Words known = words(org, event_type, action, properties);
+Words TermsTable::learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties,
+                        std::string_view currency_code) {
+  Words known = words(org, event_type, action, properties, currency_code);
   if (known.type == 0) known.type = learn_type(event_type);
   return known;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,9 +29,17 @@ inline constexpr std::size_t watched_properties_max = 8;
 struct Words {
   std::uint32_t type = 0;
   std::uint32_t action = 0;
+  std::uint32_t currency = 0;  ///< of its cost; 0: the accounting currency
   std::array<std::uint32_t, watched_properties_max> properties{};
 };
+/// Of a cost in a currency of which nothing is said.
+inline constexpr std::uint32_t unlimited_currency = UINT32_MAX;
 using PropertyViews = std::span<const std::pair<std::string_view, std::string_view>>;
+
+/// Accumulated cost in the accounting currency is told for these windows, all of UTC.
+inline constexpr std::array cost_windows{WindowKind::hour, WindowKind::day, WindowKind::month, WindowKind::lifetime};
+
+WindowKind window_of(contracts::BillingPeriod period);
 
 /// What one quota or cost threshold says.
 struct Saying {
@@ -38,7 +47,8 @@ struct Saying {
 
   // What is counted. Sayings about the same have the same `what`.
   std::uint32_t what = 0;
-  std::uint32_t type = 0;  ///< 0: any
+  std::uint32_t type = 0;      ///< 0: any
+  std::uint32_t currency = 0;  ///< of the money that is counted, as Words have it
   Measure measure = Measure::units;
   WindowKind window = WindowKind::month;
   Family family = Family::quota;
@@ -56,6 +66,7 @@ struct Saying {
   std::string counted{};                            ///< `what` in words that a later process understands
   std::string id{};
   std::string event_type{};
+  std::string currency_code{};  ///< empty: the accounting currency's
   std::vector<std::string> approvers{};
 };
 
@@ -69,6 +80,11 @@ class alignas(64) Terms {
   const Saying* operator->() const { return &said_; }
 
   bool counts(const Words& words) const {
+    if (said_.measure == Measure::cost && said_.currency != words.currency) return false;
+    return is_about(words);
+  }
+  /// Whether it counts such a use, where that costs something in its currency.
+  bool is_about(const Words& words) const {
     if (said_.type != 0 && said_.type != words.type && said_.type != words.action) return false;
     return said_.match.empty() || matches(words);
   }
@@ -84,6 +100,8 @@ class alignas(64) Terms {
     return unix_ns(find_window(ns).begin);
   }
   std::int64_t window_end(std::int64_t ns) const { return calendar() ? unix_ns(find_window(ns).end) : INT64_MAX; }
+  /// Which accumulated cost of its account it counts, of `cost_windows`; none where it counts something else.
+  std::optional<std::size_t> cost_window() const;
   Nanos step() const { return said_.rolling_length / rolling_steps; }
 
   static constexpr std::int64_t rolling_steps = 60;
@@ -102,7 +120,7 @@ class alignas(64) Terms {
 /// All terms there ever were, by number, and the words they use. Reading takes no lock. Thread-safe.
 class TermsTable {
  public:
-  TermsTable();
+  explicit TermsTable(Currency accounting);
 
   const Terms& operator[](std::uint32_t number) const { return terms_[number]; }
   std::uint32_t count() const { return count_.load(std::memory_order_acquire); }  ///< numbers are 1 to this
@@ -124,9 +142,13 @@ class TermsTable {
   void remove_default(OrgNumber org, SubjectKind kind, Terms::Family family, std::string_view id);
 
   /// For a question: a word that nobody named is 0.
-  Words words(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties) const;
+  Words words(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties,
+              std::string_view currency) const;
   /// For a fact, whose type gets a number since costs are told by type: 0 once there are 4 096 others.
-  Words learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties);
+  Words learn(OrgNumber org, std::string_view event_type, std::string_view action, PropertyViews properties,
+              std::string_view currency);
+  /// Empty, or that of the accounting currency: 0.
+  std::uint32_t currency(std::string_view code) const;
   std::string_view word(std::uint32_t number) const;
   std::size_t word_count() const { return words_.size(); }
   std::uint32_t learn_type(std::string_view event_type);
@@ -154,6 +176,7 @@ class TermsTable {
   std::uint32_t put(Saying said, const std::string& saying);
   void replace(Cell<std::uint32_t>& current, std::vector<std::uint32_t> terms);
 
+  const Currency accounting_;
   mutable std::mutex mutex_;
   PublishedMap<Word> words_;
   std::size_t rule_words_ = 0;

@@ -152,21 +152,6 @@ TEST_P(MeteringContract, CostThresholdsTriggerOversight) {
       ctx, spend(500),
       {{"b", BillingPeriod::day, {Decimal(599), Currency::usd()}, contracts::ThresholdAction::block, {}}});
   EXPECT_EQ(above->size(), 1u);
-  // Limits of money are in one currency. What costs another one is a fact that those of single uses do not see, ...
-  const contracts::BillableEvent euros{"payment", *child, {}, {Decimal(20'000), Currency::parse("EUR").value()}};
-  EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::month)->has_value());
-  // ... and what those of a period cannot add up is not within them.
-  ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(),
-                                            {"monthly",
-                                             BillingPeriod::month,
-                                             {Decimal(1'000'000), Currency::usd()},
-                                             contracts::ThresholdAction::require_approval,
-                                             {}}}));
-  const auto blind = metering->check_cost_threshold(ctx, euros, BillingPeriod::month).value();
-  ASSERT_TRUE(blind);
-  EXPECT_EQ(blind->policy_id, "monthly");
-  EXPECT_EQ(blind->current_cost, euros.cost);
-  EXPECT_FALSE(metering->check_cost_threshold(ctx, euros, BillingPeriod::day)->has_value()) << "there is none";
 }
 
 TEST_P(MeteringContract, AnActionThatAHumanWasAskedForIsNotAskedForAgain) {
@@ -490,10 +475,43 @@ TEST_P(MeteringContract, WhereABudgetIsUsedUpNothingMoreIsSpentWithoutSayingItsC
   EXPECT_FALSE(local->quota_enforcer().evaluate(ctx, look)->has_value()) << "what costs nothing goes on";
 }
 
+TEST_P(MeteringContract, ACallOfAModelWithoutAPriceIsRefusedWhereABudgetHasToHold) {
+  ASSERT_TRUE(metering->import_prices(
+      ctx, R"({"p/m":{"input_cost_per_token":0.001},"p/free":{"input_cost_per_token":0,"output_cost_per_token":0}})", {}));
+  const auto call = [&](std::string_view model) {
+    auto request = ask(*child, "inference_tokens", "1000");
+    request.properties = {{"input_tokens", "10"}, {"output_tokens", "10"}};
+    if (!model.empty()) request.properties.emplace("model_id", model);
+    return metering->reserve(ctx, request);
+  };
+  EXPECT_TRUE(call("")) << "where no money is limited";
+  Quota budget = quota("budget", *parent, 1'000'000'000, "");
+  budget.measure = Measure::cost;
+  budget.overflow = Overflow::allow_with_notification;
+  ASSERT_TRUE(metering->set_quota(ctx, budget));
+  EXPECT_TRUE(call("")) << "or it is only told of";
+  budget.overflow = Overflow::block;
+  ASSERT_TRUE(metering->set_quota(ctx, budget));
+  const auto unnamed = call("");
+  EXPECT_EQ(code(unnamed), "MT-400");
+  EXPECT_EQ(unnamed.error().message(),
+            fmt::format("cost: is not known, since no model is named; limit `budget` of `{}` needs it", parent->text()));
+  EXPECT_EQ(code(call("unknown")), "MT-400");
+  EXPECT_TRUE(call("m"));
+  EXPECT_TRUE(call("free")) << "a price of nothing is a price";
+  ASSERT_TRUE(metering->delete_quota(ctx, "budget"));
+  EXPECT_TRUE(call("unknown"));
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {"agent:*",
+            {"each", BillingPeriod::day, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  EXPECT_EQ(code(call("unknown")), "MT-400");
+}
+
 TEST_P(MeteringContract, ACostInAnotherCurrencyPassesNoLimitOfMoney) {
-  const auto euros = [&](const Identity& who) {
+  const Currency euro = Currency::parse("EUR").value();
+  const auto euros = [&](const Identity& who, std::int64_t amount = 1'000'000) {
     auto request = ask(who, "payment");
-    request.cost = {Decimal(1'000'000), Currency::parse("EUR").value()};
+    request.cost = {Decimal(amount), euro};
     return request;
   };
   const Identity other = *agent("other", *ctx.caller);
@@ -502,13 +520,77 @@ TEST_P(MeteringContract, ACostInAnotherCurrencyPassesNoLimitOfMoney) {
             {"ten", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
   const auto refused = metering->reserve(ctx, euros(*child));
   EXPECT_EQ(code(refused), "MT-400");
-  EXPECT_EQ(refused.error().message(), "cost: must be in USD, which the limits that apply are in");
+  EXPECT_EQ(refused.error().message(),
+            fmt::format("cost: must be in USD as limit `ten` of `{}` is, or have a limit in EUR there", parent->text()));
   EXPECT_TRUE(metering->reserve(ctx, euros(other))) << "nothing limits its money";
   Quota each = quota("each", *parent, 10'000'000'000, "payment");
   each.subject = "agent:*";
   each.measure = Measure::cost;
   ASSERT_TRUE(metering->set_quota(ctx, each));
   EXPECT_EQ(code(metering->reserve(ctx, euros(other))), "MT-400");
+}
+
+TEST_P(MeteringContract, ThresholdsOfEachCurrencyLimitWhatIsInIt) {
+  const Currency euro = Currency::parse("EUR").value();
+  const Currency pound = Currency::parse("GBP").value();
+  const auto limit = [&](std::string id, BillingPeriod period, std::int64_t amount, const Currency& currency,
+                         contracts::ThresholdAction action = contracts::ThresholdAction::require_approval) {
+    ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(), {std::move(id), period, {Decimal(amount), currency}, action, {}}}));
+  };
+  const auto asks = [&](std::int64_t amount, const Currency& currency, BillingPeriod period) {
+    const contracts::BillableEvent event{"payment", *child, chain_of(*child), {Decimal(amount), currency}};
+    const auto trigger = metering->check_cost_threshold(ctx, event, period).value();
+    return trigger ? fmt::format("{} {} of {}", trigger->policy_id, trigger->current_cost.to_string(),
+                                 trigger->threshold.to_string())
+                   : std::string();
+  };
+  const BillingPeriod once = BillingPeriod::transaction;
+  const BillingPeriod month = BillingPeriod::month;
+  limit("one", once, 100, Currency::usd());
+  EXPECT_EQ(asks(100, Currency::usd(), once), "");
+  EXPECT_EQ(asks(1, euro, once), "one 1.00 EUR of 100.00 USD") << "what it cannot see is not within it";
+  limit("one-eur", once, 90, euro);
+  EXPECT_EQ(asks(90, euro, once), "");
+  EXPECT_EQ(asks(91, euro, once), "one-eur 91.00 EUR of 90.00 EUR");
+  EXPECT_EQ(asks(1, pound, once), "one 1.00 GBP of 100.00 USD");
+  EXPECT_EQ(asks(101, Currency::usd(), once), "one 101.00 USD of 100.00 USD");
+
+  int events = 0;
+  const auto pay = [&](std::string_view amount, const Currency& currency) {
+    contracts::RuntimeUsageEvent usage{"action",   fmt::format("p{}", events++),
+                                       R"({"action":"pay"})", Decimal(1),
+                                       {},         {}, {}};
+    usage.cost = Money{Decimal::literal(amount), currency};
+    EventEnvelope envelope{"runtime_usage", EventId::fresh(clock.now()), *child, chain_of(*child), time_->now(),
+                           usage.to_json().value(), {}};
+    envelope.signature =
+        registry->sign(ctx, *child, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
+    const auto taken = metering->ingest(ctx, envelope.to_json().value());
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  pay("40", euro);
+  limit("month-eur", month, 60, euro, contracts::ThresholdAction::block);
+  EXPECT_EQ(asks(20, euro, month), "") << "of each currency by itself";
+  EXPECT_EQ(asks(21, euro, month), "month-eur 61.00 EUR of 60.00 EUR") << "with what was spent before it was set";
+  pay("15", euro);
+  pay("1000", Currency::usd());
+  const auto spend = [&](std::string_view amount, const Currency& currency) {
+    auto request = ask(*child, "payment");
+    request.cost = {Decimal::literal(amount), currency};
+    return code(metering->reserve(ctx, request));
+  };
+  EXPECT_EQ(spend("6", euro), "MT-429");
+  EXPECT_EQ(spend("3", euro), "ok");
+  EXPECT_EQ(spend("3", euro), "MT-429") << "what is held counts";
+  EXPECT_EQ(spend("5000", Currency::usd()), "ok") << "the accounting currency is what its own limits say";
+  EXPECT_EQ(spend("1", pound), "MT-400");
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
+  stop();
+  start();
+  EXPECT_EQ(asks(6, euro, month), "month-eur 61.00 EUR of 60.00 EUR");
+  EXPECT_EQ(asks(5, euro, month), "");
+  EXPECT_EQ(metering->accumulated_cost(ctx, *child, month)->total, (Money{Decimal(1000), Currency::usd()}));
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
 }
 
 }  // namespace

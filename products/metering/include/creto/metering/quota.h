@@ -83,8 +83,9 @@ Result<> validate(const Quota& quota);
 Result<std::string> to_json(const Quota& quota);
 Result<Quota> quota_from_json(std::string_view text);
 
-/// A cost threshold on an identity and all agents below it, whatever the type
-/// of the event.
+/// A cost threshold on an identity and all agents below it, whatever the type of the event. It counts costs in the
+/// currency of its limit. What it cannot see, it asks about or blocks: a cost that is neither in the accounting
+/// currency nor in one of which the subject has a threshold of the same period that asks or blocks.
 struct SubjectThreshold {
   std::string subject{};  ///< as of a quota, defaults for each included
   contracts::CostThreshold threshold;
