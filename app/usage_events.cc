@@ -87,6 +87,7 @@ Result<> read_event_line(std::string_view line, const std::function<Result<>(con
                 .org = text["org"],
                 .agent = text["agent"],
                 .ancestors = ancestors,
+                .reporter = text["reporter"],
                 .subscription = text["subscription"],
                 .source = text["source"],
                 .usage_type = text["usage_type"],

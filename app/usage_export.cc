@@ -63,19 +63,19 @@ std::string properties_of(const LoggedEvent& event) {
 std::string csv_line(const LoggedEvent& event) {
   return csv_line_of({event.id.to_string(), to_rfc3339(event.arrived), std::string(event.org),
                       fmt::format("{}", fmt::join(event.ancestors, " ")), std::string(event.agent),
-                      std::string(event.subscription), std::string(event.source), std::string(event.usage_type),
-                      std::string(event.idempotency_key), to_rfc3339(event.time), std::string(event.units),
-                      std::string(event.cost), std::string(event.currency), std::string(event.replaces),
-                      std::string(event.voids), properties_of(event)});
+                      std::string(event.reporter), std::string(event.subscription), std::string(event.source),
+                      std::string(event.usage_type), std::string(event.idempotency_key), to_rfc3339(event.time),
+                      std::string(event.units), std::string(event.cost), std::string(event.currency),
+                      std::string(event.replaces), std::string(event.voids), properties_of(event)});
 }
 
 std::vector<ArrowField> event_fields() {
   using enum ArrowField::Type;
-  return {
-      {"id", text},           {"arrived", instant}, {"org", text},        {"ancestors", texts},      {"agent", text},
-      {"subscription", text}, {"source", text},     {"usage_type", text}, {"idempotency_key", text}, {"time", instant},
-      {"units", decimal},     {"cost", decimal},    {"currency", text},   {"replaces", text},        {"voids", text},
-      {"properties", pairs}};
+  return {{"id", text},         {"arrived", instant},      {"org", text},          {"ancestors", texts},
+          {"agent", text},      {"reporter", text},        {"subscription", text}, {"source", text},
+          {"usage_type", text}, {"idempotency_key", text}, {"time", instant},      {"units", decimal},
+          {"cost", decimal},    {"currency", text},        {"replaces", text},     {"voids", text},
+          {"properties", pairs}};
 }
 
 Result<> add_row(ArrowWriter& table, const LoggedEvent& event) {
@@ -85,6 +85,7 @@ Result<> add_row(ArrowWriter& table, const LoggedEvent& event) {
   table.text(event.org);
   table.texts(event.ancestors);
   table.text(event.agent);
+  optional(event.reporter);
   optional(event.subscription);
   optional(event.source);
   table.text(event.usage_type);

@@ -109,9 +109,8 @@ AccountNumber Limits::Impl::find(std::string_view org, std::string_view subject)
 }
 
 AccountNumber Limits::Impl::obtain(OrgNumber org, std::string_view subject) {
-  return names.obtain(org, subject, [&](AccountNumber number, bool anew) {
-    set_up(org, subject_kind(subject), number, anew);
-  });
+  return names.obtain(org, subject,
+                      [&](AccountNumber number, bool anew) { set_up(org, subject_kind(subject), number, anew); });
 }
 
 AccountNumber Limits::Impl::obtain_session(OrgNumber org, std::string_view name) {

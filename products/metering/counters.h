@@ -145,12 +145,12 @@ struct CostTotals {
 /// Invariant 2: a reservation is held by all windows it touches or by none.
 /// Invariant 3: facts are added whatever the limits say.
 ///
-/// A session is over after 30 days without use, its sandbox's an hour after that has ended; a use of its name after that
-/// begins another one, from nothing. Its memory goes back by `forget`.
+/// A session is over after 30 days without use, its sandbox's an hour after that has ended; a use of its name after
+/// that begins another one, from nothing. Its memory goes back by `forget`.
 ///
-/// Checks that grant take no lock and do not allocate, but for the one, shared, that keeps a session where it is. Reservations lock the accounts they touch in the order of their
-/// numbers, facts one account after the other. Time is passed in and never opens an older window of an account again.
-/// Thread-safe.
+/// Checks that grant take no lock and do not allocate, but for the one, shared, that keeps a session where it is.
+/// Reservations lock the accounts they touch in the order of their numbers, facts one account after the other. Time is
+/// passed in and never opens an older window of an account again. Thread-safe.
 class Limits {
  public:
   /// `accounting`: the currency of quotas, and of costs where nothing else is said.
@@ -244,8 +244,8 @@ class Limits {
   /// `period`. Takes no lock and does not allocate where there is none, but for an
   /// agent whose last hour has to be learnt from.
   std::optional<CostFinding> check_cost(const Use& use, contracts::BillingPeriod period, Instant now);
-  /// The first threshold of `period` or of single transactions, of those that ask or block, that does not see what `use`
-  /// costs: see `blind_limit`.
+  /// The first threshold of `period` or of single transactions, of those that ask or block, that does not see what
+  /// `use` costs: see `blind_limit`.
   std::optional<CostFinding> blind_threshold(const Use& use, contracts::BillingPeriod period, Instant now);
   /// Accumulated cost of the agent in the period's window around `now`, with what is held, and `use` added.
   NanoMoney cost_with(const Use& use, contracts::BillingPeriod period, Instant now);
@@ -267,8 +267,8 @@ class Limits {
   /// Appends the next few thousand accounts; false once the copy is complete. From one thread.
   bool write_copy(Bytes& out);
   /// Takes a copy, once the quotas and thresholds in force have been put and before any fact is added. Returns those of
-  /// one subject that are younger than the copy: put them anew with seeds. Errors: invalid_input where it is no copy; then
-  /// the counters are not to be used.
+  /// one subject that are younger than the copy: put them anew with seeds. Errors: invalid_input where it is no copy;
+  /// then the counters are not to be used.
   struct Younger {
     Terms::Family family;
     std::string org;

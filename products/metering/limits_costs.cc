@@ -170,14 +170,14 @@ std::optional<Told> Limits::blind_limit(const Use& use, Instant now) {
                                                     : said->overflow != Overflow::allow_with_notification;
   };
   std::optional<Told> told;
-  impl_->find_blind(targets, now, refuses,
-                    [&](AccountNumber number, const Account::Counter* counter, const Terms& said) {
-                      told = Told{said->id, std::string(use.agent), said->event_type, said->measure, said->window,
-                                  said->currency_code};
-                      if (counter == nullptr) return;
-                      told->subject = impl_->names.subject(number);
-                      if (!said->each) told->id = impl_->at(number).own_id(impl_->books, counter->position);
-                    });
+  impl_->find_blind(
+      targets, now, refuses, [&](AccountNumber number, const Account::Counter* counter, const Terms& said) {
+        told =
+            Told{said->id, std::string(use.agent), said->event_type, said->measure, said->window, said->currency_code};
+        if (counter == nullptr) return;
+        told->subject = impl_->names.subject(number);
+        if (!said->each) told->id = impl_->at(number).own_id(impl_->books, counter->position);
+      });
   return told;
 }
 
@@ -189,23 +189,22 @@ std::optional<CostFinding> Limits::blind_threshold(const Use& use, BillingPeriod
            (said->window == WindowKind::transaction || period_of(said->window) == period);
   };
   std::optional<CostFinding> finding;
-  impl_->find_blind(targets, now, asks,
-                    [&](AccountNumber number, const Account::Counter* counter, const Terms& said) {
-                      finding = CostFinding{said->id,
-                                            std::string(use.agent),
-                                            period_of(said->window),
-                                            0,
-                                            said->limit,
-                                            said->currency_code,
-                                            said->action,
-                                            said->approvers,
-                                            {}};
-                      if (counter == nullptr) return;
-                      Account& account = impl_->at(number);
-                      finding->subject = impl_->names.subject(number);
-                      finding->with_use = taken(account, *counter, said, account.stamp());
-                      if (!said->each) finding->id = account.own_id(impl_->books, counter->position);
-                    });
+  impl_->find_blind(targets, now, asks, [&](AccountNumber number, const Account::Counter* counter, const Terms& said) {
+    finding = CostFinding{said->id,
+                          std::string(use.agent),
+                          period_of(said->window),
+                          0,
+                          said->limit,
+                          said->currency_code,
+                          said->action,
+                          said->approvers,
+                          {}};
+    if (counter == nullptr) return;
+    Account& account = impl_->at(number);
+    finding->subject = impl_->names.subject(number);
+    finding->with_use = taken(account, *counter, said, account.stamp());
+    if (!said->each) finding->id = account.own_id(impl_->books, counter->position);
+  });
   return finding;
 }
 

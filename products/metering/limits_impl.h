@@ -46,10 +46,10 @@ struct Targets {
   OrgNumber org = OrgNumber::none;
   std::array<AccountNumber, accounts_per_use_max> accounts{};
   std::size_t count = 0;
-  bool agent_known = false;                  ///< then it is the first
+  bool agent_known = false;  ///< then it is the first
   AccountNumber session = AccountNumber::none;
   std::shared_lock<std::shared_mutex> sessions{};  ///< while there is one: it stays that session's
-  std::array<bool, subject_kinds> unseen{};  ///< kinds of those that have no account yet
+  std::array<bool, subject_kinds> unseen{};        ///< kinds of those that have no account yet
   Words words{};
 
   std::span<const AccountNumber> span() const { return {accounts.data(), count}; }

@@ -29,6 +29,7 @@ LoggedEvent logged_event_of(const Subjects& subjects, const StoredEvent& event,
                      .voids = record.voids,
                      .envelope = event.envelope,
                      .properties = record.properties};
+  if (event.reporter != 0) logged.reporter = subjects.subject(event.reporter).name;
   if (attribution.subscription != 0) logged.subscription = subjects.subject(attribution.subscription).name;
   return logged;
 }
@@ -48,6 +49,7 @@ Result<std::string> json_of(const LoggedEvent& event) {
   const auto optional = [&](const char* name, std::string_view value) {
     if (!value.empty()) json[name] = value;
   };
+  optional("reporter", event.reporter);
   optional("source", event.source);
   optional("cost", event.cost);
   optional("currency", event.currency);

@@ -148,7 +148,8 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     return error(ErrorKind::invalid_input, "the checkpoint counts another currency");
   auto younger = limits_.load(counters.last(reader.left()));
   if (!younger) {
-    limits_ = Limits({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence}, options_.currency);
+    limits_ =
+        Limits({.detect = options_.detect_anomalies, .confidence = options_.anomaly_confidence}, options_.currency);
     CRETO_TRY(put_rules());
     return std::move(younger).error();
   }

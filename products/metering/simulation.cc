@@ -21,7 +21,7 @@ namespace {
 constexpr std::size_t periods_max = 10'000;
 
 /// What a dump says beside a report.
-constexpr std::array dump_members{"id", "arrived", "org", "ancestors", "subscription", "envelope"};
+constexpr std::array dump_members{"id", "arrived", "org", "ancestors", "reporter", "subscription", "envelope"};
 
 Error error_of(ErrorKind kind, std::string message) { return Error(Product::metering, kind, std::move(message)); }
 

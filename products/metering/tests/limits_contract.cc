@@ -477,7 +477,8 @@ TEST_P(MeteringContract, WhereABudgetIsUsedUpNothingMoreIsSpentWithoutSayingItsC
 
 TEST_P(MeteringContract, ACallOfAModelWithoutAPriceIsRefusedWhereABudgetHasToHold) {
   ASSERT_TRUE(metering->import_prices(
-      ctx, R"({"p/m":{"input_cost_per_token":0.001},"p/free":{"input_cost_per_token":0,"output_cost_per_token":0}})", {}));
+      ctx, R"({"p/m":{"input_cost_per_token":0.001},"p/free":{"input_cost_per_token":0,"output_cost_per_token":0}})",
+      {}));
   const auto call = [&](std::string_view model) {
     auto request = ask(*child, "inference_tokens", "1000");
     request.properties = {{"input_tokens", "10"}, {"output_tokens", "10"}};
@@ -494,8 +495,9 @@ TEST_P(MeteringContract, ACallOfAModelWithoutAPriceIsRefusedWhereABudgetHasToHol
   ASSERT_TRUE(metering->set_quota(ctx, budget));
   const auto unnamed = call("");
   EXPECT_EQ(code(unnamed), "MT-400");
-  EXPECT_EQ(unnamed.error().message(),
-            fmt::format("cost: is not known, since no model is named; limit `budget` of `{}` needs it", parent->text()));
+  EXPECT_EQ(
+      unnamed.error().message(),
+      fmt::format("cost: is not known, since no model is named; limit `budget` of `{}` needs it", parent->text()));
   EXPECT_EQ(code(call("unknown")), "MT-400");
   EXPECT_TRUE(call("m"));
   EXPECT_TRUE(call("free")) << "a price of nothing is a price";
@@ -520,8 +522,9 @@ TEST_P(MeteringContract, ACostInAnotherCurrencyPassesNoLimitOfMoney) {
             {"ten", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
   const auto refused = metering->reserve(ctx, euros(*child));
   EXPECT_EQ(code(refused), "MT-400");
-  EXPECT_EQ(refused.error().message(),
-            fmt::format("cost: must be in USD as limit `ten` of `{}` is, or have a limit in EUR there", parent->text()));
+  EXPECT_EQ(
+      refused.error().message(),
+      fmt::format("cost: must be in USD as limit `ten` of `{}` is, or have a limit in EUR there", parent->text()));
   EXPECT_TRUE(metering->reserve(ctx, euros(other))) << "nothing limits its money";
   Quota each = quota("each", *parent, 10'000'000'000, "payment");
   each.subject = "agent:*";
@@ -535,7 +538,8 @@ TEST_P(MeteringContract, ThresholdsOfEachCurrencyLimitWhatIsInIt) {
   const Currency pound = Currency::parse("GBP").value();
   const auto limit = [&](std::string id, BillingPeriod period, std::int64_t amount, const Currency& currency,
                          contracts::ThresholdAction action = contracts::ThresholdAction::require_approval) {
-    ASSERT_TRUE(metering->set_threshold(ctx, {parent->text(), {std::move(id), period, {Decimal(amount), currency}, action, {}}}));
+    ASSERT_TRUE(metering->set_threshold(
+        ctx, {parent->text(), {std::move(id), period, {Decimal(amount), currency}, action, {}}}));
   };
   const auto asks = [&](std::int64_t amount, const Currency& currency, BillingPeriod period) {
     const contracts::BillableEvent event{"payment", *child, chain_of(*child), {Decimal(amount), currency}};
@@ -557,12 +561,11 @@ TEST_P(MeteringContract, ThresholdsOfEachCurrencyLimitWhatIsInIt) {
 
   int events = 0;
   const auto pay = [&](std::string_view amount, const Currency& currency) {
-    contracts::RuntimeUsageEvent usage{"action",   fmt::format("p{}", events++),
-                                       R"({"action":"pay"})", Decimal(1),
-                                       {},         {}, {}};
+    contracts::RuntimeUsageEvent usage{
+        "action", fmt::format("p{}", events++), R"({"action":"pay"})", Decimal(1), {}, {}, {}};
     usage.cost = Money{Decimal::literal(amount), currency};
-    EventEnvelope envelope{"runtime_usage", EventId::fresh(clock.now()), *child, chain_of(*child), time_->now(),
-                           usage.to_json().value(), {}};
+    EventEnvelope envelope{"runtime_usage", EventId::fresh(clock.now()), *child, chain_of(*child),
+                           time_->now(),    usage.to_json().value(),     {}};
     envelope.signature =
         registry->sign(ctx, *child, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
     const auto taken = metering->ingest(ctx, envelope.to_json().value());

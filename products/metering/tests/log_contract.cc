@@ -270,6 +270,30 @@ TEST_P(MeteringContract, ADefaultThatIsPutAfterUseVerifies) {
   EXPECT_EQ(metering->verify_usage(ctx)->problems, std::vector<std::string>());
 }
 
+TEST_P(MeteringContract, VerifyingLooksAtThresholdsForEachOfAKind) {
+  Draft draft = keyed("1");
+  draft.cost = "3";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  const std::uint64_t before = metering->verify_usage(ctx)->counters;
+  ASSERT_TRUE(metering->set_threshold(
+      ctx, {"agent:*",
+            {"each", BillingPeriod::month, {Decimal(10), Currency::usd()}, contracts::ThresholdAction::block, {}}}));
+  draft.key = "2";
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, draft)));
+  const UsageVerification found = metering->verify_usage(ctx).value();
+  EXPECT_EQ(found.counters, before + 2) << "the agent's and its parent's";
+  EXPECT_EQ(found.problems, std::vector<std::string>());
+}
+
+TEST_P(MeteringContract, EventsTellWhoReportedThem) {
+  ASSERT_TRUE(metering->ingest_records(ctx, {.records = {record(*child, "1")}}));
+  ASSERT_TRUE(metering->ingest(ctx, event(*child, keyed("2"))));
+  const auto page = metering->usage_events(ctx, {}).value();
+  ASSERT_EQ(page.events.size(), 2u);
+  for (const std::string& line : page.events)
+    EXPECT_NE(line.find(R"("reporter":"service:test")"), std::string::npos) << line;
+}
+
 TEST_P(MeteringContract, BatchesOfAnyOrganizationAndOfReportersWhoseTimeIsOverVerify) {
   Context other = Context::of_service(*ctx.caller);
   other.org = "other";

@@ -135,9 +135,10 @@ TEST(Sessions, ThatAreCorrectedAfterTheirEndStayEmpty) {
 /// The same facts for one that forgets whatever is over and comes back from a copy now and then, and for one that
 /// keeps everything.
 TEST(Sessions, AreCountedAsIfNoneWasEverForgotten) {
-  const std::array quotas{quota("month", "session:*", WindowKind::month), quota("life", "session:*", WindowKind::lifetime),
-                          quota("rolling", "session:*", WindowKind::rolling),
-                          quota("own", "session:s-3", WindowKind::lifetime), quota("all", std::string(agent), WindowKind::lifetime)};
+  const std::array quotas{
+      quota("month", "session:*", WindowKind::month), quota("life", "session:*", WindowKind::lifetime),
+      quota("rolling", "session:*", WindowKind::rolling), quota("own", "session:s-3", WindowKind::lifetime),
+      quota("all", std::string(agent), WindowKind::lifetime)};
   const auto make = [&] {
     auto limits = std::make_unique<Limits>();
     for (const Quota& one : quotas) EXPECT_TRUE(limits->put_quota(org, one, start));

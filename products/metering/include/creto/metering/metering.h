@@ -208,7 +208,8 @@ class LocalMetering : public Metering {
 };
 
 struct MeteringOptions {
-  /// Of cost thresholds and cost totals; other costs are recorded only. Another one than before: all is counted again.
+  /// Of quotas of money, cost totals and anomalies; other costs meet thresholds in their own currency. Another one than
+  /// before: all is counted again.
   Currency currency = Currency::usd();
   /// From arrival; 1 minute to 366 days. A longer one than before does not bring back keys that were forgotten.
   Nanos idempotency_window = std::chrono::hours(24 * 7);

@@ -38,6 +38,7 @@ struct LoggedEvent {
   std::string_view org;
   std::string_view agent;
   std::span<const std::string_view> ancestors;  ///< root first, without the agent
+  std::string_view reporter{};                  ///< who brought it
   std::string_view subscription{};              ///< that it is billed to; this and the following may be empty
   std::string_view source{};
   std::string_view usage_type;
