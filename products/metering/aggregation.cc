@@ -31,6 +31,11 @@ bool removes(const Properties& properties) {
 
 }  // namespace
 
+const Decimal& aggregated_max() {
+  static const Decimal max(1'000'000'000'000'000'000);
+  return max;
+}
+
 bool counts(const Metric& metric, const UsageFact& fact) {
   if (fact.event_type != metric.event_type || !matches(metric.match, *fact.properties)) return false;
   return std::ranges::none_of(metric.ignore, [&](const auto& filter) { return matches(filter, *fact.properties); });
@@ -61,9 +66,7 @@ Result<Decimal> Aggregator::number_of(const UsageFact& fact) const {
   if (!value)
     return Error(Product::metering, ErrorKind::invalid_input,
                  fmt::format("event `{}`: {}", fact.id.to_string(), value.error().message()));
-  // So that sums and prices of many still fit: one event must not make a period that cannot be reckoned.
-  static const Decimal number_max(1'000'000'000'000'000'000);
-  if (*value > number_max || *value < number_max.negated())
+  if (*value > aggregated_max() || *value < aggregated_max().negated())
     return Error(Product::metering, ErrorKind::invalid_input,
                  fmt::format("event `{}`: its value is beyond 10^18", fact.id.to_string()));
   return *value;

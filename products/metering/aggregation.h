@@ -47,6 +47,10 @@ struct UsageWindow {
   const PeriodDays* days = nullptr;
 };
 
+/// What one event may count for at most, either way: so that sums and prices of many still fit, and no event makes a
+/// period that cannot be reckoned.
+const Decimal& aggregated_max();
+
 /// Whether `fact` is counted by `metric`.
 bool counts(const Metric& metric, const UsageFact& fact);
 

@@ -89,6 +89,7 @@ struct Intake::Work {
   std::vector<KeyHash> agents;       ///< of each event
   std::vector<Accounts> room;
   std::vector<std::span<const AccountNumber>> accounts;  ///< of each event
+  std::vector<const BillingNeeds*> needs;                ///< likewise; null: none
   std::vector<std::uint32_t> unknown;                    ///< events whose agents have to be asked for
   std::vector<Fact> facts;
   std::vector<std::uint32_t> event_of;  ///< of each fact
@@ -105,6 +106,7 @@ struct Intake::Work {
     agents.clear();
     room.resize(size);
     accounts.assign(size, {});
+    needs.assign(size, nullptr);
     unknown.clear();
     targets.clear();
     costs.clear();
@@ -119,8 +121,10 @@ struct Intake::Work {
     events.push_back(std::move(event));
   }
   /// Those of an event, if there are not too many of them.
-  void take_accounts(std::size_t event, const KnownAgent& known) {
+  void take_accounts(std::size_t event, const KnownAgent& known,
+                     std::span<const std::shared_ptr<const BillingNeeds>> all_needs) {
     events[event].attribution = known.attribution;
+    if (known.needs != 0) needs[event] = all_needs[known.needs - 1].get();
     std::ranges::copy(known.accounts, room[event].begin());
     accounts[event] = {room[event].begin(), std::ranges::find(known.accounts, AccountNumber::none) -
                                                 known.accounts.begin() + room[event].begin()};
@@ -133,6 +137,7 @@ struct Intake::Work {
       events[kept] = events[i];
       place[kept] = place[i];
       accounts[kept] = accounts[i];
+      needs[kept] = needs[i];
       ++kept;
     }
     events.resize(kept);
@@ -212,7 +217,7 @@ void Intake::attribute(const Context& ctx, Work& work, Instant now) {
         work.unknown.push_back(static_cast<std::uint32_t>(i));
         continue;
       }
-      work.take_accounts(i, *known);
+      work.take_accounts(i, *known, needs_);
     }
   }
   bool refused = false;
@@ -220,7 +225,8 @@ void Intake::attribute(const Context& ctx, Work& work, Instant now) {
     const RecordView& record = work.events[i].record;
     auto known = ask(ctx, record.agent, work.agents[i], record.time, now);
     if (known) {
-      work.take_accounts(i, *known);
+      const std::shared_lock lock(known_mutex_);
+      work.take_accounts(i, *known, needs_);
     } else {
       work.refuse(work.place[i], std::move(known).error());
       refused = true;
@@ -231,6 +237,31 @@ void Intake::attribute(const Context& ctx, Work& work, Instant now) {
     if (attribution != 0 && work.accounts[i].empty()) work.accounts[i] = accounts_of(attribution, work.room[i]);
   }
   if (refused) work.drop_refused();
+}
+
+/// Refuses what could not be billed, unless it was taken before.
+Result<> Intake::refuse_unbillable(Work& work) {
+  bool refused = false;
+  for (std::size_t i = 0; i < work.events.size(); ++i) {
+    if (work.needs[i] == nullptr) continue;
+    auto good = work.needs[i]->check(work.events[i].record);
+    if (good) continue;
+    const auto known = CRETO_TRY(ledger_.find(work.events[i].key));
+    if (known) continue;
+    work.refuse(work.place[i], std::move(good).error());
+    refused = true;
+  }
+  if (refused) work.drop_refused();
+  return {};
+}
+
+std::uint32_t Intake::number_of(const std::shared_ptr<const BillingNeeds>& needs) {
+  if (needs == nullptr) return 0;
+  const std::unique_lock lock(known_mutex_);
+  const auto known = std::ranges::find(needs_, needs);
+  const auto number = static_cast<std::uint32_t>(known - needs_.begin() + 1);
+  if (known == needs_.end()) needs_.push_back(needs);
+  return number;
 }
 
 /// An agent reports for itself and for those below it; what others may report, policies say.
@@ -276,7 +307,8 @@ Result<KnownAgent> Intake::ask(const Context& ctx, std::string_view agent, const
                    .asked_s = seconds_of(now),
                    .good_until_s = seconds_of(now + options_.attribution_ttl),
                    .from_s = first_second_after(found.from),
-                   .until_s = seconds_of(found.until)};
+                   .until_s = seconds_of(found.until),
+                   .needs = number_of(found.needs)};
   if (accounts.size() <= known.accounts.size()) std::ranges::copy(accounts, known.accounts.begin());
   const std::unique_lock lock(known_mutex_);
   known_.put(known);
@@ -406,6 +438,7 @@ Result<Intake::Answers> Intake::take(const Context& ctx, const Batch& batch, std
   }
   attribute(ctx, work, now);
   refuse_others(ctx, work, batch.reporter);
+  CRETO_TRY(refuse_unbillable(work));
   CRETO_TRY(admit_corrections(ctx, work, batch.reporter));
   if (batch.signature != nullptr) {
     for (std::size_t i = 0; i < work.events.size(); ++i) {

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "billing_needs.h"
 #include "counters.h"
 #include "creto/metering/metering.h"
 #include "known_agents.h"
@@ -29,6 +30,8 @@ class Attributor {
   struct Attributed {
     DelegationChain chain;     ///< root first; with or without the agent
     std::string subscription;  ///< that is billed; empty: nobody
+    /// What its plan needs of an event; the same object for the same needs. Null: nothing.
+    std::shared_ptr<const BillingNeeds> needs{};
     Instant from = Instant::min();
     Instant until = Instant::max();  ///< event times in [from, until) have the same answer
   };
@@ -77,9 +80,11 @@ class Intake {
   };
   using Answers = std::vector<Result<Ingested>>;
 
-  /// One answer per record, in order. Errors: those of Ledger::append; then nothing was taken.
+  /// One answer per record, in order. What the plan that it is billed by cannot reckon with is refused: who reports it
+  /// can mend it. Errors: those of Ledger::append; then nothing was taken.
   Result<Answers> take(const Context& ctx, const Batch& batch, std::vector<Reached>& reached);
-  /// Likewise of events in envelopes, whose signatures were verified. The caller reports them.
+  /// Likewise of events in envelopes, whose signatures were verified. The caller reports them. What a plan cannot
+  /// reckon with is taken, too: nobody would be left to mend what a gateway saw, and quotas have to count it.
   Result<Answers> take(const Context& ctx, std::span<const Result<UsageEvent>> events, std::vector<Reached>& reached);
 
   using Accounts = std::array<AccountNumber, accounts_per_use_max>;
@@ -131,6 +136,8 @@ class Intake {
   Result<> check(const RecordView& record, Instant now) const;
   Result<> price(const Context& ctx, Work& work, NewEvent& event) const;
   void attribute(const Context& ctx, Work& work, Instant now);
+  Result<> refuse_unbillable(Work& work);
+  std::uint32_t number_of(const std::shared_ptr<const BillingNeeds>& needs);
   void refuse_others(const Context& ctx, Work& work, std::string_view reporter);
   DelegationChain ancestors_of(AttributionNumber attribution) const;
   Result<KnownAgent> ask(const Context& ctx, std::string_view agent, const KeyHash& hash, Instant when, Instant now);
@@ -157,7 +164,8 @@ class Intake {
   std::atomic<std::size_t> untold_{0};
   mutable std::shared_mutex known_mutex_;
   KnownAgents known_;
-  std::vector<AccountNumber> accounts_;  ///< by subject; none: not asked for yet
+  std::vector<AccountNumber> accounts_;                     ///< by subject; none: not asked for yet
+  std::vector<std::shared_ptr<const BillingNeeds>> needs_;  ///< by number, from 1
   std::mutex idle_mutex_;
   std::vector<std::unique_ptr<Work>> idle_;  ///< with memory that the next batch can use
 };

@@ -14,7 +14,7 @@ namespace creto::metering {
 
 /// Whom an agent's use counts for, as it was told once, and for how long that holds: one cache line.
 struct alignas(64) KnownAgent {
-  static constexpr std::size_t accounts_max = 6;
+  static constexpr std::size_t accounts_max = 5;
 
   KeyHash agent;  ///< of organization and name
   AttributionNumber attribution = 0;
@@ -22,6 +22,7 @@ struct alignas(64) KnownAgent {
   // Seconds since 1970, rounded so that they say less rather than more.
   std::uint32_t asked_s = 0, good_until_s = 0;  ///< when it is now
   std::uint32_t from_s = 0, until_s = 0;        ///< when it was used
+  std::uint32_t needs = 0;                      ///< of who bills it, as the intake numbers them; 0: none
   /// Up to the first `none`; all none: they are more than fit here, and have to be looked up.
   std::array<AccountNumber, accounts_max> accounts{};
 

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <set>
 #include <shared_mutex>
+#include <tuple>
 
 #include "billing_store.h"
 #include "counters.h"
@@ -151,7 +152,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   // Attributor
   Result<Attributed> attribute(const Context& ctx, const Identity& agent, Instant when) override;
   std::uint64_t version() const override;
-  void add_subscription(const std::string& org, const Identity& agent, Instant when, Attributed& found) const;
+  Result<> add_subscription(const Context& ctx, const Identity& agent, Instant when, Attributed& found);
+  Result<std::shared_ptr<const BillingNeeds>> needs_of(const Context& ctx, const SubscriptionTerms& terms);
 
   Result<> may_correct(const Context& ctx, std::string_view reporter, std::string_view agent);
   Result<> record_corrections(const Context& ctx, std::string_view reporter,
@@ -257,6 +259,9 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   mutable std::mutex prices_mutex_;
   std::map<std::string, std::shared_ptr<const PriceTable>> prices_;  ///< by organization
   std::shared_ptr<const PriceTable> prices_of(const std::string& org) const;
+  /// Of plans with overrides, by organization, plan, version and overrides: none of them ever changes.
+  std::mutex needs_mutex_;
+  std::map<std::tuple<std::string, std::string, std::int64_t, std::string>, std::shared_ptr<const BillingNeeds>> needs_;
   /// Notices that could not be published yet.
   std::mutex untold_mutex_;
   std::vector<Intake::Reached> untold_;

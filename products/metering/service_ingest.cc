@@ -9,6 +9,7 @@
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
 #include "ledger/batch_proof.h"
+#include "rating.h"
 #include "service.h"
 #include "service_words.h"
 
@@ -46,15 +47,15 @@ Result<Attributor::Attributed> MeteringService::attribute(const Context& ctx, co
       return std::move(past).error();
     }
   }
-  add_subscription(ctx.org, agent, when, found);
+  CRETO_TRY(add_subscription(ctx, agent, when, found));
   return found;
 }
 
 /// Of the agent itself, else of its nearest ancestor that had one at the time.
-void MeteringService::add_subscription(const std::string& org, const Identity& agent, Instant when,
-                                       Attributed& found) const {
+Result<> MeteringService::add_subscription(const Context& ctx, const Identity& agent, Instant when, Attributed& found) {
+  const Subscription* billed = nullptr;
   const auto of = [&](const Identity& identity) {
-    const auto all = subscriptions_.find({org, identity.text()});
+    const auto all = subscriptions_.find({ctx.org, identity.text()});
     if (all == subscriptions_.end()) return false;
     for (const Subscription& one : all->second) {
       const Instant end = one.ended_at.value_or(Instant::max());
@@ -62,6 +63,7 @@ void MeteringService::add_subscription(const std::string& org, const Identity& a
         found.subscription = one.id.to_string();
         found.from = std::max(found.from, one.started_at);
         found.until = std::min(found.until, end);
+        billed = &one;
         return true;
       }
       // The answer holds as long as none of these begins or ends.
@@ -70,10 +72,33 @@ void MeteringService::add_subscription(const std::string& org, const Identity& a
     }
     return false;
   };
-  if (of(agent)) return;
-  for (auto ancestor = found.chain.rbegin(); ancestor != found.chain.rend(); ++ancestor) {
-    if (*ancestor != agent && of(*ancestor)) return;
+  of(agent);
+  for (auto ancestor = found.chain.rbegin(); billed == nullptr && ancestor != found.chain.rend(); ++ancestor) {
+    if (*ancestor != agent) of(*ancestor);
   }
+  if (billed == nullptr) return {};
+  const SubscriptionTerms& terms = billed->terms_at(when);
+  const auto next = std::ranges::upper_bound(billed->terms, when, {}, &SubscriptionTerms::from);
+  found.from = std::max(found.from, terms.from);
+  if (next != billed->terms.end()) found.until = std::min(found.until, next->from);
+  found.needs = CRETO_TRY(needs_of(ctx, terms));
+  return {};
+}
+
+Result<std::shared_ptr<const BillingNeeds>> MeteringService::needs_of(const Context& ctx,
+                                                                      const SubscriptionTerms& terms) {
+  const std::tuple key(ctx.org, terms.plan_id, terms.plan_version, terms.overrides);
+  {
+    const std::scoped_lock lock(needs_mutex_);
+    if (const auto known = needs_.find(key); known != needs_.end()) return known->second;
+  }
+  const auto plan = CRETO_TRY(sql::read(database_, own(ctx), [&](sql::Tx& tx) {
+    return billing::find_plan(tx, ctx.org, terms.plan_id, terms.plan_version);
+  }));
+  const auto merged = plan ? with_overrides(*plan, terms.overrides) : not_found("plan", terms.plan_id);
+  const std::scoped_lock lock(needs_mutex_);
+  // Of a plan that cannot be read the invoice will tell; no fact is refused for it.
+  return needs_.try_emplace(key, merged ? BillingNeeds::of(*merged) : nullptr).first->second;
 }
 
 // --- events

@@ -108,11 +108,11 @@ class BillingContract : public ::testing::TestWithParam<Where> {
     return *made;
   }
   std::string event(const Identity& who, const std::string& key, const std::string& units,
-                    std::optional<Instant> when = {}) {
+                    std::optional<Instant> when = {}, std::string_view more_properties = {}) {
     const contracts::RuntimeUsageEvent usage{
         "inference_tokens",
         key,
-        R"({"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p"})",
+        fmt::format(R"({{"input_tokens":"60","model_id":"m","output_tokens":"40"{},"provider":"p"}})", more_properties),
         Decimal::literal(units),
         {}};
     Timestamp time = time_->now();
@@ -702,20 +702,11 @@ TEST_P(BillingContract, AnEventThatCannotBeReckonedIsLeftOutAndToldAndHoldsUpNoI
   const auto subscription = metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "q"});
   ASSERT_TRUE(subscription);
   clock.advance(1h);
-  const auto pages = [&](std::string key, std::string_view value) {
-    const std::array<PropertyView, 5> properties{
-        {{"model_id", "m"}, {"provider", "p"}, {"input_tokens", "1"}, {"output_tokens", "1"}, {"pages", value}}};
-    Bytes bytes;
-    encode_record({.bytes = {},
-                   .agent = agents[1].text(),
-                   .type = "inference_tokens",
-                   .key = key,
-                   .time = clock.now(),
-                   .properties = properties},
-                  bytes);
-    const auto taken = metering->ingest_records(ctx, {.records = {std::string(as_text(bytes))}}).value();
-    EXPECT_TRUE(taken.front()) << taken.front().error().to_string();
-    return taken.front()->id.to_string();
+  // What a gateway saw is taken in any case.
+  const auto pages = [&](const std::string& key, std::string_view value) {
+    const auto taken = metering->ingest(ctx, event(agents[1], key, "1", {}, fmt::format(R"(,"pages":"{}")", value)));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+    return taken->id.to_string();
   };
   pages("good", "3");
   const std::string words = pages("words", "many");
@@ -731,6 +722,74 @@ TEST_P(BillingContract, AnEventThatCannotBeReckonedIsLeftOutAndToldAndHoldsUpNoI
   EXPECT_EQ(line->amount, Decimal());
   EXPECT_NE(line->description.find(words), std::string::npos);
   EXPECT_NE(line->description.find(huge), std::string::npos);
+}
+
+TEST_P(BillingContract, WhatAChargeCannotReckonWithIsRefusedWhereItIsReported) {
+  const auto plan = [&](std::string_view id, std::string_view metric) {
+    const auto made = plan_from_json(fmt::format(
+        R"({{"id":"{}","charges":[{{"id":"c","model":"standard","metric":{{"event_type":"read","match":{{"kind":["paid"]}},{}}},"price":{{"per_unit":"1"}}}}]}})",
+        id, metric));
+    ASSERT_TRUE(made) << made.error().to_string();
+    ASSERT_TRUE(metering->put_plan(ctx, *made));
+  };
+  plan("sum", R"("aggregation":"sum","property":"pages")");
+  plan("unique", R"("aggregation":"unique_count","property":"reader")");
+  plan("formula", R"("aggregation":"max","expression":"pages / sheets")");
+  using Properties = std::vector<PropertyView>;
+  std::string key = "0";
+  const auto report = [&](Properties properties) {
+    properties.emplace_back("kind", "paid");
+    Bytes bytes;
+    encode_record({.bytes = {},
+                   .agent = agents[1].text(),
+                   .type = "read",
+                   .key = key,
+                   .time = clock.now(),
+                   .properties = properties},
+                  bytes);
+    const auto taken = metering->ingest_records(ctx, {.records = {std::string(as_text(bytes))}}).value();
+    if (!taken.front()) return taken.front().error().to_string();
+    return std::string(taken.front()->duplicate ? "again" : "ok");
+  };
+  const auto fresh = [&](const Properties& properties) {
+    clock.advance(1s);
+    key = std::to_string(unix_ns(clock.now()));
+    return report(properties);
+  };
+  EXPECT_EQ(fresh({}), "ok") << "nobody bills it";
+  key = "before";
+  EXPECT_EQ(report({}), "ok");
+  const auto subscription = metering->subscribe(ctx, {.agent = agents[1].text(), .plan_id = "sum"});
+  ASSERT_TRUE(subscription);
+  EXPECT_EQ(report({}), "again") << "what was taken stays taken";
+  EXPECT_EQ(fresh({{"pages", "3"}}), "ok");
+  EXPECT_EQ(fresh({{"pages", "0.25"}}), "ok");
+  EXPECT_EQ(fresh({}), "MT-400: properties.pages: is required by charge `c` of plan `sum`, which takes its sum");
+  EXPECT_EQ(
+      fresh({{"pages", "many"}}),
+      "MT-400: properties.pages: must be a decimal number, as wanted by charge `c` of plan `sum`, which takes its sum");
+  EXPECT_EQ(
+      fresh({{"pages", "1000000000000000000000"}}),
+      "MT-400: properties.pages: must be at most 10^18, as wanted by charge `c` of plan `sum`, which takes its sum");
+  const auto change = [&](std::string plan_id) {
+    SubscriptionChange next;
+    next.terms.plan_id = std::move(plan_id);
+    clock.advance(1s);
+    const auto changed = metering->change_subscription(ctx, subscription->id, next);
+    EXPECT_TRUE(changed) << changed.error().to_string();
+  };
+  change("unique");
+  EXPECT_EQ(fresh({{"reader", "ada"}}), "ok");
+  EXPECT_EQ(fresh({{"pages", "3"}}).substr(0, 35), "MT-400: properties.reader: is requi");
+  change("formula");
+  EXPECT_EQ(fresh({{"pages", "3"}, {"sheets", "2"}}), "ok");
+  EXPECT_EQ(fresh({{"pages", "3"}, {"sheets", "0"}}).substr(0, 19), "MT-400: properties:");
+  EXPECT_EQ(fresh({{"pages", "3"}}).substr(0, 19), "MT-400: properties:");
+  go("2026-12-01T00:00:01Z");
+  const auto made = invoices(*subscription);
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].total, d("5.75")) << "3.25 pages, one reader, 1.5";
+  EXPECT_EQ(std::ranges::find(made[0].lines, "left_out", &InvoiceLine::charge), made[0].lines.end());
 }
 
 TEST_P(BillingContract, WhatComesLateForASubscriptionThatHasEndedIsBilledOrCredited) {
