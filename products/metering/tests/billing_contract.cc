@@ -1,98 +1,24 @@
-// What every Billing keeps, whether it runs here over either database or at the other end of a connection.
+// Invoices: what they are made of, when they come, what of them is left for later, how they are proven and sent.
 
-#include <fmt/format.h>
-#include <gtest/gtest.h>
-
-#include <algorithm>
-#include <mutex>
-#include <random>
-
-#include "creto/audit/audit_log.h"
-#include "creto/common/event.h"
 #include "creto/common/time_zone.h"
-#include "creto/consensus/timestamp_source.h"
-#include "creto/contracts/events.h"
-#include "creto/io/bus.h"
-#include "creto/metering/metering_rpc.h"
 #include "creto/metering/simulation.h"
 #include "creto/metering/usage_log.h"
-#include "creto/nhi/nhi.h"
-#include "creto/testing/databases.h"
-#include "creto/testing/fake_clock.h"
-#include "creto/testing/fault_files.h"
-#include "creto/testing/sealer.h"
-#include "creto/testing/wire.h"
-#include "ledger/usage_record.h"
+#include "metering_contract.h"
 #include "store.h"
 
 namespace creto::metering {
 namespace {
 
-using namespace std::chrono_literals;
-using creto::testing::Where;
-using creto::testing::Wire;
-
 Decimal d(std::string_view text) { return Decimal::literal(text); }
 Instant at(std::string_view text) { return from_rfc3339(text).value(); }
 
-class Mailbox final : public InvoiceDelivery {
- public:
-  Result<std::string> keep(const Context&, const Invoice& invoice, BytesView pdf) override {
-    const std::scoped_lock lock(mutex_);
-    kept.emplace_back(invoice.number, to_bytes(pdf));
-    return "default/invoices/" + invoice.id.to_string();
-  }
-  Result<> send(const Context&, const Invoice& invoice, BytesView) override {
-    const std::scoped_lock lock(mutex_);
-    if (failures > 0) {
-      --failures;
-      return Error(Product::messaging, ErrorKind::unavailable, "nobody answers");
-    }
-    sent.push_back(invoice.number);
-    return {};
-  }
-  int failures = 0;
-  std::vector<std::pair<std::int64_t, Bytes>> kept;
-  std::vector<std::int64_t> sent;
-
- private:
-  std::mutex mutex_;
-};
-
-class BillingContract : public ::testing::TestWithParam<Where> {
+class BillingContract : public MeteringContract {
  protected:
-  BillingContract() {
-    db = database_.open();
-    registry = nhi::create_nhi(*db, sealer_, clock).value();
-    ceiling_ = consensus::create_ceiling_store(*db, "test").value();
-    time_ = consensus::create_timestamp_source(*ceiling_, clock, no_telemetry(),
-                                               {.node = "test", .renew_in_background = false})
-                .value();
-    local = create_metering(*db, files, "/usage", *registry, *time_, mailbox, clock, no_telemetry(),
-                            {.issuer = {.name = "Creto GmbH", .address = {"Berlin"}, .payment = {"IBAN DE00"}}})
-                .value();
-    metering = local.get();
-    if (GetParam() == Where::grpc) {
-      wire_.emplace(clock);
-      register_metering(wire_->dispatcher(), *local);
-      client_ = create_metering_client(wire_->connect());
-      metering = client_.get();
-    }
-    EXPECT_TRUE(registry->ensure_service(ctx, *ctx.caller));
-    for (const char* name : {"ada", "bob", "eve"}) agents.push_back(agent(name));
+  BillingContract()
+      : MeteringContract({.issuer = {.name = "Creto GmbH", .address = {"Berlin"}, .payment = {"IBAN DE00"}}}) {
+    for (const char* name : {"ada", "bob", "eve"}) agents.push_back(*agent(name, *ctx.caller, 24h * 300));
   }
-  ~BillingContract() override { carrier.reset(); }
 
-  Identity agent(std::string name) {
-    auto made = registry->register_agent(
-        ctx,
-        {.name = std::move(name), .type = nhi::AgentType::autonomous, .owner = {}, .valid_for = {}, .attributes = {}});
-    EXPECT_TRUE(made) << made.error().to_string();
-    const Identity owner = *ctx.caller;
-    EXPECT_TRUE(registry->create_delegation(
-        Context::of(owner, {owner}), {owner, made->identity, {}, {"*"}, clock.now() + 24h * 300, {}, {}, {}, {}}));
-    return made->identity;
-  }
   void put_plan(const std::string& members) {
     const auto plan = plan_from_json(
         R"({"id":"p","name":"Plan",)" + members +
@@ -109,19 +35,12 @@ class BillingContract : public ::testing::TestWithParam<Where> {
   }
   std::string event(const Identity& who, const std::string& key, const std::string& units,
                     std::optional<Instant> when = {}, std::string_view more_properties = {}) {
-    const contracts::RuntimeUsageEvent usage{
-        "inference_tokens",
-        key,
-        fmt::format(R"({{"input_tokens":"60","model_id":"m","output_tokens":"40"{},"provider":"p"}})", more_properties),
-        Decimal::literal(units),
-        {}};
-    Timestamp time = time_->now();
-    time.physical_ns = unix_ns(when.value_or(clock.now()));
-    EventEnvelope envelope{
-        "runtime_usage", EventId::fresh(clock.now()), who, {*ctx.caller, who}, time, usage.to_json().value(), {}};
-    envelope.signature =
-        registry->sign(ctx, who, as_bytes(envelope.signed_bytes().value()), event_signature_context).value();
-    return envelope.to_json().value();
+    Draft draft = keyed(key);
+    draft.properties =
+        fmt::format(R"({{"input_tokens":"60","model_id":"m","output_tokens":"40"{},"provider":"p"}})", more_properties);
+    draft.units = units;
+    draft.when = when.value_or(clock.now());
+    return MeteringContract::event(who, draft);
   }
   void use(const Identity& who, const std::string& units, std::optional<Instant> when = {}) {
     const auto taken = metering->ingest(ctx, event(who, fmt::format("k{}", ++keys_), units, when));
@@ -152,26 +71,7 @@ class BillingContract : public ::testing::TestWithParam<Where> {
     const Identity self = Identity::service("metering").value();
     EXPECT_TRUE(registry->verify(ctx, self, as_bytes(*text), *invoice.signature, invoice_signature_context));
   }
-  template <class T>
-  static std::string code(const Result<T>& result) {
-    return result ? "ok" : result.error().code();
-  }
 
-  const Context ctx = Context::of_service(Identity::service("test").value());
-  creto::testing::FakeClock clock{at("2026-11-10T12:00:00Z")};
-  creto::testing::TestDatabase database_{database_of(GetParam()), clock};
-  creto::testing::TestSealer sealer_;
-  creto::testing::FaultFiles files;
-  Mailbox mailbox;
-  std::unique_ptr<sql::Database> db;
-  std::unique_ptr<nhi::Nhi> registry;
-  std::unique_ptr<consensus::CeilingStore> ceiling_;
-  std::unique_ptr<consensus::TimestampSource> time_;
-  std::unique_ptr<LocalMetering> local;
-  std::optional<Wire> wire_;
-  std::unique_ptr<Metering> client_;
-  std::unique_ptr<bus::Bus> carrier;
-  Metering* metering = nullptr;
   std::vector<Identity> agents;
   int keys_ = 0;
 };

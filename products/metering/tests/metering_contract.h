@@ -32,17 +32,37 @@ using contracts::BillingPeriod;
 using creto::testing::Where;
 using creto::testing::Wire;
 
-class NoMailbox final : public InvoiceDelivery {
+/// Remembers what invoices came; does not answer as often as it shall fail.
+class Mailbox final : public InvoiceDelivery {
  public:
-  Result<std::string> keep(const Context&, const Invoice&, BytesView) override { return std::string("nowhere"); }
-  Result<> send(const Context&, const Invoice&, BytesView) override { return {}; }
+  Result<std::string> keep(const Context&, const Invoice& invoice, BytesView pdf) override {
+    const std::scoped_lock lock(mutex_);
+    kept.emplace_back(invoice.number, to_bytes(pdf));
+    return "default/invoices/" + invoice.id.to_string();
+  }
+  Result<> send(const Context&, const Invoice& invoice, BytesView) override {
+    const std::scoped_lock lock(mutex_);
+    if (failures > 0) {
+      --failures;
+      return Error(Product::messaging, ErrorKind::unavailable, "nobody answers");
+    }
+    sent.push_back(invoice.number);
+    return {};
+  }
+  int failures = 0;
+  std::vector<std::pair<std::int64_t, Bytes>> kept;
+  std::vector<std::int64_t> sent;
+
+ private:
+  std::mutex mutex_;
 };
 
 /// What every Metering keeps, whether it runs here over either database or at the other end of a connection: usage in
-/// usage_contract.cc, limits in limits_contract.cc, the log in log_contract.cc, corrections in corrections_contract.cc.
+/// usage_contract.cc, limits in limits_contract.cc, the log in log_contract.cc, corrections in corrections_contract.cc,
+/// invoices in billing_contract.cc.
 class MeteringContract : public ::testing::TestWithParam<Where> {
  protected:
-  MeteringContract() {
+  explicit MeteringContract(MeteringOptions with = {}) : options(std::move(with)) {
     start();
     EXPECT_TRUE(registry->ensure_service(ctx, *ctx.caller));
     parent = agent("invoice-agent", *ctx.caller);
@@ -107,13 +127,13 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
     return told_;
   }
 
-  std::optional<Identity> agent(std::string name, const Identity& owner) {
+  std::optional<Identity> agent(std::string name, const Identity& owner, Nanos delegated_for = 24h) {
     auto made = registry->register_agent(
         ctx,
         {.name = std::move(name), .type = nhi::AgentType::autonomous, .owner = {}, .valid_for = {}, .attributes = {}});
     EXPECT_TRUE(made) << made.error().to_string();
-    auto delegated = registry->create_delegation(Context::of(owner, {owner}),
-                                                 {owner, made->identity, {}, {"*"}, clock.now() + 24h, {}, {}, {}, {}});
+    auto delegated = registry->create_delegation(
+        Context::of(owner, {owner}), {owner, made->identity, {}, {"*"}, clock.now() + delegated_for, {}, {}, {}, {}});
     EXPECT_TRUE(delegated) << delegated.error().to_string();
     return made->identity;
   }
@@ -197,7 +217,7 @@ class MeteringContract : public ::testing::TestWithParam<Where> {
   creto::testing::TestDatabase database_{database_of(GetParam()), clock};
   creto::testing::TestSealer sealer_;
   creto::testing::FaultFiles files;
-  NoMailbox mailbox;
+  Mailbox mailbox;
   creto::testing::ListedAccess access;
   MeteringOptions options;
   bool audited = false;  ///< whether there is an audit log
