@@ -121,9 +121,13 @@ std::uint64_t AccountNames::hash(OrgNumber org, SubjectKind kind, std::string_vi
 
 std::string_view AccountNames::rest(const Name& name) const {
   if (name.size != Name::elsewhere) return {name.text.data(), name.size};
+  return long_names_[long_place(name)];
+}
+
+std::size_t AccountNames::long_place(const Name& name) {
   std::size_t place = 0;
   std::memcpy(&place, name.text.data(), sizeof(place));
-  return long_names_[place];
+  return place;
 }
 
 AccountNames::Looked AccountNames::look(OrgNumber org, std::string_view subject) const {
@@ -141,6 +145,7 @@ AccountNames::Named AccountNames::name(OrgNumber org, const Looked& looked) {
     if (looked.kind == SubjectKind::session) sessions_.push_back(named.number);
   }
   Name& name = names_[static_cast<std::uint32_t>(named.number)];
+  if (name.size == Name::elsewhere) spare_long_names_.push_back(long_place(name));
   name.org = org;
   name.kind = looked.kind;
   if (looked.rest.size() <= name.text.size()) {
@@ -174,16 +179,7 @@ void AccountNames::give_back(std::span<const AccountNumber> sessions) {
   const std::scoped_lock lock(mutex_);
   for (const AccountNumber session : sessions) {
     const auto number = static_cast<std::uint32_t>(session);
-    Name& name = names_[number];
-    erase(table_of(name.kind), number);
-    if (name.size == Name::elsewhere) {
-      std::size_t place = 0;
-      std::memcpy(&place, name.text.data(), sizeof(place));
-      long_names_[place] = {};
-      spare_long_names_.push_back(place);
-    }
-    name.org = OrgNumber::none;
-    name.size = 0;
+    erase(table_of(SubjectKind::session), number);
     resting_.push_back(session);
   }
 }

@@ -150,6 +150,7 @@ class AccountNames {
   }
   std::uint64_t hash(OrgNumber org, SubjectKind kind, std::string_view rest) const;
   std::string_view rest(const Name& name) const;
+  static std::size_t long_place(const Name& name);
   bool is(const Name& name, OrgNumber org, const Looked& looked) const {
     return name.org == org && name.kind == looked.kind && rest(name) == looked.rest;
   }

@@ -154,7 +154,7 @@ void take_accounts(Targets& targets, const Use& use, const Limits::Impl& impl, L
   }
   if (impl.books.terms.defaults(targets.org, SubjectKind::session) != 0) {
     if (const std::string_view session = session_of(use.properties); !session.empty()) {
-      targets.sessions = std::shared_lock(impl.sessions_mutex);
+      targets.sessions = std::shared_lock(impl.sessions_gate);
       targets.session = lookup_session(session);
       take_as(SubjectKind::session, targets.session);
     }
@@ -320,12 +320,13 @@ Told Limits::tell(const Verdict& verdict) const {
   const Terms& said = impl_->books.terms[verdict.terms];
   Told told{said->id, {}, said->event_type, said->measure, said->window, said->currency_code};
   if (verdict.account == AccountNumber::none) return told;
-  told.subject = impl_->names.subject(verdict.account);
-  if (said->each) return told;
+  const std::shared_lock stay(impl_->sessions_gate);
   Account& account = impl_->at(verdict.account);
   const std::scoped_lock lock(account);
-  if (account.place(impl_->books, verdict.position).number() == verdict.terms)
-    told.id = account.own_id(impl_->books, verdict.position);
+  // The limit may be gone meanwhile, and so may a session.
+  if (account.place(impl_->books, verdict.position).number() != verdict.terms) return told;
+  told.subject = impl_->names.subject(verdict.account);
+  if (!said->each) told.id = account.own_id(impl_->books, verdict.position);
   return told;
 }
 
@@ -443,6 +444,8 @@ void Limits::Impl::notice(AccountNumber number, const Account::Counter& counter,
     window = from_unix_ns(ns / said->rolling_length.count() * said->rolling_length.count());
   } else if (said->window == WindowKind::transaction) {
     window = from_unix_ns(ns);
+  } else if (said->window == WindowKind::lifetime && names.kind(number) == SubjectKind::session) {
+    window = from_unix_ns(at(number).life(books).begun_ns());  // another one of its name is told of anew
   }
   ThresholdAction action = said->action;
   if (said->family == Terms::Family::quota) {
@@ -643,7 +646,7 @@ std::vector<AccountNumber> Limits::sessions_over(Instant now) {
 
 void Limits::forget(std::span<const AccountNumber> sessions, Instant now) {
   const std::scoped_lock rules(impl_->rules_mutex);
-  const std::scoped_lock alone(impl_->sessions_mutex);
+  const std::scoped_lock alone(impl_->sessions_gate);
   std::vector<AccountNumber> gone;
   for (const AccountNumber number : sessions) {
     Account& account = impl_->at(number);
@@ -657,7 +660,7 @@ void Limits::forget(std::span<const AccountNumber> sessions, Instant now) {
 }
 
 std::vector<std::pair<std::string, std::string>> Limits::sessions() const {
-  const std::shared_lock stay(impl_->sessions_mutex);
+  const std::shared_lock stay(impl_->sessions_gate);
   std::vector<std::pair<std::string, std::string>> all;
   for (const AccountNumber number : impl_->names.session_numbers()) {
     Account& account = impl_->at(number);
@@ -680,7 +683,7 @@ std::optional<QuotaState> Limits::state(std::string_view org, const Quota& quota
                                         std::string_view subject) {
   const bool each = each_of(quota.subject).has_value();
   if (!each) subject = quota.subject;
-  const std::shared_lock stay(impl_->sessions_mutex);
+  const std::shared_lock stay(impl_->sessions_gate);
   QuotaState state{
       quota.id, std::string(subject), quota.event_type, quota.measure, quota.window, quota.overflow, quota.limit, 0, 0,
       {}};

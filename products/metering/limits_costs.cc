@@ -211,7 +211,7 @@ std::optional<CostFinding> Limits::blind_threshold(const Use& use, BillingPeriod
 std::optional<NanoMoney> Limits::used_of(std::string_view org, const SubjectThreshold& threshold, Instant now,
                                          std::string_view subject) {
   const bool each = each_of(threshold.subject).has_value();
-  const std::shared_lock stay(impl_->sessions_mutex);
+  const std::shared_lock stay(impl_->sessions_gate);
   const AccountNumber number = impl_->find(org, each ? subject : threshold.subject);
   if (number == AccountNumber::none) return std::nullopt;
   Account& account = impl_->at(number);
@@ -240,7 +240,7 @@ NanoMoney Limits::cost_with(const Use& use, BillingPeriod period, Instant now) {
 
 std::optional<CostTotals> Limits::costs(std::string_view org, std::string_view subject, BillingPeriod period,
                                         Instant now) {
-  const std::shared_lock stay(impl_->sessions_mutex);
+  const std::shared_lock stay(impl_->sessions_gate);
   const AccountNumber number = impl_->find(org, subject);
   const auto window = cost_window_of(period);
   if (number == AccountNumber::none || !window) return std::nullopt;
@@ -260,7 +260,7 @@ std::optional<CostTotals> Limits::costs(std::string_view org, std::string_view s
 
 std::optional<Forecast> Limits::forecast(std::string_view org, std::string_view subject, BillingPeriod period,
                                          Instant now) {
-  const std::shared_lock stay(impl_->sessions_mutex);
+  const std::shared_lock stay(impl_->sessions_gate);
   const AccountNumber number = impl_->find(org, subject);
   const auto window = cost_window_of(period);
   if (number == AccountNumber::none || !window || period == BillingPeriod::lifetime) return std::nullopt;

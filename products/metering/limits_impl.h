@@ -41,6 +41,29 @@ inline std::optional<std::size_t> cost_window_of(contracts::BillingPeriod period
   return std::nullopt;
 }
 
+/// Passed by many at once, or by one alone, for whom all that come after it wait: it does not starve however many pass.
+class Gate {
+ public:
+  void lock() {
+    closed_.store(true, std::memory_order_release);
+    mutex_.lock();
+  }
+  void unlock() {
+    mutex_.unlock();
+    closed_.store(false, std::memory_order_release);
+    closed_.notify_all();
+  }
+  void lock_shared() {
+    closed_.wait(true, std::memory_order_acquire);
+    mutex_.lock_shared();
+  }
+  void unlock_shared() { mutex_.unlock_shared(); }
+
+ private:
+  std::atomic<bool> closed_{false};
+  std::shared_mutex mutex_;
+};
+
 /// The accounts a use counts for, most specific first, and the words it counts under.
 struct Targets {
   OrgNumber org = OrgNumber::none;
@@ -48,8 +71,8 @@ struct Targets {
   std::size_t count = 0;
   bool agent_known = false;  ///< then it is the first
   AccountNumber session = AccountNumber::none;
-  std::shared_lock<std::shared_mutex> sessions{};  ///< while there is one: it stays that session's
-  std::array<bool, subject_kinds> unseen{};        ///< kinds of those that have no account yet
+  std::shared_lock<Gate> sessions{};         ///< while there is one: it stays that session's
+  std::array<bool, subject_kinds> unseen{};  ///< kinds of those that have no account yet
   Words words{};
 
   std::span<const AccountNumber> span() const { return {accounts.data(), count}; }
@@ -79,8 +102,8 @@ struct Limits::Impl {
   Holds holds;
   CopyInProgress copy;
   std::mutex rules_mutex;  ///< one change of quotas at a time
-  /// Held shared by who looks up a session, but for facts; alone by who lets sessions go.
-  mutable std::shared_mutex sessions_mutex;
+  /// Held shared by who looks up a session, but for facts; alone, under `rules_mutex`, by who forgets sessions.
+  mutable Gate sessions_gate;
 
   Account& at(AccountNumber number) const { return accounts[static_cast<std::uint32_t>(number)]; }
   AccountNumber find(std::string_view org, std::string_view subject) const;

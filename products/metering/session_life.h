@@ -21,6 +21,7 @@ class SessionLife {
   bool is_used() const { return until() != 0; }
   /// Whether a use that was counted at `ns` is one of this session, and not of an earlier one of its name.
   bool holds(std::int64_t ns) const { return is_used() && minute(ns) >= begun_; }
+  std::int64_t begun_ns() const { return Nanos(std::chrono::minutes(begun_)).count(); }
   /// A use at `ns`; `ends`: by which its sandbox ended.
   void use(std::int64_t ns, bool ends) {
     if (!is_used()) begun_ = minute(ns);

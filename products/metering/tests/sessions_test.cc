@@ -96,6 +96,28 @@ TEST(Sessions, BeginAnewAfterAMonthWithoutUse) {
   EXPECT_EQ(limits.state(org, each, start + 31 * 24h, "session:run")->used, 0);
 }
 
+TEST(Sessions, AreEachToldOfTheirLimitOnce) {
+  Limits limits;
+  ASSERT_TRUE(limits.put_quota(org, quota("q", "session:*", WindowKind::lifetime, 10), start));
+  std::vector<Instant> windows;
+  const auto reach = [&](Instant when) {
+    const AccountNumber number = limits.session_account(org, "run");
+    const Fact fact{
+        .accounts = std::span(&number, 1), .words = limits.words_of_fact(org, "calls"), .units = 11, .session = number};
+    std::vector<Notice> notices;
+    limits.add(std::span(&fact, 1), when, notices);
+    for (const Notice& notice : notices) {
+      if (notice.kind == Notice::Kind::hard) windows.push_back(notice.window_begin);
+    }
+  };
+  reach(start);
+  reach(start + 1h);
+  ASSERT_EQ(windows.size(), 1u);
+  reach(start + 40 * 24h);
+  ASSERT_EQ(windows.size(), 2u);
+  EXPECT_NE(windows[0], windows[1]) << "or the second would be taken for the first";
+}
+
 TEST(Sessions, ThatHoldSomethingAreNotForgotten) {
   Limits limits;
   const Quota each = quota("q", "session:*", WindowKind::lifetime, 10);
