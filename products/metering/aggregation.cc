@@ -41,17 +41,54 @@ bool counts(const Metric& metric, const UsageFact& fact) {
   return std::ranges::none_of(metric.ignore, [&](const auto& filter) { return matches(filter, *fact.properties); });
 }
 
-Aggregator::Aggregator(Metric metric, bool keep_values, UsageWindow window)
-    : metric_(std::move(metric)), keep_values_(keep_values), window_(window) {
-  if (!metric_.expression.empty()) expression_ = Expression::parse(metric_.expression).value();
-  if (metric_.group_by.empty()) groups_.try_emplace("");
+void CountedNumbers::add(const Decimal& number) {
+  fresh_.push_back(number);
+  if (fresh_.size() >= std::max<std::size_t>(1'024, sorted_.size())) sort();
 }
 
-/// What depends on the order of time, or on all values at once, is reckoned at the end.
+void CountedNumbers::sort() const {
+  std::ranges::sort(fresh_);
+  std::vector<std::pair<Decimal, std::int64_t>> merged;
+  merged.reserve(sorted_.size());
+  auto known = sorted_.begin();
+  for (std::size_t i = 0; i < fresh_.size();) {
+    const Decimal number = fresh_[i];
+    std::int64_t count = 0;
+    for (; i < fresh_.size() && fresh_[i] == number; ++i) ++count;
+    while (known != sorted_.end() && known->first < number) merged.push_back(*known++);
+    if (known != sorted_.end() && known->first == number) count += (known++)->second;
+    merged.emplace_back(number, count);
+  }
+  merged.insert(merged.end(), known, sorted_.end());
+  sorted_ = std::move(merged);
+  fresh_.clear();
+}
+
+const std::vector<std::pair<Decimal, std::int64_t>>& CountedNumbers::all() const {
+  sort();
+  return sorted_;
+}
+
+Aggregator::Aggregator(std::shared_ptr<const Metric> metric, ValuesWanted values, UsageWindow window)
+    : metric_(std::move(metric)), values_(values), window_(window) {
+  if (!metric_->expression.empty()) expression_ = Expression::parse(metric_->expression).value();
+  if (metric_->group_by.empty()) groups_.try_emplace("");
+}
+
+/// What depends on the order of time is reckoned at the end.
 bool Aggregator::keeps_every_value() const {
-  return keep_values_ || metric_.prorated || metric_.aggregation == Aggregation::weighted_sum ||
-         metric_.aggregation == Aggregation::percentile ||
-         (metric_.aggregation == Aggregation::unique_count && metric_.carried);
+  return values_ == ValuesWanted::in_order || metric_->prorated ||
+         (metric_->aggregation == Aggregation::unique_count && metric_->carried);
+}
+
+bool Aggregator::counts_values() const {
+  return values_ == ValuesWanted::counted || metric_->aggregation == Aggregation::percentile;
+}
+
+std::size_t Aggregator::kept() const {
+  std::size_t kept = 0;
+  for (const auto& [group, state] : groups_) kept += state.values.size() + state.unique.size() + state.counted.kept();
+  return kept;
 }
 
 Result<Decimal> Aggregator::number_of(const UsageFact& fact) const {
@@ -61,7 +98,7 @@ Result<Decimal> Aggregator::number_of(const UsageFact& fact) const {
   };
   const auto value = [&]() -> Result<Decimal> {
     if (expression_) return expression_->evaluate(lookup);
-    return Decimal::parse(*lookup(metric_.property));
+    return Decimal::parse(*lookup(metric_->property));
   }();
   if (!value)
     return Error(Product::metering, ErrorKind::invalid_input,
@@ -73,36 +110,42 @@ Result<Decimal> Aggregator::number_of(const UsageFact& fact) const {
 }
 
 Result<> Aggregator::add(const UsageFact& fact) {
-  if (fact.time >= window_.part.end || (fact.time < window_.part.begin && !metric_.carried)) return {};
-  if (!counts(metric_, fact)) return {};
+  if (fact.time >= window_.part.end || (fact.time < window_.part.begin && !metric_->carried)) return {};
+  if (!counts(*metric_, fact)) return {};
 
   const std::string* property = nullptr;
-  if (!metric_.property.empty()) {
-    const auto found = fact.properties->find(metric_.property);
+  if (!metric_->property.empty()) {
+    const auto found = fact.properties->find(metric_->property);
     if (found == fact.properties->end()) {
       return Error(Product::metering, ErrorKind::invalid_input,
-                   fmt::format("event `{}` has no property `{}`", fact.id.to_string(), metric_.property));
+                   fmt::format("event `{}` has no property `{}`", fact.id.to_string(), metric_->property));
     }
     property = &found->second;
   }
-  const bool by_number = metric_.aggregation != Aggregation::count && metric_.aggregation != Aggregation::unique_count;
-  const bool changes_level = metric_.carried || metric_.prorated || metric_.aggregation == Aggregation::weighted_sum;
+  const bool by_number =
+      metric_->aggregation != Aggregation::count && metric_->aggregation != Aggregation::unique_count;
+  const bool changes_level = metric_->carried || metric_->prorated || metric_->aggregation == Aggregation::weighted_sum;
   const bool removed = changes_level && removes(*fact.properties);
   Decimal number;
-  if (by_number || keep_values_) number = CRETO_TRY(number_of(fact));
+  if (by_number || values_ != ValuesWanted::none) number = CRETO_TRY(number_of(fact));
   if (removed) number = number.negated();
 
   std::string_view group;
-  if (!metric_.group_by.empty()) {
-    if (const auto found = fact.properties->find(metric_.group_by); found != fact.properties->end())
+  if (!metric_->group_by.empty()) {
+    if (const auto found = fact.properties->find(metric_->group_by); found != fact.properties->end())
       group = found->second;
   }
   auto existing = groups_.find(group);
   Decimal after = existing == groups_.end() ? Decimal() : existing->second.number;
-  if (metric_.aggregation == Aggregation::sum) after = CRETO_TRY(Decimal::add(after, number));
-  if (metric_.aggregation == Aggregation::max) {
+  if (metric_->aggregation == Aggregation::sum) after = CRETO_TRY(Decimal::add(after, number));
+  if (metric_->aggregation == Aggregation::max) {
     const bool first = existing == groups_.end() || existing->second.events == 0;
     after = first ? number : std::max(after, number);
+  }
+  if (metric_->aggregation == Aggregation::weighted_sum) {
+    const Nanos there = window_.part.end - std::max(fact.time, window_.part.begin);
+    const Decimal weighted = CRETO_TRY(Decimal::multiply(number, Decimal(there.count())));
+    after = CRETO_TRY(Decimal::add(after, weighted));
   }
 
   // Nothing fails from here on.
@@ -110,19 +153,20 @@ Result<> Aggregator::add(const UsageFact& fact) {
   State& state = existing->second;
   state.number = after;
   if (window_.part.contains(fact.time)) ++state.events;
-  if (metric_.aggregation == Aggregation::unique_count && !keeps_every_value()) state.unique.insert(*property);
-  if (metric_.aggregation == Aggregation::latest) {
+  std::uint32_t text = 0;
+  if (metric_->aggregation == Aggregation::unique_count) {
+    const auto known = state.unique.find(*property);
+    text = known != state.unique.end()
+               ? known->second
+               : state.unique.emplace(*property, static_cast<std::uint32_t>(state.unique.size())).first->second;
+  }
+  if (counts_values()) state.counted.add(number);
+  if (metric_->aggregation == Aggregation::latest) {
     if (!state.latest || std::tie(state.latest->time, state.latest->id) < std::tie(fact.time, fact.id)) {
       state.latest = Value{fact.time, fact.id, number};
     }
   }
-  if (keeps_every_value()) {
-    state.values.push_back({fact.time, fact.id, number,
-                            by_number  ? std::string()
-                            : property ? *property
-                                       : "",
-                            removed});
-  }
+  if (keeps_every_value()) state.values.push_back({fact.time, fact.id, number, text, removed});
   return {};
 }
 
@@ -131,8 +175,8 @@ std::int64_t Aggregator::days_left(Instant when) const {
   return std::max<std::int64_t>(0, window_.days_end - window_.days->before(std::max(when, window_.part.begin)));
 }
 
-Result<Decimal> Aggregator::aggregate(const State& state, std::vector<Value>& ordered, Usage& usage) const {
-  switch (metric_.aggregation) {
+Result<Decimal> Aggregator::aggregate(const State& state, Usage& usage) const {
+  switch (metric_->aggregation) {
     case Aggregation::count:
       return Decimal(state.events);
     case Aggregation::max:
@@ -140,28 +184,19 @@ Result<Decimal> Aggregator::aggregate(const State& state, std::vector<Value>& or
     case Aggregation::latest:
       return state.latest ? state.latest->number : Decimal();
     case Aggregation::percentile: {
-      if (ordered.empty()) return Decimal();
-      const Decimal product =
-          CRETO_TRY(Decimal::multiply(metric_.percentile, Decimal(static_cast<std::int64_t>(ordered.size()))));
+      if (state.events == 0) return Decimal();
+      const Decimal product = CRETO_TRY(Decimal::multiply(metric_->percentile, Decimal(state.events)));
       const Decimal share = CRETO_TRY(Decimal::multiply(product, Decimal::literal("0.01")));
       const Decimal rank = CRETO_TRY(share.round(0, Decimal::Rounding::up));
-      const auto at = static_cast<std::ptrdiff_t>(CRETO_TRY(rank.to_integer())) - 1;
-      std::vector<Decimal> numbers;
-      for (const Value& value : ordered) numbers.push_back(value.number);
-      std::ranges::nth_element(numbers, numbers.begin() + at);
-      return numbers[static_cast<std::size_t>(at)];
+      std::int64_t left = CRETO_TRY(rank.to_integer());
+      const auto& numbers = state.counted.all();
+      const auto found = std::ranges::find_if(numbers, [&](const auto& one) { return (left -= one.second) <= 0; });
+      return found->first;
     }
-    case Aggregation::weighted_sum: {
-      Decimal level_time;
-      for (const Value& value : ordered) {
-        const Nanos there = window_.part.end - std::max(value.time, window_.part.begin);
-        const Decimal weighted = CRETO_TRY(Decimal::multiply(value.number, Decimal(there.count())));
-        level_time = CRETO_TRY(Decimal::add(level_time, weighted));
-      }
-      return Decimal::divide(level_time, Decimal((window_.full.end - window_.full.begin).count()));
-    }
+    case Aggregation::weighted_sum:
+      return Decimal::divide(state.number, Decimal((window_.full.end - window_.full.begin).count()));
     case Aggregation::sum:
-      if (!metric_.prorated) return state.number;
+      if (!metric_->prorated) return state.number;
       break;
     case Aggregation::unique_count:
       if (!keeps_every_value()) return Decimal(static_cast<std::int64_t>(state.unique.size()));
@@ -170,30 +205,30 @@ Result<Decimal> Aggregator::aggregate(const State& state, std::vector<Value>& or
 
   // What comes and goes. Of a unique count only the first of a value comes, and only what is there goes; whoever goes
   // was there that day.
-  std::set<std::string_view> present;
+  std::vector<bool> present(state.unique.size());
   Decimal full;
   Decimal days;
-  for (const Value& value : ordered) {
+  for (const Value& value : state.values) {
     Decimal change = value.number;
     std::int64_t left = days_left(value.time);
-    if (metric_.aggregation == Aggregation::unique_count) {
-      const bool changed = value.removed ? present.erase(value.text) > 0 : present.insert(value.text).second;
-      if (!changed) continue;
+    if (metric_->aggregation == Aggregation::unique_count) {
+      if (present[value.text] == !value.removed) continue;
+      present[value.text] = !value.removed;
       change = Decimal(value.removed ? -1 : 1);
       if (value.removed && value.time >= window_.part.begin) left = std::max<std::int64_t>(0, left - 1);
     }
     full = CRETO_TRY(Decimal::add(full, change));
     const Decimal change_days = CRETO_TRY(Decimal::multiply(change, Decimal(left)));
     days = CRETO_TRY(Decimal::add(days, change_days));
-    if (metric_.prorated) {
+    if (metric_->prorated) {
       const Decimal prorated = CRETO_TRY(Decimal::divide(change_days, Decimal(window_.days->total())));
-      const Decimal full_units = CRETO_TRY(scaled(metric_, change));
-      const Decimal prorated_units = CRETO_TRY(scaled(metric_, prorated));
+      const Decimal full_units = CRETO_TRY(scaled(*metric_, change));
+      const Decimal prorated_units = CRETO_TRY(scaled(*metric_, prorated));
       usage.changes.push_back({full_units, prorated_units});
     }
   }
-  if (!metric_.prorated) return full;
-  usage.full_units = CRETO_TRY(scaled(metric_, full));
+  if (!metric_->prorated) return full;
+  usage.full_units = CRETO_TRY(scaled(*metric_, full));
   return Decimal::divide(days, Decimal(window_.days->total()));
 }
 
@@ -203,12 +238,12 @@ Result<std::vector<Usage>> Aggregator::finish() const {
     Usage usage;
     usage.group = group;
     usage.events = state.events;
-    std::vector<Value> ordered = state.values;
-    std::ranges::sort(ordered, {}, [](const Value& value) { return std::tie(value.time, value.id); });
-    const Decimal aggregated = CRETO_TRY(aggregate(state, ordered, usage));
-    usage.units = CRETO_TRY(convert_units(metric_, aggregated));
-    if (keep_values_) {
-      for (const Value& value : ordered) usage.values.push_back(value.number);
+    std::ranges::sort(state.values, {}, [](const Value& value) { return std::tie(value.time, value.id); });
+    const Decimal aggregated = CRETO_TRY(aggregate(state, usage));
+    usage.units = CRETO_TRY(convert_units(*metric_, aggregated));
+    if (values_ == ValuesWanted::counted) usage.counted_values = state.counted.all();
+    if (values_ == ValuesWanted::in_order) {
+      for (const Value& value : state.values) usage.values.push_back(value.number);
     }
     result.push_back(std::move(usage));
   }

@@ -61,9 +61,10 @@ struct Biller::Job {
   StoredInvoice out;
   bool exists = false;                 ///< as a draft in the store
   std::shared_ptr<const Plan> plan{};  ///< in force when the period ends: its taxes, its payment days
-  std::optional<Rating> rating{};
-  Period facts{};                 ///< what the rating wants to see
-  std::optional<Instant> late{};  ///< the earliest event of before the period that no invoice has seen
+  std::optional<RatedPeriod> rated{};
+  Period facts{};                  ///< what its rating wants to see
+  const Rating* rating = nullptr;  ///< once it was read
+  std::optional<Instant> late{};   ///< the earliest event of before the period that no invoice has seen
   std::vector<StoredCredit> credits{};
   std::vector<AppliedCoupon> coupons{};
   std::optional<Error> failed{};
@@ -78,7 +79,7 @@ struct Biller::Job {
 };
 
 Result<std::shared_ptr<const Plan>> Biller::plan_of(const SubscriptionTerms& terms) {
-  auto& known = plans_[{terms.plan_id, terms.plan_version, terms.overrides}];
+  auto& known = facts_.plans()[{ctx_.org, terms.plan_id, terms.plan_version, terms.overrides}];
   if (known) return known;
   const auto plan = CRETO_TRY(billing::find_plan(tx_, ctx_.org, terms.plan_id, terms.plan_version));
   if (!plan) return not_found("plan", terms.plan_id);
@@ -172,9 +173,8 @@ Result<Biller::Job> Biller::job_of(StoredSubscription& stored, InvoiceKind kind,
   // An interim invoice sees the period as if nothing else happened in it.
   const Period full = CRETO_TRY(period_of(subscription, period.begin));
   const Instant rated_until = kind == InvoiceKind::interim ? full.end : period.end;
-  RatedPeriod rated = CRETO_TRY(rated_period(subscription, period.begin, rated_until));
-  job.rating.emplace(std::move(rated));
-  job.facts = {job.rating->looks_back() ? subscription.started_at : period.begin, period.end};
+  job.rated = CRETO_TRY(rated_period(subscription, period.begin, rated_until));
+  job.facts = {looks_back(*job.rated) ? subscription.started_at : period.begin, period.end};
   return job;
 }
 
@@ -182,13 +182,13 @@ std::vector<FactRange> Biller::ranges_of(std::span<Job> jobs, std::vector<Job*>&
   std::vector<FactRange> ranges;
   for (Job& job : jobs) {
     const Invoice& invoice = job.invoice();
-    if (!job.rating && invoice.kind != InvoiceKind::period) continue;
+    if (!job.rated && invoice.kind != InvoiceKind::period) continue;
     Instant late_before = invoice.kind == InvoiceKind::period ? invoice.period.begin : Instant::min();
-    if (!job.rating) {  // after the end there is only what comes late
+    if (!job.rated) {  // after the end there is only what comes late
       job.facts = {invoice.period.begin, invoice.period.begin};
       late_before = *job.subscription().ended_at;
     }
-    ranges.push_back({job.subscription().id, job.facts, late_before, job.stored->seen});
+    ranges.push_back({job.subscription().id, job.facts, late_before, job.stored->seen, job.rated});
     of_range.push_back(&job);
   }
   return ranges;
@@ -207,13 +207,11 @@ Result<> Biller::ask_ahead(std::span<StoredSubscription> due) {
 Result<> Biller::read_facts(std::span<Job> jobs) {
   std::vector<Job*> of_range;
   const std::vector<FactRange> ranges = ranges_of(jobs, of_range);
-  const auto late = CRETO_TRY(facts_.read(ctx_.org, ranges, [&](std::size_t range, const UsageFact& fact) -> Result<> {
-    Job& job = *of_range[range];
-    // One event must not hold up an invoice, or who made it could evade being billed: the rating tells of it.
-    if (auto added = job.rating->add(fact); !added && is_trouble(added.error())) return added;
-    return {};
-  }));
-  for (std::size_t i = 0; i < of_range.size(); ++i) of_range[i]->late = late[i];
+  const auto usage = CRETO_TRY(facts_.read(ctx_.org, ranges));
+  for (std::size_t i = 0; i < of_range.size(); ++i) {
+    of_range[i]->late = usage[i]->late;
+    if (usage[i]->rating) of_range[i]->rating = &*usage[i]->rating;
+  }
   return {};
 }
 
@@ -239,17 +237,14 @@ Result<> Biller::add_adjustments(Job& job) {
         if (by_usage(line.kind) && period.contains(line.period.begin)) before.push_back(line);
       }
     }
-    RatedPeriod rated = CRETO_TRY(rated_period(job.subscription(), period.begin, period.end));
-    Rating again(std::move(rated));
+    const RatedPeriod rated = CRETO_TRY(rated_period(job.subscription(), period.begin, period.end));
     const FactRange range{job.subscription().id,
-                          {again.looks_back() ? job.subscription().started_at : period.begin, period.end},
+                          {looks_back(rated) ? job.subscription().started_at : period.begin, period.end},
                           Instant::min(),
-                          facts_.end()};
-    CRETO_TRY(facts_.read(ctx_.org, std::span(&range, 1), [&](std::size_t, const UsageFact& fact) -> Result<> {
-      if (auto added = again.add(fact); !added && is_trouble(added.error())) return added;
-      return {};
-    }));
-    std::vector<InvoiceLine> now = CRETO_TRY(again.finish());
+                          facts_.end(),
+                          rated};
+    const auto again = CRETO_TRY(facts_.read(ctx_.org, std::span(&range, 1)));
+    std::vector<InvoiceLine> now = CRETO_TRY(again.front()->rating->finish());
     std::erase_if(now, [](const InvoiceLine& line) { return !by_usage(line.kind); });
     const std::vector<InvoiceLine> changed = CRETO_TRY(adjustments(before, now));
     job.invoice().lines.insert(job.invoice().lines.end(), changed.begin(), changed.end());

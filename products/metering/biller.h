@@ -92,7 +92,6 @@ class Biller {
   const Instant now_;
   FactSource& facts_;
   const BillingParty& issuer_;
-  std::map<std::tuple<std::string, std::int64_t, std::string>, std::shared_ptr<const Plan>> plans_;
   std::optional<billing::Extras> extras_;
 };
 

@@ -38,7 +38,7 @@ std::shared_ptr<const BillingNeeds> BillingNeeds::of(const Plan& plan) {
     const Metric& metric = charge.metric;
     const bool by_number = metric.aggregation != Aggregation::count && metric.aggregation != Aggregation::unique_count;
     if (metric.property.empty() && metric.expression.empty()) continue;
-    Need need{charge.id, metric, {}, by_number || prices_by_event(charge.price)};
+    Need need{charge.id, metric, {}, by_number || values_wanted(charge.price) != ValuesWanted::none};
     if (!metric.expression.empty()) need.expression = Expression::parse(metric.expression).value();
     needs->needs_.push_back(std::move(need));
   }

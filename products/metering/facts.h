@@ -1,29 +1,41 @@
 #pragma once
 
-#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
-#include "aggregation.h"
 #include "ledger/ledger.h"
+#include "rating.h"
 
 namespace creto::metering {
 
-/// Events of one subscription that billing asks for, and what it has seen of them before.
+/// Usage of one subscription that billing asks for: how it is rated, and what was seen of it before.
 struct FactRange {
   SubscriptionId subscription;
   Period when{};
-  Instant late_before{};  ///< events that are earlier than this ...
-  BlockAddress seen{};    ///< ... and lie in the log from here on are late
-  friend bool operator==(const FactRange&, const FactRange&) = default;
+  Instant late_before{};            ///< events that are earlier than this ...
+  BlockAddress seen{};              ///< ... and lie in the log from here on are late
+  std::optional<RatedPeriod> as{};  ///< none: only what came late is asked for
 };
 
+/// What was used in a range.
+struct RatedUsage {
+  std::optional<Rating> rating;  ///< of all its events
+  std::optional<Instant> late;   ///< the earliest time of what came late: of an event, or of one that was taken out
+};
+
+/// Plans with overrides by organization, id, version and overrides: none of them ever changes.
+using KnownPlans =
+    std::map<std::tuple<std::string, std::string, std::int64_t, std::string>, std::shared_ptr<const Plan>>;
+
 /// What billing reads of the usage log, up to where the log ended when this was made. The one place that knows where
-/// events lie. Events that others take out are left out. Not thread-safe.
+/// events lie. Events are added up as they are read, and not kept; those that others take out are left out. Not
+/// thread-safe.
 ///
 /// The log may lie in the database, and a transaction cannot open another. So a run inside a transaction that asks for
 /// what is not here yet fails, outside of it `fetch` reads all that was asked for, and the run is repeated
@@ -35,42 +47,32 @@ class FactSource {
       : ledger_(ledger), ahead_max_(ahead_max), end_(ledger.position().end) {}
 
   BlockAddress end() const { return end_; }
-  using Visit = std::function<Result<>(std::size_t range, const UsageFact& fact)>;
-  /// Calls `visit` for every event of every range, each in the order of arrival. Returns the earliest time for which
-  /// something of each range came late: of an event, or of one that was taken out. Errors: internal where `fetch` is
-  /// needed.
-  Result<std::vector<std::optional<Instant>>> read(const std::string& org, std::span<const FactRange> ranges,
-                                                   const Visit& visit);
+  /// One answer per range, good as long as this. Errors: internal where `fetch` is needed.
+  Result<std::vector<const RatedUsage*>> read(const std::string& org, std::span<const FactRange> ranges);
 
   /// That these ranges will be read.
   void ask(const std::string& org, std::span<const FactRange> ranges);
   bool pending() const { return !pending_.empty(); }
-  /// Events that are here, of all ranges.
-  std::size_t count() const { return count_; }
   /// Reads what was asked for in one pass over the log. Requires: no transaction is open on this thread.
   Result<> fetch();
+  /// How much is kept of what was read: aggregates, and values that could not be added up.
+  std::size_t kept() const { return kept_; }
+
+  /// For all runs: the ranges of one must be those of the next.
+  KnownPlans& plans() { return plans_; }
 
  private:
-  struct Fact {
-    EventId id;
-    Instant time;
-    std::string event_type;
-    Properties properties;
-  };
-  struct Known {
-    std::vector<Fact> facts;
-    std::optional<Instant> late;
-  };
-  using Key = std::tuple<std::string, SubscriptionId, Instant, Instant, Instant, BlockAddress>;
-  static Key key_of(const std::string& org, const FactRange& range) {
-    return {org, range.subscription, range.when.begin, range.when.end, range.late_before, range.seen};
-  }
+  using Key = std::tuple<std::string, SubscriptionId, Instant, Instant, Instant, BlockAddress, std::string>;
+  static Key key_of(const std::string& org, const FactRange& range);
+  struct Wanted;
+  Result<> scan(std::unordered_map<SubjectNumber, std::vector<Wanted>>& of_subscription) const;
 
   const Ledger& ledger_;
   const Nanos ahead_max_;
   const BlockAddress end_;
-  std::map<Key, Known> known_;
-  std::size_t count_ = 0;
+  KnownPlans plans_;
+  std::map<Key, RatedUsage> known_;
+  std::size_t kept_ = 0;
   std::vector<std::pair<std::string, FactRange>> pending_;
 };
 

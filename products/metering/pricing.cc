@@ -106,8 +106,22 @@ Result<Decimal> price(const PackagePrice& package, const Usage& usage) {
   return times(packages, package.amount);
 }
 
+/// What an event that is not free pays of what is billable of its value.
+Result<Decimal> percentage_of(const PercentagePrice& percentage, const Decimal& billable) {
+  const Decimal share = CRETO_TRY(percent_of(percentage.rate, billable));
+  const Decimal amount = CRETO_TRY(Decimal::add(share, percentage.fixed));
+  if (percentage.event_min && amount < *percentage.event_min) return *percentage.event_min;
+  if (percentage.event_max && amount > *percentage.event_max) return *percentage.event_max;
+  return amount;
+}
+
 Result<Decimal> price(const PercentagePrice& percentage, const Usage& usage) {
   Decimal total;
+  for (const auto& [value, count] : usage.counted_values) {
+    const Decimal each = CRETO_TRY(percentage_of(percentage, value));
+    const Decimal amount = CRETO_TRY(times(each, Decimal(count)));
+    total = CRETO_TRY(Decimal::add(total, amount));
+  }
   Decimal running;
   std::int64_t index = 0;
   for (const Decimal& value : usage.values) {
@@ -122,10 +136,7 @@ Result<Decimal> price(const PercentagePrice& percentage, const Usage& usage) {
         billable = CRETO_TRY(Decimal::subtract(running, *percentage.free_value));
       }
     }
-    const Decimal share = CRETO_TRY(percent_of(percentage.rate, billable));
-    Decimal amount = CRETO_TRY(Decimal::add(share, percentage.fixed));
-    if (percentage.event_min && amount < *percentage.event_min) amount = *percentage.event_min;
-    if (percentage.event_max && amount > *percentage.event_max) amount = *percentage.event_max;
+    const Decimal amount = CRETO_TRY(percentage_of(percentage, billable));
     total = CRETO_TRY(Decimal::add(total, amount));
   }
   return total;
@@ -133,14 +144,22 @@ Result<Decimal> price(const PercentagePrice& percentage, const Usage& usage) {
 
 Result<Decimal> price(const DynamicPrice& dynamic, const Usage& usage) {
   Decimal sum;
-  for (const Decimal& value : usage.values) sum = CRETO_TRY(Decimal::add(sum, value));
+  for (const auto& [value, count] : usage.counted_values) {
+    const Decimal of_value = CRETO_TRY(times(value, Decimal(count)));
+    sum = CRETO_TRY(Decimal::add(sum, of_value));
+  }
   return times(sum, dynamic.multiplier);
 }
 
 }  // namespace
 
-bool prices_by_event(const Price& price) {
-  return std::holds_alternative<PercentagePrice>(price) || std::holds_alternative<DynamicPrice>(price);
+ValuesWanted values_wanted(const Price& price) {
+  if (std::holds_alternative<DynamicPrice>(price)) return ValuesWanted::counted;
+  const auto* percentage = std::get_if<PercentagePrice>(&price);
+  if (percentage == nullptr) return ValuesWanted::none;
+  // Only which events are free depends on their order.
+  const bool some_are_free = percentage->free_events || percentage->free_value;
+  return some_are_free ? ValuesWanted::in_order : ValuesWanted::counted;
 }
 
 Result<Decimal> exact_amount(const Price& rule, const Usage& usage) {

@@ -20,7 +20,7 @@ Result<Fee> price_usage(const Charge& charge, const Usage& usage, const Currency
 /// `price` alone, not rounded.
 Result<Decimal> exact_amount(const Price& price, const Usage& usage);
 
-/// Whether a price looks at the values of single events.
-bool prices_by_event(const Price& price);
+/// What a price looks at of single events.
+ValuesWanted values_wanted(const Price& price);
 
 }  // namespace creto::metering

@@ -93,7 +93,7 @@ struct Rating::Rep {
       const Instant end = phase.when.end;
       phase_days.push_back({days.before(phase.when.begin), last && period.ends ? days.through(end) : days.before(end)});
       for (const Charge& charge : phase.plan->charges) {
-        aggregators.emplace_back(charge.metric, prices_by_event(charge.price),
+        aggregators.emplace_back(std::shared_ptr<const Metric>(phase.plan, &charge.metric), values_wanted(charge.price),
                                  UsageWindow{phase.when, period.full, phase_days.back().end, &days});
       }
     }
@@ -231,10 +231,16 @@ Rating::Rating(Rating&&) noexcept = default;
 Rating& Rating::operator=(Rating&&) noexcept = default;
 Rating::~Rating() = default;
 
-bool Rating::looks_back() const {
-  return std::ranges::any_of(rep_->period.phases, [](const Phase& phase) {
+bool looks_back(const RatedPeriod& period) {
+  return std::ranges::any_of(period.phases, [](const Phase& phase) {
     return std::ranges::any_of(phase.plan->charges, [](const Charge& charge) { return charge.metric.carried; });
   });
+}
+
+std::size_t Rating::kept() const {
+  std::size_t kept = 0;
+  for (const Aggregator& aggregator : rep_->aggregators) kept += 1 + aggregator.kept();
+  return kept;
 }
 
 Result<> Rating::add(const UsageFact& fact) {

@@ -25,6 +25,9 @@ struct RatedPeriod {
   TimeZone zone{};
 };
 
+/// Whether facts from before the period count too.
+bool looks_back(const RatedPeriod& period);
+
 /// The charge of the line that tells which events were left out.
 inline constexpr std::string_view left_out_charge = "left_out";
 
@@ -36,8 +39,6 @@ class Rating {
   Rating& operator=(Rating&&) noexcept;
   ~Rating();
 
-  /// Whether facts from before the period count too.
-  bool looks_back() const;
   /// Each event once, in any order. Errors: those of Aggregator; what a charge cannot reckon with it leaves out, and
   /// `finish` says so in a line without an amount, whose charge is `left_out`.
   Result<> add(const UsageFact& fact);
@@ -47,6 +48,8 @@ class Rating {
   Result<std::vector<InvoiceLine>> finish() const;
   /// The charges alone, for a period that goes on.
   Result<std::vector<InvoiceLine>> usage_so_far() const;
+  /// Aggregates, and single values that could not be added up.
+  std::size_t kept() const;
   /// As `usage_so_far`, of the charges that are billed in advance.
   Result<std::vector<InvoiceLine>> usage_in_advance() const;
 

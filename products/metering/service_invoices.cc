@@ -12,8 +12,8 @@
 namespace creto::metering {
 namespace {
 
-constexpr std::size_t chunk = 500;  ///< invoices of one transaction
-constexpr std::size_t facts_ahead = 200'000;
+constexpr std::size_t chunk = 500;           ///< invoices of one transaction
+constexpr std::size_t kept_ahead = 200'000;  ///< of what is added up for the next ones
 constexpr std::size_t signed_chunk = 1'000;
 constexpr Nanos after_failure = std::chrono::hours(1);
 constexpr std::size_t reason_bytes_max = 256;
@@ -111,9 +111,9 @@ Result<> MeteringService::bill_due() {
     CRETO_TRY(ask_ahead(source, now, ahead));
     std::size_t billed = 0;
     for (done = 1; done > 0 && billed < ahead; billed += done) done = CRETO_TRY(bill_some(ctx, source, now));
-    // Each pass over the log should be for many subscriptions, but their events have to lie in memory.
-    const std::size_t each = source.count() / std::max<std::size_t>(billed, 1) + 1;
-    ahead = std::clamp(facts_ahead / each, chunk, 4 * ahead);
+    // Each pass over the log should be for many subscriptions, but what is kept of each has to lie in memory.
+    const std::size_t each = source.kept() / std::max<std::size_t>(billed, 1) + 1;
+    ahead = std::clamp(kept_ahead / each, chunk, 4 * ahead);
   }
   for (std::size_t done = 1; done > 0;) done = CRETO_TRY(finalize_some(ctx, now));
   return {};

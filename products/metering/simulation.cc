@@ -174,8 +174,9 @@ Result<std::vector<Invoice>> Simulation::run(const Plan& plan, const GivenUsage&
       return error_of(ErrorKind::too_large, fmt::format("usage: spans over {} periods", periods_max));
     const Period full = period_at(cycle, begin);
     const Phase phase{shared, terms.quantity, {begin, full.end}};
-    Rating rating({.full = full, .phases = {phase}, .ends = false, .subscribed_at = start, .zone = terms.zone});
-    const Instant from = rating.looks_back() ? start : begin;
+    const RatedPeriod rated{.full = full, .phases = {phase}, .ends = false, .subscribed_at = start, .zone = terms.zone};
+    Rating rating(rated);
+    const Instant from = looks_back(rated) ? start : begin;
     for (auto event = std::ranges::lower_bound(first, last, from, {}, &GivenUsage::Rep::Event::time);
          event != last && event->time < full.end; ++event) {
       auto added = rating.add({event->id, event->time, event->type, &event->properties});

@@ -33,11 +33,12 @@ std::vector<Event> sample() {
 
 const Period thirty_days{from_unix_ns(0), from_unix_ns(0) + std::chrono::days(30)};
 
-Result<std::vector<Usage>> total(Metric metric, const std::vector<Event>& events, bool keep = false,
-                                 Period part = thirty_days) {
+Result<std::vector<Usage>> total(Metric metric, const std::vector<Event>& events,
+                                 ValuesWanted values = ValuesWanted::none, Period part = thirty_days) {
   metric.event_type = "calls";
   const PeriodDays days(thirty_days, TimeZone());
-  Aggregator aggregator(std::move(metric), keep, {part, thirty_days, days.before(part.end), &days});
+  Aggregator aggregator(std::make_shared<Metric>(std::move(metric)), values,
+                        {part, thirty_days, days.before(part.end), &days});
   for (const Event& event : events) CRETO_TRY(aggregator.add(event.fact()));
   return aggregator.finish();
 }
@@ -48,10 +49,10 @@ TEST(Aggregation, DoesNotDependOnTheOrderOfArrival) {
        {Aggregation::count, Aggregation::sum, Aggregation::max, Aggregation::unique_count, Aggregation::latest}) {
     std::vector<Event> events = sample();
     const Metric metric{.event_type = "", .aggregation = kind, .property = "v"};
-    const auto expected = total(metric, events, true).value();
+    const auto expected = total(metric, events, ValuesWanted::in_order).value();
     for (int i = 0; i < 20; ++i) {
       std::ranges::shuffle(events, random);
-      const auto again = total(metric, events, true).value();
+      const auto again = total(metric, events, ValuesWanted::in_order).value();
       EXPECT_EQ(again[0].units, expected[0].units);
       EXPECT_EQ(again[0].values, expected[0].values);
     }
@@ -96,7 +97,7 @@ Event on(std::uint8_t id, double day, Properties properties) {
   return {id_of(id), thirty_days.begin + Nanos(static_cast<std::int64_t>(day * 86'400e9)), std::move(properties)};
 }
 Decimal one(const Metric& metric, const std::vector<Event>& events, Period part = thirty_days) {
-  return total(metric, events, false, part).value().at(0).units;
+  return total(metric, events, ValuesWanted::none, part).value().at(0).units;
 }
 
 TEST(Aggregation, WeighsALevelByTime) {
@@ -121,6 +122,55 @@ TEST(Aggregation, TakesPercentilesByRank) {
   EXPECT_EQ(percentile("95"), Decimal(19));
   EXPECT_EQ(percentile("95.1"), Decimal(20));
   EXPECT_EQ(percentile("0.1"), Decimal(1));
+}
+
+/// Many events of few numbers, as a period of them has.
+std::vector<Event> many(std::size_t count) {
+  std::mt19937_64 random(3);
+  std::vector<Event> events;
+  for (std::size_t i = 0; i < count; ++i) {
+    events.push_back({id_of(static_cast<std::uint8_t>(i)),
+                      from_unix_ns(static_cast<std::int64_t>(i)),
+                      {{"v", std::to_string(static_cast<int>(random() % 100) - 20)}}});
+  }
+  return events;
+}
+
+TEST(Aggregation, KeepsNoEventOfWhatCanBeAddedUp) {
+  const PeriodDays days(thirty_days, TimeZone());
+  const auto kept = [&](Metric metric, ValuesWanted values) {
+    metric.event_type = "calls";
+    metric.property = "v";
+    Aggregator aggregator(std::make_shared<Metric>(std::move(metric)), values,
+                          {thirty_days, thirty_days, days.before(thirty_days.end), &days});
+    for (const Event& event : many(20'000)) EXPECT_TRUE(aggregator.add(event.fact()));
+    return aggregator.kept();
+  };
+  using enum Aggregation;
+  for (const Aggregation kind : {count, sum, max, latest, weighted_sum})
+    EXPECT_EQ(kept({.aggregation = kind}, ValuesWanted::none), 0u) << to_string(kind);
+  EXPECT_EQ(kept({.aggregation = unique_count}, ValuesWanted::none), 100u);
+  EXPECT_LE(kept({.aggregation = percentile, .percentile = Decimal(50)}, ValuesWanted::none), 100u + 1'024);
+  EXPECT_LE(kept({.aggregation = sum}, ValuesWanted::counted), 100u + 1'024);
+}
+
+TEST(Aggregation, OfCountedNumbersIsThatOfThemAll) {
+  const std::vector<Event> events = many(5'000);
+  std::vector<int> numbers;
+  for (const Event& event : events) numbers.push_back(std::stoi(event.properties.at("v")));
+  std::ranges::sort(numbers);
+  for (const std::size_t percent : {std::size_t{1}, std::size_t{50}, std::size_t{99}, std::size_t{100}}) {
+    const Metric metric{.aggregation = Aggregation::percentile,
+                        .property = "v",
+                        .percentile = Decimal(static_cast<std::int64_t>(percent))};
+    EXPECT_EQ(one(metric, events), Decimal(numbers[numbers.size() * percent / 100 - 1])) << percent;
+  }
+  const Metric sum{.aggregation = Aggregation::sum, .property = "v"};
+  const auto counted = total(sum, events, ValuesWanted::counted).value()[0].counted_values;
+  std::vector<int> unfolded;
+  for (const auto& [value, count] : counted)
+    unfolded.insert(unfolded.end(), static_cast<std::size_t>(count), static_cast<int>(value.to_integer().value()));
+  EXPECT_EQ(unfolded, numbers);
 }
 
 TEST(Aggregation, EvaluatesAnExpressionPerEvent) {

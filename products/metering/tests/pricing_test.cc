@@ -64,6 +64,16 @@ TEST(Percentage, BoundsWhatOneEventPays) {
   EXPECT_EQ(amount(price, values({"10", "80", "10000"})), "18.691");
 }
 
+TEST(Percentage, OfCountedValuesIsThatOfEach) {
+  const PercentagePrice price{.rate = d("2.99"), .fixed = d("2"), .event_min = d("1.75"), .event_max = d("12")};
+  Usage counted;
+  counted.counted_values = {{d("10"), 2}, {d("80"), 1}, {d("10000"), 3}};
+  EXPECT_EQ(amount(price, counted), amount(price, values({"10", "10000", "80", "10", "10000", "10000"})));
+  EXPECT_EQ(values_wanted(price), ValuesWanted::counted);
+  EXPECT_EQ(values_wanted(PercentagePrice{.free_events = 1}), ValuesWanted::in_order);
+  EXPECT_EQ(amount(DynamicPrice{d("0.5")}, counted), "15050");
+}
+
 TEST(Percentage, LeavesFreeWhatBothAllowancesLeaveFree) {
   PercentagePrice price{.rate = d("1.3"), .fixed = d("2"), .free_events = 3, .free_value = d("250")};
   EXPECT_EQ(amount(price, values({"50", "100", "250", "400"})), "11.15");
