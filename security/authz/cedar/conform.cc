@@ -279,13 +279,23 @@ Result<Entity> entity_from_json(const Schema& schema, const Json& json) {
 
 namespace {
 
-/// As far as they can be read; each mistake is told to `wrong`, with the number of the entity, which says whether to go
-/// on.
+/// Whether both say the same, in whatever order.
+bool same(Entity a, Entity b) {
+  for (Entity* one : {&a, &b}) {
+    normalise(*one);
+    std::sort(one->parents.begin(), one->parents.end());
+    one->parents.erase(std::unique(one->parents.begin(), one->parents.end()), one->parents.end());
+  }
+  return a.attributes == b.attributes && a.tags == b.tags && a.parents == b.parents;
+}
+
+/// As far as they can be read, each once, however often it stands there; each mistake is told to `wrong`, with the
+/// number of the entity, which says whether to go on.
 std::vector<Entity> read_entities(const Schema* schema, const Json& json,
                                   const std::function<bool(const EntityUid&)>& declared,
                                   const std::function<bool(std::size_t, const Error&)>& wrong) {
   std::vector<Entity> entities;
-  std::set<EntityUid> seen;
+  std::unordered_map<EntityUid, std::size_t> seen;  // where in `entities`
   const auto read = [&](const Json& one) -> Result<Entity> {
     if (!schema) return authz::entity_from_json(one);
     if (!declared) return entity_from_json(*schema, one);
@@ -295,12 +305,17 @@ std::vector<Entity> read_entities(const Schema* schema, const Json& json,
   };
   for (std::size_t i = 0; i < json.size(); ++i) {
     auto entity = read(json[i]);
-    if (entity && !seen.insert(entity->uid).second)
-      entity = bad(fmt::format("{} stands twice", entity->uid.to_string()));
-    if (!entity) {
-      if (!wrong(i, entity.error())) return entities;
-    } else if (!schema || !schema->action(entity->uid)) {
+    // An action of the schema is as that says, or an error.
+    if (entity && schema && schema->action(entity->uid)) continue;
+    if (entity) {
+      const auto [first, fresh] = seen.emplace(entity->uid, entities.size());
+      if (!fresh && same(entities[first->second], *entity)) continue;
+      if (!fresh) entity = bad(fmt::format("{} stands twice, each time otherwise", entity->uid.to_string()));
+    }
+    if (entity) {
       entities.push_back(*std::move(entity));
+    } else if (!wrong(i, entity.error())) {
+      return entities;
     }
   }
   return entities;

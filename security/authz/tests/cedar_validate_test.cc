@@ -236,6 +236,25 @@ TEST(CedarConformance, RefusesEntitiesThatDoNotFit) {
   EXPECT_FALSE(cyclic);
 }
 
+TEST(CedarConformance, AnEntityMayStandTwiceWhereItIsTheSame) {
+  const auto read = [](const std::string& second) {
+    return entities_from_json(
+        schema(), Json::parse(R"([{"uid": {"type": "User", "id": "u"}, "attrs": {"name": "U", "from": "10.0.0.1"},
+      "parents": [{"type": "Group", "id": "a"}, {"type": "Group", "id": "b"}]}, )" +
+                              second + "]"));
+  };
+  const auto once = read(R"({"uid": {"type": "Group", "id": "a"}, "attrs": {}, "parents": []})");
+  ASSERT_TRUE(once) << once.error().message();
+  const auto twice = read(R"({"uid": {"type": "User", "id": "u"}, "attrs": {"name": "U", "from": "10.0.0.1"},
+                              "parents": [{"type": "Group", "id": "b"}, {"type": "Group", "id": "a"}]})");
+  ASSERT_TRUE(twice) << twice.error().message();
+  EXPECT_EQ(twice->size() + 1, once->size());
+  EXPECT_EQ(read(R"({"uid": {"type": "User", "id": "u"}, "attrs": {"name": "U", "from": "10.0.0.1"}, "parents": []})")
+                .error()
+                .message(),
+            "entity 2: User::\"u\" stands twice, each time otherwise");
+}
+
 std::string request_problem(EntityUid principal, EntityUid action, EntityUid resource, Attributes context) {
   const auto checked = check_request(
       schema(), {std::move(principal), std::move(action), std::move(resource), Value::record(std::move(context))});
