@@ -119,12 +119,20 @@ bool is_typed(const Workspace& workspace, const EntityUid& action) {
   return workspace.schema && (workspace.service_schema == nullptr || workspace.schema->action(action) != nullptr);
 }
 
+/// Without a schema's help: what is wrong is told as it would be with it.
+Result<Attributes> untyped_context(const Json& context) {
+  if (!context.is_object()) return bad("context: must be a JSON object");
+  auto attributes = attributes_from_json(context);
+  if (!attributes) return bad("context." + attributes.error().message());
+  return attributes;
+}
+
 /// Conforms to the schema where there is one. For the service with what it adds.
 Result<cedar::Request> request_of(const Workspace& workspace, EntityUid principal, EntityUid action, EntityUid resource,
                                   Json context) {
   auto delegation = CRETO_TRY(take_delegation(workspace, context));
   auto attributes = is_typed(workspace, action) ? cedar::context_from_json(*workspace.schema, action, context)
-                                                : attributes_from_json(context);
+                                                : untyped_context(context);
   if (!attributes) return bad(attributes.error().message());
   if (delegation) attributes->emplace_back("delegation", *std::move(delegation));
   cedar::Request request{std::move(principal), std::move(action), std::move(resource),
@@ -327,7 +335,7 @@ Result<cedar::PartialRequest> request_of(const Workspace& workspace, const Parti
   auto attributes =
       typed && request.action.uid && !request.context_unknown
           ? cedar::context_from_json(*workspace.schema, *request.action.uid, context, request.unknown_context)
-          : attributes_from_json(context);
+          : untyped_context(context);
   if (!attributes) return bad(attributes.error().message());
   const bool given = delegation.has_value();
   if (given) attributes->emplace_back("delegation", *std::move(delegation));

@@ -164,6 +164,11 @@ TEST_F(PolicyTools, ARequestMayComeFromAFile) {
   question = question_;
   question.context = "request.json";
   EXPECT_EQ(check_policies(files_, question).error().message().substr(0, 9), "context: ");
+  files_.schema.clear();
+  question.context = "[]";
+  EXPECT_EQ(check_policies(files_, question).error().message(), "context: must be a JSON object");
+  question.context = R"({"at": {"__extn": {"fn": "ip", "arg": "x"}}})";
+  EXPECT_EQ(check_policies(files_, question).error().message(), "context.at: \"x\" is no ipaddr");
 }
 
 /// What an agent may do, as the service has it: no `Agent` in the schema, actions that nobody declared, oversight,
