@@ -793,14 +793,20 @@ Result<std::vector<EntityUid>> query_resources(const PartialEvaluation& evaluati
   if (decision == PartialDecision::deny) return std::vector<EntityUid>();
   if (decision == PartialDecision::allow) return std::vector<EntityUid>(candidates.begin(), candidates.end());
 
+  // Of the others it is known whether they apply: no forbid does, or nothing would be allowed.
+  bool permitted_all = false;
+  std::vector<const PartialPolicy*> left;
+  for (const PartialPolicy& policy : evaluation.policies) {
+    if (policy.residual) left.push_back(&policy);
+    permitted_all |= policy.outcome == PartialPolicy::Outcome::yes;
+  }
   const auto allowed = [&](const EntityUid& resource) {
     const Request whole{*known.principal.uid, *known.action.uid, resource, known.context};
-    bool permitted = false;
-    for (const PartialPolicy& policy : evaluation.policies) {
-      const bool permit = policy.policy->ast.effect == Effect::permit;
+    bool permitted = permitted_all;
+    for (const PartialPolicy* policy : left) {
+      const bool permit = policy->policy->ast.effect == Effect::permit;
       if (permit && permitted) continue;
-      Result<bool> satisfied = policy.outcome == PartialPolicy::Outcome::yes;
-      if (policy.residual) satisfied = is_satisfied(*policy.residual, whole, entities);
+      const Result<bool> satisfied = is_satisfied(*policy->residual, whole, entities);
       if (permit) {
         permitted = satisfied && *satisfied;
       } else if (satisfied ? *satisfied : erring == ErringForbid::denies) {
