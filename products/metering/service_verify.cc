@@ -9,6 +9,7 @@
 #include "creto/common/json.h"
 #include "creto/crypto/hash.h"
 #include "ledger/batch_proof.h"
+#include "ledger/repeated_keys.h"
 #include "service.h"
 #include "service_words.h"
 #include "usage_query.h"
@@ -257,28 +258,11 @@ Result<> MeteringService::verify_envelopes(BlockAddress until, UsageVerification
 
 /// No key may be there twice within its window.
 Result<> MeteringService::verify_keys(BlockAddress until, UsageVerification& found) {
-  struct Key {
-    KeyHash hash;
-    std::int64_t arrived_ns;
-    auto operator<=>(const Key&) const = default;
-  };
-  std::vector<Key> keys;
-  CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
-    const Subjects& subjects = ledger_->subjects();
-    const Subjects::Subject agent = subjects.subject(subjects.attribution(event.attribution).agent);
-    const std::string_view source = event.record.source.empty() ? event.record.agent : event.record.source;
-    keys.push_back({ledger_->key_hash(agent.org, source, event.record.key), unix_ns(event.arrived)});
-    return {};
-  }));
-  std::ranges::sort(keys);
-  found.events = keys.size();
   // Keys are remembered by the second.
-  const std::int64_t window = options_.idempotency_window.count() - 1'000'000'000;
-  for (std::size_t i = 1; i < keys.size(); ++i) {
-    if (keys[i].hash == keys[i - 1].hash && keys[i].arrived_ns - keys[i - 1].arrived_ns < window) {
-      add_problem(found, fmt::format("an event of {} is there twice", to_rfc3339(from_unix_ns(keys[i].arrived_ns))));
-    }
-  }
+  const Nanos window = options_.idempotency_window - std::chrono::seconds(1);
+  const auto repeated = CRETO_TRY(repeated_keys(*ledger_, until, found.events, window));
+  for (const Instant arrived : repeated)
+    add_problem(found, fmt::format("an event of {} is there twice", to_rfc3339(arrived)));
   return {};
 }
 
@@ -316,6 +300,7 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   ReadCorrections corrections;
   const Subjects& subjects = ledger_->subjects();
   CRETO_TRY(ledger_->scan({}, until, [&](const StoredEvent& event) -> Result<> {
+    ++found.events;
     corrections.note(event);
     recount.add(event, reached);
     reached.clear();

@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <random>
 #include <set>
@@ -20,6 +21,7 @@
 #include "creto/testing/fault_files.h"
 #include "creto/testing/temp_dir.h"
 #include "ledger/ledger.h"
+#include "ledger/repeated_keys.h"
 
 namespace creto::metering {
 namespace {
@@ -173,6 +175,30 @@ TEST(Ledger, ForgetsAKeyWhenItsWindowIsOver) {
   EXPECT_EQ(second[0].kind, Kind::accepted);
   EXPECT_NE(second[0].id, first[0].id);
   EXPECT_EQ(house.one("a"), Kind::duplicate);
+}
+
+TEST(Ledger, RepeatedKeysAreFoundInHoweverManyParts) {
+  FaultFiles files;
+  House house(files, {.idempotency_window = 1min});
+  std::multiset<Instant> again;
+  std::mt19937_64 random(5);
+  std::map<std::string, Instant> last;
+  for (int i = 0; i < 300; ++i) {
+    house.clock.advance(2min);
+    const std::string key = fmt::format("k{}", random() % 40);
+    ASSERT_EQ(house.one(key), Outcome::Kind::accepted);
+    if (const auto before = last.find(key); before != last.end() && house.clock.now() - before->second < 1h)
+      again.insert(house.clock.now());
+    last.insert_or_assign(key, house.clock.now());
+  }
+  ASSERT_FALSE(again.empty());
+  const BlockAddress end = house.ledger->position().end;
+  for (const std::uint64_t at_once : {1000u, 100u, 7u}) {
+    const auto found = repeated_keys(*house.ledger, end, 300, 1h, at_once);
+    ASSERT_TRUE(found) << found.error().to_string();
+    EXPECT_EQ(std::multiset<Instant>(found->begin(), found->end()), again) << at_once;
+  }
+  EXPECT_TRUE(repeated_keys(*house.ledger, end, 300, 1min)->empty());
 }
 
 TEST(Ledger, KnowsEveryKeyOfManySegmentsAlsoAfterAStart) {
