@@ -633,7 +633,7 @@ Result<std::optional<Biller::Scope>> Biller::interim_due(Job& job) {
   return used_in_advance > asked_in_advance ? std::optional(Scope::in_advance) : std::nullopt;
 }
 
-Result<std::vector<Biller::Wanting>> Biller::wanting_interim(std::span<StoredSubscription> watched) {
+Result<std::vector<Biller::Wanting>> Biller::wanting_interim(std::span<StoredSubscription> watched, bool ahead) {
   std::vector<Job> jobs;
   std::vector<std::size_t> of_job;
   for (std::size_t i = 0; i < watched.size(); ++i) {
@@ -643,6 +643,7 @@ Result<std::vector<Biller::Wanting>> Biller::wanting_interim(std::span<StoredSub
       if (is_trouble(job.error())) return std::move(job).error();
       continue;
     }
+    if (ahead) job->facts.end = job->rated->full.end;
     jobs.push_back(*std::move(job));
     of_job.push_back(i);
   }

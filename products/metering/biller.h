@@ -57,7 +57,9 @@ class Biller {
   };
   /// Which running periods have reached a threshold, or have new usage that is billed in advance; in one pass over the
   /// events. A subscription that cannot be rated wants nothing.
-  Result<std::vector<Wanting>> wanting_interim(std::span<StoredSubscription> watched);
+  /// With `ahead`, it goes by all events of the period, also those that lie ahead of now: so what is asked stays the
+  /// same as time goes on, and what it answers may be a little early.
+  Result<std::vector<Wanting>> wanting_interim(std::span<StoredSubscription> watched, bool ahead);
   /// An interim invoice over the running period's usage until `until`. Requires: that lies in the period.
   Result<Invoice> bill_interim(StoredSubscription& stored, Instant until, Scope scope = Scope::all);
 

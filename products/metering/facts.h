@@ -33,9 +33,9 @@ struct RatedUsage {
 using KnownPlans =
     std::map<std::tuple<std::string, std::string, std::int64_t, std::string>, std::shared_ptr<const Plan>>;
 
-/// What billing reads of the usage log, up to where the log ended when this was made. The one place that knows where
-/// events lie. Events are added up as they are read, and not kept; those that others take out are left out. Not
-/// thread-safe.
+/// What billing reads of the usage log, up to where the log ended when this was made or went on. The one place that
+/// knows where events lie. Events are added up as they are read, and not kept; those that others take out are left out.
+/// Not thread-safe.
 ///
 /// The log may lie in the database, and a transaction cannot open another. So a run inside a transaction that asks for
 /// what is not here yet fails, outside of it `fetch` reads all that was asked for, and the run is repeated
@@ -56,7 +56,11 @@ class FactSource {
   /// Reads what was asked for in one pass over the log. Requires: no transaction is open on this thread.
   Result<> fetch();
   /// How much is kept of what was read: aggregates, and values that could not be added up.
-  std::size_t kept() const { return kept_; }
+  std::size_t kept() const;
+  /// Goes on to where the log ends now, reading only what is new: for what was asked for since it last did. The rest is
+  /// forgotten, and so is that of which something was taken out. Requires: as `fetch`; answers of `read` are used no
+  /// more.
+  Result<> go_on();
 
   /// For all runs: the ranges of one must be those of the next.
   KnownPlans& plans() { return plans_; }
@@ -64,15 +68,23 @@ class FactSource {
  private:
   using Key = std::tuple<std::string, SubscriptionId, Instant, Instant, Instant, BlockAddress, std::string>;
   static Key key_of(const std::string& org, const FactRange& range);
-  struct Wanted;
-  Result<> scan(std::unordered_map<SubjectNumber, std::vector<Wanted>>& of_subscription) const;
+  struct Known {
+    std::string org;
+    FactRange range;
+    RatedUsage usage{};
+    bool asked = true;     ///< since the log went on
+    bool changed = false;  ///< something that it holds was taken out
+  };
+  using OfSubscription = std::unordered_map<SubjectNumber, std::vector<Known*>>;
+  void add(OfSubscription& to, Known& known) const;
+  Result<BlockAddress> begin_of(const OfSubscription& of_subscription) const;
+  Result<> scan(const OfSubscription& of_subscription, BlockAddress from) const;
 
   const Ledger& ledger_;
   const Nanos ahead_max_;
-  const BlockAddress end_;
+  BlockAddress end_;
   KnownPlans plans_;
-  std::map<Key, RatedUsage> known_;
-  std::size_t kept_ = 0;
+  std::map<Key, Known> known_;
   std::vector<std::pair<std::string, FactRange>> pending_;
 };
 

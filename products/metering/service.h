@@ -267,6 +267,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   std::vector<Intake::Reached> untold_;
   /// When interim invoices were last thought about, where the log ended and what was subscribed to; of `tick`.
   Instant interims_at_{};
+  std::unique_ptr<FactSource> running_;  ///< what was used of the periods that may want one; likewise of `tick`
   BlockAddress interims_until_;
   std::uint64_t interims_version_ = 0;
   BlockAddress recorded_;  ///< end of the log in this process's last audit record; of `tick`

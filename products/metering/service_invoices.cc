@@ -12,8 +12,9 @@
 namespace creto::metering {
 namespace {
 
-constexpr std::size_t chunk = 500;           ///< invoices of one transaction
-constexpr std::size_t kept_ahead = 200'000;  ///< of what is added up for the next ones
+constexpr std::size_t chunk = 500;             ///< invoices of one transaction
+constexpr std::size_t kept_ahead = 200'000;    ///< of what is added up for the next ones
+constexpr std::size_t kept_running = 400'000;  ///< between two looks at the periods that run; more is read anew
 constexpr std::size_t signed_chunk = 1'000;
 constexpr Nanos after_failure = std::chrono::hours(1);
 constexpr std::size_t reason_bytes_max = 256;
@@ -188,19 +189,32 @@ Result<> MeteringService::bill_interims() {
   const Instant now = clock_.now();
   std::vector<StoredSubscription> watched =
       CRETO_TRY(sql::read(database_, ctx, [](sql::Tx& tx) { return billing::watched_subscriptions(tx); }));
+  const auto ask = [&](FactSource& source, std::span<StoredSubscription> of_org, bool ahead) {
+    return with_facts(source, [&] {
+      return sql::read(database_, ctx, [&](sql::Tx& tx) {
+        return Biller(tx, ctx, now, source, options_.issuer).wanting_interim(of_org, ahead);
+      });
+    });
+  };
+  if (running_ == nullptr || running_->kept() > kept_running) {
+    running_ = std::make_unique<FactSource>(facts());
+  } else {
+    CRETO_TRY(running_->go_on());
+  }
   FactSource source = facts();
   for (std::size_t begin = 0; begin < watched.size();) {
     std::size_t end = begin;
     while (end < watched.size() && watched[end].org == watched[begin].org) ++end;
     const std::span of_org = std::span(watched).subspan(begin, end - begin);
     ctx.org = of_org.front().org;
-    const std::vector<Biller::Wanting> wanting = CRETO_TRY(with_facts(source, [&] {
-      return sql::read(database_, ctx, [&](sql::Tx& tx) {
-        return Biller(tx, ctx, now, source, options_.issuer).wanting_interim(of_org);
-      });
-    }));
+    // Only what is new is read of all; of the few that may be due, their whole period.
+    const std::vector<Biller::Wanting> perhaps = CRETO_TRY(ask(*running_, of_org, true));
+    std::vector<StoredSubscription> asked;
+    for (const Biller::Wanting& one : perhaps) asked.push_back(of_org[one.subscription]);
+    std::vector<Biller::Wanting> wanting;
+    if (!asked.empty()) wanting = CRETO_TRY(ask(source, asked, false));
     for (const auto& [i, scope] : wanting) {
-      StoredSubscription& stored = of_org[i];
+      StoredSubscription& stored = asked[i];
       const auto billed = with_facts(source, [&, scope = scope] {
         return sql::write(database_, ctx, [&](sql::Tx& tx) {
           return Biller(tx, ctx, now, source, options_.issuer).bill_interim(stored, now, scope);

@@ -13,6 +13,7 @@
 
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
+#include "facts.h"
 #include "ledger/batch_proof.h"
 #include "number_table.h"
 
@@ -202,6 +203,79 @@ TEST_F(IntakeTest, ManyThreadsCountEveryEventWhileAgentsBecomeKnownAndAreAskedFo
   }
   senders.clear();
   EXPECT_EQ(used(agent(100).text()), static_cast<std::int64_t>(threads * rounds * 20 * 7));
+}
+
+TEST_F(IntakeTest, WhatIsBilledGoesOnWithTheLogAsIfAllWasReadAnew) {
+  const SubscriptionId subscription = SubscriptionId::fresh(clock_.now());
+  registry_.known[agent(1).text()] = {.chain = {agent(1)}, .subscription = subscription.to_string()};
+  registry_.known[agent(2).text()] = {.chain = {agent(2)}, .subscription = {}};
+  const auto plan = std::make_shared<const Plan>(plan_from_json(
+                                                     R"({"id":"p","charges":[
+        {"id":"sum","model":"standard","metric":{"event_type":"tokens","aggregation":"sum","property":"units"},"price":{"per_unit":"1"}},
+        {"id":"max","model":"standard","metric":{"event_type":"tokens","aggregation":"max","property":"units"},"price":{"per_unit":"1"}}]})")
+                                                     .value());
+  const Period period{clock_.now(), clock_.now() + 24h * 30};
+  const FactRange range{
+      subscription, period, Instant::min(), ledger_->position().end,
+      RatedPeriod{.full = period, .phases = {{plan, Decimal(1), period}}, .subscribed_at = period.begin}};
+  const auto told = [&](FactSource& source) {
+    std::string text;
+    const auto usage = with_facts(source, [&] { return source.read(ctx_.org, std::span(&range, 1)); });
+    const auto lines = usage.value().front()->rating->usage_so_far().value();
+    for (const InvoiceLine& line : lines)
+      text += fmt::format("{}: {} in {}; ", line.charge, line.units.to_string(), line.events);
+    return text;
+  };
+  std::mt19937_64 random(17);
+  int keys = 0;
+  std::set<int> standing;
+  const auto report = [&](std::uint8_t who, const std::string& units, const std::string& replaces) {
+    Bytes bytes;
+    const std::string key = std::to_string(keys);
+    encode_record({.bytes = {},
+                   .agent = agent(who).text(),
+                   .type = "tokens",
+                   .key = key,
+                   .time = clock_.now(),
+                   .units = units,
+                   .replaces = replaces},
+                  bytes);
+    const BytesView record(bytes);
+    const Hash256 leaf = record_leaf(record);
+    std::vector<Intake::Reached> reached;
+    const auto answers = intake_->take(
+        ctx_, {.records = std::span(&record, 1), .reporter = "service:s", .leaves = std::span(&leaf, 1)}, reached);
+    ASSERT_TRUE(answers->front()) << answers->front().error().to_string();
+    if (who == 1) standing.insert(keys);
+    ++keys;
+  };
+  FactSource running(*ledger_, 1h);
+  std::string last;
+  int grew = 0;
+  for (int round = 0; round < 60; ++round) {
+    for (std::uint64_t i = 0; i < random() % 4; ++i) {
+      clock_.advance(1min);
+      const std::string units = std::to_string(random() % 100);
+      if (random() % 4 == 0 && !standing.empty()) {
+        const int target = *std::next(standing.begin(), static_cast<std::ptrdiff_t>(random() % standing.size()));
+        standing.erase(target);
+        report(1, units, fmt::format("key:{}", target));
+      } else {
+        report(random() % 5 == 0 ? 2 : 1, units, "");
+      }
+    }
+    ASSERT_TRUE(running.go_on());
+    FactSource anew(*ledger_, 1h);
+    const std::string now = told(running);
+    ASSERT_EQ(now, told(anew)) << "round " << round;
+    grew += now == last ? 0 : 1;
+    last = now;
+  }
+  EXPECT_GT(grew, 30);
+  ASSERT_TRUE(running.go_on());
+  EXPECT_GT(running.kept(), 0u);
+  ASSERT_TRUE(running.go_on());
+  EXPECT_EQ(running.kept(), 0u) << "nobody asks for it any more";
 }
 
 TEST(NumberTable, FindsWhatWasInsertedAndNotErasedWhateverMeets) {
