@@ -156,7 +156,7 @@ Result<LoadedPolicy> load_parsed(Policy stored, std::vector<cedar::PolicyAst> pa
   if (parsed.size() != 1) return bad("the text holds more or less than one policy");
   const Annotations annotations(parsed[0], stored.text);
   const std::string* id = annotations.find("id");
-  if (id && *id != stored.id)
+  if (id && *id != stored.id && !stored.id.ends_with("/" + *id))
     return annotations.bad("id", fmt::format("the policy calls itself {}, not `{}`", cedar::quote(*id), stored.id));
   return load_policy(std::move(stored), std::move(parsed[0]), before, memory);
 }

@@ -78,6 +78,22 @@ void to_proto(const CheckRequest& request, v1::CheckRequest& out) {
   out.set_override_token(request.override_token);
 }
 
+namespace {
+
+/// `field` says where the JSON came from.
+Result<Attributes> context_from(const Result<Json>& json, std::string_view field) {
+  const auto wrong = [field](ErrorKind kind, std::string_view what) {
+    return Error(Product::platform, kind, fmt::format("{}: {}", field, what));
+  };
+  if (!json) return wrong(json.error().kind(), json.error().message());
+  if (!json->is_object()) return wrong(ErrorKind::invalid_input, "must be a JSON object");
+  auto attributes = attributes_from_json(*json);
+  if (!attributes) return wrong(attributes.error().kind(), attributes.error().message());
+  return attributes;
+}
+
+}  // namespace
+
 Result<CheckRequest> from_proto(const v1::CheckRequest& request) {
   Identity principal = CRETO_TRY(proto::from_identity(request.principal(), "principal"));
   DelegationChain chain;
@@ -92,10 +108,9 @@ Result<CheckRequest> from_proto(const v1::CheckRequest& request) {
   }
   if (request.has_context()) {
     const Json json = CRETO_TRY(json_from(request.context(), 0));
-    context = CRETO_TRY(attributes_from_json(json));
+    context = CRETO_TRY(context_from(json, "context"));
   } else if (!request.context_json().empty()) {
-    const Json json = CRETO_TRY(parse_json(request.context_json()));
-    context = CRETO_TRY(attributes_from_json(json));
+    context = CRETO_TRY(context_from(parse_json(request.context_json()), "context_json"));
   }
   const Hash256 hash = CRETO_TRY(hash_from(request.arguments_hash(), "arguments_hash"));
   return CheckRequest{.principal = std::move(principal),

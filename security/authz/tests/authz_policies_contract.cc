@@ -139,6 +139,9 @@ TEST_P(AuthzContract, ABadPolicyReplacesNothing) {
   EXPECT_EQ(authz->update_policy(ctx, "none", "permit(principal,action,resource);", 0).error().kind(),
             ErrorKind::not_found);
   EXPECT_FALSE(authz->create_policy(ctx, "", "permit(principal,action,resource);"));
+  EXPECT_FALSE(authz->create_policy(ctx, "team/repay", "@id(\"pay\") permit(principal,action,resource);"));
+  EXPECT_TRUE(authz->create_policy(ctx, "team/pay", "@id(\"pay\") permit(principal,action,resource);"))
+      << "so a file's name for it holds in whatever folder it is put";
 }
 
 TEST_P(AuthzContract, EveryChangeOfPoliciesIsAVersionThatCanBeReadAgain) {

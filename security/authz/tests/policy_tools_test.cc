@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -235,6 +236,16 @@ TEST_F(ServiceRules, QuestionsTheOtherWayRoundKnowWhatTheServiceAdds) {
   const auto left = decide_partially(files_, partial);
   ASSERT_TRUE(left) << left.error().message();
   EXPECT_NE(left->text.find("context.delegation.root == principal"), std::string::npos) << left->text;
+}
+
+TEST_F(ServiceRules, APolicyMayCallItselfByItsIdWithoutTheFolder) {
+  files_.folder = "team";
+  write("policies/named.cedar", "@id(\"named\") permit(principal is Human, action, resource);");
+  EXPECT_EQ(validate_policies(files_)->exit_code, 0) << validate_policies(files_)->text;
+  const auto texts = read_policy_texts(files_);
+  ASSERT_TRUE(texts) << texts.error().message();
+  EXPECT_TRUE(std::any_of(texts->policies.begin(), texts->policies.end(),
+                          [](const PolicyText& policy) { return policy.id == "team/named"; }));
 }
 
 TEST_F(ServiceRules, LinksOfAFileStayLinks) {
