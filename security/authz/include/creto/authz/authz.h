@@ -144,8 +144,8 @@ struct ResourceFilter {
 
 struct Policy {
   PolicyId id;
-  /// Exactly one Cedar policy or template, whose @id, if any, equals `id`, or `id` without its folder; or a `PolicyLink` as JSON ("Links" in
-  /// docs/formats.md).
+  /// Exactly one Cedar policy or template, whose @id, if any, equals `id`, or `id` without its folder; or a
+  /// `PolicyLink` as JSON ("Links" in docs/formats.md).
   std::string text;
   std::int64_t version = 0;  ///< 1 at creation, +1 with each update
   Instant updated_at{};
