@@ -348,6 +348,7 @@ Result<> MeteringService::tick() {
   let_go_of_ended(now);
   forget_sessions(now);
   CRETO_TRY(tell_what_waits());
+  CRETO_TRY(purge_notices(now));
   CRETO_TRY(record_head());
   if (ledger_->position().events > saved_events_ + checkpoint_events) CRETO_TRY(checkpoint());
   // What a stop left out. Queries make what is missing: no reason not to bill.
@@ -363,6 +364,14 @@ void MeteringService::forget_sessions(Instant now) {
     const auto some = std::span(over).subspan(from, std::min(forgotten_at_once, over.size() - from));
     ledger_->pause([&] { limits_.forget(some, now); });
   }
+}
+
+Result<> MeteringService::purge_notices(Instant now) {
+  if (now < notices_purged_at_ + std::chrono::days(1)) return {};
+  CRETO_TRY(database_.transaction(Context::of_service(self_),
+                                  [&](sql::Tx& tx) { return store::purge_notices(tx, now - notice_age_max); }));
+  notices_purged_at_ = now;
+  return {};
 }
 
 /// Notices whose publication failed, and those of events that a crash cut off from theirs.

@@ -174,6 +174,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> restore(Ledger& ledger, BytesView counters);
   Result<> checkpoint();
   void forget_sessions(Instant now);
+  Result<> purge_notices(Instant now);
   Result<> record_head();
   /// What was used of a quota before it is put, as far as the log was read.
   struct Seeding {
@@ -270,7 +271,8 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   std::unique_ptr<FactSource> running_;  ///< what was used of the periods that may want one; likewise of `tick`
   BlockAddress interims_until_;
   std::uint64_t interims_version_ = 0;
-  BlockAddress recorded_;  ///< end of the log in this process's last audit record; of `tick`
+  Instant notices_purged_at_{};  ///< of `tick`
+  BlockAddress recorded_;        ///< end of the log in this process's last audit record; of `tick`
   std::mutex checkpoint_mutex_;
   std::uint64_t saved_events_ = 0;  ///< of the last checkpoint
   std::mutex signing_mutex_;        ///< one batch at a time

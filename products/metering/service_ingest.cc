@@ -265,6 +265,11 @@ Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx
 /// Publishes a notice, once for its limit, subject and window.
 Result<> MeteringService::tell(const Context& ctx, const Intake::Reached& reached) {
   const Notice& notice = reached.notice;
+  // All that there ever was may have been counted again.
+  if (unix_ns(notice.window_begin) >= 0 && notice.window_begin < clock_.now() - notice_age_max) {
+    intake_->told();
+    return {};
+  }
   const bool unusual = notice.kind == Notice::Kind::anomaly;
   const bool cost = notice.kind == Notice::Kind::cost;
   contracts::CostThresholdExceededEvent event;

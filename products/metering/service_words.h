@@ -7,10 +7,14 @@
 
 #include "creto/audit/audit_log.h"
 #include "creto/common/result.h"
+#include "creto/common/time.h"
 #include "creto/io/sql.h"
 
 /// What every part of the service says in the same way.
 namespace creto::metering {
+
+/// How long it is remembered that a limit's window was told of; what is older is not told any more.
+inline constexpr Nanos notice_age_max = std::chrono::days(400);
 
 inline Error error(ErrorKind kind, std::string message) { return Error(Product::metering, kind, std::move(message)); }
 inline Error not_found(std::string_view what, std::string_view id) {

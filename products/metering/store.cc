@@ -109,6 +109,11 @@ Result<bool> insert_notice(sql::Tx& tx, const std::string& org, const Notice& no
   return inserted == 1;
 }
 
+Result<> purge_notices(sql::Tx& tx, Instant before) {
+  CRETO_TRY(tx.exec("DELETE FROM metering_notices WHERE window_ns >= 0 AND window_ns < $1", {before}));
+  return {};
+}
+
 Result<> insert_rejected(sql::Tx& tx, const std::string& org, const RejectedEvent& event) {
   CRETO_TRY(
       tx.exec("INSERT INTO metering_rejected (org, id, error, body, when_ns) VALUES ($1, $2, $3, $4, $5) "

@@ -18,6 +18,8 @@ Result<> migrate(sql::Database& database);
 
 /// True where this notice is the first for its limit and window.
 Result<bool> insert_notice(sql::Tx& tx, const std::string& org, const Notice& notice);
+/// Forgets those of windows that began before; not of windows that have no beginning.
+Result<> purge_notices(sql::Tx& tx, Instant before);
 Result<> insert_rejected(sql::Tx& tx, const std::string& org, const RejectedEvent& event);
 Result<std::vector<RejectedEvent>> list_rejected(sql::Tx& tx, const std::string& org, std::size_t limit);
 Result<std::optional<RejectedEvent>> find_rejected(sql::Tx& tx, const std::string& org, std::string_view id);

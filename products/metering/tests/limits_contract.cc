@@ -242,6 +242,31 @@ TEST_P(MeteringContract, MessagesAreTrackedOnceAndLimited) {
   EXPECT_EQ(decision.used, 1);
 }
 
+TEST_P(MeteringContract, WhatWasToldIsForgottenAfterAYearAndNotToldAgain) {
+  Quota hourly = quota("hour", *parent, 1);
+  hourly.window = WindowKind::hour;
+  ASSERT_TRUE(metering->set_quota(ctx, hourly));
+  Quota ever = quota("ever", *parent, 1);
+  ever.window = WindowKind::lifetime;
+  ASSERT_TRUE(metering->set_quota(ctx, ever));
+  ASSERT_TRUE(metering->ingest(ctx, sandbox(*parent, "1")));
+  const auto notices = [&] { return rows("SELECT count(*) FROM metering_notices"); };
+  EXPECT_EQ(notices(), 2);
+  clock.advance(24h * 390);
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(notices(), 2);
+  clock.advance(24h * 20);
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(notices(), 1) << "that of a window which has no end stays";
+  // Counted anew from the log, it is no news.
+  stop();
+  for (const std::string& name : files.list("/usage").value())
+    if (name.ends_with(".state")) EXPECT_TRUE(files.remove("/usage/" + name));
+  start();
+  ASSERT_TRUE(local->tick());
+  EXPECT_EQ(notices(), 1);
+}
+
 TEST_P(MeteringContract, AnHourOfUnusualSpendingIsToldOnce) {
   with_bus();
   ASSERT_FALSE(HasFatalFailure());
