@@ -232,6 +232,21 @@ Result<std::string> canonical_json(const Json& value) {
   return out;
 }
 
+Result<std::string> texts_to_json(const std::map<std::string, std::string>& texts) {
+  return canonical_json(Json(texts));
+}
+
+Result<std::map<std::string, std::string>> texts_from_json(std::string_view text) {
+  const Json document = CRETO_TRY(parse_json(text));
+  if (!document.is_object()) return invalid("json: must be an object");
+  std::map<std::string, std::string> texts;
+  for (const auto& [key, value] : document.items()) {
+    if (!value.is_string()) return invalid(fmt::format("json: `{}` must be a text", key.substr(0, 64)));
+    texts[key] = value.get<std::string>();
+  }
+  return texts;
+}
+
 struct JsonReader::Rep {
   const Json& object;
   std::string path;

@@ -3,38 +3,25 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <utility>
 
-#include "creto/common/assert.h"
+#include "creto/common/names.h"
 
 namespace creto::crypto {
 namespace {
 
-template <class Enum, std::size_t N>
-using Names = std::array<std::pair<Enum, std::string_view>, N>;
-
-constexpr Names<AeadAlgorithm, 2> aead_names = {
-    {{AeadAlgorithm::aes_256_gcm, "aes-256-gcm"}, {AeadAlgorithm::chacha20_poly1305, "chacha20-poly1305"}}};
-constexpr Names<SignatureAlgorithm, 3> signature_names = {
+constexpr auto aead_names = std::to_array<Named<AeadAlgorithm>>(
+    {{AeadAlgorithm::aes_256_gcm, "aes-256-gcm"}, {AeadAlgorithm::chacha20_poly1305, "chacha20-poly1305"}});
+constexpr auto signature_names = std::to_array<Named<SignatureAlgorithm>>(
     {{SignatureAlgorithm::ed25519, "ed25519"},
      {SignatureAlgorithm::ml_dsa_65, "ml-dsa-65"},
-     {SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, "hybrid-ed25519-ml-dsa-65"}}};
-constexpr Names<KemAlgorithm, 3> kem_names = {
-    {{KemAlgorithm::x25519, "x25519"}, {KemAlgorithm::ml_kem_768, "ml-kem-768"}, {KemAlgorithm::x_wing, "x-wing"}}};
-constexpr Names<HashAlgorithm, 3> hash_names = {
-    {{HashAlgorithm::sha256, "sha-256"}, {HashAlgorithm::sha3_256, "sha3-256"}, {HashAlgorithm::blake3, "blake3"}}};
+     {SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, "hybrid-ed25519-ml-dsa-65"}});
+constexpr auto kem_names = std::to_array<Named<KemAlgorithm>>(
+    {{KemAlgorithm::x25519, "x25519"}, {KemAlgorithm::ml_kem_768, "ml-kem-768"}, {KemAlgorithm::x_wing, "x-wing"}});
+constexpr auto hash_names = std::to_array<Named<HashAlgorithm>>(
+    {{HashAlgorithm::sha256, "sha-256"}, {HashAlgorithm::sha3_256, "sha3-256"}, {HashAlgorithm::blake3, "blake3"}});
 
 template <class Enum, std::size_t N>
-std::string_view name_of(const Names<Enum, N>& names, Enum algorithm) {
-  for (const auto& [value, name] : names) {
-    if (value == algorithm) return name;
-  }
-  CRETO_ASSERT(!"an algorithm that is in the enum and not in its table");
-  return {};
-}
-
-template <class Enum, std::size_t N>
-Result<Enum> find(const Names<Enum, N>& names, std::string_view purpose, std::string_view asked) {
+Result<Enum> find(const std::array<Named<Enum>, N>& names, std::string_view purpose, std::string_view asked) {
   for (const auto& [value, name] : names) {
     if (name == asked) return value;
   }

@@ -79,6 +79,19 @@ PKey private_key_from_seed(const char* type, BytesView seed) {
   return key;
 }
 
+Result<KeyText> key_text(std::string_view text) {
+  constexpr std::size_t encoded_max = 8192;  // the largest key has 1 984 bytes
+  const std::size_t colon = text.find(':');
+  if (colon == std::string_view::npos) {
+    return crypto_error(ErrorKind::invalid_input, "a public key reads `algorithm:base64`");
+  }
+  const KeyText key{text.substr(0, colon), text.substr(colon + 1)};
+  if (key.encoded.size() > encoded_max) {
+    return crypto_error(ErrorKind::invalid_input, "a public key is longer than any can be");
+  }
+  return key;
+}
+
 PKey private_key_from_expanded(const char* type, BytesView bytes) {
   return from_param(type, OSSL_PKEY_PARAM_PRIV_KEY, EVP_PKEY_KEYPAIR, bytes);
 }

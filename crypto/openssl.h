@@ -57,4 +57,12 @@ const std::uint8_t* not_null(BytesView bytes);
 
 Error crypto_error(ErrorKind kind, std::string message);
 
+/// A public key as text, "algorithm:base64", taken apart. Errors: invalid_input.
+struct KeyText {
+  std::string_view algorithm;
+  std::string_view encoded;
+  Result<Bytes> bytes() const { return from_base64(encoded); }
+};
+Result<KeyText> key_text(std::string_view text);
+
 }  // namespace creto::crypto

@@ -110,16 +110,9 @@ Result<VerifyingKey> VerifyingKey::parse(SignatureAlgorithm algorithm, BytesView
 }
 
 Result<VerifyingKey> VerifyingKey::from_text(std::string_view text) {
-  const std::size_t colon = text.find(':');
-  if (colon == std::string_view::npos) {
-    return crypto_error(ErrorKind::invalid_input, "a public key reads `algorithm:base64`");
-  }
-  const auto algorithm = CRETO_TRY(parse_signature_algorithm(text.substr(0, colon)));
-  const std::string_view encoded = text.substr(colon + 1);
-  if (encoded.size() > 4 * hybrid_sizes.public_key) {
-    return crypto_error(ErrorKind::invalid_input, "a public key is longer than any can be");
-  }
-  const Bytes bytes = CRETO_TRY(from_base64(encoded));
+  const KeyText key = CRETO_TRY(key_text(text));
+  const auto algorithm = CRETO_TRY(parse_signature_algorithm(key.algorithm));
+  const Bytes bytes = CRETO_TRY(key.bytes());
   return parse(algorithm, bytes);
 }
 

@@ -30,6 +30,8 @@ void decimal(std::string_view text) {
 }
 
 void json(std::string_view text) {
+  if (const auto texts = texts_from_json(text))
+    CRETO_ASSERT(texts_from_json(texts_to_json(*texts).value()).value() == *texts);
   const auto value = parse_json(text);
   if (!value) return;
   const auto canonical = canonical_json(*value);

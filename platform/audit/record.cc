@@ -4,12 +4,16 @@
 
 #include "audit_tables.h"
 #include "creto/audit/audit_log.h"
+#include "creto/common/names.h"
 #include "record_json.h"
 
 namespace creto::audit {
 namespace {
 
-constexpr std::array<std::string_view, 4> outcome_names{"success", "failure", "denied", "timeout"};
+constexpr auto outcome_names = std::to_array<Named<Outcome>>({{Outcome::success, "success"},
+                                                              {Outcome::failure, "failure"},
+                                                              {Outcome::denied, "denied"},
+                                                              {Outcome::timeout, "timeout"}});
 
 constexpr sql::Migration steps[] = {
     {1, "audit", R"sql(
@@ -78,13 +82,9 @@ Result<bool> is_known(sql::Tx& tx, const std::string& org, const std::string& id
 
 }  // namespace
 
-std::string_view to_string(Outcome outcome) { return outcome_names[static_cast<std::size_t>(outcome)]; }
-
-std::optional<Outcome> outcome_from_string(std::string_view text) {
-  for (std::size_t i = 0; i < outcome_names.size(); ++i) {
-    if (outcome_names[i] == text) return static_cast<Outcome>(i);
-  }
-  return std::nullopt;
+std::string_view to_string(Outcome outcome) { return name_of(outcome_names, outcome); }
+Result<Outcome> outcome_from_string(std::string_view text) {
+  return value_of(outcome_names, text, "outcome", Product::platform);
 }
 
 AuditRecord AuditRecord::of(const Context& ctx, std::string what, std::string resource, Outcome outcome) {

@@ -125,7 +125,7 @@ Result<ParsedEntry> parse_entry(std::string_view entry) {
   record.why = reader.text("why");
   const auto outcome = outcome_from_string(reader.text("outcome"));
   if (!outcome) reader.refuse("outcome", "must be success, failure, denied or timeout");
-  record.outcome = outcome.value_or(Outcome::failure);
+  record.outcome = outcome ? *outcome : Outcome::failure;
   record.outcome_detail = reader.text("outcome_detail");
   JsonReader timestamp(reader.object("timestamp"), "entry.timestamp");
   const std::string logical = timestamp.text("logical");

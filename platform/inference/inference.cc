@@ -8,14 +8,20 @@
 
 #include "creto/audit/audit_log.h"
 #include "creto/common/json.h"
+#include "creto/common/names.h"
 #include "creto/io/sql.h"
 
 namespace creto::inference {
 namespace {
 
-constexpr std::array role_names{"system", "user", "assistant", "tool"};
-constexpr std::array finish_names{"stop", "length", "content_filter", "tool_calls"};
-constexpr std::array mode_names{"off", "flag", "block"};
+constexpr auto role_names = std::to_array<Named<Role>>(
+    {{Role::system, "system"}, {Role::user, "user"}, {Role::assistant, "assistant"}, {Role::tool, "tool"}});
+constexpr auto finish_names = std::to_array<Named<FinishReason>>({{FinishReason::stop, "stop"},
+                                                                  {FinishReason::length, "length"},
+                                                                  {FinishReason::content_filter, "content_filter"},
+                                                                  {FinishReason::tool_calls, "tool_calls"}});
+constexpr auto mode_names = std::to_array<Named<InjectionMode>>(
+    {{InjectionMode::off, "off"}, {InjectionMode::flag, "flag"}, {InjectionMode::block, "block"}});
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 Error too_large(std::string message) { return Error(Product::platform, ErrorKind::too_large, std::move(message)); }
@@ -154,7 +160,7 @@ class InferenceService final : public Inference {
       entry.why = fmt::format("matched {}", fmt::join(worst->rules, ", "));
       if (block) entry.outcome_detail = refusal.to_string();
       // Never the text itself: it may hold what must not leave the sandbox.
-      Json metadata{{"mode", mode_names[static_cast<std::size_t>(options_.injection_mode)]},
+      Json metadata{{"mode", name_of(mode_names, options_.injection_mode)},
                     {"model", request.model},
                     {"rules", worst->rules},
                     {"score", fmt::format("{:.2f}", worst->score)}};
@@ -176,26 +182,14 @@ class InferenceService final : public Inference {
 
 }  // namespace
 
-std::string_view to_string(Role role) { return role_names[static_cast<std::size_t>(role)]; }
-
-Result<Role> role_from_string(std::string_view text) {
-  const auto found = std::ranges::find(role_names, text);
-  if (found == role_names.end()) return invalid("`role` must be system, user, assistant or tool");
-  return static_cast<Role>(found - role_names.begin());
-}
-
-std::string_view to_string(FinishReason reason) { return finish_names[static_cast<std::size_t>(reason)]; }
-
+std::string_view to_string(Role role) { return name_of(role_names, role); }
+Result<Role> role_from_string(std::string_view text) { return value_of(role_names, text, "role", Product::platform); }
+std::string_view to_string(FinishReason reason) { return name_of(finish_names, reason); }
 Result<FinishReason> finish_reason_from_string(std::string_view text) {
-  const auto found = std::ranges::find(finish_names, text);
-  if (found == finish_names.end()) return invalid("`finish_reason` is not known");
-  return static_cast<FinishReason>(found - finish_names.begin());
+  return value_of(finish_names, text, "finish_reason", Product::platform);
 }
-
 Result<InjectionMode> injection_mode_from_string(std::string_view text) {
-  const auto found = std::ranges::find(mode_names, text);
-  if (found == mode_names.end()) return invalid("the injection mode must be off, flag or block");
-  return static_cast<InjectionMode>(found - mode_names.begin());
+  return value_of(mode_names, text, "injection mode", Product::platform);
 }
 
 Result<std::unique_ptr<Inference>> create_inference(Provider& provider, sql::Database& database, const Clock& clock,

@@ -11,6 +11,7 @@
 #include "creto/common/assert.h"
 #include "creto/common/event.h"
 #include "creto/common/json.h"
+#include "creto/common/names.h"
 #include "creto/crypto/hash.h"
 #include "creto/crypto/random.h"
 #include "creto/io/idempotency.h"
@@ -20,6 +21,15 @@
 
 namespace creto::nhi {
 namespace {
+
+constexpr auto agent_types = std::to_array<Named<AgentType>>({{AgentType::autonomous, "autonomous"},
+                                                              {AgentType::supervised, "supervised"},
+                                                              {AgentType::workflow, "workflow"},
+                                                              {AgentType::tool, "tool"},
+                                                              {AgentType::human, "human"},
+                                                              {AgentType::service, "service"}});
+constexpr auto agent_statuses = std::to_array<Named<AgentStatus>>(
+    {{AgentStatus::active, "active"}, {AgentStatus::suspended, "suspended"}, {AgentStatus::revoked, "revoked"}});
 
 constexpr auto hybrid = crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65;
 constexpr Nanos idempotency_window = std::chrono::hours(24);
@@ -950,47 +960,13 @@ Result<PrekeyCount> NhiService::prekey_count(const Context& ctx, const Identity&
 
 }  // namespace
 
-std::string_view to_string(AgentType type) {
-  switch (type) {
-    case AgentType::autonomous:
-      return "autonomous";
-    case AgentType::supervised:
-      return "supervised";
-    case AgentType::workflow:
-      return "workflow";
-    case AgentType::tool:
-      return "tool";
-    case AgentType::human:
-      return "human";
-    case AgentType::service:
-      return "service";
-  }
-  std::unreachable();
+std::string_view to_string(AgentType type) { return name_of(agent_types, type); }
+Result<AgentType> agent_type_from_string(std::string_view text) {
+  return value_of(agent_types, text, "type", Product::platform);
 }
-
-std::optional<AgentType> agent_type_from_string(std::string_view text) {
-  for (auto type : {AgentType::autonomous, AgentType::supervised, AgentType::workflow, AgentType::tool,
-                    AgentType::human, AgentType::service})
-    if (to_string(type) == text) return type;
-  return std::nullopt;
-}
-
-std::string_view to_string(AgentStatus status) {
-  switch (status) {
-    case AgentStatus::active:
-      return "active";
-    case AgentStatus::suspended:
-      return "suspended";
-    case AgentStatus::revoked:
-      return "revoked";
-  }
-  std::unreachable();
-}
-
-std::optional<AgentStatus> agent_status_from_string(std::string_view text) {
-  for (auto status : {AgentStatus::active, AgentStatus::suspended, AgentStatus::revoked})
-    if (to_string(status) == text) return status;
-  return std::nullopt;
+std::string_view to_string(AgentStatus status) { return name_of(agent_statuses, status); }
+Result<AgentStatus> agent_status_from_string(std::string_view text) {
+  return value_of(agent_statuses, text, "status", Product::platform);
 }
 
 Result<std::unique_ptr<Nhi>> create_nhi(sql::Database& database, crypto::KeySealer& sealer, const Clock& clock,

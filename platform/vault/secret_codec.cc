@@ -7,13 +7,22 @@
 #include <nlohmann/json.hpp>
 
 #include "creto/common/json.h"
+#include "creto/common/names.h"
 
 namespace creto::vault {
 namespace {
 
-constexpr std::array type_names{"generic",     "api_key", "password",         "certificate",
-                                "private_key", "token",   "connection_string"};
-constexpr std::array status_names{"active", "expired", "revoked", "exhausted"};
+constexpr auto type_names = std::to_array<Named<SecretType>>({{SecretType::generic, "generic"},
+                                                              {SecretType::api_key, "api_key"},
+                                                              {SecretType::password, "password"},
+                                                              {SecretType::certificate, "certificate"},
+                                                              {SecretType::private_key, "private_key"},
+                                                              {SecretType::token, "token"},
+                                                              {SecretType::connection_string, "connection_string"}});
+constexpr auto status_names = std::to_array<Named<DelegationStatus>>({{DelegationStatus::active, "active"},
+                                                                      {DelegationStatus::expired, "expired"},
+                                                                      {DelegationStatus::revoked, "revoked"},
+                                                                      {DelegationStatus::exhausted, "exhausted"}});
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 
@@ -72,15 +81,11 @@ Result<SecretRef> SecretRef::parse(std::string_view text) {
   return ref;
 }
 
-std::string_view to_string(SecretType type) { return type_names[static_cast<std::size_t>(type)]; }
-
+std::string_view to_string(SecretType type) { return name_of(type_names, type); }
 Result<SecretType> secret_type_from_string(std::string_view text) {
-  const auto found = std::ranges::find(type_names, text);
-  if (found == type_names.end()) return invalid(fmt::format("`{}` is not a type of secret", text.substr(0, 64)));
-  return static_cast<SecretType>(found - type_names.begin());
+  return value_of(type_names, text, "type", Product::platform);
 }
-
-std::string_view to_string(DelegationStatus status) { return status_names[static_cast<std::size_t>(status)]; }
+std::string_view to_string(DelegationStatus status) { return name_of(status_names, status); }
 
 Result<> check(const SecretRef& ref) {
   if (!is_path(ref.path)) {

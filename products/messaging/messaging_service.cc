@@ -8,6 +8,7 @@
 #include "creto/authz/authz.h"
 #include "creto/common/assert.h"
 #include "creto/common/event.h"
+#include "creto/common/names.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
 #include "creto/crypto/hash.h"
@@ -26,6 +27,11 @@ namespace {
 using contracts::MessageEventType;
 using contracts::ReceivedMessage;
 using contracts::SealedMessage;
+
+constexpr auto delivery_states = std::to_array<Named<DeliveryState>>({{DeliveryState::queued, "queued"},
+                                                                      {DeliveryState::delivered, "delivered"},
+                                                                      {DeliveryState::read, "read"},
+                                                                      {DeliveryState::failed, "failed"}});
 
 constexpr Nanos ttl_min = std::chrono::seconds(1);
 constexpr Nanos remembered_for = std::chrono::days(30);
@@ -606,27 +612,9 @@ class MessagingService final : public Messaging {
 
 }  // namespace
 
-std::string_view to_string(DeliveryState state) {
-  switch (state) {
-    case DeliveryState::queued:
-      return "queued";
-    case DeliveryState::delivered:
-      return "delivered";
-    case DeliveryState::read:
-      return "read";
-    case DeliveryState::failed:
-      return "failed";
-  }
-  CRETO_ASSERT(!"unknown delivery state");
-  return {};
-}
-
+std::string_view to_string(DeliveryState state) { return name_of(delivery_states, state); }
 Result<DeliveryState> delivery_state_from_string(std::string_view text) {
-  for (const auto state :
-       {DeliveryState::queued, DeliveryState::delivered, DeliveryState::read, DeliveryState::failed}) {
-    if (to_string(state) == text) return state;
-  }
-  return failure(ErrorKind::invalid_input, "receipt: must be queued, delivered, read or failed");
+  return value_of(delivery_states, text, "receipt", Product::messaging);
 }
 
 Result<std::unique_ptr<Messaging>> create_messaging(const MessagingParts& parts, MessagingOptions options) {

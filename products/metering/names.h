@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <string_view>
-#include <utility>
 
-#include "creto/common/assert.h"
-#include "creto/common/result.h"
+#include "creto/common/names.h"
 
 namespace creto::metering {
 
@@ -18,27 +16,9 @@ inline bool is_name(std::string_view text) {
   });
 }
 
-/// The two directions of an enum's spelling, from one table.
-template <class Table, class Enum>
-std::string_view name_of(const Table& table, Enum value) {
-  for (const auto& [known, name] : table) {
-    if (known == value) return name;
-  }
-  CRETO_ASSERT(!"every value has a name");
-  return {};
-}
-template <class Table>
-auto value_of(const Table& table, std::string_view text, std::string_view what)
-    -> Result<typename Table::value_type::first_type> {
-  for (const auto& [value, name] : table) {
-    if (name == text) return value;
-  }
-  std::string message(what);
-  message += " `";
-  message += text.substr(0, 64);
-  message += "` is none of";
-  for (const auto& entry : table) message.append(&entry == &*table.begin() ? " " : ", ").append(entry.second);
-  return Error(Product::metering, ErrorKind::invalid_input, std::move(message));
+template <class Enum, std::size_t N>
+Result<Enum> value_of(const std::array<Named<Enum>, N>& names, std::string_view text, std::string_view what) {
+  return creto::value_of(names, text, what, Product::metering);
 }
 
 }  // namespace creto::metering

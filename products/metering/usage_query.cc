@@ -14,6 +14,7 @@
 
 #include "creto/common/assert.h"
 #include "creto/common/json.h"
+#include "names.h"
 #include "segment_scan.h"
 #include "usage_question.h"
 
@@ -22,20 +23,20 @@ namespace {
 
 using namespace detail;
 
-constexpr auto names = std::to_array<std::pair<By, std::string_view>>({{By::type, "type"},
-                                                                       {By::agent, "agent"},
-                                                                       {By::owner, "owner"},
-                                                                       {By::ancestor, "ancestor"},
-                                                                       {By::subscription, "subscription"},
-                                                                       {By::hour, "hour"},
-                                                                       {By::day, "day"},
-                                                                       {By::week, "week"},
-                                                                       {By::month, "month"}});
+constexpr auto names = std::to_array<Named<By>>({{By::type, "type"},
+                                                 {By::agent, "agent"},
+                                                 {By::owner, "owner"},
+                                                 {By::ancestor, "ancestor"},
+                                                 {By::subscription, "subscription"},
+                                                 {By::hour, "hour"},
+                                                 {By::day, "day"},
+                                                 {By::week, "week"},
+                                                 {By::month, "month"}});
 constexpr std::string_view property_prefix = "property:";
-constexpr auto orders = std::to_array<std::pair<UsageOrder, std::string_view>>({{UsageOrder::keys, "keys"},
-                                                                                {UsageOrder::events, "events"},
-                                                                                {UsageOrder::units, "units"},
-                                                                                {UsageOrder::cost, "cost"}});
+constexpr auto orders = std::to_array<Named<UsageOrder>>({{UsageOrder::keys, "keys"},
+                                                          {UsageOrder::events, "events"},
+                                                          {UsageOrder::units, "units"},
+                                                          {UsageOrder::cost, "cost"}});
 
 Error invalid(std::string message) { return Error(Product::metering, ErrorKind::invalid_input, std::move(message)); }
 
@@ -209,7 +210,7 @@ class Ranking {
 
 std::string to_string(const UsageGrouping& grouping) {
   if (grouping.by == By::property) return fmt::format("{}{}", property_prefix, grouping.property);
-  return std::string(std::ranges::find(names, grouping.by, &std::pair<By, std::string_view>::first)->second);
+  return std::string(name_of(names, grouping.by));
 }
 
 Result<UsageGrouping> usage_grouping_from_string(std::string_view text) {
@@ -223,16 +224,9 @@ Result<UsageGrouping> usage_grouping_from_string(std::string_view text) {
       "group_by: must be type, agent, owner, ancestor, subscription, hour, day, week, month or property:<name>");
 }
 
-std::string_view to_string(UsageOrder order) {
-  return std::ranges::find(orders, order, &std::pair<UsageOrder, std::string_view>::first)->second;
-}
+std::string_view to_string(UsageOrder order) { return name_of(orders, order); }
 
-Result<UsageOrder> usage_order_from_string(std::string_view text) {
-  for (const auto& [order, name] : orders) {
-    if (text == name) return order;
-  }
-  return invalid("order_by: must be keys, events, units or cost");
-}
+Result<UsageOrder> usage_order_from_string(std::string_view text) { return value_of(orders, text, "order_by"); }
 
 Result<> check_usage_query(const UsageQuery& query) {
   const auto is_name = [](std::string_view name) { return !name.empty() && name.size() <= 64; };

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "creto/common/json.h"
+#include "creto/common/names.h"
 #include "creto/crypto/hash.h"
 
 namespace creto::oversight {
@@ -18,30 +19,11 @@ constexpr std::size_t document_bytes_max = 64 << 10;
 
 Error invalid(std::string message) { return Error(Product::oversight, ErrorKind::invalid_input, std::move(message)); }
 
-template <class Enum>
-struct Word {
-  Enum value;
-  std::string_view text;
-};
-
-template <class Enum, std::size_t N>
-std::string_view spell(const std::array<Word<Enum>, N>& words, Enum value) {
-  for (const auto& word : words)
-    if (word.value == value) return word.text;
-  std::unreachable();
-}
-template <class Enum, std::size_t N>
-Result<Enum> read(const std::array<Word<Enum>, N>& words, std::string_view what, std::string_view text) {
-  for (const auto& word : words)
-    if (word.text == text) return word.value;
-  return invalid(fmt::format("{} `{}`: is none of the allowed words", what, text.substr(0, 64)));
-}
-
-constexpr std::array<Word<FinalAction>, 2> final_actions = {
-    {{FinalAction::auto_deny, "auto_deny"}, {FinalAction::auto_approve, "auto_approve"}}};
-constexpr std::array<Word<Trigger>, 3> trigger_words = {{{Trigger::authorization, "authorization"},
-                                                         {Trigger::cost_threshold, "cost_threshold"},
-                                                         {Trigger::quota_breach, "quota_breach"}}};
+constexpr auto final_actions = std::to_array<Named<FinalAction>>(
+    {{FinalAction::auto_deny, "auto_deny"}, {FinalAction::auto_approve, "auto_approve"}});
+constexpr auto trigger_words = std::to_array<Named<Trigger>>({{Trigger::authorization, "authorization"},
+                                                              {Trigger::cost_threshold, "cost_threshold"},
+                                                              {Trigger::quota_breach, "quota_breach"}});
 
 Json to_json(const std::vector<Identity>& identities) {
   Json list = Json::array();
@@ -130,12 +112,14 @@ std::string ns_text(Instant instant) { return std::to_string(unix_ns(instant)); 
 
 }  // namespace
 
-std::string_view to_string(FinalAction action) { return spell(final_actions, action); }
+std::string_view to_string(FinalAction action) { return name_of(final_actions, action); }
 Result<FinalAction> final_action_from_string(std::string_view text) {
-  return read(final_actions, "final action", text);
+  return value_of(final_actions, text, "final action", Product::oversight);
 }
-std::string_view to_string(Trigger trigger) { return spell(trigger_words, trigger); }
-Result<Trigger> trigger_from_string(std::string_view text) { return read(trigger_words, "trigger", text); }
+std::string_view to_string(Trigger trigger) { return name_of(trigger_words, trigger); }
+Result<Trigger> trigger_from_string(std::string_view text) {
+  return value_of(trigger_words, text, "trigger", Product::oversight);
+}
 
 Hash256 Request::arguments_hash() const { return crypto::sha3_256(as_bytes(action.arguments)); }
 

@@ -6,6 +6,7 @@
 
 #include "creto/common/assert.h"
 #include "creto/common/json.h"
+#include "creto/common/names.h"
 
 namespace creto::runtime {
 namespace {
@@ -35,6 +36,18 @@ CREATE UNIQUE INDEX runtime_operations_key ON runtime_operations (org, agent, ki
 CREATE INDEX runtime_operations_open ON runtime_operations (kind, done))"},
 };
 
+constexpr auto states = std::to_array<Named<SandboxState>>({{SandboxState::starting, "starting"},
+                                                            {SandboxState::running, "running"},
+                                                            {SandboxState::terminated, "terminated"}});
+constexpr auto reasons =
+    std::to_array<Named<TerminationReason>>({{TerminationReason::completed, "completed"},
+                                             {TerminationReason::failed, "failed"},
+                                             {TerminationReason::timeout, "timeout"},
+                                             {TerminationReason::manual, "manual"},
+                                             {TerminationReason::resource_limit, "resource_limit"}});
+constexpr auto verdicts = std::to_array<Named<EgressVerdict>>(
+    {{EgressVerdict::allow, "allow"}, {EgressVerdict::deny, "deny"}, {EgressVerdict::require_authz, "require_authz"}});
+
 Error damaged(std::string_view what) {
   return Error(Product::runtime, ErrorKind::internal, fmt::format("a stored {} cannot be read", what));
 }
@@ -42,18 +55,6 @@ Error damaged(std::string_view what) {
 std::string number(std::int64_t value) { return std::to_string(value); }
 std::int64_t to_number(const Json& json, const char* key) {
   return json.contains(key) ? std::strtoll(json[key].get_ref<const std::string&>().c_str(), nullptr, 10) : 0;
-}
-
-template <class Enum>
-std::optional<Enum> enum_from(std::string_view text, std::initializer_list<Enum> all) {
-  for (const auto value : all)
-    if (to_string(value) == text) return value;
-  return std::nullopt;
-}
-
-std::optional<TerminationReason> reason_from(std::string_view text) {
-  return enum_from(text, {TerminationReason::completed, TerminationReason::failed, TerminationReason::timeout,
-                          TerminationReason::manual, TerminationReason::resource_limit});
 }
 
 std::string encode(const SandboxRecord& record) {
@@ -115,17 +116,17 @@ Result<SandboxRecord> decode(const sql::Row& row) {
       auto identity = CRETO_TRY(Identity::parse(link.get_ref<const std::string&>()));
       s.delegation_chain.push_back(std::move(identity));
     }
-    const auto state =
-        enum_from(row.text(2), {SandboxState::starting, SandboxState::running, SandboxState::terminated});
+    const auto state = sandbox_state_from_string(row.text(2));
     if (!state) return damaged("sandbox");
     s.state = *state;
     if (doc.contains("parent")) s.parent = CRETO_TRY(SandboxId::parse(doc["parent"].get_ref<const std::string&>()));
     if (doc.contains("creator"))
       record.creator = CRETO_TRY(Identity::parse(doc["creator"].get_ref<const std::string&>()));
-    if (doc.contains("reason")) s.reason = reason_from(doc["reason"].get_ref<const std::string&>());
+    if (doc.contains("reason"))
+      s.reason = CRETO_TRY(termination_reason_from_string(doc["reason"].get_ref<const std::string&>()));
     if (doc.contains("ending")) {
       const auto& stored = doc["ending"];
-      const auto reason = reason_from(stored.at("reason").get_ref<const std::string&>());
+      const auto reason = termination_reason_from_string(stored.at("reason").get_ref<const std::string&>());
       if (!reason) return damaged("sandbox");
       SandboxEnding ending{*reason, stored.at("detail"), std::nullopt, {}};
       if (stored.contains("exit_code")) ending.exit_code = stored["exit_code"].get<int>();
@@ -290,50 +291,17 @@ Result<std::vector<OperationRecord>> RuntimeStore::unfinished(sql::Tx& tx, std::
   return records;
 }
 
-std::string_view to_string(SandboxState state) {
-  switch (state) {
-    case SandboxState::starting:
-      return "starting";
-    case SandboxState::running:
-      return "running";
-    case SandboxState::terminated:
-      return "terminated";
-  }
-  return "terminated";
+std::string_view to_string(SandboxState state) { return name_of(states, state); }
+Result<SandboxState> sandbox_state_from_string(std::string_view text) {
+  return value_of(states, text, "state", Product::runtime);
 }
-
-std::string_view to_string(TerminationReason reason) {
-  switch (reason) {
-    case TerminationReason::completed:
-      return "completed";
-    case TerminationReason::failed:
-      return "failed";
-    case TerminationReason::timeout:
-      return "timeout";
-    case TerminationReason::manual:
-      return "manual";
-    case TerminationReason::resource_limit:
-      return "resource_limit";
-  }
-  return "failed";
+std::string_view to_string(TerminationReason reason) { return name_of(reasons, reason); }
+Result<TerminationReason> termination_reason_from_string(std::string_view text) {
+  return value_of(reasons, text, "reason", Product::runtime);
 }
-
-std::string_view to_string(EgressVerdict verdict) {
-  switch (verdict) {
-    case EgressVerdict::allow:
-      return "allow";
-    case EgressVerdict::deny:
-      return "deny";
-    case EgressVerdict::require_authz:
-      return "require_authz";
-  }
-  return "deny";
-}
-
+std::string_view to_string(EgressVerdict verdict) { return name_of(verdicts, verdict); }
 Result<EgressVerdict> egress_verdict_from_string(std::string_view text) {
-  if (const auto verdict = enum_from(text, {EgressVerdict::allow, EgressVerdict::deny, EgressVerdict::require_authz}))
-    return *verdict;
-  return Error(Product::runtime, ErrorKind::invalid_input, "egress verdict: must be allow, deny or require_authz");
+  return value_of(verdicts, text, "egress verdict", Product::runtime);
 }
 
 }  // namespace creto::runtime

@@ -66,21 +66,4 @@ Result<> check(const Query& query) {
   return {};
 }
 
-Result<std::string> to_json(const std::map<std::string, std::string>& metadata) {
-  Json document = Json::object();
-  for (const auto& [key, value] : metadata) document[key] = value;
-  return canonical_json(document);
-}
-
-Result<std::map<std::string, std::string>> map_from_json(std::string_view text) {
-  const auto document = CRETO_TRY(parse_json(text));
-  std::map<std::string, std::string> out;
-  if (!document.is_object()) return invalid("not an object");
-  for (const auto& [key, value] : document.items()) {
-    if (!value.is_string()) return invalid("not text");
-    out[key] = value.get<std::string>();
-  }
-  return out;
-}
-
 }  // namespace creto::memory

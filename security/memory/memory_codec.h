@@ -11,7 +11,4 @@ namespace creto::memory {
 Result<> check(const NewEntry& entry, const Embedder& embedder);
 Result<> check(const Query& query);
 
-Result<std::string> to_json(const std::map<std::string, std::string>& metadata);
-Result<std::map<std::string, std::string>> map_from_json(std::string_view text);
-
 }  // namespace creto::memory

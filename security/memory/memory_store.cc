@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "creto/common/json.h"
 #include "memory_codec.h"
 #include "vectors.h"
 
@@ -45,7 +46,7 @@ Result<std::optional<Entry>> first(const sql::Rows& rows) {
   const auto id = CRETO_TRY(MemoryId::parse(row.text(0)));
   auto agent = CRETO_TRY(Identity::parse(row.text(1)));
   const auto type = CRETO_TRY(memory_type_from_string(row.text(3)));
-  auto metadata = CRETO_TRY(map_from_json(row.text(4)));
+  auto metadata = CRETO_TRY(texts_from_json(row.text(4)));
   return std::optional<Entry>(Entry{id, std::move(agent), row.text(2), type, std::move(metadata), row.text(5),
                                     row.instant(6), row.optional_instant(7)});
 }
@@ -72,7 +73,7 @@ Result<> insert(sql::Tx& tx, const Context& ctx, const Identity& agent, const st
   }
   auto number = inserted - static_cast<std::int64_t>(entries.size());
   for (const auto& [entry, vector] : entries) {
-    const auto metadata = CRETO_TRY(to_json(entry.metadata));
+    const auto metadata = CRETO_TRY(texts_to_json(entry.metadata));
     std::optional<std::string> action;
     if (const auto found = entry.metadata.find("action_id"); found != entry.metadata.end()) action = found->second;
     CRETO_TRY(

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "creto/audit/audit_log.h"
+#include "creto/common/json.h"
 #include "creto/io/files.h"
 #include "creto/io/sql.h"
 #include "sealed_object.h"
@@ -166,7 +167,7 @@ class StorageService final : public Storage {
                                          const std::map<std::string, std::string>& metadata) override {
     CRETO_TRY(check_metadata(metadata));
     auto stored = CRETO_TRY(permitted(ctx, ref, "storage.write"));
-    const auto text = CRETO_TRY(to_json(metadata));
+    const auto text = CRETO_TRY(texts_to_json(metadata));
     CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) -> Result<> {
       const auto there = CRETO_TRY(store::find(tx, ctx, stored.metadata.ref, clock_.now()));
       if (!there) return no_object(ref);

@@ -113,23 +113,6 @@ Result<> check_metadata(const std::map<std::string, std::string>& metadata) {
   return {};
 }
 
-Result<std::string> to_json(const std::map<std::string, std::string>& metadata) {
-  Json document = Json::object();
-  for (const auto& [key, value] : metadata) document[key] = value;
-  return canonical_json(document);
-}
-
-Result<std::map<std::string, std::string>> map_from_json(std::string_view text) {
-  const auto document = CRETO_TRY(parse_json(text));
-  std::map<std::string, std::string> out;
-  if (!document.is_object()) return invalid("not an object");
-  for (const auto& [key, value] : document.items()) {
-    if (!value.is_string()) return invalid("not text");
-    out[key] = value.get<std::string>();
-  }
-  return out;
-}
-
 std::string sign_target(const Grant& grant, BytesView key) {
   auto target = fmt::format("{}{}/{}?org={}&as={}&expires={}", presigned_path, encode_path(grant.ref.bucket),
                             encode_path(grant.ref.key), http::percent_encode(grant.org),

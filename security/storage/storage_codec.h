@@ -12,9 +12,6 @@ Result<> check_key(std::string_view key);
 Result<> check_content_type(std::string_view type);
 Result<> check_metadata(const std::map<std::string, std::string>& metadata);
 
-Result<std::string> to_json(const std::map<std::string, std::string>& metadata);
-Result<std::map<std::string, std::string>> map_from_json(std::string_view text);
-
 /// What a presigned URL permits (docs/formats.md, "Presigned URL").
 struct Grant {
   std::string org;

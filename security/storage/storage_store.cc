@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "creto/common/json.h"
 #include "storage_codec.h"
 
 namespace creto::storage::store {
@@ -50,7 +51,7 @@ Hash256 hash_of(const Bytes& bytes) {
 Result<StoredObject> read(const sql::Row& row) {
   auto owner = CRETO_TRY(Identity::parse(row.text(3)));
   const auto classification = CRETO_TRY(classification_from_string(row.text(4)));
-  auto metadata = CRETO_TRY(map_from_json(row.text(6)));
+  auto metadata = CRETO_TRY(texts_from_json(row.text(6)));
   return StoredObject{
       ObjectMetadata{StorageRef{row.text(0), row.text(1), row.text(2)}, std::move(owner), classification, row.text(5),
                      std::move(metadata), static_cast<std::uint64_t>(row.integer(7)), hash_of(row.bytes(8)),
@@ -97,7 +98,7 @@ Result<std::vector<StoredObject>> versions(sql::Tx& tx, const Context& ctx, cons
 
 Result<> insert(sql::Tx& tx, const Context& ctx, const StoredObject& object) {
   const auto& m = object.metadata;
-  const auto custom = CRETO_TRY(to_json(m.metadata));
+  const auto custom = CRETO_TRY(texts_to_json(m.metadata));
   CRETO_TRY(
       tx.exec("INSERT INTO storage_objects (org, bucket, object_key, version, owner, classification, content_type,"
               " metadata, size_bytes, content_hash, header_hash, created_at, expires_at, retained_until)"

@@ -19,13 +19,6 @@ Result<ResourceLimits> from_proto(const v1::ResourceLimits& in) {
   return limits;
 }
 
-template <class Enum>
-Result<Enum> enum_from(const std::string& text, std::string_view field, std::initializer_list<Enum> all) {
-  for (const auto value : all)
-    if (to_string(value) == text) return value;
-  return proto::bad_field(field, "is unknown");
-}
-
 }  // namespace
 
 void to_proto(const SandboxSpec& spec, v1::SpawnSandboxRequest& out) {
@@ -136,13 +129,8 @@ Result<Sandbox> from_proto(const v1::Sandbox& in) {
     sandbox.delegation_chain.push_back(std::move(identity));
   }
   if (!in.parent().empty()) sandbox.parent = CRETO_TRY(proto::from_id<SandboxId>(in.parent(), "parent"));
-  sandbox.state = CRETO_TRY(
-      enum_from(in.state(), "state", {SandboxState::starting, SandboxState::running, SandboxState::terminated}));
-  if (!in.reason().empty())
-    sandbox.reason =
-        CRETO_TRY(enum_from(in.reason(), "reason",
-                            {TerminationReason::completed, TerminationReason::failed, TerminationReason::timeout,
-                             TerminationReason::manual, TerminationReason::resource_limit}));
+  sandbox.state = CRETO_TRY(sandbox_state_from_string(in.state()));
+  if (!in.reason().empty()) sandbox.reason = CRETO_TRY(termination_reason_from_string(in.reason()));
   sandbox.detail = in.detail();
   if (in.has_exit_code()) sandbox.exit_code = in.exit_code();
   sandbox.image = in.image();

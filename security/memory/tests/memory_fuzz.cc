@@ -5,7 +5,6 @@
 
 #include "creto/common/assert.h"
 #include "creto/testing/fuzz_seeds.h"
-#include "memory_codec.h"
 #include "vectors.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -19,8 +18,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const float length = dot(unit, unit);
     CRETO_ASSERT(length == 0 || std::abs(length - 1) < 1e-3);
   }
-  if (const auto map = map_from_json(as_text(bytes)))
-    CRETO_ASSERT(map_from_json(to_json(*map).value()).value() == *map);
   const auto embedding = hash_embedding(as_text(bytes));
   CRETO_ASSERT(embedding.size() == hash_dimension);
   for (const float value : embedding) CRETO_ASSERT(std::isfinite(value));

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -26,6 +27,10 @@ Result<Json> parse_json(std::string_view text, JsonLimits limits = {});
 /// double may not hold, beyond 2^53, must already be strings (architecture, "Bytes").
 /// Errors: invalid_input for NaN, infinities, lone surrogates and integers that a double does not hold.
 Result<std::string> canonical_json(const Json& value);
+
+/// An object whose members are all texts, as labels and metadata are kept.
+Result<std::string> texts_to_json(const std::map<std::string, std::string>& texts);  ///< canonical
+Result<std::map<std::string, std::string>> texts_from_json(std::string_view text);
 
 /// Reads the members of one object and reports every mistake by its path: "plan.charges[2].price: must be a string".
 /// `finish()` refuses members nobody asked for. Keeps the first error; getters then return their default.

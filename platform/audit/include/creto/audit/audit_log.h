@@ -25,7 +25,7 @@ CRETO_ID(AuditId, "aud");
 
 enum class Outcome : std::uint8_t { success, failure, denied, timeout };
 std::string_view to_string(Outcome outcome);
-std::optional<Outcome> outcome_from_string(std::string_view text);
+Result<Outcome> outcome_from_string(std::string_view text);
 
 /// One entry. In the log it is the canonical JSON described in docs/formats.md, "Audit record", at most 65 535 bytes.
 struct AuditRecord {

@@ -35,11 +35,11 @@ inline constexpr std::string_view prekey_context = "creto.prekey";
 
 enum class AgentType : std::uint8_t { autonomous, supervised, workflow, tool, human, service };
 std::string_view to_string(AgentType type);
-std::optional<AgentType> agent_type_from_string(std::string_view text);
+Result<AgentType> agent_type_from_string(std::string_view text);
 
 enum class AgentStatus : std::uint8_t { active, suspended, revoked };
 std::string_view to_string(AgentStatus status);
-std::optional<AgentStatus> agent_status_from_string(std::string_view text);
+Result<AgentStatus> agent_status_from_string(std::string_view text);
 
 /// The record behind an identity; of humans and services too.
 struct Agent {

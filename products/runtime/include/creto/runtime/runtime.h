@@ -87,8 +87,10 @@ struct SandboxSpec {
 
 enum class SandboxState : std::uint8_t { starting, running, terminated };
 std::string_view to_string(SandboxState state);
+Result<SandboxState> sandbox_state_from_string(std::string_view text);
 enum class TerminationReason : std::uint8_t { completed, failed, timeout, manual, resource_limit };
 std::string_view to_string(TerminationReason reason);
+Result<TerminationReason> termination_reason_from_string(std::string_view text);
 
 /// What runs where, signed by `service:runtime` (docs/formats.md, "Attestation").
 struct Attestation {
