@@ -5,6 +5,7 @@
 
 #include "cedar/extension_values.h"
 #include "cedar/interpreter.h"
+#include "cedar/schema.h"
 #include "cedar/text.h"
 #include "creto/authz/value.h"
 
@@ -98,6 +99,8 @@ Result<Value> from_json(const Json& json, std::size_t depth) {
         return Value(std::move(uid));
       }
       if (json.size() == 1 && json.contains("__extn")) return extension_from_json(json.at("__extn"), depth);
+      if (json.size() == 1 && json.contains("__expr"))
+        return bad("Cedar no longer has `__expr`: write the value itself");
       Attributes attributes = CRETO_TRY(members(json, depth));
       return Value::record(std::move(attributes));
     }
@@ -167,6 +170,9 @@ Result<Entity> entity_from_json(const Json& json) {
     if (!json.at("parents").is_array()) return bad("entity: `parents` is an array");
     for (const Json& member : json.at("parents")) {
       EntityUid parent = CRETO_TRY(uid_from_json(member));
+      if (cedar::is_action_type(entity.uid.type) && !cedar::is_action_type(parent.type))
+        return bad(
+            fmt::format("{}: an action can only be in actions, not in {}", entity.uid.to_string(), parent.to_string()));
       entity.parents.push_back(std::move(parent));
     }
   }

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -63,14 +64,25 @@ TEST(CedarValues, SurviveJson) {
 }
 
 TEST(CedarValues, RefuseWhatCedarHasNoWordFor) {
-  for (const char* text : {"null", "1.5", "18446744073709551615", R"({"__entity": {"type": "if", "id": "x"}})",
-                           R"({"__entity": "x"})", R"({"__extn": {"fn": "nope", "arg": "x"}})",
-                           R"({"__extn": {"fn": "ip", "arg": "x"}})", R"({"__extn": {"fn": "ip", "args": []}})"}) {
+  for (const char* text :
+       {"null", "1.5", "18446744073709551615", R"({"__entity": {"type": "if", "id": "x"}})", R"({"__entity": "x"})",
+        R"({"__extn": {"fn": "nope", "arg": "x"}})", R"({"__extn": {"fn": "ip", "arg": "x"}})",
+        R"({"__extn": {"fn": "ip", "args": []}})", R"({"__expr": "1 + 1"})"}) {
     EXPECT_FALSE(value_from_json(Json::parse(text))) << text;
   }
   Json deep = 1;
   for (int i = 0; i < 100; ++i) deep = Json::array({deep});
   EXPECT_FALSE(value_from_json(deep));
+}
+
+TEST(CedarValues, AnActionIsInActionsAlone) {
+  const auto read = [](const char* parent) {
+    return entity_from_json(Json::parse(fmt::format(
+        R"({{"uid": {{"type": "N::Action", "id": "x"}}, "attrs": {{}}, "parents": [{{"type": "{}", "id": "p"}}]}})",
+        parent)));
+  };
+  EXPECT_TRUE(read("Action"));
+  EXPECT_EQ(read("User").error().message(), "N::Action::\"x\": an action can only be in actions, not in User::\"p\"");
 }
 
 }  // namespace
