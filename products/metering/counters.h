@@ -222,6 +222,8 @@ class Limits {
   /// Puts `in`, where there is one, in the place of `out`, which was counted at `counted_at`: windows that still hold
   /// that time count the one instead of the other.
   void correct(const Fact& out, const Fact* in, Instant counted_at, Instant now, std::vector<Notice>& notices);
+  /// How long a session lasts that was used before any were counted here. Where it was counted, that is known better.
+  void know_session(std::string_view org, std::string_view subject, const SessionLife& life);
   /// Sessions that may be forgotten at `now`.
   std::vector<AccountNumber> sessions_over(Instant now);
   /// Forgets those that still may be: their numbers and memory are for the next ones. Requires: no fact is being added

@@ -92,6 +92,15 @@ Result<> Limits::put_quota_anew(std::string_view org, const Quota& quota, Instan
   return impl_->put_own(impl_->obtain(org_number, quota.subject), quota.id, said, ns_of(now), seeds, true);
 }
 
+void Limits::know_session(std::string_view org, std::string_view subject, const SessionLife& life) {
+  const std::scoped_lock rules(impl_->rules_mutex);
+  const AccountNumber number = impl_->obtain(impl_->names.obtain_org(org), subject);
+  Account& account = impl_->at(number);
+  const std::scoped_lock lock(account);
+  impl_->keep(number);
+  if (!account.life(impl_->books).is_used()) account.life(impl_->books) = life;
+}
+
 void Limits::remove_quota(std::string_view org, const Quota& quota) {
   const std::scoped_lock rules(impl_->rules_mutex);
   const OrgNumber org_number = impl_->names.find_org(org);

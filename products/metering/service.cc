@@ -164,6 +164,7 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
       if (const auto from = counted_from(counted.as, now)) {
         Seeding seeding;
         CRETO_TRY(read_seeds(ledger, one.org, counted, *from, seeding));
+        if (!seeding.seeds.empty()) know_session(one.org, threshold->second.subject, seeding);
         CRETO_TRY(limits_.put_threshold_anew(one.org, threshold->second, now, seeding.seeds));
       }
       continue;
@@ -173,6 +174,7 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     if (const auto from = counted_from(quota->second, now)) {
       Seeding seeding;
       CRETO_TRY(read_seeds(ledger, one.org, {quota->second, options_.currency}, *from, seeding));
+      if (!seeding.seeds.empty()) know_session(one.org, quota->second.subject, seeding);
       CRETO_TRY(limits_.put_quota_anew(one.org, quota->second, now, seeding.seeds));
     }
   }

@@ -183,6 +183,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
     std::vector<Limits::Seed> seeds{};
     SessionLife life{};  ///< of the newest session of the subject's name
   };
+  void know_session(const std::string& org, const std::string& subject, const Seeding& seeding);
   /// What a quota counts, or a threshold, as if it were one.
   struct Counted {
     Quota as;

@@ -130,6 +130,7 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
                         fmt::format(R"({{"limit":"{}","subject":"{}"}})", quota.limit, quota.subject));
   }));
   if (before && before->subject != quota.subject) limits_.remove_quota(ctx.org, *before);
+  if (!seeding.seeds.empty()) know_session(ctx.org, quota.subject, seeding);
   if (auto placed = limits_.put_quota(ctx.org, quota, now, seeding.seeds); !placed) {
     // Too many: the store must not keep what is not in force.
     CRETO_TRY(database_.transaction(ctx, [&](sql::Tx& tx) { return store::delete_quota(tx, ctx.org, quota.id); }));
@@ -215,6 +216,11 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
   return {};
 }
 
+/// What begins with the use of a session before now ends with it, too.
+void MeteringService::know_session(const std::string& org, const std::string& subject, const Seeding& seeding) {
+  if (subject_kind(subject) == SubjectKind::session) limits_.know_session(org, subject, seeding.life);
+}
+
 Result<> MeteringService::delete_quota(const Context& ctx, std::string_view id) {
   const std::unique_lock rules(rules_mutex_);
   std::optional<Quota> before;
@@ -285,6 +291,7 @@ Result<SubjectThreshold> MeteringService::set_threshold(const Context& ctx, cons
                         "metering:threshold:" + threshold.threshold.threshold_id);
   }));
   if (before && before->subject != threshold.subject) limits_.remove_threshold(ctx.org, *before);
+  if (!seeding.seeds.empty()) know_session(ctx.org, threshold.subject, seeding);
   if (auto placed = limits_.put_threshold(ctx.org, threshold, now, seeding.seeds); !placed) {
     CRETO_TRY(database_.transaction(
         ctx, [&](sql::Tx& tx) { return store::delete_threshold(tx, ctx.org, threshold.threshold.threshold_id); }));

@@ -460,6 +460,27 @@ TEST_P(MeteringContract, ASandboxThatHasEndedIsForgottenAndAllStillAgrees) {
   EXPECT_EQ(used("own"), 500'000'000);
 }
 
+TEST_P(MeteringContract, ALimitOnASessionThatRunsAlreadyEndsWithIt) {
+  const auto spend = [&](std::string key) {
+    Draft draft = keyed(std::move(key));
+    draft.properties = R"({"input_tokens":"60","model_id":"m","output_tokens":"40","provider":"p","session":"s"})";
+    const auto taken = metering->ingest(ctx, event(*child, draft));
+    EXPECT_TRUE(taken) << taken.error().to_string();
+  };
+  spend("1");
+  Quota own = quota("own", *child, 10'000, "inference_tokens");
+  own.subject = "session:s";
+  own.window = WindowKind::lifetime;
+  clock.advance(1h);
+  ASSERT_TRUE(metering->set_quota(ctx, own));
+  EXPECT_EQ(metering->quota_state(ctx, "own")->used, 100);
+  clock.advance(24h * 30);
+  EXPECT_EQ(metering->quota_state(ctx, "own")->used, 0) << "a month after its last use, not after the limit was set";
+  spend("2");
+  EXPECT_EQ(metering->quota_state(ctx, "own")->used, 100);
+  EXPECT_EQ(metering->verify_usage(ctx)->problems, std::vector<std::string>());
+}
+
 TEST_P(MeteringContract, ABudgetOfMoneyStopsCallsOfModelsBeforeTheyAreMade) {
   ASSERT_TRUE(
       metering->import_prices(ctx, R"({"p/m":{"input_cost_per_token":0.001,"output_cost_per_token":0.02}})", {}));
