@@ -27,6 +27,7 @@
 #include "creto/nhi/nhi.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/sealer.h"
+#include "creto/testing/soak.h"
 #include "creto/testing/temp_dir.h"
 #include "ledger/batch_proof.h"
 #include "ledger/usage_record.h"
@@ -37,11 +38,6 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr std::uint64_t lives_of_a_house = 50;  // then a new one: a check reads everything there is
-
-std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
-  const char* text = std::getenv(variable);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 class NoMailbox final : public InvoiceDelivery {
  public:
@@ -377,10 +373,9 @@ void say_all(int out, std::string_view text) {
 class Crash : public ::testing::TestWithParam<creto::testing::DatabaseKind> {};
 
 TEST_P(Crash, LosesNothingAcknowledgedWhenTheServiceIsKilled) {
-  const std::uint64_t kills = number_from("CRETO_KILLS", 20);
-  std::mt19937_64 random(number_from("CRETO_SEED", 1));
-  const Monotonic began = system_clock().monotonic();
-  Monotonic told = began;
+  const std::uint64_t kills = creto::testing::number_from("CRETO_KILLS", 20);
+  std::mt19937_64 random(creto::testing::number_from("CRETO_SEED", 1));
+  creto::testing::Progress progress("life", kills);
   for (std::uint64_t life = 0; life < kills;) {
     creto::testing::TestDatabase database(GetParam());
     creto::testing::TempDir directory;
@@ -422,12 +417,7 @@ TEST_P(Crash, LosesNothingAcknowledgedWhenTheServiceIsKilled) {
       ASSERT_FALSE(there.empty());
       ASSERT_EQ(there.front(), "good") << "in life " << life;
       acknowledged = std::set<std::string>(there.begin() + 1, there.end());
-      const Monotonic now = system_clock().monotonic();
-      if (now - told < 10s && life + 1 < kills) continue;
-      told = now;
-      const double minutes = std::chrono::duration<double, std::ratio<60>>(now - began).count();
-      fmt::print(stderr, "life {} of {}, {} events in this house, {:.1f} lives a minute\n", life + 1, kills,
-                 acknowledged.size(), static_cast<double>(life + 1) / std::max(minutes, 0.001));
+      progress.at(life + 1);
     }
   }
 }

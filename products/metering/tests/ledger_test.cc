@@ -19,6 +19,7 @@
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
+#include "creto/testing/soak.h"
 #include "creto/testing/temp_dir.h"
 #include "ledger/ledger.h"
 #include "ledger/repeated_keys.h"
@@ -28,11 +29,6 @@ namespace {
 
 using namespace std::chrono_literals;
 using creto::testing::FaultFiles;
-
-std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
-  const char* given = std::getenv(variable);
-  return given == nullptr ? otherwise : std::strtoull(given, nullptr, 10);
-}
 
 /// A ledger over files that a test can break.
 class House {
@@ -367,8 +363,8 @@ class Counted {
 };
 
 TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
-  const std::uint64_t seed = number_from("CRETO_SEED", 1);
-  const std::uint64_t lives = number_from("CRETO_LIVES", 20);
+  const std::uint64_t seed = creto::testing::number_from("CRETO_SEED", 1);
+  const std::uint64_t lives = creto::testing::number_from("CRETO_LIVES", 20);
   SCOPED_TRACE(fmt::format("CRETO_SEED={}", seed));
   std::mt19937_64 random(seed);
   FaultFiles files;
@@ -376,7 +372,9 @@ TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
   std::set<std::string> acknowledged;
   std::set<std::string> offered;
   int next = 0;
+  creto::testing::Progress progress("life", lives);
   for (std::uint64_t life = 0; life < lives; ++life) {
+    progress.at(life);
     files.die_at(1 + random() % 60);
     for (int round = 0; round < 40 && !files.dead(); ++round) {
       std::vector<House::Sent> batch;
@@ -437,11 +435,13 @@ TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
 }
 
 TEST(Ledger, LosesNothingAcknowledgedWhenItsProcessIsKilled) {
-  const std::uint64_t kills = number_from("CRETO_KILLS", 20);
-  std::mt19937_64 random(number_from("CRETO_SEED", 1));
+  const std::uint64_t kills = creto::testing::number_from("CRETO_KILLS", 20);
+  std::mt19937_64 random(creto::testing::number_from("CRETO_SEED", 1));
   creto::testing::TempDir directory;
   std::set<std::string> acknowledged;
+  creto::testing::Progress progress("life", kills);
   for (std::uint64_t life = 0; life < kills; ++life) {
+    progress.at(life);
     int pipe[2];
     ASSERT_EQ(::pipe(pipe), 0);
     const pid_t child = ::fork();

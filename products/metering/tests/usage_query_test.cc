@@ -1,6 +1,7 @@
 // Columns and queries over them: the same answers as a walk over the log, whatever becomes of the files.
 
 #include "usage_query.h"
+#include "creto/testing/soak.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -460,13 +461,8 @@ class Naive {
   std::map<std::vector<std::pair<Instant, std::string>>, UsageRow> groups_;
 };
 
-std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
-  const char* given = std::getenv(variable);
-  return given == nullptr ? otherwise : std::strtoull(given, nullptr, 10);
-}
-
 TEST(UsageQuery, AnswersWhatAWalkOverTheLogGives) {
-  const std::uint64_t seed = number_from("CRETO_SEED", 1);
+  const std::uint64_t seed = creto::testing::number_from("CRETO_SEED", 1);
   SCOPED_TRACE(fmt::format("CRETO_SEED={}", seed));
   Generator generator(seed);
   House house(300);

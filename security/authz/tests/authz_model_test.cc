@@ -12,6 +12,7 @@
 
 #include "creto/authz/authz.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/soak.h"
 
 namespace creto::authz {
 namespace {
@@ -19,11 +20,6 @@ namespace {
 constexpr std::size_t agents = 8;
 constexpr std::size_t things = 4;
 constexpr std::size_t base_policies = 5;
-
-std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
-  const char* given = std::getenv(variable);
-  return given ? std::strtoull(given, nullptr, 10) : otherwise;
-}
 
 bool bit(unsigned bits, std::size_t at) { return (bits >> at & 1) != 0; }
 
@@ -272,7 +268,9 @@ class Model {
   }
 
   void change_stored() {
+    creto::testing::Progress progress("check", checks_);
     for (std::size_t at = 1; at < stored_.size() && wait_for(at % 150); ++at) {
+      progress.at(judged_);
       const Stored &before = stored_[at - 1], &after = stored_[at];
       changes_of_stored_.begun = at;
       if (before.staff != after.staff) {
@@ -321,8 +319,8 @@ class Model {
 };
 
 TEST(AuthzModel, EveryDecisionIsThatOfAStateBetweenTheChecksBeginAndItsEnd) {
-  const std::uint64_t seed = number_from("CRETO_SEED", 1);
-  const std::uint64_t checks = number_from("CRETO_INTERLEAVINGS", 20'000);
+  const std::uint64_t seed = creto::testing::number_from("CRETO_SEED", 1);
+  const std::uint64_t checks = creto::testing::number_from("CRETO_INTERLEAVINGS", 20'000);
   Model model(seed, checks);
   model.run(seed);
   model.expect_agreement();

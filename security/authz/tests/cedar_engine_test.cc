@@ -10,6 +10,7 @@
 
 #include "cedar/parser.h"
 #include "cedar/workbench.h"
+#include "creto/testing/soak.h"
 #include "service_entities.h"
 #include "source_overlay.h"
 #include "tests/cedar_generator.h"
@@ -37,12 +38,7 @@ std::string to_text(const Generated& generated, const Request& request) {
   return text;
 }
 
-std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
-  const char* given = std::getenv(variable);
-  return given ? std::strtoull(given, nullptr, 10) : otherwise;
-}
-
-std::uint64_t rounds() { return number_from("CRETO_ENGINE_ROUNDS", 400); }
+std::uint64_t rounds() { return creto::testing::number_from("CRETO_ENGINE_ROUNDS", 400); }
 
 /// As `said`, quicker: the policies of each outcome.
 std::array<std::vector<const PlannedPolicy*>, 3> outcomes(const Evaluation& evaluation) {
@@ -53,9 +49,11 @@ std::array<std::vector<const PlannedPolicy*>, 3> outcomes(const Evaluation& eval
 }
 
 TEST(CedarEngine, AnswersAsTheInterpreterDoes) {
-  const std::uint64_t first = number_from("CRETO_SEED", 1);
+  const std::uint64_t first = creto::testing::number_from("CRETO_SEED", 1);
   std::size_t satisfied = 0, erred = 0, requests = 0;
+  creto::testing::Progress progress("seed", rounds());
   for (std::uint64_t seed = first; seed < first + rounds(); ++seed) {
+    progress.at(seed - first);
     const Generated generated = generate(seed);
     Workbench bench(compile(generated), generated.entities);
     for (const Request& request : generated.requests) {
@@ -172,7 +170,7 @@ struct DividedEntities {
 };
 
 TEST(CedarEngine, AnswersAsTheInterpreterDoesWhereSourcesOwnSomeOfTheEntities) {
-  const std::uint64_t first = number_from("CRETO_SEED", 1);
+  const std::uint64_t first = creto::testing::number_from("CRETO_SEED", 1);
   const std::string org = "default";
   std::size_t fetched = 0, satisfied = 0, requests = 0;
   for (std::uint64_t seed = first; seed < first + rounds(); ++seed) {

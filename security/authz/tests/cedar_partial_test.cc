@@ -12,6 +12,7 @@
 #include "cedar/format.h"
 #include "cedar/parser.h"
 #include "cedar/policy_json.h"
+#include "creto/testing/soak.h"
 #include "tests/cedar_generator.h"
 
 namespace creto::authz::cedar {
@@ -28,10 +29,7 @@ PolicySet policies_of(const std::vector<std::string>& texts) {
 }
 
 /// Each tries many requests.
-std::uint64_t seeds() {
-  const char* rounds = std::getenv("CRETO_ENGINE_ROUNDS");
-  return (rounds ? std::strtoull(rounds, nullptr, 10) : 400) / 20;
-}
+std::uint64_t seeds() { return creto::testing::number_from("CRETO_ENGINE_ROUNDS", 400) / 20; }
 
 std::string tell(const Result<bool>& satisfied) { return !satisfied ? "error" : *satisfied ? "yes" : "no"; }
 

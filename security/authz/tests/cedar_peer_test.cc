@@ -13,6 +13,7 @@
 #include "cedar/validate.h"
 #include "cedar/workbench.h"
 #include "creto/common/json.h"
+#include "creto/testing/soak.h"
 #include "creto/testing/temp_dir.h"
 #include "tests/cedar_generator.h"
 
@@ -24,14 +25,8 @@ using Ids = std::set<std::string>;
 
 std::string join(const Ids& ids) { return fmt::format("{}", fmt::join(ids, " ")); }
 
-std::uint64_t rounds() {
-  const char* given = std::getenv("CRETO_PEER_ROUNDS");
-  return given ? std::strtoull(given, nullptr, 10) : 1'000;
-}
-std::uint64_t first_seed() {
-  const char* given = std::getenv("CRETO_SEED");
-  return given ? std::strtoull(given, nullptr, 10) : 1;
-}
+std::uint64_t rounds() { return creto::testing::number_from("CRETO_PEER_ROUNDS", 1'000); }
+std::uint64_t first_seed() { return creto::testing::number_from("CRETO_SEED", 1); }
 
 /// Calls that Cedar answers all at once.
 class Peer {

@@ -12,15 +12,13 @@
 #include "cedar/sql_filter.h"
 #include "creto/io/sql.h"
 #include "creto/testing/databases.h"
+#include "creto/testing/soak.h"
 
 namespace creto::authz::cedar {
 namespace {
 
 /// Each asks for all rows, twice.
-std::uint64_t seeds() {
-  const char* rounds = std::getenv("CRETO_ENGINE_ROUNDS");
-  return (rounds ? std::strtoull(rounds, nullptr, 10) : 400) / 4;
-}
+std::uint64_t seeds() { return creto::testing::number_from("CRETO_ENGINE_ROUNDS", 400) / 4; }
 
 constexpr std::string_view mapping_text = R"({
   "schema_version": 1,
