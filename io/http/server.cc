@@ -21,6 +21,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <boost/beast/http/write.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
+#include <cerrno>
 #include <condition_variable>
 #include <csignal>
 #include <mutex>
@@ -375,7 +376,8 @@ Result<> ServerImpl::listen() {
     if (unix_->open(endpoint.protocol(), error)) return cannot_listen(options_.unix_path, error);
     // Between bind and chmod nobody can connect yet: listen comes after.
     if (unix_->bind(endpoint, error)) return cannot_listen(options_.unix_path, error);
-    ::chmod(options_.unix_path.c_str(), static_cast<mode_t>(options_.unix_mode));
+    if (::chmod(options_.unix_path.c_str(), static_cast<mode_t>(options_.unix_mode)) != 0)
+      return cannot_listen(options_.unix_path, boost::system::error_code(errno, boost::system::system_category()));
     if (unix_->listen(1024, error)) return cannot_listen(options_.unix_path, error);
   }
   if (tcp_) accept(*tcp_);

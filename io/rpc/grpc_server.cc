@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <thread>
@@ -560,7 +561,9 @@ class GrpcServerImpl final : public GrpcServer {
           Product::platform, ErrorKind::unavailable,
           fmt::format("cannot listen on `{}`",
                       options.port ? fmt::format("{}:{}", options.address, *options.port) : options.unix_path));
-    if (!options.unix_path.empty()) ::chmod(options.unix_path.c_str(), 0600);
+    if (!options.unix_path.empty() && ::chmod(options.unix_path.c_str(), 0600) != 0)
+      return Error(Product::platform, ErrorKind::unavailable,
+                   fmt::format("cannot keep others from `{}`: {}", options.unix_path, std::strerror(errno)));
     if (options.health) {
       health_ = options.health;
       watcher_ = std::jthread([this](const std::stop_token& stop) { watch(stop); });

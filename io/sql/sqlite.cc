@@ -388,11 +388,11 @@ class SqliteDatabase final : public detail::BaseDatabase {
     auto directory = file_.parent_path();
     if (directory.empty()) directory = ".";
     const int parent = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (parent >= 0) {
-      ::fsync(parent);
-      ::close(parent);
-    }
-    return {};
+    const bool synced = parent >= 0 && ::fsync(parent) == 0;
+    const int why = errno;
+    if (parent >= 0) ::close(parent);
+    if (synced) return {};
+    return failure(ErrorKind::unavailable, fmt::format("cannot sync `{}`: {}", directory.string(), std::strerror(why)));
   }
 
   Result<> attempt(const Context& ctx, const TxFunction& fn, SqliteTx& tx, Durability durability) {

@@ -32,9 +32,9 @@ Result<> add_mount_points(const std::string& root) {
     if (::mkdir(path.c_str(), 0755) != 0 && errno != EEXIST)
       return system_error(fmt::format("cannot create `{}`", path));
   }
-  ::chmod((root + "/tmp").c_str(), 01777);
+  if (::chmod((root + "/tmp").c_str(), 01777) != 0) return system_error("chmod");
   if (::chown((root + "/home/agent").c_str(), 1000, 1000) != 0) return system_error("chown");
-  ::chmod((root + "/home/agent").c_str(), 0700);
+  if (::chmod((root + "/home/agent").c_str(), 0700) != 0) return system_error("chmod");
   for (const char* name : {"etc/resolv.conf", "etc/hosts"}) {
     const auto path = fmt::format("{}/{}", root, name);
     ::unlink(path.c_str());  // often a link to elsewhere

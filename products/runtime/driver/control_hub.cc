@@ -136,7 +136,7 @@ Result<Fd> listen_at(const std::string& directory, const char* name, unsigned mo
   const auto path = fmt::format("/proc/self/fd/{}/{}", folder.get(), name);
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return system_error("bind");
-  ::fchmodat(folder.get(), name, mode, 0);
+  if (::fchmodat(folder.get(), name, mode, 0) != 0) return system_error("fchmodat");
   if (::listen(fd.get(), 8) != 0) return system_error("listen");
   return fd;
 }

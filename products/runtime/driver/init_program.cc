@@ -27,7 +27,7 @@ Result<std::string> install_init_program(const std::string& directory) {
   if (::access(path.c_str(), X_OK) == 0) return path;
   const auto fresh = fmt::format("{}.{}", path, ::getpid());
   CRETO_TRY(write_text_file(fresh, program, 0555));
-  ::chmod(fresh.c_str(), 0555);
+  if (::chmod(fresh.c_str(), 0555) != 0) return system_error("cannot install the init program");
   if (::rename(fresh.c_str(), path.c_str()) != 0) return system_error("cannot install the init program");
   return path;
 }

@@ -227,7 +227,7 @@ Result<> make_directory(const std::string& path, unsigned mode) {
   std::error_code ignored;
   std::filesystem::create_directories(std::filesystem::path(path).parent_path(), ignored);
   if (::mkdir(path.c_str(), mode) != 0 && errno != EEXIST) return system_error(fmt::format("cannot create `{}`", path));
-  ::chmod(path.c_str(), mode);
+  if (::chmod(path.c_str(), mode) != 0) return system_error(fmt::format("cannot set the permissions of `{}`", path));
   return {};
 }
 
