@@ -83,7 +83,11 @@ class NhiEndpoints final : public AgentEndpoints {
     return parts->endpoint->acknowledge(acting_as(ctx, agent), message);
   }
 
-  Result<> publish_keys(const Context& ctx) override {
+  Result<> publish_keys(const Context& ctx) override { return publish_where(ctx, false); }
+  Result<> follow_rotations(const Context& ctx) override { return publish_where(ctx, true); }
+
+ private:
+  Result<> publish_where(const Context& ctx, bool rotated) {
     std::map<Key, std::shared_ptr<Parts>> known;
     {
       const std::lock_guard lock(mutex_);
@@ -93,7 +97,7 @@ class NhiEndpoints final : public AgentEndpoints {
     for (const auto& [key, parts] : known) {
       Context own = ctx;
       own.org = key.first;
-      auto published = parts->endpoint->publish_keys(acting_as(own, parts->keys->identity()));
+      auto published = publish(own, *parts, rotated);
       if (published) continue;
       outcome = Error(std::move(published).error()).with_context(fmt::format("prekeys of `{}`", key.second));
       const std::lock_guard lock(mutex_);
@@ -102,7 +106,6 @@ class NhiEndpoints final : public AgentEndpoints {
     return outcome;
   }
 
- private:
   Result<contracts::SealedMessage> seal_draft(const Context& ctx, const Identity& agent, const Identity& recipient,
                                               const messaging::Draft& draft) {
     const auto parts = CRETO_TRY(parts_of(ctx, agent));
@@ -119,7 +122,19 @@ class NhiEndpoints final : public AgentEndpoints {
     std::unique_ptr<messaging::EndpointStore> store;
     std::unique_ptr<messaging::EndpointKeys> keys;
     std::unique_ptr<messaging::Endpoint> endpoint;
+    std::mutex publishing;
+    std::string published_under;  ///< the key set that signed the prekeys; guarded by `publishing`
   };
+
+  Result<> publish(const Context& ctx, Parts& parts, bool only_rotated) {
+    const Context as_agent = acting_as(ctx, parts.keys->identity());
+    const std::lock_guard lock(parts.publishing);
+    const nhi::PublicKeys newest = CRETO_TRY(nhi_.get_public_keys(as_agent, parts.keys->identity()));
+    if (only_rotated && newest.key_id == parts.published_under) return {};
+    CRETO_TRY(parts.endpoint->publish_keys(as_agent));
+    parts.published_under = newest.key_id;
+    return {};
+  }
 
   static Context acting_as(const Context& ctx, const Identity& agent) {
     Context as_agent = ctx;
@@ -136,7 +151,7 @@ class NhiEndpoints final : public AgentEndpoints {
     parts->store = CRETO_TRY(messaging::create_endpoint_store(database_, sealer_, ctx.org, agent));
     parts->keys = messaging::keys_held_by_nhi(nhi_, agent);
     parts->endpoint = messaging::create_endpoint(*parts->store, *parts->keys, nhi_, clock_);
-    CRETO_TRY(parts->endpoint->publish_keys(acting_as(ctx, agent)));
+    CRETO_TRY(publish(ctx, *parts, false));
     endpoints_.emplace(key, parts);
     return parts;
   }

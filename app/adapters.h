@@ -36,6 +36,8 @@ class AgentEndpoints : public runtime::MessageEndpoint {
   /// Renews the prekeys of every agent that has an endpoint here, where they are used up or too old. For a periodic
   /// task. An error is the last agent's that has one: its endpoint is dropped, and made anew when it is needed again.
   virtual Result<> publish_keys(const Context& ctx) = 0;
+  /// The same of those alone whose keys were rotated since: their new keys sign the prekeys.
+  virtual Result<> follow_rotations(const Context& ctx) = 0;
 };
 /// All references must outlive it.
 std::unique_ptr<AgentEndpoints> agent_endpoints(sql::Database& database, crypto::KeySealer& sealer, nhi::Nhi& nhi,

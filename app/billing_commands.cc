@@ -209,11 +209,7 @@ Result<Output> simulate(const SimulationOptions& given, const std::function<Resu
 
 // --- whether an invoice is what was signed
 
-/// The key of service:metering: "hybrid-ed25519-ml-dsa-65:<base64>", or what `creto --json agents keys` says.
-Result<crypto::VerifyingKey> key_of(const std::string& text) {
-  if (!text.starts_with('{'))
-    return crypto::VerifyingKey::from_text(text.substr(0, text.find_last_not_of(" \r\n") + 1));
-  const Json json = CRETO_TRY(parse_json(text));
+Result<crypto::VerifyingKey> key_of(const Json& json) {
   Bytes bytes;
   for (const char* half : {"signing_key_ml_dsa", "signing_key_ed25519"}) {
     if (!json.contains(half) || !json[half].is_string()) return invalid(fmt::format("keys.{}: is required", half));
@@ -221,6 +217,24 @@ Result<crypto::VerifyingKey> key_of(const std::string& text) {
     bytes.insert(bytes.end(), part.begin(), part.end());
   }
   return crypto::VerifyingKey::parse(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, bytes);
+}
+
+/// The keys of service:metering: "hybrid-ed25519-ml-dsa-65:<base64>", or what `creto --json agents keys` says, or
+/// `agents key-sets`. Of these, what is compromised signs nothing: who holds it can write any date.
+Result<std::vector<crypto::VerifyingKey>> keys_of(const std::string& text) {
+  std::vector<crypto::VerifyingKey> keys;
+  if (!text.starts_with('{')) {
+    auto key = CRETO_TRY(crypto::VerifyingKey::from_text(text.substr(0, text.find_last_not_of(" \r\n") + 1)));
+    keys.push_back(std::move(key));
+    return keys;
+  }
+  const Json json = CRETO_TRY(parse_json(text));
+  for (const Json& set : json.contains("sets") ? json["sets"] : Json::array({json})) {
+    if (!set.is_object()) return invalid("keys.sets: must be a list of objects");
+    auto key = CRETO_TRY(key_of(set));
+    if (!set.contains("compromised") || set["compromised"] != Json(true)) keys.push_back(std::move(key));
+  }
+  return keys;
 }
 
 /// The invoice of `creto --json invoices show`, as far as its signature goes.
@@ -287,18 +301,21 @@ Result<Output> verify_invoice(const VerifyOptions& given, const std::function<Re
   std::string keys;
   if (given.keys.empty()) {
     const Json request{{"identity", "service:metering"}};
-    const Json answer = CRETO_TRY(server->call("creto.nhi.v1.NhiService/GetPublicKeys", request));
+    const Json answer = CRETO_TRY(server->call("creto.nhi.v1.NhiService/ListKeySets", request));
     keys = answer.dump();
   } else {
     keys = CRETO_TRY(read_text(given.keys, invoice_bytes_max));
   }
   const metering::Invoice invoice = CRETO_TRY(invoice_of(json));
-  const crypto::VerifyingKey key = CRETO_TRY(key_of(keys));
+  const std::vector<crypto::VerifyingKey> signers = CRETO_TRY(keys_of(keys));
   const Json document = CRETO_TRY(parse_json(invoice.document, {.bytes_max = invoice_bytes_max}));
   const auto signed_text = metering::signed_text(invoice);
-  const Result<> verified = signed_text ? key.verify(as_bytes(*signed_text), *invoice.signature,
-                                                     as_bytes(metering::invoice_signature_context))
-                                        : Result<>(signed_text.error());
+  Result<> verified = invalid("none of the keys counts");
+  if (!signed_text) verified = Error(signed_text.error());
+  for (const crypto::VerifyingKey& key : signers) {
+    if (!signed_text || verified) break;
+    verified = key.verify(as_bytes(*signed_text), *invoice.signature, as_bytes(metering::invoice_signature_context));
+  }
   Output output;
   JsonReader reader(document, "invoice.document");
   const std::string number = metering::invoice_number_text(reader.integer("number"));
@@ -342,7 +359,7 @@ void add_billing_commands(const MakeCommand& command, std::function<Result<cli::
   verify->add_option("INVOICE", verified->invoice, "a file of `creto --json invoices show`, or an id")->required();
   verify->add_option(
       "--keys", verified->keys,
-      "a file of `creto --json agents keys service:metering`: then no server is asked; default: the server's");
+      "a file of `creto --json agents key-sets service:metering`: then no server is asked; default: the server's");
 }
 
 }  // namespace creto::app

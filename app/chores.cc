@@ -60,6 +60,7 @@ class ChoreThread final : public Chores {
     if (system_.runs("messaging")) attempt("messaging", [&] { return system_.messaging->clean_up(ctx); });
     attempt("provisioning", [&] { return system_.provisioning->resume(); });
     if (system_.runtime) attempt("runtime", [&] { return system_.runtime->sweep(ctx); });
+    if (system_.endpoint) attempt("prekeys", [&] { return system_.endpoint->follow_rotations(ctx); });
     attempt("memory", [&] { return system_.memory->sweep(ctx); });
     attempt("storage", [&] { return system_.storage->sweep(ctx); });
     attempt("idempotency", [&] { return io::forget_expired(*system_.database); });

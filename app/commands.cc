@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "cli/call.h"
@@ -23,10 +24,15 @@ constexpr std::string_view oversight_service = "creto.oversight.v1.OversightServ
 
 std::string method(std::string_view service, std::string_view name) { return std::string(service) + std::string(name); }
 
-Result<HumanKeys> unlock(const Home& home, const Identity& human) {
+/// The set that signs for this home's human now.
+Result<HumanKeySet> unlock(const Home& home, cli::Server& server, const Identity& human) {
+  const Json registered = CRETO_TRY(server.call(method(nhi_service, "GetPublicKeys"), {{"identity", human.text()}}));
   const Bytes file = CRETO_TRY(io::real_files().read(home.human_keys(), 1 << 20));
   const Secret passphrase = CRETO_TRY(read_passphrase("passphrase of " + human.text(), false));
-  return HumanKeys::open(file, passphrase);
+  HumanKeys keys = CRETO_TRY(HumanKeys::open(file, passphrase));
+  const std::string id = registered.value("key_id", "");
+  CRETO_TRY(keys.find(id));
+  return std::move(*std::ranges::find(keys.sets, id, &HumanKeySet::id));
 }
 
 Json signature_json(const Signature& signature) {
@@ -49,8 +55,7 @@ Result<Json> signed_delegation(const Home& home, cli::Server& server, const std:
                                const std::string& delegatee, std::vector<std::string> permissions, Nanos valid_for) {
   const Settings settings = CRETO_TRY(Settings::load(home));
   const Identity human = CRETO_TRY(human_of(home));
-  const HumanKeys keys = CRETO_TRY(unlock(home, human));
-  const Json registered = CRETO_TRY(server.call(method(nhi_service, "GetPublicKeys"), {{"identity", human.text()}}));
+  const HumanKeySet keys = CRETO_TRY(unlock(home, server, human));
 
   std::ranges::sort(permissions);
   const auto repeated = std::ranges::unique(permissions);
@@ -65,7 +70,7 @@ Result<Json> signed_delegation(const Home& home, cli::Server& server, const std:
                              .permissions = permissions,
                              .created_at = now,
                              .expires_at = now + valid_for,
-                             .key_id = registered.value("key_id", ""),
+                             .key_id = keys.id(),
                              .signature = {},
                              .revoked = false};
   const std::string document = CRETO_TRY(delegation.signed_bytes());
@@ -206,6 +211,50 @@ Result<Output> provision_agent(const Home& home, const cli::CallOptions& options
   return Output{fmt::format("{}\n", identity), made.dump(2), 0};
 }
 
+Result<Output> rotate_human_keys(const Home& home, const cli::CallOptions& options, Nanos overlap, bool compromised) {
+  const auto server = CRETO_TRY(cli::Server::connect(home, options));
+  const Settings settings = CRETO_TRY(Settings::load(home));
+  const Identity human = CRETO_TRY(human_of(home));
+  const Json listed = CRETO_TRY(server->call(method(nhi_service, "ListKeySets"), {{"identity", human.text()}}));
+  std::vector<std::string> registered;
+  for (const Json& set : listed.value("sets", Json::array())) registered.push_back(set.value("key_id", ""));
+  if (registered.empty())
+    return Error(Product::platform, ErrorKind::not_found, fmt::format("`{}` is not registered", human.text()));
+
+  const Bytes file = CRETO_TRY(io::real_files().read(home.human_keys(), 1 << 20));
+  const Secret passphrase = CRETO_TRY(read_passphrase("passphrase of " + human.text(), false));
+  HumanKeys keys = CRETO_TRY(HumanKeys::open(file, passphrase));
+  CRETO_TRY(keys.find(registered.front()));
+  // Into the file before they are registered: a set that nobody has is worse than one that is not used yet. That one,
+  // left by a try that did not come through, is taken first.
+  if (std::ranges::find(registered, keys.sets.front().id()) != registered.end()) {
+    keys.sets.insert(keys.sets.begin(), HumanKeySet::generate());
+    const Bytes sealed = CRETO_TRY(keys.seal(passphrase));
+    CRETO_TRY(io::write_durably(io::real_files(), home.human_keys(), sealed));
+  }
+  const HumanKeySet& next = keys.sets.front();
+  const HumanKeySet* current = CRETO_TRY(keys.find(registered.front()));
+
+  const Instant now = std::chrono::floor<std::chrono::seconds>(system_clock().now());
+  const nhi::PublicKeys made{next.id(), next.signing.verifying_key(), next.kem.public_key()};
+  const std::string document =
+      CRETO_TRY(nhi::succession_signed_bytes(settings.org, human, made, registered.front(), now));
+  const Signature signature = CRETO_TRY(current->signing.sign(as_bytes(document), as_bytes(nhi::succession_context)));
+  const Json request{{"identity", human.text()},
+                     {"overlap", fmt::format("{}s", std::chrono::floor<std::chrono::seconds>(overlap).count())},
+                     {"compromised", compromised},
+                     {"signing_algorithm", std::string(crypto::to_string(made.signing.algorithm()))},
+                     {"signing_key", base64(made.signing.bytes())},
+                     {"kem_algorithm", std::string(crypto::to_string(made.kem->algorithm()))},
+                     {"kem_key", base64(made.kem->bytes())},
+                     {"succession",
+                      {{"previous_key_id", registered.front()},
+                       {"signed_at", to_rfc3339(now)},
+                       {"signature", signature_json(signature)}}}};
+  const Json answer = CRETO_TRY(server->call(method(nhi_service, "RotateKeys"), request));
+  return Output{fmt::format("{}\n", answer.value("key_id", "")), answer.dump(2), 0};
+}
+
 Result<Output> respond(const Home& home, const cli::CallOptions& options, const std::string& request, bool approve,
                        const std::string& notes, const std::string& response) {
   const auto server = CRETO_TRY(cli::Server::connect(home, options));
@@ -221,7 +270,7 @@ Result<Output> respond(const Home& home, const cli::CallOptions& options, const 
                                              .notes = notes,
                                              .response = response.empty() ? "{}" : response};
   const std::string bytes = CRETO_TRY(document.signed_bytes());
-  const HumanKeys keys = CRETO_TRY(unlock(home, human));
+  const HumanKeySet keys = CRETO_TRY(unlock(home, *server, human));
   const Signature signature =
       CRETO_TRY(keys.signing.sign(as_bytes(bytes), as_bytes(oversight::ResponseDocument::type_name)));
   const Json answered =

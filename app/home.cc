@@ -5,11 +5,13 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "creto/crypto/random.h"
 #include "creto/crypto/sealed_file.h"
 #include "creto/io/files.h"
+#include "creto/nhi/nhi.h"
 #include "creto/vault/root_key.h"
 
 namespace creto::app {
@@ -97,29 +99,60 @@ Result<Home> Home::locate() {
   return Home{path(user_home) / ".local/share/creto"};
 }
 
-HumanKeys HumanKeys::generate() {
+namespace {
+
+const std::size_t signing_seed_size = crypto::sizes_of(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65).seed;
+const std::size_t key_set_size = signing_seed_size + crypto::sizes_of(crypto::KemAlgorithm::x_wing).seed;
+
+}  // namespace
+
+HumanKeySet HumanKeySet::generate() {
   return {crypto::SigningKey::generate(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65),
           crypto::KemPrivateKey::generate(crypto::KemAlgorithm::x_wing)};
 }
 
+std::string HumanKeySet::id() const { return nhi::key_id_of(signing.verifying_key(), kem.public_key()); }
+
+HumanKeys HumanKeys::generate() {
+  HumanKeys keys;
+  keys.sets.push_back(HumanKeySet::generate());
+  return keys;
+}
+
+Result<const HumanKeySet*> HumanKeys::find(std::string_view id) const {
+  const auto found = std::ranges::find(sets, id, &HumanKeySet::id);
+  if (found == sets.end())
+    return platform_error(ErrorKind::not_found,
+                          fmt::format("key file: does not hold the key set `{}` that is registered; "
+                                      "copy it from where the keys were rotated",
+                                      legible(id, 64)));
+  return &*found;
+}
+
 Result<Bytes> HumanKeys::seal(const Secret& passphrase) const {
-  Secret both(signing.seed().size() + kem.seed().size());
-  std::ranges::copy(signing.seed().reveal(), both.writable().begin());
-  std::ranges::copy(kem.seed().reveal(), both.writable().begin() + static_cast<std::ptrdiff_t>(signing.seed().size()));
-  return crypto::seal_file(human_keys_purpose, both, passphrase);
+  Secret seeds(sets.size() * key_set_size);
+  auto out = seeds.writable().begin();
+  for (const HumanKeySet& set : sets) {
+    out = std::ranges::copy(set.signing.seed().reveal(), out).out;
+    out = std::ranges::copy(set.kem.seed().reveal(), out).out;
+  }
+  return crypto::seal_file(human_keys_purpose, seeds, passphrase);
 }
 
 Result<HumanKeys> HumanKeys::open(BytesView file, const Secret& passphrase) {
-  const Secret both = CRETO_TRY(crypto::open_sealed_file(human_keys_purpose, file, passphrase));
-  const std::size_t signing_size = crypto::sizes_of(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65).seed;
-  const std::size_t kem_size = crypto::sizes_of(crypto::KemAlgorithm::x_wing).seed;
-  if (both.size() != signing_size + kem_size)
+  const Secret seeds = CRETO_TRY(crypto::open_sealed_file(human_keys_purpose, file, passphrase));
+  if (seeds.size() == 0 || seeds.size() % key_set_size != 0)
     return platform_error(ErrorKind::invalid_input, "key file: has the wrong length");
-  crypto::SigningKey signing = CRETO_TRY(crypto::SigningKey::from_seed(
-      crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, both.reveal().first(signing_size)));
-  crypto::KemPrivateKey kem =
-      CRETO_TRY(crypto::KemPrivateKey::from_seed(crypto::KemAlgorithm::x_wing, both.reveal().subspan(signing_size)));
-  return HumanKeys{std::move(signing), std::move(kem)};
+  HumanKeys keys;
+  for (BytesView rest = seeds.reveal(); !rest.empty(); rest = rest.subspan(key_set_size)) {
+    const BytesView set = rest.first(key_set_size);
+    crypto::SigningKey signing = CRETO_TRY(crypto::SigningKey::from_seed(
+        crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, set.first(signing_seed_size)));
+    crypto::KemPrivateKey kem =
+        CRETO_TRY(crypto::KemPrivateKey::from_seed(crypto::KemAlgorithm::x_wing, set.subspan(signing_seed_size)));
+    keys.sets.push_back({std::move(signing), std::move(kem)});
+  }
+  return keys;
 }
 
 namespace {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "creto/common/identity.h"
 #include "creto/common/secret.h"
@@ -46,12 +47,23 @@ struct Home {
   std::filesystem::path human_key() const { return human() / "client.key"; }
 };
 
-/// A human's private keys: made on his side, kept in a file that only his passphrase opens.
-struct HumanKeys {
+struct HumanKeySet {
   crypto::SigningKey signing;  ///< hybrid-ed25519-ml-dsa-65
   crypto::KemPrivateKey kem;   ///< x-wing
 
+  static HumanKeySet generate();
+  /// As nhi names it.
+  std::string id() const;
+};
+
+/// A human's private keys: made on his side, kept in a file that only his passphrase opens (docs/formats.md, "Human
+/// keys"). What was sealed to earlier sets opens with them; the newest may not have been registered yet.
+struct HumanKeys {
+  std::vector<HumanKeySet> sets;  ///< newest first; at least one
+
   static HumanKeys generate();
+  /// Errors: not_found where the file does not hold the set of that id.
+  Result<const HumanKeySet*> find(std::string_view id) const;
   Result<Bytes> seal(const Secret& passphrase) const;
   /// Errors: decryption_failed for a wrong passphrase, invalid_input for another kind of file.
   static Result<HumanKeys> open(BytesView file, const Secret& passphrase);

@@ -39,8 +39,9 @@ Result<Output> init(const Home& home, const InitOptions& options) {
     const Secret passphrase = CRETO_TRY(read_passphrase("passphrase of " + human.text(), false));
     const std::string sealed = CRETO_TRY(read_text(home.human_keys()));
     const HumanKeys keys = CRETO_TRY(HumanKeys::open(as_bytes(sealed), passphrase));
-    CRETO_TRY(system->nhi->register_human(ctx, human, std::string(human.name()), keys.signing.verifying_key(),
-                                          keys.kem.public_key()));
+    const HumanKeySet& first = keys.sets.front();
+    CRETO_TRY(system->nhi->register_human(ctx, human, std::string(human.name()), first.signing.verifying_key(),
+                                          first.kem.public_key()));
     made.push_back("registered " + human.text());
   }
   CRETO_TRY(ensure_policy(*system, ctx, "owner",

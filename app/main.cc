@@ -295,6 +295,19 @@ int run(int argc, char** argv) {
   delegate_command->add_option("AGENT", name, "identity or name")->required();
   delegation_options(delegate_command);
 
+  std::string overlap = "30d";
+  bool compromised = false;
+  CLI::App* rotate_command = command("humans rotate-keys", "new keys for yourself, signed with those you have",
+                                     [&](const Home& home) -> Result<Output> {
+                                       const Nanos duration = CRETO_TRY(parse_duration(overlap));
+                                       const cli::CallOptions options = CRETO_TRY(options_of(flags));
+                                       return rotate_human_keys(home, options, duration, compromised);
+                                     });
+  rotate_command->add_option("--overlap", overlap, "how long what the old keys sign still counts")
+      ->capture_default_str();
+  rotate_command->add_flag("--compromised", compromised,
+                           "others may hold the old keys: what they sign counts no more from now on");
+
   ProvisionOptions provision;
   std::vector<std::string> policy_files;
   CLI::App* provision_command =

@@ -4,8 +4,10 @@
 
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "creto/common/bytes.h"
 #include "creto/io/files.h"
@@ -81,7 +83,20 @@ Result<Desk> open_desk(const Home& home, Post& post) {
   desk.database = CRETO_TRY(sql::open_sqlite(home.human_messages()));
   desk.store = CRETO_TRY(messaging::create_endpoint_store(*desk.database, *desk.sealer, post.ctx.org, human));
   const nhi::PublicKeys registered = CRETO_TRY(post.nhi->get_public_keys(post.ctx, human));
-  desk.keys = messaging::keys_held_here(human, std::move(own.signing), std::move(own.kem), registered.key_id);
+  CRETO_TRY(own.find(registered.key_id));
+  std::optional<crypto::SigningKey> signing;
+  std::optional<crypto::KemPrivateKey> kem;
+  std::map<std::string, crypto::KemPrivateKey, std::less<>> earlier;
+  for (HumanKeySet& set : own.sets) {
+    if (set.id() == registered.key_id) {
+      signing = std::move(set.signing);
+      kem = std::move(set.kem);
+    } else {
+      earlier.emplace(set.id(), std::move(set.kem));
+    }
+  }
+  desk.keys =
+      messaging::keys_held_here(human, *std::move(signing), *std::move(kem), registered.key_id, std::move(earlier));
   desk.endpoint = messaging::create_endpoint(*desk.store, *desk.keys, *post.nhi, system_clock());
   // So that others can begin sessions with him, whose messages nobody can read who gets his keys later.
   CRETO_TRY(desk.endpoint->publish_keys(post.ctx));

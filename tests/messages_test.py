@@ -80,6 +80,34 @@ def to_himself(home):
     print("to himself: sealed, read, acknowledged, with receipts")
 
 
+def with_rotated_keys(home):
+    first = home.creto("agents", "keys", HUMAN)["key_id"]
+    waiting = home.typed(SECRET.encode(), HUMAN)
+    keys = os.path.join(home.home, "human", "keys.sealed")
+    shutil.copy(keys, home.file("old-keys", ""))
+    second = home.creto("humans", "rotate-keys")["key_id"]
+    sets = home.creto("agents", "key-sets", HUMAN)["sets"]
+    require([one["key_id"] for one in sets] == [second, first] and sets[0]["succession"]["previous_key_id"] == first, f"the keys are {sets}")
+    require(home.creto("messages", "read", waiting)["body"] == SECRET, "what was sealed before the rotation does not open")
+    home.creto("messages", "ack", waiting)
+    home.creto("agents", "register", "after-the-rotation", "--permit", "message.*")
+    third = home.creto("humans", "rotate-keys", "--compromised")["key_id"]
+    after = home.typed(SECRET.encode(), HUMAN)
+    require(home.creto("messages", "read", after)["body"] == SECRET, "what was sealed after the rotation does not open")
+    home.creto("messages", "ack", after)
+
+    new_keys = home.file("new-keys", "")
+    shutil.move(keys, new_keys)
+    shutil.copy(os.path.join(home.work, "old-keys"), keys)
+    refused = home.refused(NOT_FOUND, "agents", "register", "with-old-keys", "--permit", "message.*")
+    require(third in str(refused), f"it does not say which keys are missing: {refused}")
+    shutil.move(new_keys, keys)
+    agent = home.creto("agents", "show", "after-the-rotation")["identity"]
+    rotated = home.creto("agents", "rotate-keys", agent, "--overlap", "1h")
+    require(home.creto("agents", "keys", agent)["key_id"] == rotated["key_id"], "the agent's new keys are not the ones that it shows")
+    print("with rotated keys: what was sealed before opens, what is signed with old ones does not count")
+
+
 def what_is_refused(home):
     letter = home.file("letter", SECRET)
     home.refused(WRONG, "messages", "send", "--from", letter)
@@ -148,6 +176,7 @@ def main():
             home.initialise(settings='services = ["metering", "oversight", "messaging"]\n')
         home.serve()
         to_himself(home)
+        with_rotated_keys(home)
         what_is_refused(home)
         to_a_topic(home)
         if sandboxes:

@@ -257,7 +257,9 @@ def bill(doors):
     id = json.loads(invoice["document"])["id"]
     require(doors.creto("invoices", "verify", id) == {"batch": "1", "error": "", "number": "INV-000001", "total": "1.23 USD", "valid": True}, "is not verified")
     batch(doors, plan)
-    keys = doors.file("keys.json", json.dumps(doors.creto("agents", "keys", "service:metering")))
+    doors.creto("agents", "rotate-keys", "service:metering")
+    require(doors.creto("invoices", "verify", id)["valid"], "what was signed before new keys is not verified any more")
+    keys = doors.file("keys.json", json.dumps(doors.creto("agents", "key-sets", "service:metering")))
     doors.stop(signal.SIGTERM)
     good = doors.file("invoice.json", json.dumps(invoice))
     bad = doors.file("changed.json", json.dumps({**invoice, "document": invoice["document"].replace("1.23", "1.22")}))

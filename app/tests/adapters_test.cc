@@ -121,6 +121,25 @@ TEST_F(AgentEndpointsTest, PrekeysThatWereUsedUpOrAgedAreRenewed) {
   EXPECT_NE(after.signed_prekey.id, before.signed_prekey.id);
 }
 
+TEST_F(AgentEndpointsTest, PrekeysFollowARotationOfTheKeys) {
+  ASSERT_TRUE(endpoints->acknowledge(as(bob()), bob(), MessageId::fresh(clock.now())));
+  const Context self = as(*Identity::service("creto"));
+  const auto before = nhi->take_key_bundle(as(alice()), bob()).value();
+  const auto rotated = nhi->rotate_keys(self, bob(), {.compromised = true});
+  ASSERT_TRUE(rotated) << rotated.error().to_string();
+  EXPECT_FALSE(nhi->take_key_bundle(as(alice()), bob())) << "what the stolen keys vouch for is not given out";
+  ASSERT_TRUE(endpoints->follow_rotations(self));
+  EXPECT_EQ(nhi->take_key_bundle(as(alice()), bob()).value().keys.key_id, rotated->key_id);
+  const auto count = nhi->prekey_count(as(bob()), bob()).value().one_time;
+  ASSERT_TRUE(endpoints->follow_rotations(self));
+  EXPECT_EQ(nhi->prekey_count(as(bob()), bob()).value().one_time, count) << "nothing to follow";
+
+  const auto sealed = endpoints->seal(as(alice()), alice(), bob(), "still you?");
+  ASSERT_TRUE(sealed) << sealed.error().to_string();
+  ASSERT_TRUE(messaging->send(as(alice()), *sealed));
+  EXPECT_EQ(text_for(bob()), "still you?");
+}
+
 class Everyone final : public AccessControl {
  public:
   Result<> require(const Context&, std::string_view, std::string_view, std::string_view) override { return {}; }

@@ -22,6 +22,8 @@
 namespace creto::nhi {
 namespace {
 
+using std::chrono::seconds;
+
 constexpr auto agent_types = std::to_array<Named<AgentType>>({{AgentType::autonomous, "autonomous"},
                                                               {AgentType::supervised, "supervised"},
                                                               {AgentType::workflow, "workflow"},
@@ -36,14 +38,19 @@ constexpr Nanos idempotency_window = std::chrono::hours(24);
 constexpr Nanos agent_valid_for_max = std::chrono::days(3653);
 constexpr std::size_t sign_bytes_max = 4 << 20;
 constexpr std::int64_t prekeys_max = 1000;
-
-std::string key_id_of(const crypto::VerifyingKey& signing, const std::optional<crypto::KemPublicKey>& kem) {
-  Hash256 hash = crypto::sha3_256({signing.bytes(), kem ? BytesView(kem->bytes()) : BytesView()});
-  return hex(BytesView(hash).first(8));
-}
+constexpr std::size_t key_sets_max = 256;
+constexpr Nanos overlap_max = std::chrono::days(366);
 
 std::string seal_label(const std::string& org, const Identity& identity, const std::string& key_id) {
   return fmt::format("nhi/key:{}/{}/{}", org, identity.text(), key_id);
+}
+
+Result<> check_algorithms(const crypto::VerifyingKey& signing, const std::optional<crypto::KemPublicKey>& kem) {
+  if (signing.algorithm() != hybrid)
+    return refuse(ErrorKind::unsupported_algorithm, "`signing_key` must be hybrid-ed25519-ml-dsa-65");
+  if (kem && kem->algorithm() != crypto::KemAlgorithm::x_wing)
+    return refuse(ErrorKind::unsupported_algorithm, "`kem_key` must be x-wing");
+  return {};
 }
 
 Result<> check_name(const std::string& name) {
@@ -192,12 +199,17 @@ class NhiService final : public Nhi {
   Result<> revoke_delegation(const Context& ctx, const DelegationId& id) override;
 
   Result<PublicKeys> get_public_keys(const Context& ctx, const Identity& identity) override;
+  Result<std::vector<PublicKeys>> key_sets(const Context& ctx, const Identity& identity) override {
+    auto found = CRETO_TRY(known(ctx, identity));
+    return found->keys;
+  }
+  Result<PublicKeys> rotate_keys(const Context& ctx, const Identity& identity, const KeyRotation& rotation) override;
   Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
                          std::string_view context) override;
   Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                   std::string_view context) override;
   Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
-                       std::string_view context, Instant when) override;
+                       std::string_view context, Instant when, std::optional<Instant> told) override;
   Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
                              BytesView ciphertext) override;
 
@@ -257,6 +269,10 @@ class NhiService final : public Nhi {
     });
     if (!loaded) return std::move(loaded).error();
     if (!*loaded) return unknown(identity);
+    // Who can write into the database cannot give an identity keys of his own.
+    if (auto follows = check_succession(ctx.org, identity, (*loaded)->keys); !follows)
+      return refuse(ErrorKind::internal, fmt::format("the stored keys of `{}` are damaged", identity.text()))
+          .with_cause(std::move(follows).error());
     return known_.put(key, **std::move(loaded), generation);
   }
 
@@ -279,6 +295,8 @@ class NhiService final : public Nhi {
                                                           const std::string& key_id);
   Result<> insert_managed(sql::Tx& tx, const Context& ctx, const Agent& agent, const PublicKeys& keys,
                           const Bytes& sealed, std::string what);
+  Result<std::pair<PublicKeys, std::optional<Bytes>>> next_keys(const Context& ctx, const Known& known,
+                                                                const KeyRotation& rotation);
   Result<> verify_link(const Context& ctx, const Delegation& link);
   Result<Chain> load_chain(const Context& ctx, const Agent& agent, const std::optional<DelegationId>& leaf);
   Result<Chain> chain_from(const Context& ctx, Delegation last);
@@ -337,7 +355,7 @@ Result<std::shared_ptr<const PrivateKeys>> NhiService::private_keys(const Contex
 Result<> NhiService::insert_managed(sql::Tx& tx, const Context& ctx, const Agent& agent, const PublicKeys& keys,
                                     const Bytes& sealed, std::string what) {
   CRETO_TRY(store::insert_agent(tx, ctx.org, agent));
-  CRETO_TRY(store::insert_keys(tx, ctx.org, agent.identity, keys, sealed));
+  CRETO_TRY(store::insert_keys(tx, ctx.org, agent.identity, keys, sealed, 1));
   CRETO_TRY(audit::record(tx, ctx, record_of(ctx, std::move(what), agent.identity)));
   return forget_after(tx);
 }
@@ -387,10 +405,7 @@ Result<Agent> NhiService::register_human(const Context& ctx, const Identity& hum
                                          const std::optional<crypto::KemPublicKey>& kem) {
   CRETO_TRY(check_name(name));
   if (human.kind() != Identity::Kind::human) return refuse(ErrorKind::invalid_input, "`identity` must be a human's");
-  if (signing.algorithm() != hybrid)
-    return refuse(ErrorKind::unsupported_algorithm, "`signing_key` must be hybrid-ed25519-ml-dsa-65");
-  if (kem && kem->algorithm() != crypto::KemAlgorithm::x_wing)
-    return refuse(ErrorKind::unsupported_algorithm, "`kem_key` must be x-wing");
+  CRETO_TRY(check_algorithms(signing, kem));
   PublicKeys keys{key_id_of(signing, kem), signing, kem, clock_.now(), Instant::max()};
   Agent agent{human, name, AgentType::human, human, keys.valid_from, Instant::max(), AgentStatus::active, {}};
   return sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<Agent> {
@@ -402,7 +417,7 @@ Result<Agent> NhiService::register_human(const Context& ctx, const Identity& hum
       return refuse(ErrorKind::already_exists, fmt::format("`{}` is registered with other keys", human.text()));
     }
     CRETO_TRY(store::insert_agent(tx, ctx.org, agent));
-    CRETO_TRY(store::insert_keys(tx, ctx.org, human, keys, std::nullopt));
+    CRETO_TRY(store::insert_keys(tx, ctx.org, human, keys, std::nullopt, 1));
     CRETO_TRY(audit::record(tx, ctx, record_of(ctx, "human_registered", human)));
     CRETO_TRY(forget_after(tx));
     return agent;
@@ -555,7 +570,7 @@ Result<ResolvedToken> NhiService::resolve_token(const Context& ctx, const std::s
     return refuse(ErrorKind::unauthenticated, "the token's identity may not act").with_cause(acts.error());
   if (auto resolved = tokens_.find(key)) return *resolved;
   bool holds = std::ranges::any_of(issuer.keys, [&](const PublicKeys& set) {
-    return set.valid_from <= parsed.issued_at + options_.clock_skew && set.valid_until > clock_.now() &&
+    return set.valid_from <= parsed.issued_at + options_.clock_skew && set.in_force(clock_.now()) &&
            set.signing.verify(as_bytes(parsed.signed_bytes), parsed.signature, as_bytes(token_context)).has_value();
   });
   if (!holds) return refuse(ErrorKind::unauthenticated, "the token's signature does not hold");
@@ -642,6 +657,9 @@ Result<Delegation> NhiService::create_delegation(const Context& ctx, const NewDe
   CRETO_TRY(check_structure(above.root.identity, links, now));
   if (signed_elsewhere) {
     CRETO_TRY(verify_link(ctx, delegation));
+    // `created_at` is what he says: by it alone keys that have just ended would go on for the minutes of skew.
+    if (const PublicKeys* keys = delegator->find(delegation.key_id); !keys || !keys->in_force(now))
+      return refuse(ErrorKind::signature_invalid, fmt::format("key `{}` has ended", legible(delegation.key_id, 64)));
   } else {
     delegation.key_id = delegator->keys.front().key_id;
     auto keys = CRETO_TRY(private_keys(ctx, *delegator, delegation.key_id));
@@ -845,12 +863,95 @@ Result<PublicKeys> NhiService::get_public_keys(const Context& ctx, const Identit
   return found->keys.front();
 }
 
+/// What follows the newest set, and its private halves where they are held here.
+Result<std::pair<PublicKeys, std::optional<Bytes>>> NhiService::next_keys(const Context& ctx, const Known& known,
+                                                                          const KeyRotation& rotation) {
+  const Identity& identity = known.agent.identity;
+  const PublicKeys& before = known.keys.front();
+  const Instant now = clock_.now();
+  if (!rotation.next) {
+    std::optional<Identity> own = identity;
+    auto [keys, sealed] = CRETO_TRY(make_keys(ctx, own, known.agent.expires_at));
+    keys.succession = Succession{before.key_id, now, {}};
+    const std::string bytes = CRETO_TRY(succession_signed_bytes(ctx.org, identity, keys, before.key_id, now));
+    auto signer = CRETO_TRY(private_keys(ctx, known, before.key_id));
+    keys.succession->signature = CRETO_TRY(signer->signing.sign(as_bytes(bytes), as_bytes(succession_context)));
+    return std::pair(std::move(keys), std::optional(std::move(sealed)));
+  }
+  const NextKeys& next = *rotation.next;
+  CRETO_TRY(check_algorithms(next.signing, next.kem));
+  PublicKeys keys{key_id_of(next.signing, next.kem), next.signing, next.kem, now, Instant::max(), next.succession};
+  if (known.find(keys.key_id) != nullptr)
+    return refuse(ErrorKind::conflict, fmt::format("key set `{}` was in use before", keys.key_id));
+  const Instant signed_at = next.succession.signed_at;
+  if (signed_at > now + options_.clock_skew || signed_at < now - options_.clock_skew)
+    return refuse(ErrorKind::invalid_input, "`signed_at` is not within five minutes of the server's clock");
+  if (next.succession.previous_key_id != before.key_id)
+    return refuse(ErrorKind::signature_invalid, fmt::format("`previous_key_id` is not `{}`", before.key_id));
+  const std::string bytes = CRETO_TRY(succession_signed_bytes(ctx.org, identity, keys, before.key_id, signed_at));
+  CRETO_TRY(before.signing.verify(as_bytes(bytes), next.succession.signature, as_bytes(succession_context)));
+  return std::pair(std::move(keys), std::optional<Bytes>());
+}
+
+Result<PublicKeys> NhiService::rotate_keys(const Context& ctx, const Identity& identity, const KeyRotation& rotation) {
+  if (rotation.overlap < Nanos(0) || rotation.overlap > overlap_max)
+    return refuse(ErrorKind::invalid_input, "`overlap` must be 0 to 366 days");
+  if (identity.is_human() != rotation.next.has_value())
+    return refuse(ErrorKind::invalid_input, identity.is_human() ? "a human's next keys are made and signed on his side"
+                                                                : "the keys of agents and services are made here");
+  if (identity.is_human()) CRETO_TRY(check_speaks_for(ctx, identity));
+  CRETO_TRY(refresh(ctx));
+  auto found = CRETO_TRY(acting(ctx, identity));
+  const PublicKeys before = found->keys.front();
+  const Instant now = clock_.now();
+  if (!before.in_force(now))
+    return refuse(ErrorKind::expired, fmt::format("the keys of `{}` have ended", identity.text()));
+  if (rotation.next && key_id_of(rotation.next->signing, rotation.next->kem) == before.key_id) return before;
+  if (found->keys.size() >= key_sets_max)
+    return refuse(ErrorKind::resource_exhausted,
+                  fmt::format("`{}` has had {} key sets: register it anew", identity.text(), key_sets_max));
+  auto [keys, sealed] = CRETO_TRY(next_keys(ctx, *found, rotation));
+  return sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<PublicKeys> {
+    return io::once(
+        tx, ctx, "nhi.rotate_keys", idempotency_window,
+        [&]() -> Result<PublicKeys> {
+          const auto sets = CRETO_TRY(store::list_keys(tx, ctx.org, identity));
+          if (sets.front().key_id != before.key_id)
+            return refuse(ErrorKind::conflict, fmt::format("the keys of `{}` were rotated meanwhile", identity.text()));
+          for (const PublicKeys& set : sets) {
+            if (!set.in_force(now)) continue;
+            const Instant end = rotation.compromised ? now : std::min(set.valid_until, now + rotation.overlap);
+            CRETO_TRY(store::end_keys(tx, ctx.org, identity, set.key_id, std::max(end, set.valid_from + Nanos(1)),
+                                      rotation.compromised));
+          }
+          CRETO_TRY(store::insert_keys(tx, ctx.org, identity, keys, sealed, sets.size() + 1));
+          auto record = record_of(ctx, "keys_rotated", identity);
+          record.metadata = Json{{"key_id", keys.key_id},
+                                 {"previous_key_id", before.key_id},
+                                 {"compromised", rotation.compromised},
+                                 {"overlap_seconds", rotation.compromised ? 0 : rotation.overlap / seconds(1)}}
+                                .dump();
+          CRETO_TRY(audit::record(tx, ctx, std::move(record)));
+          CRETO_TRY(forget_after(tx));
+          return keys;
+        },
+        [](const PublicKeys& made) { return made.key_id; },
+        [&](std::string_view key_id) -> Result<PublicKeys> {
+          const auto sets = CRETO_TRY(store::list_keys(tx, ctx.org, identity));
+          const auto made = std::ranges::find(sets, key_id, &PublicKeys::key_id);
+          if (made == sets.end())
+            return refuse(ErrorKind::not_found, fmt::format("`{}` has no key `{}`", identity.text(), key_id));
+          return *made;
+        });
+  });
+}
+
 Result<Signature> NhiService::sign(const Context& ctx, const Identity& identity, BytesView data,
                                    std::string_view context) {
   if (data.size() > sign_bytes_max) return refuse(ErrorKind::too_large, "`data` is over 4 MiB");
   if (context.size() > 255) return refuse(ErrorKind::invalid_input, "`context` is over 255 bytes");
-  // Tokens and delegations have calls of their own, with their own rules; prekeys an agent's endpoint signs here.
-  if (context == delegation_context || context == token_context)
+  // These have calls of their own, with their own rules; prekeys an agent's endpoint signs here.
+  if (context == delegation_context || context == token_context || context == succession_context)
     return refuse(ErrorKind::permission_denied, fmt::format("`{}` is not signed on demand", context));
   CRETO_TRY(check_speaks_for(ctx, identity));
   auto found = CRETO_TRY(known(ctx, identity));
@@ -870,7 +971,7 @@ Result<> NhiService::verify(const Context& ctx, const Identity& identity, BytesV
   Result<> last =
       refuse(ErrorKind::signature_invalid, fmt::format("`{}` has no key that is valid now", identity.text()));
   for (const PublicKeys& set : found->keys) {
-    if (set.valid_until <= now) continue;
+    if (!set.in_force(now)) continue;
     last = set.signing.verify(data, signature, as_bytes(context));
     if (last) return last;
   }
@@ -878,17 +979,20 @@ Result<> NhiService::verify(const Context& ctx, const Identity& identity, BytesV
 }
 
 Result<> NhiService::verify_past(const Context& ctx, const Identity& identity, BytesView data,
-                                 const Signature& signature, std::string_view context, Instant when) {
+                                 const Signature& signature, std::string_view context, Instant when,
+                                 std::optional<Instant> told) {
   if (data.size() > sign_bytes_max) return refuse(ErrorKind::too_large, "`data` is over 4 MiB");
   CRETO_TRY(crypto::parse_signature_algorithm(signature.algorithm));
   auto found = CRETO_TRY(known(ctx, identity));
-  const auto in_force = [&](const PublicKeys& set) {
-    return set.valid_from <= when + options_.clock_skew && set.valid_until > when;
-  };
-  const bool some = std::ranges::any_of(found->keys, in_force);
-  Result<> last = refuse(ErrorKind::signature_invalid, fmt::format("`{}` has no key", identity.text()));
+  // Whoever holds a stolen key can also write an earlier date.
+  const auto counts = [&](const PublicKeys& set) { return !set.compromised || (told && *told < set.valid_until); };
+  // Newer sets count too: a service may sign today what an agent used before its keys were rotated.
+  const auto lasted = [&](const PublicKeys& set) { return counts(set) && set.valid_until > when; };
+  const bool some = std::ranges::any_of(found->keys, lasted);
+  Result<> last =
+      refuse(ErrorKind::signature_invalid, fmt::format("`{}` has no key that counted then", identity.text()));
   for (const PublicKeys& set : found->keys) {
-    if (some && !in_force(set)) continue;
+    if (!counts(set) || (some && !lasted(set))) continue;
     last = set.signing.verify(data, signature, as_bytes(context));
     if (last) return last;
   }
@@ -934,8 +1038,9 @@ Result<PrekeyCount> NhiService::publish_key_bundle(const Context& ctx, const Ide
   for (const OneTimePrekey& prekey : bundle.one_time)
     if (prekey.key.size() != dh_size) return refuse(ErrorKind::invalid_input, "`one_time` keys must be 32 bytes");
   return sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<PrekeyCount> {
-    CRETO_TRY(store::put_bundle(tx, ctx.org, identity, bundle));
-    auto count = CRETO_TRY(store::count_prekeys(tx, ctx.org, identity));
+    const std::string& key_id = found->keys.front().key_id;
+    CRETO_TRY(store::put_bundle(tx, ctx.org, identity, bundle, key_id));
+    auto count = CRETO_TRY(store::count_prekeys(tx, ctx.org, identity, key_id));
     if (count.one_time > prekeys_max || count.one_time_kem > prekeys_max)
       return refuse(ErrorKind::resource_exhausted,
                     fmt::format("`{}` has more than {} one-time prekeys", identity.text(), prekeys_max));
@@ -945,17 +1050,23 @@ Result<PrekeyCount> NhiService::publish_key_bundle(const Context& ctx, const Ide
 }
 
 Result<KeyBundle> NhiService::take_key_bundle(const Context& ctx, const Identity& identity) {
-  CRETO_TRY(acting(ctx, identity));
+  auto found = CRETO_TRY(acting(ctx, identity));
   return sql::write(database_, ctx, [&](sql::Tx& tx) -> Result<KeyBundle> {
-    auto bundle = CRETO_TRY(store::find_bundle(tx, ctx.org, identity));
-    if (!bundle) return refuse(ErrorKind::not_found, fmt::format("`{}` has published no key bundle", identity.text()));
-    CRETO_TRY(store::take_prekeys(tx, ctx.org, identity, *bundle));
-    return *std::move(bundle);
+    const auto key_id = CRETO_TRY(store::bundle_key_id(tx, ctx.org, identity));
+    if (!key_id) return refuse(ErrorKind::not_found, fmt::format("`{}` has published no key bundle", identity.text()));
+    const PublicKeys* keys = found->find(*key_id);
+    if (keys == nullptr || !keys->in_force(clock_.now()))
+      return refuse(ErrorKind::not_found,
+                    fmt::format("`{}` has published no key bundle since its keys were rotated", identity.text()));
+    return store::take_bundle(tx, ctx.org, identity, *keys);
   });
 }
 
 Result<PrekeyCount> NhiService::prekey_count(const Context& ctx, const Identity& identity) {
-  return sql::read(database_, ctx, [&](sql::Tx& tx) { return store::count_prekeys(tx, ctx.org, identity); });
+  auto found = CRETO_TRY(known(ctx, identity));
+  return sql::read(database_, ctx, [&](sql::Tx& tx) {
+    return store::count_prekeys(tx, ctx.org, identity, found->keys.front().key_id);
+  });
 }
 
 }  // namespace

@@ -49,6 +49,21 @@ CREATE TABLE nhi_changes (counter BIGINT NOT NULL, count BIGINT NOT NULL, PRIMAR
 )sql"},
                                          {4, "ends of delegations", R"sql(
 ALTER TABLE nhi_delegations ADD COLUMN revoked_at BIGINT
+)sql"},
+                                         {5, "successions of keys", R"sql(
+ALTER TABLE nhi_keys ADD COLUMN number BIGINT NOT NULL DEFAULT 1;
+ALTER TABLE nhi_keys ADD COLUMN compromised BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE nhi_keys ADD COLUMN previous TEXT;
+ALTER TABLE nhi_keys ADD COLUMN signed_at BIGINT;
+ALTER TABLE nhi_keys ADD COLUMN algorithm TEXT;
+ALTER TABLE nhi_keys ADD COLUMN signature BYTEA;
+CREATE UNIQUE INDEX nhi_keys_number ON nhi_keys (org, identity, number);
+ALTER TABLE nhi_bundles ADD COLUMN key_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE nhi_prekeys ADD COLUMN key_id TEXT NOT NULL DEFAULT '';
+UPDATE nhi_bundles SET key_id = (SELECT k.key_id FROM nhi_keys k WHERE k.org = nhi_bundles.org
+  AND k.identity = nhi_bundles.identity);
+UPDATE nhi_prekeys SET key_id = (SELECT k.key_id FROM nhi_keys k WHERE k.org = nhi_prekeys.org
+  AND k.identity = nhi_prekeys.identity) WHERE kind = 'kem'
 )sql"}};
 
 constexpr std::string_view agent_columns =
@@ -185,21 +200,39 @@ Result<std::vector<Agent>> list_agents(sql::Tx& tx, const std::string& org, cons
 }
 
 Result<> insert_keys(sql::Tx& tx, const std::string& org, const Identity& identity, const PublicKeys& keys,
-                     const std::optional<Bytes>& sealed) {
-  std::optional<Bytes> kem;
+                     const std::optional<Bytes>& sealed, std::size_t number) {
+  std::optional<Bytes> kem, signature;
+  std::optional<std::string> previous, algorithm;
+  std::optional<Instant> signed_at;
   if (keys.kem) kem = keys.kem->bytes();
-  CRETO_TRY(tx.exec(
-      "INSERT INTO nhi_keys (org, identity, key_id, signing, kem, sealed, valid_from, valid_until) "
-      "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-      {org, identity.text(), keys.key_id, keys.signing.bytes(), kem, sealed, keys.valid_from, keys.valid_until}));
+  if (keys.succession) {
+    previous = keys.succession->previous_key_id;
+    signed_at = keys.succession->signed_at;
+    algorithm = keys.succession->signature.algorithm;
+    signature = keys.succession->signature.value;
+  }
+  CRETO_TRY(
+      tx.exec("INSERT INTO nhi_keys (org, identity, key_id, signing, kem, sealed, valid_from, valid_until, number, "
+              "previous, signed_at, algorithm, signature) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, "
+              "$13)",
+              {org, identity.text(), keys.key_id, keys.signing.bytes(), kem, sealed, keys.valid_from, keys.valid_until,
+               static_cast<std::int64_t>(number), previous, signed_at, algorithm, signature}));
+  return {};
+}
+
+Result<> end_keys(sql::Tx& tx, const std::string& org, const Identity& identity, const std::string& key_id,
+                  Instant valid_until, bool compromised) {
+  CRETO_TRY(
+      tx.exec("UPDATE nhi_keys SET valid_until = $4, compromised = $5 WHERE org = $1 AND identity = $2 AND key_id = $3",
+              {org, identity.text(), key_id, valid_until, compromised}));
   return {};
 }
 
 Result<std::vector<PublicKeys>> list_keys(sql::Tx& tx, const std::string& org, const Identity& identity) {
-  auto rows =
-      CRETO_TRY(tx.query("SELECT key_id, signing, kem, valid_from, valid_until FROM nhi_keys "
-                         "WHERE org = $1 AND identity = $2 ORDER BY valid_from DESC, key_id",
-                         {org, identity.text()}));
+  auto rows = CRETO_TRY(
+      tx.query("SELECT key_id, signing, kem, valid_from, valid_until, compromised, previous, signed_at, algorithm, "
+               "signature FROM nhi_keys WHERE org = $1 AND identity = $2 ORDER BY number DESC",
+               {org, identity.text()}));
   std::vector<PublicKeys> all;
   for (const sql::Row row : rows) {
     auto signing = crypto::VerifyingKey::parse(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65, row.bytes(1));
@@ -210,7 +243,11 @@ Result<std::vector<PublicKeys>> list_keys(sql::Tx& tx, const std::string& org, c
       if (!parsed) return damaged("key");
       kem = *std::move(parsed);
     }
-    all.push_back(PublicKeys{row.text(0), *std::move(signing), std::move(kem), row.instant(3), row.instant(4)});
+    PublicKeys keys{row.text(0), *std::move(signing), std::move(kem), row.instant(3), row.instant(4)};
+    keys.compromised = row.boolean(5);
+    if (!row.is_null(6))
+      keys.succession = Succession{row.text(6), row.instant(7), Signature{row.text(8), row.bytes(9)}};
+    all.push_back(std::move(keys));
   }
   return all;
 }
@@ -303,72 +340,79 @@ Result<std::optional<PastDelegation>> find_past_delegation(sql::Tx& tx, const st
   return std::optional(std::move(one));
 }
 
-Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& b) {
+Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& b,
+                    const std::string& key_id) {
   CRETO_TRY(tx.exec(
       "INSERT INTO nhi_bundles (org, identity, dh_key, dh_algorithm, dh_signature, signed_id, signed_key, "
-      "signed_algorithm, signed_signature, kem_id, kem_key, kem_algorithm, kem_signature) "
-      "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) "
+      "signed_algorithm, signed_signature, kem_id, kem_key, kem_algorithm, kem_signature, key_id) "
+      "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) "
       "ON CONFLICT (org, identity) DO UPDATE SET dh_key = excluded.dh_key, dh_algorithm = excluded.dh_algorithm, "
       "dh_signature = excluded.dh_signature, signed_id = excluded.signed_id, signed_key = excluded.signed_key, "
       "signed_algorithm = excluded.signed_algorithm, signed_signature = excluded.signed_signature, "
       "kem_id = excluded.kem_id, kem_key = excluded.kem_key, kem_algorithm = excluded.kem_algorithm, "
-      "kem_signature = excluded.kem_signature",
+      "kem_signature = excluded.kem_signature, key_id = excluded.key_id",
       {org, identity.text(), b.identity_dh, b.identity_dh_signature.algorithm, b.identity_dh_signature.value,
        b.signed_prekey.id, b.signed_prekey.key, b.signed_prekey.signature.algorithm, b.signed_prekey.signature.value,
        b.last_resort_kem.id, b.last_resort_kem.key, b.last_resort_kem.signature.algorithm,
-       b.last_resort_kem.signature.value}));
+       b.last_resort_kem.signature.value, key_id}));
+  CRETO_TRY(tx.exec("DELETE FROM nhi_prekeys WHERE org = $1 AND identity = $2 AND kind = 'kem' AND key_id <> $3",
+                    {org, identity.text(), key_id}));
   constexpr std::string_view insert =
-      "INSERT INTO nhi_prekeys (org, identity, kind, id, key, algorithm, signature) VALUES ($1, $2, $3, $4, $5, $6, "
-      "$7) "
-      "ON CONFLICT DO NOTHING";
+      "INSERT INTO nhi_prekeys (org, identity, kind, id, key, algorithm, signature, key_id) "
+      "VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
   for (const OneTimePrekey& prekey : b.one_time)
-    CRETO_TRY(tx.exec(insert, {org, identity.text(), "dh", prekey.id, prekey.key, "", Bytes()}));
+    CRETO_TRY(tx.exec(insert, {org, identity.text(), "dh", prekey.id, prekey.key, "", Bytes(), ""}));
   for (const SignedPrekey& prekey : b.one_time_kem)
     CRETO_TRY(tx.exec(insert, {org, identity.text(), "kem", prekey.id, prekey.key, prekey.signature.algorithm,
-                               prekey.signature.value}));
+                               prekey.signature.value, key_id}));
   return {};
 }
 
-Result<std::optional<KeyBundle>> find_bundle(sql::Tx& tx, const std::string& org, const Identity& identity) {
+Result<std::optional<std::string>> bundle_key_id(sql::Tx& tx, const std::string& org, const Identity& identity) {
+  auto rows =
+      CRETO_TRY(tx.query("SELECT key_id FROM nhi_bundles WHERE org = $1 AND identity = $2", {org, identity.text()}));
+  if (rows.empty()) return std::optional<std::string>();
+  return rows.front().optional_text(0);
+}
+
+Result<KeyBundle> take_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const PublicKeys& keys) {
   auto rows = CRETO_TRY(
       tx.query("SELECT dh_key, dh_algorithm, dh_signature, signed_id, signed_key, signed_algorithm, signed_signature, "
                "kem_id, kem_key, kem_algorithm, kem_signature FROM nhi_bundles WHERE org = $1 AND identity = $2",
                {org, identity.text()}));
-  if (rows.empty()) return std::optional<KeyBundle>();
-  auto keys = CRETO_TRY(list_keys(tx, org, identity));
-  if (keys.empty()) return damaged("key bundle");
+  if (rows.empty()) return damaged("key bundle");
   auto row = rows.front();
   auto prekey = [&](std::size_t first) {
     return SignedPrekey{static_cast<std::uint32_t>(row.integer(first)), row.bytes(first + 1),
                         Signature{row.text(first + 2), row.bytes(first + 3)}};
   };
-  return std::optional(KeyBundle{identity, keys.front(), row.bytes(0), Signature{row.text(1), row.bytes(2)}, prekey(3),
-                                 prekey(7), true, std::nullopt});
-}
-
-Result<> take_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity, KeyBundle& bundle) {
+  KeyBundle bundle{identity,  keys,      row.bytes(0), Signature{row.text(1), row.bytes(2)},
+                   prekey(3), prekey(7), true,         std::nullopt};
   // One statement finds and removes, so that two takers get different ones.
   constexpr std::string_view take =
       "DELETE FROM nhi_prekeys WHERE org = $1 AND identity = $2 AND kind = $3 AND id = (SELECT min(id) FROM "
-      "nhi_prekeys "
-      "WHERE org = $1 AND identity = $2 AND kind = $3) RETURNING id, key, algorithm, signature";
-  auto dh = CRETO_TRY(tx.query(take, {org, identity.text(), "dh"}));
+      "nhi_prekeys WHERE org = $1 AND identity = $2 AND kind = $3 AND key_id = $4) "
+      "RETURNING id, key, algorithm, signature";
+  auto dh = CRETO_TRY(tx.query(take, {org, identity.text(), "dh", ""}));
   if (!dh.empty())
     bundle.one_time = OneTimePrekey{static_cast<std::uint32_t>(dh.front().integer(0)), dh.front().bytes(1)};
-  auto kem = CRETO_TRY(tx.query(take, {org, identity.text(), "kem"}));
+  auto kem = CRETO_TRY(tx.query(take, {org, identity.text(), "kem", keys.key_id}));
   if (!kem.empty()) {
-    auto row = kem.front();
-    bundle.kem =
-        SignedPrekey{static_cast<std::uint32_t>(row.integer(0)), row.bytes(1), Signature{row.text(2), row.bytes(3)}};
+    auto taken = kem.front();
+    bundle.kem = SignedPrekey{static_cast<std::uint32_t>(taken.integer(0)), taken.bytes(1),
+                              Signature{taken.text(2), taken.bytes(3)}};
     bundle.kem_is_last_resort = false;
   }
-  return {};
+  return bundle;
 }
 
-Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity) {
+Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity,
+                                  const std::string& key_id) {
   PrekeyCount count;
-  auto rows = CRETO_TRY(tx.query(
-      "SELECT kind, count(*) FROM nhi_prekeys WHERE org = $1 AND identity = $2 GROUP BY kind", {org, identity.text()}));
+  auto rows = CRETO_TRY(
+      tx.query("SELECT kind, count(*) FROM nhi_prekeys WHERE org = $1 AND identity = $2 AND key_id IN ('', $3) "
+               "GROUP BY kind",
+               {org, identity.text(), key_id}));
   for (const sql::Row row : rows) (row.text(0) == "dh" ? count.one_time : count.one_time_kem) = row.integer(1);
   return count;
 }

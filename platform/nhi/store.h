@@ -21,8 +21,11 @@ Result<std::optional<Agent>> find_agent(sql::Tx& tx, const std::string& org, con
 Result<std::optional<Agent>> find_agent_by_name(sql::Tx& tx, const std::string& org, const std::string& name);
 Result<std::vector<Agent>> list_agents(sql::Tx& tx, const std::string& org, const AgentFilter& filter);
 
+/// `number` counts an identity's sets from 1. already_exists: that one is there.
 Result<> insert_keys(sql::Tx& tx, const std::string& org, const Identity& identity, const PublicKeys& keys,
-                     const std::optional<Bytes>& sealed);
+                     const std::optional<Bytes>& sealed, std::size_t number);
+Result<> end_keys(sql::Tx& tx, const std::string& org, const Identity& identity, const std::string& key_id,
+                  Instant valid_until, bool compromised);
 /// Newest first.
 Result<std::vector<PublicKeys>> list_keys(sql::Tx& tx, const std::string& org, const Identity& identity);
 Result<std::optional<Bytes>> sealed_key(sql::Tx& tx, const std::string& org, const Identity& identity,
@@ -46,12 +49,16 @@ Result<std::vector<PastDelegation>> past_delegations_to(sql::Tx& tx, const std::
                                                         Instant when);
 Result<std::optional<PastDelegation>> find_past_delegation(sql::Tx& tx, const std::string& org, const DelegationId& id);
 
-Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& bundle);
-/// Without keys, kem and one_time.
-Result<std::optional<KeyBundle>> find_bundle(sql::Tx& tx, const std::string& org, const Identity& identity);
-/// Takes the oldest one-time prekey of each kind out of the store; the KEM one falls back on the last resort in
-/// `bundle.kem`.
-Result<> take_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity, KeyBundle& bundle);
-Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity);
+/// What `key_id` signed; drops what another set did.
+Result<> put_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const KeyBundleUpload& bundle,
+                    const std::string& key_id);
+/// Which set signed the bundle that is there.
+Result<std::optional<std::string>> bundle_key_id(sql::Tx& tx, const std::string& org, const Identity& identity);
+/// The bundle that `keys` signed, with the oldest one-time prekey of each kind, which is taken out of the store; where
+/// none is left of the KEM ones, the last resort stands for it. Requires: `keys` is that of `bundle_key_id`.
+Result<KeyBundle> take_bundle(sql::Tx& tx, const std::string& org, const Identity& identity, const PublicKeys& keys);
+/// The KEM ones are those that `key_id` signed; nothing signs the others.
+Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity,
+                                  const std::string& key_id);
 
 }  // namespace creto::nhi::store

@@ -48,25 +48,22 @@ class NhiKeys final : public EndpointKeys {
 
 class OwnKeys final : public EndpointKeys {
  public:
-  OwnKeys(Identity identity, crypto::SigningKey signing, KemPrivateKey kem, std::string key_id)
-      : identity_(std::move(identity)),
-        signing_(std::move(signing)),
-        kem_(std::move(kem)),
-        key_id_(std::move(key_id)) {}
+  OwnKeys(Identity identity, crypto::SigningKey signing, std::map<std::string, KemPrivateKey, std::less<>> kems)
+      : identity_(std::move(identity)), signing_(std::move(signing)), kems_(std::move(kems)) {}
   const Identity& identity() const override { return identity_; }
   Result<Signature> sign(const Context&, BytesView data, std::string_view context) override {
     return signing_.sign(data, as_bytes(context));
   }
   Result<Secret> decapsulate(const Context&, std::string_view key_id, BytesView ciphertext) override {
-    if (key_id != key_id_) return failure(ErrorKind::not_found, fmt::format("no key set `{}` here", key_id));
-    return kem_.decapsulate(ciphertext);
+    const auto kem = kems_.find(key_id);
+    if (kem == kems_.end()) return failure(ErrorKind::not_found, fmt::format("no key set `{}` here", key_id));
+    return kem->second.decapsulate(ciphertext);
   }
 
  private:
   const Identity identity_;
   const crypto::SigningKey signing_;
-  const KemPrivateKey kem_;
-  const std::string key_id_;
+  const std::map<std::string, KemPrivateKey, std::less<>> kems_;  ///< by the id of their set
 };
 
 Result<ByteArray<32>> array_of(BytesView bytes) {
@@ -621,8 +618,10 @@ std::unique_ptr<EndpointKeys> keys_held_by_nhi(nhi::Nhi& nhi, Identity identity)
 }
 
 std::unique_ptr<EndpointKeys> keys_held_here(Identity identity, crypto::SigningKey signing, KemPrivateKey kem,
-                                             std::string key_id) {
-  return std::make_unique<OwnKeys>(std::move(identity), std::move(signing), std::move(kem), std::move(key_id));
+                                             std::string key_id,
+                                             std::map<std::string, KemPrivateKey, std::less<>> earlier) {
+  earlier.insert_or_assign(std::move(key_id), std::move(kem));
+  return std::make_unique<OwnKeys>(std::move(identity), std::move(signing), std::move(earlier));
 }
 
 std::unique_ptr<Endpoint> create_endpoint(EndpointStore& store, EndpointKeys& keys, nhi::Nhi& nhi, const Clock& clock,

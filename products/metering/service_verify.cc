@@ -217,8 +217,8 @@ Result<> MeteringService::verify_batches(BlockAddress until, UsageVerification& 
     const Identity reporter = CRETO_TRY(Identity::parse(proof.reporter));
     const std::string bytes = batch_signed_bytes(batch.leaves.size(), merkle_root(batch.leaves));
     const Signature signature{std::string(proof.algorithm), to_bytes(proof.signature)};
-    const auto verified =
-        nhi_.verify_past(ctx, reporter, as_bytes(bytes), signature, batch_signature_context, batch.arrived);
+    const auto verified = nhi_.verify_past(ctx, reporter, as_bytes(bytes), signature, batch_signature_context,
+                                           batch.arrived, batch.arrived);
     if (verified) return {};
     if (verified.error().category() == ErrorCategory::transient) return verified.error();
     add_problem(found, fmt::format("batch of `{}`: {}", proof.reporter, verified.error().message()));
@@ -248,7 +248,7 @@ Result<> MeteringService::verify_envelopes(BlockAddress until, UsageVerification
     ctx.org = ledger_->subjects().org_of(event.attribution);
     const auto verified =
         nhi_.verify_past(ctx, said->envelope.agent, as_bytes(said->signed_bytes), *said->envelope.signature,
-                         event_signature_context, said->envelope.timestamp.instant());
+                         event_signature_context, said->envelope.timestamp.instant(), event.arrived);
     if (verified) return {};
     if (verified.error().category() == ErrorCategory::transient) return verified.error();
     problem("its signature does not verify");

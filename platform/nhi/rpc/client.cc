@@ -132,6 +132,24 @@ class NhiClient final : public Nhi {
         call<v1::AgentPublicKeys>(ctx, "GetPublicKeys", about<v1::GetPublicKeysRequest>(identity), repeatable));
     return from_proto(response);
   }
+  Result<std::vector<PublicKeys>> key_sets(const Context& ctx, const Identity& identity) override {
+    auto response = CRETO_TRY(
+        call<v1::ListKeySetsResponse>(ctx, "ListKeySets", about<v1::ListKeySetsRequest>(identity), repeatable));
+    std::vector<PublicKeys> sets;
+    for (const v1::AgentPublicKeys& one : response.sets()) {
+      auto set = CRETO_TRY(from_proto(one));
+      sets.push_back(std::move(set));
+    }
+    CRETO_TRY(check_succession(ctx.org, identity, sets));
+    return sets;
+  }
+  Result<PublicKeys> rotate_keys(const Context& ctx, const Identity& identity, const KeyRotation& rotation) override {
+    auto request = about<v1::RotateKeysRequest>(identity);
+    to_proto(rotation, request);
+    auto response =
+        CRETO_TRY(call<v1::AgentPublicKeys>(ctx, "RotateKeys", request, {.idempotent = rotation.next.has_value()}));
+    return from_proto(response);
+  }
   Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
                          std::string_view context) override {
     auto request = about<v1::SignRequest>(identity);
@@ -145,9 +163,10 @@ class NhiClient final : public Nhi {
     return verified(ctx, verification(identity, data, signature, context));
   }
   Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
-                       std::string_view context, Instant when) override {
+                       std::string_view context, Instant when, std::optional<Instant> told) override {
     auto request = verification(identity, data, signature, context);
     proto::set_time(request.mutable_at(), when);
+    if (told) proto::set_time(request.mutable_told(), *told);
     return verified(ctx, request);
   }
   Result<Secret> decapsulate(const Context&, const Identity&, std::string_view, BytesView) override {

@@ -19,6 +19,16 @@ void to_proto(const SignedPrekey& prekey, v1::SignedPrekey& out) {
   proto::set_signature(out.mutable_signature(), prekey.signature);
 }
 
+Result<Succession> from_proto(const v1::Succession& succession) {
+  auto signed_at = CRETO_TRY(proto::from_time(succession.signed_at(), "succession.signed_at"));
+  return Succession{succession.previous_key_id(), signed_at, proto::from_signature(succession.signature())};
+}
+void to_proto(const Succession& succession, v1::Succession& out) {
+  out.set_previous_key_id(succession.previous_key_id);
+  proto::set_time(out.mutable_signed_at(), succession.signed_at);
+  proto::set_signature(out.mutable_signature(), succession.signature);
+}
+
 Bytes joined(const std::string& first, const std::string& second) {
   Bytes bytes = to_bytes(first);
   bytes.insert(bytes.end(), second.begin(), second.end());
@@ -295,6 +305,8 @@ void to_proto(const PublicKeys& keys, v1::AgentPublicKeys& out) {
   out.set_encapsulation_key_ml_kem(proto::to_text(keys.ml_kem_768()));
   proto::set_time(out.mutable_valid_from(), keys.valid_from);
   if (keys.valid_until != Instant::max()) proto::set_time(out.mutable_valid_until(), keys.valid_until);
+  if (keys.succession) to_proto(*keys.succession, *out.mutable_succession());
+  out.set_compromised(keys.compromised);
 }
 
 Result<PublicKeys> from_proto(const v1::AgentPublicKeys& keys) {
@@ -306,7 +318,45 @@ Result<PublicKeys> from_proto(const v1::AgentPublicKeys& keys) {
                                                 joined(keys.encapsulation_key_ml_kem(), keys.key_agreement_x25519())));
   auto valid_from = CRETO_TRY(proto::from_time(keys.valid_from(), "valid_from"));
   auto valid_until = CRETO_TRY(end_of(keys.has_valid_until(), keys.valid_until(), "valid_until"));
-  return PublicKeys{keys.key_id(), std::move(signing), std::move(kem), valid_from, valid_until};
+  PublicKeys result{keys.key_id(), std::move(signing), std::move(kem), valid_from, valid_until};
+  if (keys.has_succession()) result.succession = CRETO_TRY(from_proto(keys.succession()));
+  result.compromised = keys.compromised();
+  return result;
+}
+
+void to_proto(const KeyRotation& rotation, v1::RotateKeysRequest& out) {
+  proto::set_duration(out.mutable_overlap(), rotation.overlap);
+  out.set_compromised(rotation.compromised);
+  if (!rotation.next) return;
+  out.set_signing_algorithm(std::string(crypto::to_string(rotation.next->signing.algorithm())));
+  out.set_signing_key(proto::to_text(rotation.next->signing.bytes()));
+  if (rotation.next->kem) {
+    out.set_kem_algorithm(std::string(crypto::to_string(rotation.next->kem->algorithm())));
+    out.set_kem_key(proto::to_text(rotation.next->kem->bytes()));
+  }
+  to_proto(rotation.next->succession, *out.mutable_succession());
+}
+
+Result<KeyRotation> from_proto(const v1::RotateKeysRequest& request) {
+  KeyRotation rotation;
+  if (request.has_overlap()) rotation.overlap = CRETO_TRY(proto::from_duration(request.overlap(), "overlap"));
+  rotation.compromised = request.compromised();
+  if (request.signing_algorithm().empty()) {
+    if (!request.signing_key().empty() || !request.kem_algorithm().empty() || request.has_succession())
+      return bad_field("signing_algorithm", "is missing");
+    return rotation;
+  }
+  auto algorithm = CRETO_TRY(crypto::parse_signature_algorithm(request.signing_algorithm()));
+  auto signing = CRETO_TRY(crypto::VerifyingKey::parse(algorithm, as_bytes(request.signing_key())));
+  std::optional<crypto::KemPublicKey> kem;
+  if (!request.kem_algorithm().empty()) {
+    auto kem_algorithm = CRETO_TRY(crypto::parse_kem_algorithm(request.kem_algorithm()));
+    kem = CRETO_TRY(crypto::KemPublicKey::parse(kem_algorithm, as_bytes(request.kem_key())));
+  }
+  if (!request.has_succession()) return bad_field("succession", "is missing");
+  auto succession = CRETO_TRY(from_proto(request.succession()));
+  rotation.next = NextKeys{std::move(signing), std::move(kem), std::move(succession)};
+  return rotation;
 }
 
 void to_proto(const KeyBundleUpload& bundle, v1::PublishKeyBundleRequest& out) {

@@ -32,6 +32,8 @@ Result<PastChain> from_proto(const v1::PastDelegationChain& past);
 
 void to_proto(const PublicKeys& keys, v1::AgentPublicKeys& out);
 Result<PublicKeys> from_proto(const v1::AgentPublicKeys& keys);
+void to_proto(const KeyRotation& rotation, v1::RotateKeysRequest& out);
+Result<KeyRotation> from_proto(const v1::RotateKeysRequest& request);
 void to_proto(const KeyBundleUpload& bundle, v1::PublishKeyBundleRequest& out);
 KeyBundleUpload from_proto(const v1::PublishKeyBundleRequest& bundle);
 void to_proto(const KeyBundle& bundle, v1::KeyBundle& out);

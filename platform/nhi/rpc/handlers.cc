@@ -180,6 +180,22 @@ void register_nhi(rpc::Dispatcher& dispatcher, Nhi& nhi) {
         auto identity = CRETO_TRY(proto::from_identity(request.identity(), "identity"));
         return answer<v1::AgentPublicKeys>(nhi.get_public_keys(ctx, identity));
       });
+  service.unary<v1::ListKeySetsRequest, v1::ListKeySetsResponse>(
+      "ListKeySets", {.access = authenticated, .idempotent = true},
+      [&nhi](const Context& ctx, const v1::ListKeySetsRequest& request) -> Result<v1::ListKeySetsResponse> {
+        auto identity = CRETO_TRY(proto::from_identity(request.identity(), "identity"));
+        const auto sets = CRETO_TRY(nhi.key_sets(ctx, identity));
+        v1::ListKeySetsResponse response;
+        for (const PublicKeys& set : sets) to_proto(set, *response.add_sets());
+        return response;
+      });
+  service.unary<v1::RotateKeysRequest, v1::AgentPublicKeys>(
+      "RotateKeys", {.resource = of_identity},
+      [&nhi](const Context& ctx, const v1::RotateKeysRequest& request) -> Result<v1::AgentPublicKeys> {
+        auto identity = CRETO_TRY(proto::from_identity(request.identity(), "identity"));
+        const auto rotation = CRETO_TRY(from_proto(request));
+        return answer<v1::AgentPublicKeys>(nhi.rotate_keys(ctx, identity, rotation));
+      });
   service.unary<v1::SignRequest, common::v1::Signature>(
       "Sign", {.resource = of_identity},
       [&nhi](const Context& ctx, const v1::SignRequest& request) -> Result<common::v1::Signature> {
@@ -196,7 +212,9 @@ void register_nhi(rpc::Dispatcher& dispatcher, Nhi& nhi) {
         const auto signature = proto::from_signature(request.signature());
         if (request.has_at()) {
           auto at = CRETO_TRY(proto::from_time(request.at(), "at"));
-          CRETO_TRY(nhi.verify_past(ctx, identity, as_bytes(request.data()), signature, request.context(), at));
+          std::optional<Instant> told;
+          if (request.has_told()) told = CRETO_TRY(proto::from_time(request.told(), "told"));
+          CRETO_TRY(nhi.verify_past(ctx, identity, as_bytes(request.data()), signature, request.context(), at, told));
         } else {
           CRETO_TRY(nhi.verify(ctx, identity, as_bytes(request.data()), signature, request.context()));
         }

@@ -30,4 +30,4 @@ struct Convert {
 
 CRETO_FUZZ_MESSAGES(Convert, v1::Agent, v1::RegisterAgentRequest, v1::UpdateAgentRequest, v1::ListAgentsRequest,
                     v1::Delegation, v1::CreateDelegationRequest, v1::DelegationChain, v1::PastDelegationChain,
-                    v1::AgentPublicKeys, v1::PublishKeyBundleRequest, v1::KeyBundle)
+                    v1::AgentPublicKeys, v1::RotateKeysRequest, v1::PublishKeyBundleRequest, v1::KeyBundle)

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <set>
 #include <thread>
 
@@ -248,6 +249,7 @@ TEST_P(NhiContract, SignsOnlyForWhomTheCallerSpeaks) {
   EXPECT_EQ(kind(nhi->sign(as_service(), ada->identity, as_bytes("x"))), "permission_denied");  // her key is not here
   EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"), "creto.token")), "permission_denied");
   EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"), "creto.delegation")), "permission_denied");
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"), "creto.succession")), "permission_denied");
   EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, Bytes((4 << 20) + 1))), "too_large");
 }
 
@@ -530,6 +532,215 @@ TEST_P(NhiContract, GivesEachOneTimePrekeyOnce) {
   EXPECT_EQ(count.one_time, 0);
   EXPECT_EQ(count.one_time_kem, 0);
   EXPECT_FALSE(nhi->take_key_bundle(as_service(), made.identity).value().one_time.has_value());
+}
+
+TEST_P(NhiContract, RotatesKeysAndLetsWhatTheOldOnesSignedCountForTheOverlap) {
+  const auto made = agent("clerk");
+  const auto first = nhi->get_public_keys(as_service(), made.identity).value();
+  const auto signed_before = nhi->sign(as(made.identity), made.identity, as_bytes("x")).value();
+  const Instant begin = clock.now();
+  const auto second = nhi->rotate_keys(as(ada->identity), made.identity, {.overlap = hours(1)});
+  ASSERT_TRUE(second) << second.error().to_string();
+  EXPECT_EQ(nhi->get_public_keys(as_service(), made.identity).value().key_id, second->key_id);
+  const auto third = nhi->rotate_keys(as(made.identity), made.identity, {.overlap = hours(2)}).value();
+
+  const auto sets = nhi->key_sets(as_service(), made.identity).value();
+  ASSERT_EQ(sets.size(), 3u);
+  EXPECT_EQ(sets[0].key_id, third.key_id);
+  EXPECT_EQ(sets[1].valid_until, begin + hours(2));
+  EXPECT_EQ(sets[2].key_id, first.key_id);
+  EXPECT_EQ(sets[2].valid_until, begin + hours(1)) << "what has its end keeps it";
+  EXPECT_EQ(kind(check_succession("default", made.identity, sets)), "ok");
+  EXPECT_TRUE(std::ranges::equal(sets[2].ed25519(), made.identity.pinned_key()));
+
+  const auto verify = [&](const Signature& signature) {
+    return kind(nhi->verify(as_service(), made.identity, as_bytes("x"), signature));
+  };
+  const auto signed_after = nhi->sign(as(made.identity), made.identity, as_bytes("x")).value();
+  EXPECT_EQ(kind(third.signing.verify(as_bytes("x"), signed_after)), "ok");
+  EXPECT_EQ(verify(signed_before), "ok");
+  EXPECT_EQ(verify(signed_after), "ok");
+  clock.advance(hours(1));
+  EXPECT_EQ(verify(signed_before), "signature_invalid");
+  EXPECT_EQ(verify(signed_after), "ok");
+  const auto past = [&](const Signature& signature, Instant when) {
+    return kind(nhi->verify_past(as_service(), made.identity, as_bytes("x"), signature, "", when));
+  };
+  EXPECT_EQ(past(signed_before, begin), "ok");
+  EXPECT_EQ(past(signed_before, clock.now()), "signature_invalid");
+  EXPECT_EQ(past(signed_after, begin - hours(1)), "ok") << "of what was before, told and signed today";
+  stop();
+  start();
+  EXPECT_EQ(nhi->key_sets(as_service(), made.identity).value().size(), 3u);
+  EXPECT_EQ(verify(nhi->sign(as(made.identity), made.identity, as_bytes("x")).value()), "ok");
+}
+
+TEST_P(NhiContract, WhatACompromisedSetSignsCountsNoMoreAtOnce) {
+  const auto made = agent("clerk");
+  const auto token = nhi->issue_token(as(ada->identity), made.identity, hours(1)).value();
+  ASSERT_TRUE(nhi->resolve_token(as_service(), token));
+  const auto signature = nhi->sign(as(made.identity), made.identity, as_bytes("x")).value();
+  const Instant before = clock.now();
+  clock.advance(minutes(1));
+  ASSERT_TRUE(nhi->rotate_keys(as(ada->identity), made.identity, {.compromised = true}));
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(), token)), "unauthenticated");
+  EXPECT_EQ(kind(nhi->verify(as_service(), made.identity, as_bytes("x"), signature)), "signature_invalid");
+  const auto past = [&](std::optional<Instant> told) {
+    return kind(nhi->verify_past(as_service(), made.identity, as_bytes("x"), signature, "", before, told));
+  };
+  EXPECT_EQ(past(std::nullopt), "signature_invalid") << "a thief can write any date";
+  EXPECT_EQ(past(clock.now()), "signature_invalid");
+  EXPECT_EQ(past(before), "ok") << "it was there before the theft was known";
+  const auto fresh = nhi->issue_token(as(ada->identity), made.identity, hours(1)).value();
+  EXPECT_TRUE(nhi->resolve_token(as_service(), fresh));
+}
+
+TEST_P(NhiContract, AHumanSignsTheSuccessionOfHisKeysHimself) {
+  const auto made = agent("clerk");
+  const Human eve(*nhi, "eve@example.com");
+  delegate(*ada, made.identity, {"*"});
+  const auto fresh = crypto::SigningKey::generate(hybrid);
+  const auto rotate = [&](const Identity& caller, std::optional<NextKeys> next, bool compromised = false) {
+    return kind(nhi->rotate_keys(as(caller), ada->identity, {.compromised = compromised, .next = std::move(next)}));
+  };
+  EXPECT_EQ(rotate(ada->identity, std::nullopt), "invalid_input");
+  EXPECT_EQ(rotate(eve.identity, ada->next(fresh, clock.now())), "permission_denied");
+  auto forged = ada->next(fresh, clock.now());
+  forged.succession.signature = eve.next(fresh, clock.now()).succession.signature;
+  EXPECT_EQ(rotate(ada->identity, forged), "signature_invalid");
+  forged = ada->next(fresh, clock.now());
+  forged.succession.previous_key_id = "0123456789abcdef";
+  EXPECT_EQ(rotate(ada->identity, forged), "signature_invalid");
+  EXPECT_EQ(rotate(ada->identity, ada->next(fresh, clock.now() - minutes(6))), "invalid_input");
+  EXPECT_EQ(rotate(ada->identity, ada->next(ada->key, clock.now())), "ok") << "they are the ones that she has";
+  EXPECT_EQ(nhi->key_sets(as_service(), ada->identity).value().size(), 1u);
+  EXPECT_EQ(kind(nhi->rotate_keys(as(ada->identity), made.identity, {.next = ada->next(fresh, clock.now())})),
+            "invalid_input");
+
+  const auto old_delegation = signed_by(*ada, made.identity, {"a.b"});
+  const auto old_token = make_token(ada->key, ada->identity, "default", clock.now(), hours(1)).value();
+  clock.advance(minutes(1));
+  const auto next = ada->next(fresh, clock.now());
+  EXPECT_EQ(rotate(ada->identity, next, true), "ok");
+  EXPECT_EQ(rotate(ada->identity, next, true), "ok") << "the same again";
+  EXPECT_EQ(nhi->key_sets(as_service(), ada->identity).value().size(), 2u);
+  EXPECT_EQ(kind(nhi->create_delegation(as(ada->identity), old_delegation)), "signature_invalid")
+      << "signed with an ended key, at a time when it had not ended";
+  EXPECT_EQ(kind(nhi->resolve_token(as_service(), old_token)), "unauthenticated");
+  EXPECT_EQ(kind(nhi->get_delegation_chain(as_service(), made.identity)), "ok") << "what she delegated before stays";
+  const auto token = make_token(fresh, ada->identity, "default", clock.now(), hours(1)).value();
+  EXPECT_EQ(nhi->resolve_token(as_service(), token).value().agent.identity, ada->identity);
+  const auto old_key = crypto::SigningKey::from_seed(hybrid, ada->key.seed().reveal()).value();
+  Human renewed = std::move(*ada);
+  renewed.key = crypto::SigningKey::from_seed(hybrid, fresh.seed().reveal()).value();
+  renewed.key_id = key_id_of(fresh.verifying_key(), std::nullopt);
+  EXPECT_EQ(kind(nhi->create_delegation(as(renewed.identity), signed_by(renewed, made.identity, {"a.b"}))), "ok");
+  const auto used = renewed.next(old_key, clock.now());
+  EXPECT_EQ(kind(nhi->rotate_keys(as(renewed.identity), renewed.identity, {.next = used})), "conflict");
+  ada.emplace(std::move(renewed));
+}
+
+TEST_P(NhiContract, RepeatsARotationByItsKeyAndLeavesOneOfTwoAtOnce) {
+  const auto made = agent("clerk");
+  Context ctx = as(ada->identity);
+  ctx.idempotency_key = "once";
+  const auto first = nhi->rotate_keys(ctx, made.identity, {}).value();
+  EXPECT_EQ(nhi->rotate_keys(ctx, made.identity, {}).value().key_id, first.key_id);
+  EXPECT_EQ(kind(nhi->rotate_keys(as(ada->identity), made.identity, {.overlap = -hours(1)})), "invalid_input");
+  EXPECT_EQ(kind(nhi->rotate_keys(as(ada->identity), made.identity, {.overlap = hours(24 * 367)})), "invalid_input");
+  const auto other = create_nhi(*db, sealer_, clock).value();
+  std::atomic<std::size_t> done = 0;
+  {
+    std::vector<std::jthread> threads;
+    for (Nhi* one : {nhi, other.get(), nhi, other.get()})
+      threads.emplace_back([&, one] {
+        const auto result = kind(one->rotate_keys(as_service(), made.identity, {}));
+        EXPECT_TRUE(result == "ok" || result == "conflict" || result == "unavailable") << result;
+        if (result == "ok") ++done;
+      });
+  }
+  ASSERT_TRUE(nhi->refresh(as_service()));
+  ASSERT_TRUE(service_->refresh(as_service()));
+  const auto sets = nhi->key_sets(as_service(), made.identity);
+  ASSERT_TRUE(sets) << sets.error().to_string();
+  EXPECT_EQ(sets->size(), 2 + done);
+}
+
+TEST_P(NhiContract, OpensWhatWasWrappedForAnEarlierSet) {
+  if (GetParam() == Where::grpc) return;  // secrets do not travel
+  const auto made = agent("clerk");
+  const auto before = nhi->get_public_keys(as_service(), made.identity).value();
+  const auto wrapped = before.kem->encapsulate().value();
+  ASSERT_TRUE(nhi->rotate_keys(as(ada->identity), made.identity, {.compromised = true}));
+  const auto opened = nhi->decapsulate(as(made.identity), made.identity, before.key_id, wrapped.ciphertext);
+  ASSERT_TRUE(opened) << opened.error().to_string();
+  EXPECT_TRUE(equal_constant_time(opened->reveal(), wrapped.shared_secret.reveal()));
+}
+
+TEST_P(NhiContract, GivesOutPrekeysOfASetThatIsInForceAlone) {
+  const auto made = agent("clerk");
+  const Context ctx = as(made.identity);
+  std::uint32_t id = 0;
+  const auto publish = [&] {
+    const auto prekey = [&](PrekeyUse use, std::size_t size) {
+      const Bytes key = crypto::random_bytes(size);
+      const std::uint32_t number = use == PrekeyUse::identity_dh ? 0 : ++id;
+      const std::string bytes = prekey_signed_bytes(made.identity, use, number, key);
+      return SignedPrekey{number, key, nhi->sign(ctx, made.identity, as_bytes(bytes), prekey_context).value()};
+    };
+    const auto identity_dh = prekey(PrekeyUse::identity_dh, 32);
+    KeyBundleUpload upload{.identity_dh = identity_dh.key,
+                           .identity_dh_signature = identity_dh.signature,
+                           .signed_prekey = prekey(PrekeyUse::signed_prekey, 32),
+                           .last_resort_kem = prekey(PrekeyUse::kem, 1184),
+                           .one_time = {{++id, crypto::random_bytes(32)}, {++id, crypto::random_bytes(32)}},
+                           .one_time_kem = {prekey(PrekeyUse::kem, 1184), prekey(PrekeyUse::kem, 1184)}};
+    return nhi->publish_key_bundle(ctx, made.identity, upload).value();
+  };
+  const auto holds = [&](const KeyBundle& bundle) {
+    const auto bytes = prekey_signed_bytes(made.identity, PrekeyUse::kem, bundle.kem.id, bundle.kem.key);
+    return kind(bundle.keys.signing.verify(as_bytes(bytes), bundle.kem.signature, as_bytes(prekey_context)));
+  };
+  EXPECT_EQ(publish().one_time_kem, 2);
+  const auto second = nhi->rotate_keys(ctx, made.identity, {.overlap = hours(1)}).value();
+  const auto between = nhi->take_key_bundle(as_service(), made.identity).value();
+  EXPECT_NE(between.keys.key_id, second.key_id);
+  EXPECT_EQ(holds(between), "ok");
+  EXPECT_EQ(nhi->prekey_count(as_service(), made.identity).value().one_time_kem, 0);
+  EXPECT_EQ(nhi->prekey_count(as_service(), made.identity).value().one_time, 1) << "nothing signs these";
+
+  const auto filled = publish();
+  EXPECT_EQ(filled.one_time_kem, 2);
+  EXPECT_EQ(filled.one_time, 3);
+  const auto renewed = nhi->take_key_bundle(as_service(), made.identity).value();
+  EXPECT_EQ(renewed.keys.key_id, second.key_id);
+  EXPECT_EQ(holds(renewed), "ok");
+
+  ASSERT_TRUE(nhi->rotate_keys(ctx, made.identity, {.compromised = true}));
+  EXPECT_EQ(kind(nhi->take_key_bundle(as_service(), made.identity)), "not_found");
+  publish();
+  EXPECT_EQ(holds(nhi->take_key_bundle(as_service(), made.identity).value()), "ok");
+}
+
+TEST_P(NhiContract, RefusesKeysThatSomebodyWroteIntoTheDatabase) {
+  const auto made = agent("clerk");
+  const auto other = agent("other");
+  ASSERT_TRUE(nhi->rotate_keys(as(ada->identity), made.identity, {}));
+  const auto move_keys = [&](std::string_view change) {
+    ASSERT_TRUE(db->transaction({}, [&](sql::Tx& tx) -> Result<> {
+      CRETO_TRY(tx.exec(change, {made.identity.text(), other.identity.text()}));
+      return {};
+    }));
+    stop();
+    start();
+  };
+  move_keys("UPDATE nhi_keys SET signature = signing WHERE identity = $1 AND number = 2 AND $2 <> ''");
+  EXPECT_EQ(kind(nhi->get_public_keys(as_service(), made.identity)), "internal");
+  EXPECT_EQ(kind(nhi->sign(as_service(), made.identity, as_bytes("x"))), "internal");
+  move_keys(
+      "UPDATE nhi_keys SET signing = (SELECT k.signing FROM nhi_keys k WHERE k.identity = $1 AND k.number = 1) "
+      "WHERE identity = $2");
+  EXPECT_EQ(kind(nhi->get_public_keys(as_service(), other.identity)), "internal");
 }
 
 TEST_P(NhiContract, AuditsEveryChangeInItsTransaction) {

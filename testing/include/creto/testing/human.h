@@ -44,6 +44,15 @@ struct Human {
             .signature = key.sign(as_bytes(document), as_bytes(nhi::delegation_context)).value()};
   }
 
+  /// The set of `fresh` as what follows his own, signed on his side.
+  nhi::NextKeys next(const crypto::SigningKey& fresh, Instant now) const {
+    const nhi::PublicKeys made{nhi::key_id_of(fresh.verifying_key(), std::nullopt), fresh.verifying_key(),
+                               std::nullopt};
+    const std::string document = nhi::succession_signed_bytes("default", identity, made, key_id, now).value();
+    return {.signing = fresh.verifying_key(),
+            .succession = {key_id, now, key.sign(as_bytes(document), as_bytes(nhi::succession_context)).value()}};
+  }
+
   Identity identity;
   crypto::SigningKey key = crypto::SigningKey::generate(crypto::SignatureAlgorithm::hybrid_ed25519_ml_dsa_65);
   std::string key_id;

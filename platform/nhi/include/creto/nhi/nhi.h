@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,10 +29,11 @@ class Database;
 namespace creto::nhi {
 
 /// What separates the uses of an identity's key that have rules of their own from what it signs for others (the context
-/// of FIPS 204; `sign` refuses the first two).
+/// of FIPS 204; `sign` takes the prekeys' alone).
 inline constexpr std::string_view delegation_context = "creto.delegation";
 inline constexpr std::string_view token_context = "creto.token";
 inline constexpr std::string_view prekey_context = "creto.prekey";
+inline constexpr std::string_view succession_context = "creto.succession";
 
 enum class AgentType : std::uint8_t { autonomous, supervised, workflow, tool, human, service };
 std::string_view to_string(AgentType type);
@@ -56,18 +58,55 @@ struct Agent {
   friend bool operator==(const Agent&, const Agent&) = default;
 };
 
+/// How a key set follows from the one before, which signed it: whoever has an identity's first set can follow its keys
+/// to the last (docs/formats.md, "Succession").
+struct Succession {
+  std::string previous_key_id;
+  Instant signed_at{};
+  Signature signature;  ///< over `succession_signed_bytes`, by the previous set
+};
+
 /// Algorithms are named in the keys. The X-Wing key is ML-KEM-768's, then X25519's.
 struct PublicKeys {
-  std::string key_id;                       ///< names this set; rotation makes a new one
+  std::string key_id;                       ///< `key_id_of` this set; rotation makes a new one
   crypto::VerifyingKey signing;             ///< hybrid-ed25519-ml-dsa-65
   std::optional<crypto::KemPublicKey> kem;  ///< x-wing; none for a human who registered none
   Instant valid_from{};
   Instant valid_until = Instant::max();
+  std::optional<Succession> succession = {};  ///< none for the first set
+  bool compromised = false;                   ///< since `valid_until` others may hold it
 
+  /// Whether what it signs counts at `now`.
+  bool in_force(Instant now) const { return !compromised && valid_until > now; }
   BytesView ed25519() const { return signing.ed25519_half(); }
   BytesView ml_dsa_65() const { return signing.ml_dsa_half(); }
   BytesView ml_kem_768() const { return kem ? BytesView(kem->bytes()).first(1184) : BytesView(); }
   BytesView x25519() const { return kem ? BytesView(kem->bytes()).last(32) : BytesView(); }
+};
+
+/// The first 8 bytes, in hex, of a hash over both public keys.
+std::string key_id_of(const crypto::VerifyingKey& signing, const std::optional<crypto::KemPublicKey>& kem);
+/// What the set named `previous_key_id` signs, under `succession_context`, where `next` follows it.
+Result<std::string> succession_signed_bytes(std::string_view org, const Identity& identity, const PublicKeys& next,
+                                            std::string_view previous_key_id, Instant signed_at);
+/// That each of `sets` (newest first) but the first set is signed by the one before it, and that an agent's first one
+/// is the key that its identity is made of. Errors: signature_invalid.
+Result<> check_succession(std::string_view org, const Identity& identity, std::span<const PublicKeys> sets);
+
+/// A set that a human made on his side, signed with the one that is in force.
+struct NextKeys {
+  crypto::VerifyingKey signing;
+  std::optional<crypto::KemPublicKey> kem = {};
+  Succession succession;  ///< `signed_at` within five minutes of the server's clock
+};
+
+struct KeyRotation {
+  /// How long what the sets before sign still counts; at most a year. The default is as long as a message may be under
+  /// way.
+  Nanos overlap = std::chrono::days(30);
+  /// Others may hold the keys: what they sign counts no more, but where it was told before now. `overlap` is not.
+  bool compromised = false;
+  std::optional<NextKeys> next = {};  ///< a human's; those of agents and services are made here
 };
 
 struct NewAgent {
@@ -167,7 +206,7 @@ struct KeyBundleUpload {
 };
 struct KeyBundle {
   Identity identity;
-  PublicKeys keys;
+  PublicKeys keys;  ///< the set that signed it
   Bytes identity_dh;
   Signature identity_dh_signature;
   SignedPrekey signed_prekey;
@@ -196,9 +235,9 @@ struct AgentFilter {
 /// Registers, vouches for and speaks for identities. Private keys are sealed at rest and never leave. Every change is
 /// audited in its transaction. Thread-safe.
 ///
-/// Invariant 1: an agent's identity is the Ed25519 key of its first key set. Invariant 2: every stored delegation
-/// verifies under its delegator's key, and covers no more and no longer than its parent. Invariant 3: what is revoked
-/// stays revoked.
+/// Invariant 1: an agent's identity is the Ed25519 key of its first key set, and every later set is signed by the one
+/// before it. Invariant 2: every stored delegation verifies under its delegator's key, and covers no more and no longer
+/// than its parent. Invariant 3: what is revoked stays revoked.
 ///
 /// Errors of every call: invalid_input naming the field; not_found; unavailable.
 class Nhi {
@@ -257,30 +296,44 @@ class Nhi {
   virtual Result<> revoke_delegation(const Context& ctx, const DelegationId& id) = 0;
 
   // --- keys
+  /// The newest set.
   virtual Result<PublicKeys> get_public_keys(const Context& ctx, const Identity& identity) = 0;
+  /// All that there ever were, newest first; they hold together as `check_succession` says.
+  virtual Result<std::vector<PublicKeys>> key_sets(const Context& ctx, const Identity& identity) = 0;
+  /// A new set, which signs from now on and is what others encrypt to; what was encrypted to the sets before still
+  /// opens. A human's is signed by the set before it, and asked for by himself. Repeating with the same idempotency
+  /// key, or the same `next`, returns the set that is there.
+  /// Errors: permission_denied; invalid_input (`next` for a human, and only for him; `overlap`); signature_invalid;
+  /// conflict where somebody else rotated at the same time, or `next` was in use before; resource_exhausted after 256
+  /// sets.
+  virtual Result<PublicKeys> rotate_keys(const Context& ctx, const Identity& identity, const KeyRotation& rotation) = 0;
   /// In the name of an agent or service: hybrid, over `data` under `context` (at most 255 bytes; it names the use). The
   /// caller is the identity itself or a service. Errors: permission_denied; too_large over 4 MiB.
   /// An identity that may not act any more signs nothing, but for events: what it used is told by the service that saw
   /// it. Tokens and delegations are not signed by it: they have calls of their own.
   virtual Result<Signature> sign(const Context& ctx, const Identity& identity, BytesView data,
                                  std::string_view context = {}) = 0;
-  /// Under any key set of the identity that is valid now. Errors: signature_invalid, unsupported_algorithm.
+  /// Under any key set of the identity that is in force. Errors: signature_invalid, unsupported_algorithm.
   virtual Result<> verify(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
                           std::string_view context = {}) = 0;
-  /// For facts that are told later: under any that was in force at `when`; where none was, under any there ever was.
+  /// For facts that are told later: under any that had not ended at `when`; where all had, under any there ever was. A
+  /// compromised set counts only where the fact was there at `told`, before it was known to be (none: it comes now).
   virtual Result<> verify_past(const Context& ctx, const Identity& identity, BytesView data, const Signature& signature,
-                               std::string_view context, Instant when) = 0;
+                               std::string_view context, Instant when, std::optional<Instant> told = std::nullopt) = 0;
   /// The secret that `ciphertext` (x-wing) holds for the key set `key_id`. In process only. The caller is the identity
   /// or a service; only a service's may be of an identity that has ended.
   virtual Result<Secret> decapsulate(const Context& ctx, const Identity& identity, std::string_view key_id,
                                      BytesView ciphertext) = 0;
 
   // --- key bundles for messaging
-  /// Errors: signature_invalid; permission_denied unless the caller is the identity or a service.
+  /// Signed by the newest key set; what an earlier one signed is no longer given out. Errors: signature_invalid;
+  /// permission_denied unless the caller is the identity or a service.
   virtual Result<PrekeyCount> publish_key_bundle(const Context& ctx, const Identity& identity,
                                                  const KeyBundleUpload& bundle) = 0;
-  /// Uses up one one-time prekey of each kind: no two callers get the same. Errors: not_found where none was published.
+  /// Uses up one one-time prekey of each kind: no two callers get the same. Errors: not_found where none was published
+  /// under a key set that is in force.
   virtual Result<KeyBundle> take_key_bundle(const Context& ctx, const Identity& identity) = 0;
+  /// Of those that the newest key set vouches for.
   virtual Result<PrekeyCount> prekey_count(const Context& ctx, const Identity& identity) = 0;
 
   /// Forgets what another process has changed since. Errors: unavailable; then it is noticed after `cache_ttl`.

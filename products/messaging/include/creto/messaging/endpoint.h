@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,9 +41,11 @@ class EndpointKeys {
 
 /// An agent's or service's, which nhi keeps and uses. `nhi` must outlive it.
 std::unique_ptr<EndpointKeys> keys_held_by_nhi(nhi::Nhi& nhi, Identity identity);
-/// A human's own. `key_id` is that of the set as registered with nhi.
+/// A human's own. `key_id` is that of the set as registered with nhi; `earlier` are the keys of other sets, by id: what
+/// was sealed to them still opens.
 std::unique_ptr<EndpointKeys> keys_held_here(Identity identity, crypto::SigningKey signing, crypto::KemPrivateKey kem,
-                                             std::string key_id);
+                                             std::string key_id,
+                                             std::map<std::string, crypto::KemPrivateKey, std::less<>> earlier = {});
 
 /// Where an endpoint keeps its private prekeys, sessions and what it has opened. One call is one transaction: all of it
 /// is durable when it returns success, or nothing of it was done.
