@@ -1,5 +1,8 @@
 #include <array>
+#include <nlohmann/json.hpp>
 
+#include "creto/common/assert.h"
+#include "creto/common/json.h"
 #include "creto/common/names.h"
 #include "creto/contracts/approval_gate.h"
 #include "creto/contracts/cost_trigger.h"
@@ -52,5 +55,15 @@ Result<MessagePriority> message_priority_from_string(std::string_view text) {
   return value_of(priorities, text, "priority", Product::platform);
 }
 std::string_view to_string(MessageEventType type) { return name_of(message_events, type); }
+
+std::string approval_arguments(const SealedMessage& message, const Hash256& digest) {
+  const Json json = {{"envelope_sha3_256", hex(digest)},
+                     {"message_id", message.message_id.to_string()},
+                     {"recipient", message.topic.empty() ? message.recipient.text() : ""},
+                     {"topic", message.topic}};
+  const auto canonical = canonical_json(json);
+  CRETO_ASSERT(canonical.has_value());
+  return *canonical;
+}
 
 }  // namespace creto::contracts

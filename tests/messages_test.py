@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 from installation import HUMAN, PATIENCE_S, ROOT, Installation, options_of, require, runs_sandboxes
 from harness import CretoError  # found by way of `installation`
@@ -24,7 +25,11 @@ from gateway import Gateway
 gateway = Gateway()
 while True:
     for message in gateway.receive(wait_s=5):
-        gateway.send(message["from"], "you wrote: " + message["body"])
+        answer = "you wrote: " + message["body"]
+        sent = gateway.send(message["from"], answer)
+        while sent.get("state") == "pending":
+            decided = gateway.request(sent["request_id"])
+            sent = gateway.send(message["from"], answer, override=decided.get("override_token"))
         gateway.acknowledge(message["message_id"])
 """
 
@@ -159,6 +164,28 @@ def with_an_agent(home):
         home.creto("messages", "ack", answer)
     home.nowhere_on_disk(SECRET)
     print("with an agent: a session, both ways")
+    with_approval(home, agent)
+
+
+def with_approval(home, agent):
+    home.creto("oversight", "put", json.dumps({"id": "letters", "description": "letters of agents", "allow_self_approval": True, "channels": ["cli"],
+                                               "tiers": [{"approvers": [HUMAN], "quorum": 1, "timeout": "600s"}]}))
+    home.creto("policies", "create", "letters", "--file", home.file("policy.cedar", '@oversight("letters") forbid (principal is Agent, action == Action::"message.send", resource);'))
+    home.typed(b"may you answer?", agent)
+    deadline = time.monotonic() + PATIENCE_S
+    while not (waiting := home.creto("requests", "list", "--open").get("requests", [])):
+        require(time.monotonic() < deadline, "nobody was asked to approve the answer")
+        time.sleep(0.1)
+    shown = home.creto("requests", "show", waiting[0]["id"])
+    require("you wrote: may you answer?" in shown["description"], f"the approver does not see what he approves: {shown}")
+    require(home.inbox() == [], "the answer came before it was approved")
+    home.creto("requests", "approve", waiting[0]["id"])
+    answer = home.inbox(wait="30s")[0]["message_id"]
+    require(json.loads(shown["arguments"])["message_id"] == answer, "another message was sent than the one that was approved")
+    require(home.creto("messages", "read", answer)["body"] == "you wrote: may you answer?", "the approved answer came changed")
+    home.creto("messages", "ack", answer)
+    require(len(home.creto("requests", "list")["requests"]) == 1, "the same text asked twice")
+    print("with approval: the very message that was approved")
 
 
 def main():

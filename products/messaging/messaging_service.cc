@@ -90,8 +90,8 @@ class MessagingService final : public Messaging {
 
   // --- sending
 
-  Result<MessageId> send(const Context& ctx, const SealedMessage& message) override {
-    auto sent = try_send(ctx, message);
+  Result<MessageId> send(const Context& ctx, const SealedMessage& message, const std::string& override_token) override {
+    auto sent = try_send(ctx, message, override_token);
     if (!sent) {
       refused_.add();
       const Result<> noted = note_refusal(ctx, message, sent.error());
@@ -171,7 +171,7 @@ class MessagingService final : public Messaging {
   Result<Topic> create_topic(const Context& ctx, const std::string& name) override {
     const Identity caller = CRETO_TRY(caller_of(ctx));
     CRETO_TRY(check_topic_name(name));
-    CRETO_TRY(permit(ctx, "message.create_topic", {"Topic", name}, {}));
+    CRETO_TRY(permit(ctx, "message.create_topic", {"Topic", name}));
     return sql::write(parts_.database, ctx, [&](sql::Tx& tx) -> Result<Topic> {
       auto found = CRETO_TRY(store::find_topic(tx, ctx.org, name));
       if (found) {
@@ -195,7 +195,7 @@ class MessagingService final : public Messaging {
                                  const std::optional<SandboxId>& sandbox) override {
     const Identity caller = CRETO_TRY(caller_of(ctx));
     CRETO_TRY(check_topic_name(topic));
-    CRETO_TRY(permit(ctx, "message.subscribe", {"Topic", topic}, {}));
+    CRETO_TRY(permit(ctx, "message.subscribe", {"Topic", topic}));
     return sql::write(parts_.database, ctx, [&](sql::Tx& tx) -> Result<Subscription> {
       const auto found = CRETO_TRY(store::find_topic(tx, ctx.org, topic));
       if (!found) return no_topic(topic);
@@ -235,7 +235,9 @@ class MessagingService final : public Messaging {
   Result<std::vector<Identity>> subscribers(const Context& ctx, const std::string& topic) override {
     CRETO_TRY(caller_of(ctx));
     CRETO_TRY(check_topic_name(topic));
-    CRETO_TRY(permit(ctx, "message.send", {"Topic", topic}, {}));
+    // Whom it must be sealed for has to be known before there is a message that a human could approve.
+    auto permitted = permit(ctx, send_request(ctx, {"Topic", topic}, contracts::MessagePriority::normal, 0));
+    if (!permitted && permitted.error().kind() != ErrorKind::oversight_required) return std::move(permitted).error();
     return sql::read(parts_.database, ctx, [&](sql::Tx& tx) -> Result<std::vector<Identity>> {
       const auto found = CRETO_TRY(store::find_topic(tx, ctx.org, topic));
       if (!found) return no_topic(topic);
@@ -289,8 +291,9 @@ class MessagingService final : public Messaging {
 
   // --- SandboxMessenger: the same, with the sandbox it came from
 
-  Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId&, const SealedMessage& message) override {
-    return send(ctx, message);
+  Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId&, const SealedMessage& message,
+                                      const std::string& override_token) override {
+    return send(ctx, message, override_token);
   }
   Result<TopicSubscriptionId> subscribe_sandbox(const Context& ctx, const SandboxId& sandbox,
                                                 std::string_view topic) override {
@@ -368,13 +371,15 @@ class MessagingService final : public Messaging {
   }
 
   /// Errors: delivery_denied caused by the policy's refusal; whatever else authz answers.
-  Result<> permit(const Context& ctx, std::string action, authz::EntityUid resource, authz::Attributes context) const {
-    authz::CheckRequest request{.principal = *ctx.caller,
-                                .chain = ctx.chain,
-                                .action = std::move(action),
-                                .resource = std::move(resource),
-                                .context = std::move(context),
-                                .override_token = {}};
+  Result<> permit(const Context& ctx, std::string action, authz::EntityUid resource) const {
+    return permit(ctx, authz::CheckRequest{.principal = *ctx.caller,
+                                           .chain = ctx.chain,
+                                           .action = std::move(action),
+                                           .resource = std::move(resource),
+                                           .context = {},
+                                           .override_token = {}});
+  }
+  Result<> permit(const Context& ctx, const authz::CheckRequest& request) const {
     auto refused = authz::refusal(Product::messaging, parts_.authz.admit(ctx, request));
     if (!refused) return {};
     if (refused->kind() != ErrorKind::permission_denied) return *std::move(refused);
@@ -383,7 +388,7 @@ class MessagingService final : public Messaging {
         .with_cause(*std::move(refused));
   }
 
-  Result<MessageId> try_send(const Context& ctx, const SealedMessage& message) {
+  Result<MessageId> try_send(const Context& ctx, const SealedMessage& message, const std::string& override_token) {
     const Identity caller = CRETO_TRY(caller_of(ctx));
     const Envelope envelope = CRETO_TRY(parse_envelope(message.envelope));
     CRETO_TRY(check_fields(message, envelope.header));
@@ -414,9 +419,15 @@ class MessagingService final : public Messaging {
             .with_cause(std::move(verified).error());
       }
     }
-    CRETO_TRY(message.topic.empty() ? permit_direct(ctx, message, envelope) : permit_topic(ctx, message));
+    CRETO_TRY(message.topic.empty() ? check_recipient(ctx, message, envelope) : check_topic_name(message.topic));
+    authz::CheckRequest request = send_request(
+        ctx, message.topic.empty() ? authz::entity_of(message.recipient) : authz::EntityUid{"Topic", message.topic},
+        message.priority, message.envelope.size());
+    request.arguments_hash = crypto::sha3_256(as_bytes(contracts::approval_arguments(message, digest)));
+    request.override_token = override_token;
+    CRETO_TRY(permit(ctx, request));
     CRETO_TRY(check_quota(ctx, caller));
-    return accept(ctx, {message, now, digest}, envelope);
+    return accept(ctx, {message, now, digest}, envelope, request);
   }
 
   static Result<MessageId> repeated(const SealedMessage& message, const Hash256& known, const Hash256& digest) {
@@ -425,12 +436,18 @@ class MessagingService final : public Messaging {
                    fmt::format("message id `{}` was used for another message", message.message_id.to_string()));
   }
 
-  authz::Attributes attributes_of(const SealedMessage& message) const {
-    return {{"priority", authz::Value(contracts::to_string(message.priority))},
-            {"size", authz::Value(static_cast<std::int64_t>(message.envelope.size()))}};
+  static authz::CheckRequest send_request(const Context& ctx, authz::EntityUid resource,
+                                          contracts::MessagePriority priority, std::size_t size) {
+    return {.principal = *ctx.caller,
+            .chain = ctx.chain,
+            .action = "message.send",
+            .resource = std::move(resource),
+            .context = {{"priority", authz::Value(contracts::to_string(priority))},
+                        {"size", authz::Value(static_cast<std::int64_t>(size))}},
+            .override_token = {}};
   }
 
-  Result<> permit_direct(const Context& ctx, const SealedMessage& message, const Envelope& envelope) {
+  Result<> check_recipient(const Context& ctx, const SealedMessage& message, const Envelope& envelope) {
     const bool revoked = CRETO_TRY(parts_.nhi.is_revoked(ctx, message.recipient));
     if (revoked) {
       return failure(ErrorKind::recipient_not_found,
@@ -440,12 +457,7 @@ class MessagingService final : public Messaging {
         (envelope.one_shot->keys.size() != 1 || envelope.one_shot->keys.front().recipient != message.recipient)) {
       return failure(ErrorKind::invalid_input, "a direct message is sealed for its recipient alone");
     }
-    return permit(ctx, "message.send", authz::entity_of(message.recipient), attributes_of(message));
-  }
-
-  Result<> permit_topic(const Context& ctx, const SealedMessage& message) {
-    CRETO_TRY(check_topic_name(message.topic));
-    return permit(ctx, "message.send", {"Topic", message.topic}, attributes_of(message));
+    return {};
   }
 
   Result<> check_quota(const Context& ctx, const Identity& sender) {
@@ -461,7 +473,8 @@ class MessagingService final : public Messaging {
     return error;
   }
 
-  Result<MessageId> accept(const Context& ctx, const store::Accepted& accepted, const Envelope& envelope) {
+  Result<MessageId> accept(const Context& ctx, const store::Accepted& accepted, const Envelope& envelope,
+                           const authz::CheckRequest& request) {
     const SealedMessage& message = accepted.message;
     sql::Signal& signal = parts_.database.signal(queue_signal);
     bool fresh = false;
@@ -470,6 +483,8 @@ class MessagingService final : public Messaging {
       if (known) return repeated(message, *known, accepted.digest);
       const auto targets = CRETO_TRY(targets_of(tx, ctx, message, envelope));
       CRETO_TRY(store::insert_message(tx, ctx.org, accepted));
+      if (!request.override_token.empty())
+        CRETO_TRY(parts_.authz.consume_override(tx, ctx, request, message.message_id.to_string()));
       for (const store::Target& target : targets) {
         const std::int64_t waiting = CRETO_TRY(store::queued_for(tx, ctx.org, target.recipient));
         if (waiting >= options_.queue_max) {

@@ -123,7 +123,9 @@ Result<OutputChunk> RuntimeService::output(const Context& ctx, const SandboxId& 
   return chunk;
 }
 
-Result<std::size_t> RuntimeService::sweep(const Context&) {
+Result<std::size_t> RuntimeService::sweep(const Context& ctx) {
+  CRETO_TRY(sql::write(services_.database, ctx,
+                       [&](sql::Tx& tx) { return RuntimeStore::forget_waiting(tx, services_.clock.now()); }));
   struct Kept {
     std::filesystem::path directory;
     Instant ended_at;

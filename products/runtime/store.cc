@@ -34,6 +34,20 @@ CREATE TABLE runtime_operations (
   PRIMARY KEY (org, id));
 CREATE UNIQUE INDEX runtime_operations_key ON runtime_operations (org, agent, kind, op_key);
 CREATE INDEX runtime_operations_open ON runtime_operations (kind, done))"},
+    {2, "messages that wait for approval", R"(
+CREATE TABLE runtime_waiting_messages (
+  org TEXT NOT NULL,
+  agent TEXT NOT NULL,
+  content TEXT NOT NULL,
+  message_id TEXT NOT NULL,
+  recipient TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  priority TEXT NOT NULL,
+  sent_at BIGINT NOT NULL,
+  expires_at BIGINT NOT NULL,
+  envelope BYTEA NOT NULL,
+  PRIMARY KEY (org, agent, content));
+CREATE INDEX runtime_waiting_messages_end ON runtime_waiting_messages (expires_at))"},
 };
 
 constexpr auto states = std::to_array<Named<SandboxState>>({{SandboxState::starting, "starting"},
@@ -302,6 +316,58 @@ Result<TerminationReason> termination_reason_from_string(std::string_view text) 
 std::string_view to_string(EgressVerdict verdict) { return name_of(verdicts, verdict); }
 Result<EgressVerdict> egress_verdict_from_string(std::string_view text) {
   return value_of(verdicts, text, "egress verdict", Product::runtime);
+}
+
+Result<> RuntimeStore::insert(sql::Tx& tx, const WaitingMessage& waiting) {
+  const auto& message = waiting.message;
+  CRETO_TRY(
+      tx.exec("INSERT INTO runtime_waiting_messages (org, agent, content, message_id, recipient, topic, priority, "
+              "sent_at, expires_at, envelope) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+              {waiting.org, waiting.agent.text(), waiting.content, message.message_id.to_string(),
+               message.recipient.text(), message.topic, contracts::to_string(message.priority), message.sent_at,
+               message.sent_at + message.ttl, message.envelope}));
+  return {};
+}
+
+Result<std::optional<contracts::SealedMessage>> RuntimeStore::find_waiting(sql::Tx& tx, const std::string& org,
+                                                                           const Identity& agent,
+                                                                           const std::string& content, Instant now) {
+  const auto rows =
+      CRETO_TRY(tx.query("SELECT message_id, recipient, topic, priority, sent_at, expires_at, envelope "
+                         "FROM runtime_waiting_messages WHERE org = $1 AND agent = $2 AND content = $3",
+                         {org, agent.text(), content}));
+  if (rows.empty() || rows.front().instant(5) <= now) return std::optional<contracts::SealedMessage>();
+  const auto row = rows.front();
+  const auto id = MessageId::parse(row.text(0));
+  const auto recipient = Identity::parse(row.text(1));
+  const auto priority = contracts::message_priority_from_string(row.text(3));
+  if (!id || !recipient || !priority) return damaged("message");
+  return std::optional(contracts::SealedMessage{.message_id = *id,
+                                                .sender = agent,
+                                                .recipient = *recipient,
+                                                .topic = row.text(2),
+                                                .priority = *priority,
+                                                .sent_at = row.instant(4),
+                                                .ttl = row.instant(5) - row.instant(4),
+                                                .envelope = row.bytes(6)});
+}
+
+Result<std::int64_t> RuntimeStore::count_waiting(sql::Tx& tx, const std::string& org, const Identity& agent) {
+  const auto rows = CRETO_TRY(
+      tx.query("SELECT count(*) FROM runtime_waiting_messages WHERE org = $1 AND agent = $2", {org, agent.text()}));
+  return rows.front().integer(0);
+}
+
+Result<> RuntimeStore::remove_waiting(sql::Tx& tx, const std::string& org, const Identity& agent,
+                                      const std::string& content) {
+  CRETO_TRY(tx.exec("DELETE FROM runtime_waiting_messages WHERE org = $1 AND agent = $2 AND content = $3",
+                    {org, agent.text(), content}));
+  return {};
+}
+
+Result<> RuntimeStore::forget_waiting(sql::Tx& tx, Instant now) {
+  CRETO_TRY(tx.exec("DELETE FROM runtime_waiting_messages WHERE expires_at <= $1", {now}));
+  return {};
 }
 
 }  // namespace creto::runtime

@@ -48,6 +48,15 @@ struct OperationRecord {
   std::string result;  ///< JSON, once done
 };
 
+/// A sealed message that waits for a human's approval: he approves these very bytes, and sealed anew it would be
+/// others.
+struct WaitingMessage {
+  std::string org;
+  Identity agent;
+  std::string content;  ///< which text it is, and to whom, as a hash
+  contracts::SealedMessage message;
+};
+
 /// Tables of the runtime, in both databases. Every function runs in the caller's transaction.
 class RuntimeStore {
  public:
@@ -68,6 +77,18 @@ class RuntimeStore {
                                                                const Identity& agent, std::string_view kind,
                                                                const std::string& key);
   static Result<std::vector<OperationRecord>> unfinished(sql::Tx& tx, std::string_view kind);
+
+  /// Errors: already_exists where one of that content is there.
+  static Result<> insert(sql::Tx& tx, const WaitingMessage& waiting);
+  /// Unless its time to live is over at `now`.
+  static Result<std::optional<contracts::SealedMessage>> find_waiting(sql::Tx& tx, const std::string& org,
+                                                                      const Identity& agent, const std::string& content,
+                                                                      Instant now);
+  static Result<std::int64_t> count_waiting(sql::Tx& tx, const std::string& org, const Identity& agent);
+  static Result<> remove_waiting(sql::Tx& tx, const std::string& org, const Identity& agent,
+                                 const std::string& content);
+  /// Whose time to live is over, of every organization.
+  static Result<> forget_waiting(sql::Tx& tx, Instant now);
 };
 
 }  // namespace creto::runtime

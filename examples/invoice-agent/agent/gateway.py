@@ -78,8 +78,10 @@ class Gateway:
     def remember(self, content, kind, metadata):
         return self.call("POST", "/v1/memories", {"content": content, "type": kind, "metadata": metadata})[1]
 
-    def send(self, to, body):
-        return self.call("POST", "/v1/messages", {"to": to, "body": body})[1]
+    def send(self, to, body, key=None, override=None):
+        """Its `message_id`; or, where a human has to approve it, the request to wait for (`request`): then again with the token."""
+        headers = {name: value for name, value in (("Creto-Idempotency-Key", key), ("Creto-Override", override)) if value}
+        return self.call("POST", "/v1/messages", {"to": to, "body": body}, headers)[1]
 
     def receive(self, wait_s=5):
         document = self.call("GET", f"/v1/messages?wait={wait_s}s", timeout=wait_s + 60)[1]

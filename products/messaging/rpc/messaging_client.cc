@@ -15,9 +15,12 @@ class MessagingClient final : public Messaging {
  public:
   explicit MessagingClient(std::shared_ptr<rpc::Channel> channel) : channel_(std::move(channel)) {}
 
-  Result<MessageId> send(const Context& ctx, const contracts::SealedMessage& message) override {
+  Result<MessageId> send(const Context& ctx, const contracts::SealedMessage& message,
+                         const std::string& override_token) override {
+    CRETO_TRY(check_text("override_token", override_token));
     v1::SendRequest request;
     *request.mutable_message() = to_proto(message);
+    request.set_override_token(override_token);
     const auto response = CRETO_TRY(call<v1::SendResponse>(ctx, "Send", request));
     return MessageId::parse(response.message_id());
   }
@@ -135,9 +138,9 @@ class MessagingClient final : public Messaging {
 
   HealthStatus health() override { return {}; }
 
-  Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId&,
-                                      const contracts::SealedMessage& message) override {
-    return send(ctx, message);
+  Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId&, const contracts::SealedMessage& message,
+                                      const std::string& override_token) override {
+    return send(ctx, message, override_token);
   }
   Result<TopicSubscriptionId> subscribe_sandbox(const Context& ctx, const SandboxId& sandbox,
                                                 std::string_view topic) override {

@@ -121,7 +121,7 @@ void register_messaging(rpc::Dispatcher& dispatcher, Messaging& messaging) {
       "Send", own_rule<v1::SendRequest>(true),
       [&messaging](const Context& ctx, const v1::SendRequest& request) -> Result<v1::SendResponse> {
         const auto message = CRETO_TRY(from_proto(request.message()));
-        const MessageId id = CRETO_TRY(messaging.send(ctx, message));
+        const MessageId id = CRETO_TRY(messaging.send(ctx, message, request.override_token()));
         v1::SendResponse response;
         response.set_message_id(id.to_string());
         return response;

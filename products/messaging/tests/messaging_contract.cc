@@ -12,6 +12,7 @@
 #include "creto/common/event.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/contracts/events.h"
+#include "creto/crypto/hash.h"
 #include "creto/crypto/random.h"
 #include "creto/io/bus.h"
 #include "creto/messaging/endpoint.h"
@@ -457,6 +458,51 @@ TEST_P(MessagingContract, UrgentComesFirstThenOldest) {
   clock.advance(seconds(1));
   sent(*alice, sealed(*alice, *bob, "urgent", {.priority = MessagePriority::urgent}));
   EXPECT_THAT(read_all(*bob), ElementsAre("urgent", "first", "second", "low"));
+}
+
+TEST_P(MessagingContract, AnApprovalIsOfTheseVeryBytesAndUsedUp) {
+  const Context service = as(*Identity::service("test"));
+  ASSERT_TRUE(authz_->create_policy(service, "letters",
+                                    fmt::format("@oversight(\"letters\") forbid (principal, action == "
+                                                "Action::\"message.send\", resource == Agent::\"{}\");",
+                                                bob->identity.text())));
+  const auto message = sealed(*alice, *bob, "the very one");
+  const auto other = sealed(*alice, *bob, "the very one");
+  EXPECT_EQ(kind(messaging->send(as(*alice), message)), "oversight_required");
+  const auto arguments = contracts::approval_arguments(message, crypto::sha3_256(message.envelope));
+  authz::OverrideGrant grant{RequestId::fresh(clock.now()),
+                             alice->identity,
+                             "message.send",
+                             authz::entity_of(bob->identity),
+                             crypto::sha3_256(as_bytes(arguments)),
+                             {{"letters", "letters"}},
+                             clock.now() + hours(1)};
+  const std::string token = authz_->issue_override(service, grant).value();
+  EXPECT_FALSE(messaging->send(as(*alice), other, token)) << "the same text, but other bytes";
+  EXPECT_FALSE(messaging->send(as(*alice), message, "nonsense"));
+  EXPECT_THAT(waiting(*bob), IsEmpty());
+  const auto id = messaging->send(as(*alice), message, token);
+  ASSERT_TRUE(id) << id.error().to_string();
+  EXPECT_EQ(messaging->send(as(*alice), message, token).value(), *id) << "the same again";
+  EXPECT_FALSE(messaging->send(as(*alice), other, token));
+  EXPECT_THAT(read_all(*bob), ElementsAre("the very one"));
+}
+
+TEST_P(MessagingContract, WhoMayAskForAnApprovalLearnsWhomToSealFor) {
+  const Context service = as(*Identity::service("test"));
+  ASSERT_TRUE(messaging->create_topic(as(*alice), "news"));
+  ASSERT_TRUE(messaging->subscribe(as(*bob), "news", std::nullopt));
+  ASSERT_TRUE(authz_->create_policy(service, "large",
+                                    "forbid (principal, action == Action::\"message.send\", resource) when { "
+                                    "context.size > 1000000 };"));
+  EXPECT_THAT(messaging->subscribers(as(*carol), "news").value(), ElementsAre(bob->identity));
+  ASSERT_TRUE(authz_->create_policy(service, "letters",
+                                    "@oversight(\"letters\") forbid (principal, action == "
+                                    "Action::\"message.send\", resource);"));
+  EXPECT_THAT(messaging->subscribers(as(*carol), "news").value(), ElementsAre(bob->identity));
+  ASSERT_TRUE(
+      authz_->create_policy(service, "never", "forbid (principal, action == Action::\"message.send\", resource);"));
+  EXPECT_EQ(kind(messaging->subscribers(as(*carol), "news")), "delivery_denied");
 }
 
 TEST_P(MessagingContract, PolicyDecidesWhoMaySendToWhom) {

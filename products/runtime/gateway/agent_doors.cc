@@ -25,6 +25,9 @@ constexpr Nanos idempotency_window = std::chrono::hours(24);
 constexpr std::size_t receive_messages_max = 32;
 constexpr int receive_looks_max = 8;
 constexpr std::size_t shown_prompt_max = 2'000;
+constexpr std::size_t shown_message_max = 700;
+constexpr std::size_t reasoning_max = 16 << 10;
+constexpr std::int64_t waiting_messages_max = 64;
 
 Error turned_off(std::string_view what) {
   return Error(Product::runtime, ErrorKind::unavailable, fmt::format("{} is not part of this installation", what));
@@ -40,6 +43,17 @@ ReservationId hold_of(const std::string& operation) {
   const auto id = ActionId::parse(operation);
   CRETO_ASSERT(id.has_value());
   return ReservationId::from_bytes(id->bytes());
+}
+
+ActionOutcome sent_outcome(const std::string& message_id) {
+  return {200, Json{{"message_id", message_id}}.dump(), std::nullopt};
+}
+
+/// Of a message, for a human who has to approve it.
+std::string shown(const std::string& body) {
+  if (!is_valid_utf8(body)) return fmt::format("{} bytes that are no text", body.size());
+  if (body.size() <= shown_message_max) return body;
+  return fmt::format("{}… ({} bytes in all)", legible(body, shown_message_max), body.size());
 }
 
 Json message_json(const OpenedMessage& opened) {
@@ -149,7 +163,7 @@ Result<ActionOutcome> AgentDoors::act(const Context& ctx, const Resident& reside
     return Error(Product::runtime, ErrorKind::not_found, fmt::format("there is no action `{}`", name.substr(0, 64)));
   const auto& action = declared->second;
   const auto checked = CRETO_TRY(check_arguments(action, arguments));
-  if (reasoning.size() > 16 << 10)
+  if (reasoning.size() > reasoning_max)
     return Error(Product::runtime, ErrorKind::too_large, "reasoning: is longer than 16 KiB");
 
   const auto earlier =
@@ -560,50 +574,110 @@ Result<std::string> AgentDoors::remember(const Context& ctx, const Resident& res
   return id.to_string();
 }
 
-Result<std::string> AgentDoors::send(const Context& ctx, const Resident& resident, const Json& body) {
+/// What an agent wants to tell whom.
+struct AgentDoors::Letter {
+  std::string to;
+  std::string topic;  ///< one of the two is empty
+  std::string body;
+  std::string reasoning;
+
+  /// Which text to whom: the same at each try.
+  std::string content() const {
+    const auto head = fmt::format("{} {} {} {}", to.size(), to, topic.size(), topic);
+    return hex(crypto::sha3_256({as_bytes(head), as_bytes(body)}));
+  }
+};
+
+Result<ActionOutcome> AgentDoors::send(const Context& ctx, const Resident& resident, const Json& body,
+                                       const std::string& override_token) {
   if (!services_.messenger || !services_.endpoint) return turned_off("messaging");
   JsonReader in(body, "request");
-  const auto to = in.text_or("to", "");
-  const auto topic = in.text_or("topic", "");
-  const auto text = in.text("body");
+  Letter letter{in.text_or("to", ""), in.text_or("topic", ""), in.text("body"), in.text_or("reasoning", "")};
   const auto encoding = in.text_or("encoding", "text");
   CRETO_TRY(in.finish());
-  if (to.empty() == topic.empty()) return invalid("to, topic: one of them must be given, and not both");
+  if (letter.to.empty() == letter.topic.empty()) return invalid("to, topic: one of them must be given, and not both");
   if (encoding != "text" && encoding != "base64") return invalid("encoding: must be text or base64");
-  std::string content = text;
+  if (letter.reasoning.size() > reasoning_max)
+    return Error(Product::runtime, ErrorKind::too_large, "reasoning: is longer than 16 KiB");
   if (encoding == "base64") {
-    const auto bytes = CRETO_TRY(from_base64(text));
-    content = std::string(as_text(bytes));
+    const auto bytes = CRETO_TRY(from_base64(letter.body));
+    letter.body = std::string(as_text(bytes));
   }
   // Messaging sees what is sealed, and sealed anew it is another text: content can be compared only here.
   const auto first = CRETO_TRY(sql::write(
       services_.database, ctx, [&](sql::Tx& tx) { return io::begin(tx, ctx, send_operation, idempotency_window); }));
-  if (first) return *first;
-  auto sent = seal_and_send(ctx, resident, to, topic, content);
-  // What may have been sent keeps its key tied: the repeat finds out.
-  if (!sent && sent.error().retryable()) return sent;
-  CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) {
-    return sent ? io::finish(tx, ctx, send_operation, *sent) : io::abandon(tx, ctx, send_operation);
+  if (first) return sent_outcome(*first);
+  auto outcome = seal_and_send(ctx, resident, letter, override_token);
+  // What waits comes again, and what may have been sent finds out: their key stays tied to this content.
+  if (outcome ? outcome->approval.has_value() : outcome.error().retryable()) return outcome;
+  CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+    if (!outcome) return io::abandon(tx, ctx, send_operation);
+    CRETO_TRY(RuntimeStore::remove_waiting(tx, resident.org, resident.agent, letter.content()));
+    return io::finish(tx, ctx, send_operation, outcome->result);
   }));
-  return sent;
+  if (!outcome) return outcome;
+  return sent_outcome(outcome->result);
 }
 
-Result<std::string> AgentDoors::seal_and_send(const Context& ctx, const Resident& resident, const std::string& to,
-                                              const std::string& topic, const std::string& content) {
-  if (topic.empty()) {
-    const auto recipient = CRETO_TRY(services_.nhi.find_agent(events_.service_context(resident.org), to));
-    const auto sealed = CRETO_TRY(services_.endpoint->seal(ctx, resident.agent, recipient.identity, content));
-    const auto id = CRETO_TRY(services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed));
-    return id.to_string();
-  }
-  // Who subscribes between sealing and sending makes the messenger refuse: then it is sealed anew, for him too.
+/// The outcome's result is the message's id alone.
+Result<ActionOutcome> AgentDoors::seal_and_send(const Context& ctx, const Resident& resident, const Letter& letter,
+                                                const std::string& override_token) {
+  auto waiting = CRETO_TRY(sql::read(services_.database, ctx, [&](sql::Tx& tx) {
+    return RuntimeStore::find_waiting(tx, resident.org, resident.agent, letter.content(), services_.clock.now());
+  }));
   for (int attempt = 1;; ++attempt) {
-    const auto sealed = CRETO_TRY(services_.endpoint->seal_for_topic(ctx, resident.agent, topic, content));
-    auto sent = services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed);
-    if (sent) return sent->to_string();
-    const bool again = sent.error().kind() == ErrorKind::conflict && sent.error().retryable();
+    if (!waiting) waiting = CRETO_TRY(seal(ctx, resident, letter));
+    const auto sealed = *std::exchange(waiting, std::nullopt);
+    auto sent = services_.messenger->send_from_sandbox(ctx, resident.sandbox, sealed, override_token);
+    if (sent) return ActionOutcome{200, sent->to_string(), std::nullopt};
+    if (sent.error().kind() == ErrorKind::oversight_required)
+      return ask_to_send(ctx, resident, letter, sealed, override_token);
+    // Who subscribes between sealing and sending makes the messenger refuse: then it is sealed anew, for him too.
+    const bool again = !letter.topic.empty() && sent.error().kind() == ErrorKind::conflict && sent.error().retryable();
     if (!again || attempt == 3) return std::move(sent).error();
   }
+}
+
+Result<contracts::SealedMessage> AgentDoors::seal(const Context& ctx, const Resident& resident, const Letter& letter) {
+  if (!letter.topic.empty()) return services_.endpoint->seal_for_topic(ctx, resident.agent, letter.topic, letter.body);
+  const auto recipient = CRETO_TRY(services_.nhi.find_agent(events_.service_context(resident.org), letter.to));
+  return services_.endpoint->seal(ctx, resident.agent, recipient.identity, letter.body);
+}
+
+Result<ActionOutcome> AgentDoors::ask_to_send(const Context& ctx, const Resident& resident, const Letter& letter,
+                                              const contracts::SealedMessage& sealed,
+                                              const std::string& override_token) {
+  const auto content = letter.content();
+  // Kept before anybody is asked: what is approved must be there.
+  CRETO_TRY(sql::write(services_.database, ctx, [&](sql::Tx& tx) -> Result<> {
+    const auto kept =
+        CRETO_TRY(RuntimeStore::find_waiting(tx, resident.org, resident.agent, content, services_.clock.now()));
+    if (kept && kept->message_id == sealed.message_id) return {};
+    CRETO_TRY(RuntimeStore::remove_waiting(tx, resident.org, resident.agent, content));
+    const auto others = CRETO_TRY(RuntimeStore::count_waiting(tx, resident.org, resident.agent));
+    if (others >= waiting_messages_max)
+      return Error(Product::runtime, ErrorKind::resource_exhausted,
+                   fmt::format("{} messages of `{}` wait for approval already", others, resident.agent.text()));
+    return RuntimeStore::insert(tx, WaitingMessage{resident.org, resident.agent, content, sealed});
+  }));
+  const auto arguments = contracts::approval_arguments(sealed, crypto::sha3_256(sealed.envelope));
+  const bool direct = sealed.topic.empty();
+  const authz::CheckRequest check{resident.agent,
+                                  resident.chain,
+                                  "message.send",
+                                  direct ? authz::entity_of(sealed.recipient) : authz::EntityUid{"Topic", sealed.topic},
+                                  {{"priority", authz::Value(contracts::to_string(sealed.priority))},
+                                   {"size", authz::Value(static_cast<std::int64_t>(sealed.envelope.size()))}},
+                                  crypto::sha3_256(as_bytes(arguments)),
+                                  override_token};
+  // Only here and at the ends is it readable, and he cannot approve what he does not see.
+  const auto description =
+      fmt::format("message to {}: {}", direct ? sealed.recipient.text() : "topic " + sealed.topic, shown(letter.body));
+  auto status = CRETO_TRY(approvals_.require(ctx, check, resident.sandbox, arguments, legible(description, 1024),
+                                             letter.reasoning, std::nullopt));
+  if (!status)
+    return Error(Product::runtime, ErrorKind::unavailable, "policy has changed meanwhile; repeat").with_retryable(true);
+  return ActionOutcome{202, {}, std::move(status)};
 }
 
 Result<Json> AgentDoors::receive(const Context& ctx, const Resident& resident) {

@@ -83,8 +83,11 @@ class AgentDoors {
                                  const std::string& override_token);
 
   Result<std::string> remember(const Context& ctx, const Resident& resident, const Json& request);
-  /// Errors: as of messaging; conflict (key used with other content).
-  Result<std::string> send(const Context& ctx, const Resident& resident, const Json& request);
+  /// Where a human has to approve it, the sealed message is kept until it is sent with his token or its time to live is
+  /// over; so the same text asks once. Errors: as of messaging; conflict (key used with other content);
+  /// resource_exhausted where 64 of the agent's wait.
+  Result<ActionOutcome> send(const Context& ctx, const Resident& resident, const Json& request,
+                             const std::string& override_token);
   Result<Json> receive(const Context& ctx, const Resident& resident);
   /// Taken before looking with `receive`; see `when_message`.
   std::uint64_t messages_seen() const;
@@ -105,8 +108,12 @@ class AgentDoors {
                                    const std::string& override_token);
   /// The hold that was made for an operation is over without use.
   void release(const Context& ctx, const OperationRecord& operation);
-  Result<std::string> seal_and_send(const Context& ctx, const Resident& resident, const std::string& to,
-                                    const std::string& topic, const std::string& content);
+  struct Letter;
+  Result<ActionOutcome> seal_and_send(const Context& ctx, const Resident& resident, const Letter& letter,
+                                      const std::string& override_token);
+  Result<contracts::SealedMessage> seal(const Context& ctx, const Resident& resident, const Letter& letter);
+  Result<ActionOutcome> ask_to_send(const Context& ctx, const Resident& resident, const Letter& letter,
+                                    const contracts::SealedMessage& sealed, const std::string& override_token);
 
   RuntimeServices& services_;
   Events& events_;

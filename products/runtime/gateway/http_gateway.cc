@@ -125,8 +125,7 @@ struct Gateway : std::enable_shared_from_this<Gateway> {
       return answer<std::string>(doors.remember(ctx, resident, body),
                                  [](const std::string& id) { return json(200, {{"memory_id", id}}); });
     if (path == "/v1/messages")
-      return answer<std::string>(doors.send(ctx, resident, body),
-                                 [](const std::string& id) { return json(200, {{"message_id", id}}); });
+      return respond_to(doors.send(ctx, resident, body, std::string(request.header("creto-override"))));
     if (path.starts_with("/v1/messages/") && path.ends_with("/ack")) {
       const auto id = MessageId::parse(path.substr(13, path.size() - 17));
       if (!id) return http::error_response(not_found(path));

@@ -163,6 +163,56 @@ TEST_P(RuntimeContract, AnApprovedCallOfAModelIsThisRequestAndMadeOnce) {
   EXPECT_EQ(model.calls, 2);
 }
 
+TEST_P(RuntimeContract, AnApprovedMessageIsTheOneThatWasSealedWhenItWasAskedForAlsoOverARestart) {
+  policy("@oversight(\"letters\") forbid(principal, action == Action::\"message.send\", resource);");
+  const auto peer = register_agent("peer");
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto tell = [&](const char* key, Json body, const std::string& token = "") {
+    return gateway(sandbox.id, "POST", "/v1/messages", std::move(body),
+                   {{"Creto-Idempotency-Key", key}, {"Creto-Override", token}});
+  };
+  const Json letter{{"to", "peer"}, {"body", "pay at once"}, {"reasoning", "it is due"}};
+  const auto asked = tell("k", letter);
+  ASSERT_EQ(asked.status, 202) << asked.body;
+  const auto shown = gate->last();
+  EXPECT_THAT(shown.description, HasSubstr("pay at once"));
+  EXPECT_EQ(shown.reasoning, "it is due");
+  EXPECT_EQ(shown.action.resource_id, peer.text());
+  EXPECT_EQ(tell("k", Json{{"to", "peer"}, {"body", "something else"}}).status, 409);
+  const auto token = gate->approve_last(as_service());
+  EXPECT_TRUE(messenger.sent.empty());
+  stop();
+  start();
+  EXPECT_NE(tell("other", Json{{"to", "peer"}, {"body", "something else"}}, token).status, 200);
+  const auto sent = tell("k", letter, token);
+  ASSERT_EQ(sent.status, 200) << sent.body;
+  const std::string id = parse_json(sent.body).value()["message_id"];
+  EXPECT_EQ(parse_json(shown.action.arguments).value()["message_id"], id) << "sealed when it was asked for";
+  EXPECT_EQ(tell("k", letter, token).body, sent.body);
+  EXPECT_NE(tell("again", letter, token).status, 200) << "the approval was of that one";
+  EXPECT_EQ(messenger.sent.size(), 1u);
+}
+
+TEST_P(RuntimeContract, MessagesThatWaitForApprovalAreBoundedAndGoWithTheirTime) {
+  policy("@oversight(\"letters\") forbid(principal, action == Action::\"message.send\", resource);");
+  register_agent("peer");
+  const auto sandbox = spawn(spec({"sleep", "60"}));
+  const auto tell = [&](int i) {
+    return gateway(sandbox.id, "POST", "/v1/messages", Json{{"to", "peer"}, {"body", fmt::format("number {}", i)}});
+  };
+  for (int i = 0; i < 64; ++i) ASSERT_EQ(tell(i).status, 202);
+  EXPECT_EQ(tell(64).status, 507);
+  EXPECT_EQ(tell(63).status, 202) << "that one waits already";
+  EXPECT_EQ(count("runtime_waiting_messages", "org = 'default'"), 64);
+  ASSERT_TRUE(sql::write(*db, as_service(), [](sql::Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("UPDATE runtime_waiting_messages SET expires_at = sent_at"));
+    return {};
+  }));
+  ASSERT_TRUE(service_->sweep(as_service()));
+  EXPECT_EQ(count("runtime_waiting_messages", "org = 'default'"), 0);
+  EXPECT_EQ(tell(64).status, 202);
+}
+
 TEST_P(RuntimeContract, WhatCannotBeOpenedIsRefusedAndStandsInNobodysWay) {
   const auto sandbox = spawn(spec({"sleep", "60"}));
   const auto kept = messenger.deliver(*db, *agent, "not yet");

@@ -104,6 +104,7 @@ class RuntimeContract : public ::testing::TestWithParam<Setup>, protected World 
     policy(
         "permit(principal, action == Action::\"network.egress\", resource == Host::\"rates.example:80\") when { "
         "context has sandbox_id };");
+    policy("permit(principal, action == Action::\"message.send\", resource);");
     ASSERT_TRUE(write_text_file(directory_.path() / "actions.yaml", R"(
 schema_version: 1
 actions:
@@ -185,6 +186,8 @@ actions:
   void start() {
     auto with = services();
     with.approvals = gate.get();
+    messenger.authz = authz.get();
+    messenger.database = db.get();
     with.messenger = &messenger;
     with.endpoint = &endpoint;
     with.costs = &costs;

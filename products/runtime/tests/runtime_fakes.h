@@ -143,10 +143,26 @@ class TestGate final : public contracts::ApprovalGate {
 /// A queue in memory; rings as the real one does.
 class TestMessenger final : public contracts::SandboxMessenger {
  public:
-  Result<MessageId> send_from_sandbox(const Context&, const SandboxId&,
-                                      const contracts::SealedMessage& message) override {
+  Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId&, const contracts::SealedMessage& message,
+                                      const std::string& override_token) override {
     if (refusals-- > 0)
       return Error(Product::messaging, ErrorKind::conflict, "it is not sealed for all").with_retryable(true);
+    const auto arguments = contracts::approval_arguments(message, crypto::sha3_256(message.envelope));
+    const authz::CheckRequest request{
+        *ctx.caller,
+        ctx.chain,
+        "message.send",
+        message.topic.empty() ? authz::entity_of(message.recipient) : authz::EntityUid{"Topic", message.topic},
+        {{"size", authz::Value(static_cast<std::int64_t>(message.envelope.size()))}},
+        crypto::sha3_256(as_bytes(arguments)),
+        override_token};
+    if (auto refused = authz::refusal(Product::messaging, authz->admit(ctx, request))) return *std::move(refused);
+    if (!override_token.empty())
+      CRETO_TRY(sql::write(*database, ctx, [&](sql::Tx& tx) {
+        return authz->consume_override(tx, ctx, request, message.message_id.to_string());
+      }));
+    const std::lock_guard lock(mutex_);
+    sent.push_back(message.message_id);
     return message.message_id;
   }
   Result<TopicSubscriptionId> subscribe_sandbox(const Context&, const SandboxId&, std::string_view) override {
@@ -192,8 +208,11 @@ class TestMessenger final : public contracts::SandboxMessenger {
     const std::lock_guard lock(mutex_);
     return queue_.size();
   }
+  authz::Authz* authz = nullptr;  ///< which decides, as for the real one
+  sql::Database* database = nullptr;
   std::atomic<int> refusals = 0;
   std::map<MessageId, std::string> refused;
+  std::vector<MessageId> sent;
 
  private:
   std::mutex mutex_;

@@ -30,6 +30,23 @@ TEST_P(RuntimeContract, AForgedAttestationIsRefused) {
   EXPECT_EQ(verified.error().kind(), ErrorKind::attestation_failed);
 }
 
+TEST_P(RuntimeContract, AnAttestationOutlivesTheRuntimesKeysUnlessOthersHadThem) {
+  const auto self = Identity::service("runtime").value();
+  const auto holds = [&](const Sandbox& sandbox) {
+    return runtime->verify_attestation(as(ada->identity), sandbox.attestation).has_value();
+  };
+  const auto first = spawn(spec({"true"}));
+  wait_end(first.id);
+  ASSERT_TRUE(nhi->rotate_keys(as_service(), self, {.overlap = Nanos(0)}));
+  const auto second = spawn(spec({"true"}));
+  wait_end(second.id);
+  EXPECT_TRUE(holds(first));
+  EXPECT_TRUE(holds(second));
+  ASSERT_TRUE(nhi->rotate_keys(as_service(), self, {.compromised = true}));
+  EXPECT_TRUE(holds(first));
+  EXPECT_FALSE(holds(second)) << "whoever has the keys can write one of any time";
+}
+
 TEST_P(RuntimeContract, RefusesWhatPolicyDoesNotPermit) {
   auto large = spec({"true"});
   large.limits.memory_bytes = 20ull << 30;

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "creto/common/bytes.h"
 #include "creto/common/context.h"
 #include "creto/common/id.h"
 #include "creto/common/result.h"
@@ -26,6 +27,10 @@ struct SealedMessage {
   Bytes envelope;  ///< docs/formats.md, "Messages"; at most 1 MiB, larger payloads go through storage
 };
 
+/// What a human's approval of sending it is bound to: canonical JSON that names the very bytes. `digest` is the
+/// SHA3-256 of the envelope.
+std::string approval_arguments(const SealedMessage& message, const Hash256& digest);
+
 struct ReceivedMessage {
   SealedMessage message;
   Instant accepted_at{};
@@ -39,10 +44,11 @@ class SandboxMessenger {
 
   virtual ~SandboxMessenger() = default;
 
-  /// Idempotent by message id for 30 days; < 5 ms at p99.
-  /// Errors: delivery_denied (policy), quota_exceeded, recipient_not_found, signature_invalid, expired, too_large.
+  /// Idempotent by message id for 30 days; < 5 ms at p99. `override_token` is of an approval of this very message.
+  /// Errors: delivery_denied (policy), oversight_required, quota_exceeded, recipient_not_found, signature_invalid,
+  /// expired, too_large.
   virtual Result<MessageId> send_from_sandbox(const Context& ctx, const SandboxId& sandbox,
-                                              const SealedMessage& message) = 0;
+                                              const SealedMessage& message, const std::string& override_token = {}) = 0;
   virtual Result<TopicSubscriptionId> subscribe_sandbox(const Context& ctx, const SandboxId& sandbox,
                                                         std::string_view topic) = 0;
   virtual Result<> unsubscribe_sandbox(const Context& ctx, const TopicSubscriptionId& subscription) = 0;

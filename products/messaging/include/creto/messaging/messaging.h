@@ -87,7 +87,8 @@ class Messaging : public contracts::SandboxMessenger {
  public:
   /// Queues `message` for its recipient, or for every subscriber of its topic. The caller is its sender. A topic
   /// message must be sealed for all subscribers; who has left meanwhile gets nothing. Repeating with the same
-  /// idempotency key returns the first message's id, also where it was sealed anew.
+  /// idempotency key returns the first message's id, also where it was sealed anew. Where policy asks for a human,
+  /// `override_token` is of his approval of these very bytes (`contracts::approval_arguments`), and is used up.
   ///
   /// Errors:
   ///   too_large             over 1 MiB
@@ -98,7 +99,8 @@ class Messaging : public contracts::SandboxMessenger {
   ///   delivery_denied       policy, named in the cause; oversight_required, where policy asks for a human
   ///   quota_exceeded        caused by MT-429
   ///   conflict              the id was used with other bytes; a subscriber is missing from a topic message (retryable)
-  virtual Result<MessageId> send(const Context& ctx, const contracts::SealedMessage& message) = 0;
+  virtual Result<MessageId> send(const Context& ctx, const contracts::SealedMessage& message,
+                                 const std::string& override_token = {}) = 0;
 
   /// What waits for the caller: urgent before low, then oldest first. It stays until acknowledged.
   virtual Result<std::vector<contracts::ReceivedMessage>> receive(const Context& ctx,
@@ -121,7 +123,8 @@ class Messaging : public contracts::SandboxMessenger {
                                          const std::optional<SandboxId>& sandbox) = 0;
   /// The caller's own, or any of a topic it owns. Unknown ones are fine.
   virtual Result<> unsubscribe(const Context& ctx, const TopicSubscriptionId& subscription) = 0;
-  /// Whom a message to `topic` must be sealed for. Needs the same permission as sending there.
+  /// Whom a message to `topic` must be sealed for. Needs the same permission as sending there; where a human has to
+  /// approve that, this goes before.
   virtual Result<std::vector<Identity>> subscribers(const Context& ctx, const std::string& topic) = 0;
 
   /// A sandbox is gone: its subscriptions end, what waited for it alone fails. Also called for lifecycle events.

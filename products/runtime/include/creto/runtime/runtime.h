@@ -207,8 +207,8 @@ class Runtime {
   virtual Result<std::vector<ImageInfo>> list_images(const Context& ctx) = 0;
   virtual Result<RuntimeStatus> status(const Context& ctx) = 0;
 
-  /// Removes what ended sandboxes wrote, where it is too old or too much, the oldest first. Returns of how many
-  /// sandboxes. For a periodic task.
+  /// Removes what ended sandboxes wrote, where it is too old or too much, the oldest first, and messages that waited
+  /// for an approval until their time was over. Returns of how many sandboxes. For a periodic task.
   virtual Result<std::size_t> sweep(const Context& ctx) = 0;
 
   virtual HealthStatus health() = 0;
