@@ -94,49 +94,62 @@ std::string tail(const fs::path& log) {
 
 class Server {
  public:
-  explicit Server(bool syncs) : directory_("creto-pg"), owner_(::getpid()), user_(other_user()) {
-    const fs::path binaries = find_binaries();
-    const fs::path data = directory_ / "data";
-    const fs::path log = directory_ / "log";
-    fs::create_directory(data);
+  explicit Server(bool syncs)
+      : directory_("creto-pg"),
+        owner_(::getpid()),
+        user_(other_user()),
+        binaries_(find_binaries()),
+        data_(directory_ / "data"),
+        log_(directory_ / "log"),
+        sync_(syncs ? "on" : "off") {
+    fs::create_directory(data_);
     if (user_) {
-      for (const auto& path : {directory_.path(), data}) {
+      for (const auto& path : {directory_.path(), data_}) {
         if (::chown(path.c_str(), user_->uid, user_->gid) != 0) give_up("cannot hand over its directory");
       }
     }
-    const pid_t init = start({binaries / "initdb", "-D", data, "-U", "creto", "-A", "trust", "-E", "UTF8", "--locale=C",
-                              "--no-sync", "--no-instructions"},
-                             user_, log);
+    const pid_t init = start({binaries_ / "initdb", "-D", data_, "-U", "creto", "-A", "trust", "-E", "UTF8",
+                              "--locale=C", "--no-sync", "--no-instructions"},
+                             user_, log_);
     int status = 0;
     ::waitpid(init, &status, 0);
-    if (status != 0) give_up("initdb failed: " + tail(log));
+    if (status != 0) give_up("initdb failed: " + tail(log_));
+    begin();
+  }
+
+  ~Server() {
+    if (::getpid() != owner_) {
+      // A fork of the test process: the server is the parent's.
+      if (keeper_.joinable()) keeper_.detach();
+      return;
+    }
+    end();
+  }
+
+  void begin() {
+    gone_ = false;
     // PR_SET_PDEATHSIG follows the thread that forked; a thread of its own that waits keeps it alive as long as we are.
-    const std::string sync = syncs ? "on" : "off";
-    keeper_ = std::thread([this, binaries, data, log, sync] {
-      pid_ = start({binaries / "postgres", "-D", data, "-k", directory_.path(), "-c", "listen_addresses=", "-c",
-                    "fsync=" + sync, "-c", "full_page_writes=" + sync, "-c", "max_connections=200", "-c",
+    keeper_ = std::thread([this] {
+      pid_ = start({binaries_ / "postgres", "-D", data_, "-k", directory_.path(), "-c", "listen_addresses=", "-c",
+                    "fsync=" + sync_, "-c", "full_page_writes=" + sync_, "-c", "max_connections=200", "-c",
                     "shared_buffers=16MB", "-c", "max_wal_size=64MB", "-c", "dynamic_shared_memory_type=mmap"},
-                   user_, log);
+                   user_, log_);
       ::waitpid(pid_, nullptr, 0);
       gone_ = true;
     });
     for (int i = 0; i < 600; ++i) {
-      if (gone_) give_up("it ended at once: " + tail(log));
+      if (gone_) give_up("it ended at once: " + tail(log_));
       PGconn* connection = PQconnectdb(conninfo("postgres").c_str());
       const bool ready = PQstatus(connection) == CONNECTION_OK;
       PQfinish(connection);
       if (ready) return;
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
-    give_up("it did not start within 60 s: " + tail(log));
+    give_up("it did not start within 60 s: " + tail(log_));
   }
 
-  ~Server() {
-    if (::getpid() != owner_) {
-      // A fork of the test process: the server is the parent's.
-      keeper_.detach();
-      return;
-    }
+  void end() {
+    if (!keeper_.joinable()) return;
     if (pid_ > 0) ::kill(pid_, SIGQUIT);
     keeper_.join();
   }
@@ -159,6 +172,8 @@ class Server {
   TempDir directory_;
   pid_t owner_;
   std::optional<User> user_;
+  const fs::path binaries_, data_, log_;
+  const std::string sync_;
   std::atomic<pid_t> pid_ = 0;
   std::atomic<bool> gone_ = false;
   std::atomic<int> count_ = 0;
@@ -176,5 +191,15 @@ std::string durable_postgres_database() {
   static Server server(true);
   return server.create();
 }
+
+struct OwnPostgres::Impl {
+  Server server{false};
+};
+
+OwnPostgres::OwnPostgres() : impl_(std::make_unique<Impl>()) {}
+OwnPostgres::~OwnPostgres() = default;
+std::string OwnPostgres::fresh_database() { return impl_->server.create(); }
+void OwnPostgres::stop() { impl_->server.end(); }
+void OwnPostgres::start() { impl_->server.begin(); }
 
 }  // namespace creto::testing

@@ -1,7 +1,11 @@
 #include <fmt/format.h>
 #include <libpq-fe.h>
+#include <poll.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <random>
 #include <thread>
@@ -16,6 +20,8 @@ namespace {
 using detail::failure;
 
 constexpr std::size_t statements_max = 512;
+/// How long after a call's deadline the server may still say itself that it has passed.
+constexpr Nanos grace = std::chrono::seconds(1);
 
 // From pg_type.dat; they never change.
 constexpr Oid oid_bool = 16, oid_bytea = 17, oid_int8 = 20, oid_int2 = 21, oid_int4 = 23, oid_text = 25,
@@ -25,6 +31,40 @@ struct ResultCloser {
   void operator()(PGresult* result) const { PQclear(result); }
 };
 using PgResult = std::unique_ptr<PGresult, ResultCloser>;
+
+struct OptionsCloser {
+  void operator()(PQconninfoOption* options) const { PQconninfoFree(options); }
+};
+
+/// `conninfo` with what notices a dead peer, where it does not say otherwise. What libpq cannot read stays as it is: it
+/// says so when it connects.
+std::string with_timeouts(const std::string& conninfo, Nanos connect_timeout) {
+  const std::unique_ptr<PQconninfoOption, OptionsCloser> given(PQconninfoParse(conninfo.c_str(), nullptr));
+  if (!given) return conninfo;
+  const auto is_given = [&](std::string_view keyword) {
+    for (const PQconninfoOption* option = given.get(); option->keyword != nullptr; ++option)
+      if (option->keyword == keyword) return option->val != nullptr;
+    return false;
+  };
+  std::string all;
+  const auto add = [&](std::string_view keyword, std::string_view value) {
+    all += fmt::format("{} = '", keyword);
+    for (const char c : value) {
+      if (c == '\'' || c == '\\') all.push_back('\\');
+      all.push_back(c);
+    }
+    all += "' ";
+  };
+  for (const PQconninfoOption* option = given.get(); option->keyword != nullptr; ++option)
+    if (option->val != nullptr) add(option->keyword, option->val);
+  const auto seconds = std::chrono::ceil<std::chrono::seconds>(connect_timeout).count();
+  for (const auto& [keyword, value] :
+       {std::pair("connect_timeout", std::to_string(seconds)), std::pair("keepalives_idle", std::string("10")),
+        std::pair("keepalives_interval", std::string("5")), std::pair("keepalives_count", std::string("3")),
+        std::pair("tcp_user_timeout", std::string("15000"))})
+    if (!is_given(keyword)) add(keyword, value);
+  return all;
+}
 
 struct Failure {
   Error error;
@@ -52,11 +92,17 @@ class Connection {
     return {};
   }
 
-  bool alive() const { return PQstatus(handle_) == CONNECTION_OK; }
+  bool alive() const { return !given_up_ && PQstatus(handle_) == CONNECTION_OK; }
   bool idle() const { return PQtransactionStatus(handle_) == PQTRANS_IDLE; }
 
+  /// How long answers are waited for from now on, all together; without end where none is given.
+  void wait_at_most(std::optional<Nanos> patience) {
+    until_.reset();
+    if (patience) until_ = std::chrono::steady_clock::now() + *patience;
+  }
+
   std::optional<Failure> command(const std::string& sql) {
-    PgResult result(PQexec(handle_, sql.c_str()));
+    PgResult result = answer(PQsendQuery(handle_, sql.c_str()));
     if (PQresultStatus(result.get()) == PGRES_COMMAND_OK) return std::nullopt;
     return failed(result.get(), sql);
   }
@@ -116,12 +162,12 @@ class Connection {
       }
       const std::string name = fmt::format("s{}", ++statement_number_);
       const std::string text(sql);
-      PgResult result(PQprepare(handle_, name.c_str(), text.c_str(), count, types.data()));
+      PgResult result = answer(PQsendPrepare(handle_, name.c_str(), text.c_str(), count, types.data()));
       if (PQresultStatus(result.get()) != PGRES_COMMAND_OK) return failed(result.get(), sql);
       prepared = statements_.emplace(std::move(key), name).first;
     }
-    PgResult result(
-        PQexecPrepared(handle_, prepared->second.c_str(), count, values.data(), lengths.data(), formats.data(), 0));
+    PgResult result = answer(PQsendQueryPrepared(handle_, prepared->second.c_str(), count, values.data(),
+                                                 lengths.data(), formats.data(), 0));
     const auto status = PQresultStatus(result.get());
     if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) return failed(result.get(), sql);
     rows = read(result.get());
@@ -135,6 +181,39 @@ class Connection {
   }
 
  private:
+  /// What the server says to what was sent: the last result, or the first that is an error. None where it was not sent,
+  /// or nothing came in time: then the connection is given up.
+  PgResult answer(int sent) {
+    PgResult last;
+    if (sent != 1) return last;
+    while (true) {
+      while (PQisBusy(handle_) != 0) {
+        if (!readable() || PQconsumeInput(handle_) != 1) return {};
+      }
+      PgResult next(PQgetResult(handle_));
+      if (!next) return last;
+      // What follows an error says no more than it.
+      if (!last || PQresultStatus(last.get()) != PGRES_FATAL_ERROR) last = std::move(next);
+    }
+  }
+
+  bool readable() {
+    pollfd socket{PQsocket(handle_), POLLIN, 0};
+    while (true) {
+      int left_ms = -1;
+      if (until_) {
+        const auto left = *until_ - std::chrono::steady_clock::now();
+        left_ms = static_cast<int>(
+            std::clamp<std::int64_t>(std::chrono::ceil<std::chrono::milliseconds>(left).count(), 0, 1'000'000));
+      }
+      const int ready = ::poll(&socket, 1, left_ms);
+      if (ready > 0) return true;
+      if (ready < 0 && errno == EINTR) continue;
+      given_up_ = true;
+      return false;
+    }
+  }
+
   Rows read(const PGresult* result) {
     const int columns = PQnfields(result);
     const int count = PQntuples(result);
@@ -189,7 +268,10 @@ class Connection {
     const char* found = result ? PQresultErrorField(result, PG_DIAG_SQLSTATE) : nullptr;
     const std::string state = found ? found : "";
     telemetry_.log(LogLevel::warn, "io", "postgres_error", nullptr,
-                   {{"sqlstate", state}, {"detail", PQerrorMessage(handle_)}, {"sql", sql.substr(0, 200)}});
+                   {{"sqlstate", state},
+                    {"detail", given_up_ ? "no answer in time" : PQerrorMessage(handle_)},
+                    {"sql", sql.substr(0, 200)}});
+    if (given_up_) return {failure(ErrorKind::timeout, "the database did not answer by the deadline")};
     if (!alive() || state.empty() || state.starts_with("08") || state.starts_with("57P")) {
       return {failure(ErrorKind::unavailable, "the connection to the database was lost"), true};
     }
@@ -207,6 +289,8 @@ class Connection {
 
   Telemetry& telemetry_;
   PGconn* handle_ = nullptr;
+  bool given_up_ = false;
+  std::optional<std::chrono::steady_clock::time_point> until_;
   std::uint64_t statement_number_ = 0;
   std::unordered_map<std::string, std::string> statements_;
 };
@@ -232,7 +316,10 @@ class PostgresTx final : public detail::BaseTx {
 
 class PostgresDatabase final : public detail::BaseDatabase {
  public:
-  PostgresDatabase(std::string conninfo, PostgresOptions options) : conninfo_(std::move(conninfo)), options_(options) {}
+  PostgresDatabase(const std::string& conninfo, PostgresOptions options)
+      : conninfo_(with_timeouts(conninfo, options.connect_timeout)),
+        options_(options),
+        breaker_("PostgreSQL", options.breaker, *options.clock) {}
 
   Result<> open() {
     auto lease = CRETO_TRY(acquire(Monotonic::max()));
@@ -287,10 +374,13 @@ class PostgresDatabase final : public detail::BaseDatabase {
   Result<> run_once(const Context& ctx, const TxFunction& fn, std::string_view begin, bool& again) {
     auto lease = CRETO_TRY(acquire(ctx.deadline));
     std::string start(begin);
-    if (ctx.deadline != Monotonic::max()) {
-      const auto left =
-          std::chrono::duration_cast<std::chrono::milliseconds>(ctx.deadline - options_.clock->monotonic());
-      start += fmt::format("; SET LOCAL statement_timeout = {}", std::max<std::int64_t>(1, left.count()));
+    if (ctx.deadline == Monotonic::max()) {
+      lease->wait_at_most(std::nullopt);
+    } else {
+      const Nanos left = ctx.deadline - options_.clock->monotonic();
+      lease->wait_at_most(std::max(left, Nanos::zero()) + grace);
+      start += fmt::format("; SET LOCAL statement_timeout = {}",
+                           std::max<std::int64_t>(1, std::chrono::floor<std::chrono::milliseconds>(left).count()));
     }
     if (auto problem = lease->command(start)) {
       again = problem->repeat;
@@ -333,7 +423,7 @@ class PostgresDatabase final : public detail::BaseDatabase {
     ++open_;
     lock.unlock();
     auto connection = std::make_unique<Connection>(*options_.telemetry);
-    if (auto opened = connection->open(conninfo_); !opened) {
+    if (auto opened = breaker_.run([&] { return connection->open(conninfo_); }); !opened) {
       lock.lock();
       --open_;
       lock.unlock();
@@ -346,15 +436,19 @@ class PostgresDatabase final : public detail::BaseDatabase {
   void give_back(std::unique_ptr<Connection> connection) {
     // In whatever state an attempt left it: one that is not at rest is closed, and PostgreSQL undoes what it held.
     const bool usable = connection->alive() && connection->idle();
+    std::vector<std::unique_ptr<Connection>> dropped;
     {
       std::lock_guard lock(mutex_);
       if (usable) {
         idle_.push_back(std::move(connection));
       } else {
+        // What one has lost the others most likely have too: better to find out by connecting than by a call of each.
         --open_;
+        if (!connection->alive()) dropped.swap(idle_);
+        open_ -= static_cast<std::uint32_t>(dropped.size());
       }
     }
-    freed_.notify_one();
+    freed_.notify_all();
   }
 
   static void pause(std::uint32_t attempt) {
@@ -366,6 +460,7 @@ class PostgresDatabase final : public detail::BaseDatabase {
 
   const std::string conninfo_;
   const PostgresOptions options_;
+  CircuitBreaker breaker_;
   std::mutex mutex_;
   std::condition_variable freed_;
   std::vector<std::unique_ptr<Connection>> idle_;
@@ -374,9 +469,9 @@ class PostgresDatabase final : public detail::BaseDatabase {
 
 }  // namespace
 
-Result<std::unique_ptr<Database>> open_postgres(std::string conninfo, PostgresOptions options) {
+Result<std::unique_ptr<Database>> open_postgres(const std::string& conninfo, PostgresOptions options) {
   CRETO_ASSERT(options.connections_max > 0 && options.attempts_max > 0);
-  auto database = std::make_unique<PostgresDatabase>(std::move(conninfo), options);
+  auto database = std::make_unique<PostgresDatabase>(conninfo, options);
   CRETO_TRY(database->open());
   CRETO_TRY(detail::migrate_io(*database));
   return std::unique_ptr<Database>(std::move(database));

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <barrier>
 #include <thread>
 
 #include "creto/io/files.h"
@@ -8,6 +10,7 @@
 #include "creto/io/sql.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/fake_clock.h"
+#include "creto/testing/postgres.h"
 
 namespace creto::sql {
 namespace {
@@ -453,6 +456,88 @@ TEST(Sqlite, KeepsTheFileToItsOwner) {
     const auto permissions = std::filesystem::status(directory / name).permissions();
     EXPECT_EQ(permissions & std::filesystem::perms(0777), std::filesystem::perms(0600)) << name;
   }
+}
+
+Result<std::int64_t> ask(Database& db, std::string_view sql, const Context& ctx = {}) {
+  return read(db, ctx, [&](Tx& tx) -> Result<std::int64_t> { return CRETO_TRY(tx.query(sql)).front().integer(0); });
+}
+
+TEST(Postgres, IsNotWaitedForWhileItIsAwayAndIsBackByItself) {
+  creto::testing::OwnPostgres server;
+  const auto db = open_postgres(server.fresh_database(), {.breaker = {.failure_threshold = 2,
+                                                                      .reset_timeout = std::chrono::milliseconds(500),
+                                                                      .half_open_requests = 1}})
+                      .value();
+  ASSERT_TRUE(write(*db, {}, [](Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("CREATE TABLE x (org BIGINT NOT NULL PRIMARY KEY)"));
+    CRETO_TRY(tx.exec("INSERT INTO x (org) VALUES (7)"));
+    return {};
+  }));
+  server.stop();
+  bool open = false;
+  const Monotonic begin = system_clock().monotonic();
+  for (int i = 0; i < 500; ++i) {
+    const auto answer = ask(*db, "SELECT org FROM x");
+    ASSERT_FALSE(answer);
+    EXPECT_EQ(answer.error().kind(), ErrorKind::unavailable);
+    EXPECT_TRUE(answer.error().retryable());
+    open = open || answer.error().retry_after().has_value();
+  }
+  EXPECT_TRUE(open) << "it says when it will look again";
+  EXPECT_LT(system_clock().monotonic() - begin, std::chrono::seconds(5)) << "500 calls waited for it";
+
+  server.start();
+  const Monotonic back = system_clock().monotonic();
+  auto answer = ask(*db, "SELECT org FROM x");
+  while (!answer && system_clock().monotonic() - back < std::chrono::seconds(30))
+    answer = ask(*db, "SELECT org FROM x");
+  ASSERT_TRUE(answer) << answer.error().to_string();
+  EXPECT_EQ(*answer, 7);
+  EXPECT_TRUE(write(*db, {}, [](Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("INSERT INTO x (org) VALUES (8)"));
+    return {};
+  }));
+}
+
+TEST(Postgres, ARestartOfTheServerIsSeenByNoCallAfterIt) {
+  creto::testing::OwnPostgres server;
+  constexpr std::uint32_t connections = 16;
+  const auto db = open_postgres(server.fresh_database(), {.connections_max = connections}).value();
+  {
+    // Each holds a connection until all have one, so that as many lie idle afterwards.
+    std::barrier all(connections);
+    std::vector<std::jthread> threads;
+    for (std::uint32_t i = 0; i < connections; ++i)
+      threads.emplace_back([&] {
+        EXPECT_TRUE(read(*db, {}, [&](Tx& tx) -> Result<> {
+          CRETO_TRY(tx.query("SELECT 1"));
+          all.arrive_and_wait();
+          return {};
+        }));
+      });
+  }
+  server.stop();
+  server.start();
+  for (int i = 0; i < 20; ++i) {
+    const auto answer = ask(*db, "SELECT CAST(1 AS BIGINT)");
+    ASSERT_TRUE(answer) << answer.error().to_string();
+  }
+}
+
+TEST(Postgres, IsGivenUpWhereItDoesNotAnswerByTheDeadline) {
+  const auto db = open_postgres(creto::testing::fresh_postgres_database()).value();
+  Context ctx;
+  const Monotonic begin = system_clock().monotonic();
+  ctx.deadline = begin + std::chrono::milliseconds(200);
+  const auto stuck = read(*db, ctx, [](Tx& tx) -> Result<> {
+    CRETO_TRY(tx.exec("SET LOCAL statement_timeout = 0"));
+    CRETO_TRY(tx.query("SELECT pg_sleep(60)"));
+    return {};
+  });
+  ASSERT_FALSE(stuck);
+  EXPECT_EQ(stuck.error().kind(), ErrorKind::timeout);
+  EXPECT_LT(system_clock().monotonic() - begin, std::chrono::seconds(20));
+  EXPECT_EQ(ask(*db, "SELECT CAST(1 AS BIGINT)").value(), 1) << "the others go on";
 }
 
 TEST(Postgres, NamesHostAndDatabaseButNoPasswordWhereItCannotConnect) {

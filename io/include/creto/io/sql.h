@@ -17,6 +17,7 @@
 
 #include "creto/common/assert.h"
 #include "creto/common/bytes.h"
+#include "creto/common/circuit_breaker.h"
 #include "creto/common/clock.h"
 #include "creto/common/context.h"
 #include "creto/common/result.h"
@@ -294,14 +295,21 @@ struct PostgresOptions {
   std::uint32_t connections_max = 8;
   std::uint32_t attempts_max = 10;                   ///< runs of one transaction's function, the first included
   Nanos acquire_timeout = std::chrono::seconds(10);  ///< to wait for a free connection
+  /// To wait for a new one, in whole seconds from 2 on; where `conninfo` says nothing else.
+  Nanos connect_timeout = std::chrono::seconds(5);
+  /// While it cannot be connected to, calls fail at once, and one at a time looks whether it is back.
+  CircuitBreakerOptions breaker = {
+      .failure_threshold = 3, .reset_timeout = std::chrono::seconds(1), .half_open_requests = 1};
   const Clock* clock = &system_clock();
   Telemetry* telemetry = &no_telemetry();
 };
 
-/// `conninfo` is libpq's ("host=… dbname=…"). Connects once at open to fail early. Lost connections are replaced.
+/// `conninfo` is libpq's ("host=… dbname=…"). Connects once at open to fail early. Lost connections are replaced. A
+/// database that is away makes calls `unavailable`, soon and without a thread that waits for it, until it is back. A
+/// server that does not answer by the call's deadline is given up a second later, and its connection with it.
 /// Also brings the tables of io itself to date.
 /// Errors: unavailable, naming host and database but no password.
-Result<std::unique_ptr<Database>> open_postgres(std::string conninfo, PostgresOptions options = {});
+Result<std::unique_ptr<Database>> open_postgres(const std::string& conninfo, PostgresOptions options = {});
 
 /// One forward step of a module's schema. Both databases run the same text; `{{serial}}` stands for an automatically
 /// growing BIGINT primary key. Several statements are separated by `;`.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 
 namespace creto::testing {
@@ -11,5 +12,23 @@ std::string fresh_postgres_database();
 
 /// Likewise, in another one that syncs what it commits: for timings.
 std::string durable_postgres_database();
+
+/// A server of the test's own, which it can take away for a while. Ends with this object.
+class OwnPostgres {
+ public:
+  OwnPostgres();
+  ~OwnPostgres();
+
+  /// Of a new, empty database. Requires: it runs.
+  std::string fresh_database();
+  /// At once, as in a crash; returns when it is gone.
+  void stop();
+  /// On the data that are there; returns when it takes connections.
+  void start();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace creto::testing
