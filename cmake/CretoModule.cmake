@@ -32,7 +32,8 @@ target_compile_options(creto_warnings INTERFACE
   # CRETO_ASSERT(!"why this cannot be"); and what libstdc++ 12 itself uses in std::stable_sort.
   $<$<CXX_COMPILER_ID:Clang>:-Wno-string-conversion -Wno-deprecated-declarations>>)
 
-# The headers that nearly everything includes, precompiled: once for modules and programs, once more with GoogleTest for tests.
+# The headers that nearly everything includes, precompiled: once for modules and programs, once more with GoogleTest for tests,
+# and in a release once more for commands, which are compiled with -O1: GCC takes none that was made with other options.
 option(CRETO_PCH "Precompile the standard, JSON and GoogleTest headers" ON)
 option(CRETO_TESTS "Build the tests" ON)
 
@@ -56,14 +57,16 @@ function(creto_pch target which)
 endfunction()
 
 if(CRETO_PCH)
-  foreach(which IN ITEMS pch pch_test)
+  foreach(which IN ITEMS pch pch_test pch_commands)
+    string(REPLACE "_commands" "" header ${which})
     file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/${which}.cc CONTENT "")
     add_library(creto_${which} OBJECT EXCLUDE_FROM_ALL ${CMAKE_BINARY_DIR}/${which}.cc)
-    target_precompile_headers(creto_${which} PRIVATE ${CMAKE_SOURCE_DIR}/cmake/${which}.h)
+    target_precompile_headers(creto_${which} PRIVATE ${CMAKE_SOURCE_DIR}/cmake/${header}.h)
     target_link_libraries(creto_${which} PRIVATE creto::json creto::fmt creto_warnings)
     set_target_properties(creto_${which} PROPERTIES CXX_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/tools/pch.sh)
   endforeach()
   target_link_libraries(creto_pch_test PRIVATE creto::gtest creto::gmock)
+  target_compile_options(creto_pch_commands PRIVATE -O1)
 endif()
 
 function(creto_module name)
