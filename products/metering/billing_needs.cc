@@ -13,7 +13,7 @@ namespace creto::metering {
 namespace {
 
 /// As properties_of(record) has it.
-std::optional<std::string_view> value_of(const RecordView& record, std::string_view name) {
+std::optional<std::string_view> property_of(const RecordView& record, std::string_view name) {
   for (const auto& [property, value] : record.properties) {
     if (property == name) return value;
   }
@@ -24,7 +24,7 @@ std::optional<std::string_view> value_of(const RecordView& record, std::string_v
 
 bool matches(const std::map<std::string, std::vector<std::string>>& filter, const RecordView& record) {
   return std::ranges::all_of(filter, [&](const auto& wanted) {
-    const auto value = value_of(record, wanted.first);
+    const auto value = property_of(record, wanted.first);
     return value && std::ranges::find(wanted.second, *value) != wanted.second.end();
   });
 }
@@ -74,7 +74,7 @@ Result<> BillingNeeds::check(const Need& need, const RecordView& record) const {
     return number_is_good(*number) ? Result<>() : refused("properties", "must give at most 10^18, as wanted");
   }
   const std::string name = "properties." + metric.property;
-  const auto value = value_of(record, metric.property);
+  const auto value = property_of(record, metric.property);
   if (!value) return refused(name, "is required");
   if (!need.number || small_integer(*value)) return {};
   const auto number = Decimal::parse(*value);
