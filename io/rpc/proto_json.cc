@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "creto/common/json.h"
+#include "creto/common/lines.h"
 
 namespace creto::proto {
 namespace {
@@ -19,16 +20,6 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
-
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> parts;
-  for (;;) {
-    std::size_t end = text.find(separator);
-    parts.push_back(text.substr(0, end));
-    if (end == text.npos) return parts;
-    text.remove_prefix(end + 1);
-  }
-}
 
 template <class T>
 Result<T> number(std::string_view path, std::string_view text) {

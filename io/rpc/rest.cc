@@ -8,6 +8,7 @@
 
 #include "creto/common/assert.h"
 #include "creto/common/bytes.h"
+#include "creto/common/lines.h"
 #include "google/api/annotations.pb.h"
 #include "rpc/errors.h"
 
@@ -22,16 +23,6 @@ using proto::message_to_json;
 using proto::set_field;
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
-
-std::vector<std::string_view> split(std::string_view text, char separator) {
-  std::vector<std::string_view> parts;
-  for (;;) {
-    std::size_t end = text.find(separator);
-    parts.push_back(text.substr(0, end));
-    if (end == text.npos) return parts;
-    text.remove_prefix(end + 1);
-  }
-}
 
 /// "application/json" and what is written in it, such as "application/cloudevents-batch+json"; nothing said counts too.
 bool is_json(std::string_view content_type) {

@@ -5,6 +5,7 @@
 //   rpc/convert.h   to_proto (total), from_proto (Result, names the field)
 //   rpc/handlers.cc register_<module>(Dispatcher&, <Module>&)
 //   rpc/client.cc   the same interface over a Channel
+#include "creto/io/proto_answer.h"
 #include "creto/io/rpc.h"
 #include "creto/nhi/nhi_rpc.h"
 #include "rpc/convert.h"
@@ -12,14 +13,7 @@
 namespace creto::nhi {
 namespace {
 
-/// The answer where the domain's value has a total conversion.
-template <class Proto, class Domain>
-Result<Proto> answer(Result<Domain> result) {
-  if (!result) return std::move(result).error();
-  Proto proto;
-  to_proto(*result, proto);
-  return proto;
-}
+using proto::answer;
 
 rpc::Resource agent(const std::string& identity) {
   if (identity.starts_with("human:")) return {"Human", identity};

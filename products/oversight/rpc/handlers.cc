@@ -1,6 +1,7 @@
 #include <mutex>
 
 #include "creto/io/proto.h"
+#include "creto/io/proto_answer.h"
 #include "creto/io/rpc.h"
 #include "creto/oversight/oversight_rpc.h"
 #include "rpc/convert.h"
@@ -8,12 +9,13 @@
 namespace creto::oversight {
 namespace {
 
-template <class Proto, class Domain>
-Result<Proto> answer(const Result<Domain>& result) {
-  if (!result) return Error(result.error());
-  Proto proto;
-  to_proto(*result, proto);
-  return proto;
+using proto::answer;
+
+Result<v1::ApprovalStatus> status_of(Result<contracts::ApprovalStatus> result) {
+  const contracts::ApprovalStatus status = CRETO_TRY(std::move(result));
+  v1::ApprovalStatus response;
+  to_proto(status, response);
+  return response;
 }
 
 /// Keeps a subscription until it has called back, which may be before it was even returned.
@@ -104,20 +106,23 @@ void register_oversight(rpc::Dispatcher& dispatcher, Oversight& oversight) {
       "CheckApprovalRequired", {.idempotent = true},
       [&oversight](const Context& ctx, const v1::GatedAction& r) -> Result<v1::ApprovalCheck> {
         const contracts::GatedAction action = CRETO_TRY(from_proto(r));
-        return answer<v1::ApprovalCheck>(oversight.check_approval_required(ctx, action));
+        const contracts::ApprovalCheck check = CRETO_TRY(oversight.check_approval_required(ctx, action));
+        v1::ApprovalCheck response;
+        to_proto(check, response);
+        return response;
       });
   service.unary<v1::RequestApprovalRequest, v1::ApprovalStatus>(
       "RequestApproval", {.idempotent = true},
       [&oversight](const Context& ctx, const v1::RequestApprovalRequest& r) -> Result<v1::ApprovalStatus> {
         const contracts::ApprovalRequest request = CRETO_TRY(from_proto(r));
-        return answer<v1::ApprovalStatus>(oversight.request_approval(ctx, request));
+        return status_of(oversight.request_approval(ctx, request));
       });
   // Who may see a request's status, and so its token, the service decides by the request's own agent and chain.
   service.unary<v1::GetApprovalStatusRequest, v1::ApprovalStatus>(
       "GetApprovalStatus", {.access = rpc::Access::authenticated, .idempotent = true},
       [&oversight](const Context& ctx, const v1::GetApprovalStatusRequest& r) -> Result<v1::ApprovalStatus> {
         const RequestId id = CRETO_TRY(proto::from_id<RequestId>(r.id(), "id"));
-        return answer<v1::ApprovalStatus>(oversight.approval_status(ctx, id));
+        return status_of(oversight.approval_status(ctx, id));
       });
   service.deferred<v1::GetApprovalStatusRequest, v1::ApprovalStatus>(
       "AwaitApproval", {.access = rpc::Access::authenticated, .idempotent = true},

@@ -3,19 +3,14 @@
 #include <algorithm>
 
 #include "creto/authz/authz_rpc.h"
+#include "creto/io/proto_answer.h"
 #include "creto/io/rpc.h"
 #include "rpc/convert.h"
 
 namespace creto::authz {
 namespace {
 
-template <class Proto, class Domain>
-Result<Proto> answer(Result<Domain> result) {
-  if (!result) return std::move(result).error();
-  Proto proto;
-  to_proto(*result, proto);
-  return proto;
-}
+using proto::answer;
 
 constexpr std::uint32_t page_max = 1'000;
 constexpr std::size_t page_bytes_max = 4 << 20;

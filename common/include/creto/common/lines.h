@@ -17,4 +17,15 @@ inline std::vector<std::string_view> lines_of(std::string_view text) {
   return lines;
 }
 
+/// One part more than there are separators: parts may be empty.
+inline std::vector<std::string_view> split(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const auto end = text.find(separator);
+    parts.push_back(text.substr(0, end));
+    if (end == text.npos) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
 }  // namespace creto
