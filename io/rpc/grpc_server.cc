@@ -13,8 +13,11 @@
 #include <csignal>
 #include <cstring>
 #include <deque>
+#include <filesystem>
 #include <map>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "creto/common/assert.h"
 #include "rpc/call.h"
@@ -510,6 +513,33 @@ class RawService final : public grpc::Service {
   int count_ = 0;
 };
 
+/// For this user alone; gone with its socket when it is destroyed.
+class PrivateDirectory {
+ public:
+  static Result<PrivateDirectory> beside(const std::filesystem::path& path) {
+    std::string made = path.parent_path() / ".XXXXXX";
+    if (::mkdtemp(made.data()) == nullptr)
+      return Error(Product::platform, ErrorKind::unavailable,
+                   fmt::format("cannot make a directory beside `{}`: {}", path.string(), std::strerror(errno)));
+    return PrivateDirectory(std::move(made));
+  }
+  PrivateDirectory(PrivateDirectory&& other) noexcept : path_(std::exchange(other.path_, {})) {}
+  PrivateDirectory& operator=(PrivateDirectory&& other) noexcept {
+    std::swap(path_, other.path_);
+    return *this;
+  }
+  ~PrivateDirectory() {
+    if (path_.empty()) return;
+    ::unlink(socket().c_str());
+    ::rmdir(path_.c_str());
+  }
+  std::string socket() const { return path_ + "/s"; }
+
+ private:
+  explicit PrivateDirectory(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+};
+
 class GrpcServerImpl final : public GrpcServer {
  public:
   ~GrpcServerImpl() override { stop(std::chrono::seconds(5)); }
@@ -543,10 +573,12 @@ class GrpcServerImpl final : public GrpcServer {
       }
       builder.AddListeningPort(fmt::format("{}:{}", options.address, *options.port), credentials, &port_);
     }
+    // gRPC listens as soon as it binds: in a directory where nobody else gets at it, until it is ours alone.
+    std::optional<PrivateDirectory> private_directory;
     int unix_port = 1;
     if (!options.unix_path.empty()) {
-      ::unlink(options.unix_path.c_str());
-      builder.AddListeningPort("unix:" + options.unix_path, grpc::InsecureServerCredentials(), &unix_port);
+      private_directory = CRETO_TRY(PrivateDirectory::beside(options.unix_path));
+      builder.AddListeningPort("unix:" + private_directory->socket(), grpc::InsecureServerCredentials(), &unix_port);
     }
     for (const auto& entry : dispatcher.entries()) {
       auto& service = services_[entry->method.service];
@@ -561,9 +593,13 @@ class GrpcServerImpl final : public GrpcServer {
           Product::platform, ErrorKind::unavailable,
           fmt::format("cannot listen on `{}`",
                       options.port ? fmt::format("{}:{}", options.address, *options.port) : options.unix_path));
-    if (!options.unix_path.empty() && ::chmod(options.unix_path.c_str(), 0600) != 0)
-      return Error(Product::platform, ErrorKind::unavailable,
-                   fmt::format("cannot keep others from `{}`: {}", options.unix_path, std::strerror(errno)));
+    if (private_directory) {
+      const std::string socket = private_directory->socket();
+      if (::chmod(socket.c_str(), 0600) != 0 || ::rename(socket.c_str(), options.unix_path.c_str()) != 0)
+        return Error(Product::platform, ErrorKind::unavailable,
+                     fmt::format("cannot put a socket at `{}`: {}", options.unix_path, std::strerror(errno)));
+      unix_path_ = options.unix_path;
+    }
     if (options.health) {
       health_ = options.health;
       watcher_ = std::jthread([this](const std::stop_token& stop) { watch(stop); });
@@ -580,6 +616,7 @@ class GrpcServerImpl final : public GrpcServer {
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::microseconds>(grace));
     server_->Wait();
     server_.reset();
+    if (!unix_path_.empty()) ::unlink(unix_path_.c_str());
   }
 
  private:
@@ -594,6 +631,7 @@ class GrpcServerImpl final : public GrpcServer {
   }
 
   int port_ = 0;
+  std::string unix_path_;
   Exchanges exchanges_;
   std::map<std::string, std::unique_ptr<RawService>> services_;
   std::unique_ptr<grpc::Server> server_;

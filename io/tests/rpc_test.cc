@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <filesystem>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -14,6 +15,7 @@
 #include "creto/io/no_waiting.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/nhi/v1/nhi.pb.h"
+#include "creto/testing/temp_dir.h"
 #include "echo.pb.h"
 
 namespace creto::rpc {
@@ -72,7 +74,7 @@ class MemoryAuditor final : public Auditor {
   std::vector<std::string> records_;
 };
 
-class Rpc : public testing::Test {
+class Rpc : public ::testing::Test {
  protected:
   Rpc() {
     auto service = dispatcher->service("creto.nhi.v1.NhiService");
@@ -270,6 +272,21 @@ TEST_F(Rpc, CarriesCallerTraceAndIdempotencyKeyToTheHandler) {
   EXPECT_TRUE(at_handler.trace.sampled);
   EXPECT_EQ(at_handler.idempotency_key, "key-1");
   EXPECT_LT(at_handler.deadline, Monotonic::max());
+}
+
+TEST_F(Rpc, ASocketIsForItsUserAloneAndGoesWithItsServer) {
+  const creto::testing::TempDir directory;
+  const std::filesystem::path path = directory / "rpc.sock";
+  const auto over_socket = GrpcServer::start(*dispatcher, {.unix_path = path.string()}).value();
+  EXPECT_EQ(std::filesystem::status(path).permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(path.parent_path()), {}), 1) << "something was left";
+  ChannelOptions options;
+  options.endpoint = "unix:" + path.string();
+  options.bearer = [] { return std::string("human:ada@example.com"); };
+  EXPECT_TRUE(get(*Channel::connect(std::move(options), system_clock()).value(), "clerk").has_value());
+  over_socket->stop(Nanos(0));
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 TEST_F(Rpc, HashesTheSameRequestAlikeOverGrpcAndRest) {
@@ -656,7 +673,7 @@ TEST_F(Rpc, RefusesBadRestWithAClearErrorAndItsCode) {
     EXPECT_EQ(response.status, status) << response.body;
     auto error = http::error_from_json(response.body);
     ASSERT_TRUE(error.has_value()) << response.body;
-    EXPECT_THAT(error->message(), testing::HasSubstr(std::string(part)));
+    EXPECT_THAT(error->message(), ::testing::HasSubstr(std::string(part)));
   };
   expect(404, "no such path", rest("GET", "/v1/nothing"));
   expect(404, "no such path", rest("GET", "/"));
