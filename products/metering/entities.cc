@@ -1,4 +1,4 @@
-#include "billing_store.h"
+#include "billing/billing_store.h"
 #include "creto/authz/authz.h"
 #include "creto/metering/metering_entities.h"
 

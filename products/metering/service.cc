@@ -4,8 +4,8 @@
 
 #include "creto/contracts/events.h"
 #include "creto/io/bus.h"
+#include "limits/window.h"
 #include "service_words.h"
-#include "window.h"
 
 namespace creto::metering {
 namespace {

@@ -7,20 +7,20 @@
 #include <shared_mutex>
 #include <tuple>
 
-#include "billing_store.h"
-#include "counters.h"
+#include "billing/billing_store.h"
+#include "billing/facts.h"
+#include "billing/invoicing.h"
+#include "billing/price_table.h"
 #include "creto/authz/authz.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/io/bus.h"
 #include "creto/metering/metering.h"
 #include "creto/nhi/nhi.h"
-#include "facts.h"
-#include "intake.h"
-#include "invoicing.h"
 #include "ledger/column_store.h"
 #include "ledger/ledger.h"
-#include "price_table.h"
+#include "limits/counters.h"
 #include "store.h"
+#include "usage/intake.h"
 
 namespace creto::metering {
 

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "billing_store.h"
-#include "credits.h"
+#include "billing/billing_store.h"
+#include "billing/credits.h"
 #include "creto/common/json.h"
 #include "creto/io/idempotency.h"
 #include "names.h"

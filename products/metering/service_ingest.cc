@@ -4,12 +4,12 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "billing/rating.h"
 #include "creto/common/json.h"
 #include "creto/contracts/events.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/bus.h"
 #include "ledger/batch_proof.h"
-#include "rating.h"
 #include "service.h"
 #include "service_words.h"
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "biller.h"
-#include "credits.h"
+#include "billing/biller.h"
+#include "billing/credits.h"
 #include "creto/io/bus.h"
 #include "creto/io/idempotency.h"
 #include "service.h"

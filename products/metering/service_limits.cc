@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "account_names.h"
+#include "limits/account_names.h"
+#include "limits/window.h"
 #include "service_words.h"
-#include "window.h"
 
 namespace creto::metering {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "biller.h"
+#include "billing/biller.h"
 #include "creto/common/time_zone.h"
 #include "creto/io/idempotency.h"
 #include "service.h"

@@ -2,10 +2,10 @@
 
 #include <charconv>
 
-#include "logged_event.h"
 #include "service.h"
 #include "service_words.h"
-#include "usage_query.h"
+#include "usage/logged_event.h"
+#include "usage/usage_query.h"
 
 namespace creto::metering {
 namespace {

@@ -5,14 +5,14 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "account_names.h"
 #include "creto/common/json.h"
 #include "creto/crypto/hash.h"
 #include "ledger/batch_proof.h"
 #include "ledger/repeated_keys.h"
+#include "limits/account_names.h"
 #include "service.h"
 #include "service_words.h"
-#include "usage_query.h"
+#include "usage/usage_query.h"
 
 namespace creto::metering {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "billing/invoicing.h"
 #include "creto/common/json.h"
-#include "invoicing.h"
 
 namespace creto::metering::store {
 namespace {

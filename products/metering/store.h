@@ -5,9 +5,9 @@
 #include <string_view>
 #include <vector>
 
-#include "counters.h"
 #include "creto/io/sql.h"
 #include "creto/metering/metering.h"
+#include "limits/counters.h"
 
 namespace creto::metering {
 

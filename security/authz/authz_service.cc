@@ -17,7 +17,7 @@
 #include "creto/io/idempotency.h"
 #include "creto/io/sql.h"
 #include "decider.h"
-#include "decision_log.h"
+#include "decisions/decision_log.h"
 #include "entity_rules.h"
 #include "in_force.h"
 #include "kept_answers.h"

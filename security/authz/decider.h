@@ -8,7 +8,7 @@
 #include "creto/authz/authz.h"
 #include "creto/common/tick_time.h"
 #include "decision_cache.h"
-#include "decision_log.h"
+#include "decisions/decision_log.h"
 #include "in_force.h"
 #include "override_token.h"
 #include "snapshot.h"

@@ -8,7 +8,7 @@
 
 #include "authz_probe.h"
 #include "creto/io/sql.h"
-#include "decision_log.h"
+#include "decisions/decision_log.h"
 #include "policy_editor.h"
 #include "snapshot.h"
 

@@ -8,7 +8,7 @@
 #include "asked_resources.h"
 #include "cedar/interpreter.h"
 #include "creto/authz/authz.h"
-#include "decision_segment.h"
+#include "decisions/decision_segment.h"
 #include "snapshot.h"
 
 namespace creto::authz {

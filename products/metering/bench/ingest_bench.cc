@@ -20,8 +20,8 @@
 #include "creto/testing/bench.h"
 #include "creto/testing/postgres.h"
 #include "creto/testing/temp_dir.h"
-#include "intake.h"
 #include "ledger/batch_proof.h"
+#include "usage/intake.h"
 
 namespace creto::metering {
 namespace {

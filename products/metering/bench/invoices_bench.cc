@@ -6,7 +6,7 @@
 
 #include <cstdlib>
 
-#include "billing_store.h"
+#include "billing/billing_store.h"
 #include "creto/consensus/timestamp_source.h"
 #include "creto/io/files.h"
 #include "creto/metering/metering.h"

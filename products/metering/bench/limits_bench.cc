@@ -10,8 +10,8 @@
 #include <random>
 #include <thread>
 
-#include "counters.h"
 #include "creto/testing/bench.h"
+#include "limits/counters.h"
 
 namespace creto::metering {
 namespace {

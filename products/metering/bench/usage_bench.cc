@@ -12,7 +12,7 @@
 #include "creto/testing/bench.h"
 #include "creto/testing/bench_data.h"
 #include "ledger/column_store.h"
-#include "usage_query.h"
+#include "usage/usage_query.h"
 
 namespace creto::metering {
 namespace {

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "billing/invoicing.h"
 #include "creto/common/json.h"
 #include "creto/contracts/message_cost_tracker.h"
-#include "invoicing.h"
 
 namespace creto::metering {
 

@@ -5,7 +5,7 @@
 #include "creto/io/rpc.h"
 #include "creto/metering/metering_rpc.h"
 #include "rpc/convert.h"
-#include "usage_records.h"
+#include "usage/usage_records.h"
 
 namespace creto::metering {
 

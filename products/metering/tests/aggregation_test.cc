@@ -1,4 +1,4 @@
-#include "aggregation.h"
+#include "billing/aggregation.h"
 
 #include <gtest/gtest.h>
 

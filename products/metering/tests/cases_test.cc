@@ -9,12 +9,12 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "credits.h"
+#include "billing/credits.h"
+#include "billing/invoicing.h"
+#include "billing/price_table.h"
+#include "billing/pricing.h"
+#include "billing/rating.h"
 #include "creto/metering/simulation.h"
-#include "invoicing.h"
-#include "price_table.h"
-#include "pricing.h"
-#include "rating.h"
 
 namespace creto::metering {
 namespace {

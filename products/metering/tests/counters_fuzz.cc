@@ -2,9 +2,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "counters.h"
 #include "creto/common/assert.h"
 #include "creto/testing/fuzz_seeds.h"
+#include "limits/counters.h"
 
 /// A copy of counters that anybody may have written is taken or refused; what was taken can be counted on, copied
 /// again, and taken again.

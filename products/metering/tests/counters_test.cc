@@ -1,4 +1,4 @@
-#include "counters.h"
+#include "limits/counters.h"
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 // Subscriptions as policies see them.
 
 #include <gtest/gtest.h>
-#include "billing_store.h"
+#include "billing/billing_store.h"
 
 #include "creto/authz/authz.h"
 #include "creto/metering/metering_entities.h"

@@ -1,5 +1,5 @@
 // What the parser takes can be evaluated: to a number or to an error, in bounded time.
-#include "expression.h"
+#include "billing/expression.h"
 
 #include "creto/common/assert.h"
 #include "creto/testing/fuzz_seeds.h"

@@ -1,6 +1,6 @@
 // The way of an event from its bytes to the counters: whom it counts for, and what happens to the rest of a batch.
 
-#include "intake.h"
+#include "usage/intake.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -11,11 +11,11 @@
 #include <set>
 #include <thread>
 
+#include "billing/facts.h"
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
-#include "facts.h"
 #include "ledger/batch_proof.h"
-#include "number_table.h"
+#include "tables/number_table.h"
 
 namespace creto::metering {
 namespace {

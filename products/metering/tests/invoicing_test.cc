@@ -1,4 +1,4 @@
-#include "invoicing.h"
+#include "billing/invoicing.h"
 
 #include <gtest/gtest.h>
 
@@ -7,8 +7,8 @@
 #include <fstream>
 #include <random>
 
-#include "credits.h"
-#include "rating.h"
+#include "billing/credits.h"
+#include "billing/rating.h"
 
 namespace creto::metering {
 namespace {

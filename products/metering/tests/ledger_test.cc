@@ -13,7 +13,6 @@
 #include <set>
 #include <thread>
 
-#include "counters.h"
 #include "creto/crypto/hash.h"
 #include "creto/io/sql.h"
 #include "creto/testing/databases.h"
@@ -23,6 +22,7 @@
 #include "creto/testing/temp_dir.h"
 #include "ledger/ledger.h"
 #include "ledger/repeated_keys.h"
+#include "limits/counters.h"
 
 namespace creto::metering {
 namespace {

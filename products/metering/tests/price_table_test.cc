@@ -1,6 +1,6 @@
 // What tokens of models cost, from the table that gateways share.
 
-#include "price_table.h"
+#include "billing/price_table.h"
 
 #include <gtest/gtest.h>
 

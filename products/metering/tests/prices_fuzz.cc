@@ -1,6 +1,6 @@
 #include <cstdlib>
 
-#include "price_table.h"
+#include "billing/price_table.h"
 
 /// A table that is taken holds prices that come back from their documents as they were.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -1,4 +1,4 @@
-#include "pricing.h"
+#include "billing/pricing.h"
 
 #include <gtest/gtest.h>
 

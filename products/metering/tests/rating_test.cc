@@ -1,10 +1,10 @@
-#include "rating.h"
+#include "billing/rating.h"
 
 #include <gtest/gtest.h>
 
 #include <random>
 
-#include "invoicing.h"
+#include "billing/invoicing.h"
 
 namespace creto::metering {
 namespace {

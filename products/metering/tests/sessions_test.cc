@@ -6,7 +6,7 @@
 #include <random>
 #include <thread>
 
-#include "counters.h"
+#include "limits/counters.h"
 
 // Sessions come by the million and go again; what is counted of them must not show it.
 namespace creto::metering {

@@ -1,12 +1,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "billing/invoicing.h"
 #include "creto/common/assert.h"
 #include "creto/metering/plan.h"
 #include "creto/metering/quota.h"
 #include "creto/testing/fuzz_seeds.h"
-#include "invoicing.h"
-#include "usage_event.h"
+#include "usage/usage_event.h"
 
 /// What is accepted survives its own form; nothing crashes.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -1,4 +1,4 @@
-#include "usage_event.h"
+#include "usage/usage_event.h"
 
 #include <gtest/gtest.h>
 

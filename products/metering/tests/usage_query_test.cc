@@ -1,6 +1,6 @@
 // Columns and queries over them: the same answers as a walk over the log, whatever becomes of the files.
 
-#include "usage_query.h"
+#include "usage/usage_query.h"
 #include "creto/testing/soak.h"
 
 #include <fmt/format.h>

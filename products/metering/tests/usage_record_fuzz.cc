@@ -2,7 +2,7 @@
 
 #include "creto/metering/simulation.h"
 #include "ledger/usage_record.h"
-#include "usage_records.h"
+#include "usage/usage_records.h"
 
 /// What is taken is encoded to the same content again; a report in any form never makes a record that is not taken.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

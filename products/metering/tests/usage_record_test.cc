@@ -7,7 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "ledger/batch_proof.h"
-#include "usage_records.h"
+#include "usage/usage_records.h"
 
 namespace creto::metering {
 namespace {

@@ -1,4 +1,4 @@
-#include "window.h"
+#include "limits/window.h"
 
 #include <gtest/gtest.h>
 

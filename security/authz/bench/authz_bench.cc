@@ -14,8 +14,8 @@
 #include "creto/testing/bench.h"
 #include "creto/testing/databases.h"
 #include "creto/testing/temp_dir.h"
-#include "decision_log.h"
-#include "decision_replay.h"
+#include "decisions/decision_log.h"
+#include "decisions/decision_replay.h"
 #include "snapshot.h"
 
 namespace {

@@ -15,8 +15,8 @@
 
 #include "cedar/engine.h"
 #include "cedar/parser.h"
-#include "conformance.h"
 #include "creto/testing/bench.h"
+#include "tools/conformance.h"
 
 namespace creto::authz {
 namespace {

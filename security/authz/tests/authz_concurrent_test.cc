@@ -17,8 +17,8 @@
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/temp_dir.h"
 #include "decision_cache.h"
-#include "decision_replay.h"
-#include "decision_ring.h"
+#include "decisions/decision_replay.h"
+#include "decisions/decision_ring.h"
 #include "rate.h"
 #include "snapshot.h"
 

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "conformance.h"
+#include "tools/conformance.h"
 
 namespace creto::authz {
 namespace {

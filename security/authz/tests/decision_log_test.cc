@@ -1,4 +1,4 @@
-#include "decision_log.h"
+#include "decisions/decision_log.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -16,8 +16,8 @@
 #include "creto/testing/fake_clock.h"
 #include "creto/testing/fault_files.h"
 #include "creto/testing/temp_dir.h"
-#include "decision_files.h"
-#include "decision_replay.h"
+#include "decisions/decision_files.h"
+#include "decisions/decision_replay.h"
 #include "test_source.h"
 
 namespace creto::authz {

@@ -1,4 +1,4 @@
-#include "decision_segment.h"
+#include "decisions/decision_segment.h"
 
 /// Whatever is read as a block gives decisions whose parts are there, or an error.
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
