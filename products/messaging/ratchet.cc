@@ -65,8 +65,10 @@ struct AeadParts {
   crypto::AeadKey key;
   ByteArray<crypto::aead_nonce_size> nonce;
 };
-AeadParts aead_of(const Secret& message_key) {
-  const auto both = crypto::hkdf_sha256(message_key.reveal(), {}, as_bytes(message_info),
+/// Of one message of a chain. Who goes on from an older copy of his state seals another message with the same message
+/// key: what stands before the ciphertext, with that message's own id and time, keeps key and nonce apart.
+AeadParts aead_of(const Secret& message_key, BytesView authenticated) {
+  const auto both = crypto::hkdf_sha256(message_key.reveal(), authenticated, as_bytes(message_info),
                                         crypto::aead_key_size + crypto::aead_nonce_size);
   CRETO_ASSERT(both);
   auto key = crypto::AeadKey::create(crypto::AeadAlgorithm::aes_256_gcm, half(*both, 0));
@@ -174,12 +176,12 @@ Result<Ratchet::Sealing> Ratchet::next_sending() {
 }
 
 Bytes Ratchet::seal(const Sealing& sealing, BytesView authenticated, BytesView plaintext) const {
-  const AeadParts aead = aead_of(sealing.key);
+  const AeadParts aead = aead_of(sealing.key, authenticated);
   return aead.key.seal_with_nonce(plaintext, joined(associated_data_, authenticated), aead.nonce).bytes;
 }
 
 Result<Secret> Ratchet::open(const Secret& message_key, BytesView authenticated, BytesView ciphertext) const {
-  const AeadParts aead = aead_of(message_key);
+  const AeadParts aead = aead_of(message_key, authenticated);
   const crypto::Ciphertext sealed = {crypto::AeadAlgorithm::aes_256_gcm, aead.nonce, to_bytes(ciphertext)};
   auto opened = aead.key.open(sealed, joined(associated_data_, authenticated));
   if (!opened) return failed();

@@ -50,7 +50,8 @@ class Ratchet {
   static Ratchet respond(Bytes associated_data, Secret shared, crypto::KemPrivateKey signed_prekey);
 
   /// The header of the next message; then its ciphertext. `authenticated` is everything on the wire before the
-  /// ciphertext.
+  /// ciphertext, and differs from message to message (its id): so that no key and nonce serve twice even where the
+  /// state went back to an older copy.
   struct Sealing {
     RatchetHeader header;
     Secret key;
