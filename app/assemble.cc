@@ -123,6 +123,8 @@ Result<std::unique_ptr<System>> assemble_core(const Home& home, const Settings& 
   system->timestamps = CRETO_TRY(consensus::create_timestamp_source(*system->ceilings, clock, telemetry));
   system->audit = CRETO_TRY(open_log(*system));
   system->nhi = CRETO_TRY(nhi::create_nhi(*system->database, *system->sealer, clock));
+  system->certifier = certify_with(home);
+  system->enrolment = CRETO_TRY(nhi::create_enrolment(*system->database, *system->nhi, *system->certifier, clock));
 
   system->entities = entities_of(*system->nhi, *system->database);
   Secret override_key = CRETO_TRY(read_sealed(home.override_key(), *system->sealer));

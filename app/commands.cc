@@ -211,50 +211,6 @@ Result<Output> provision_agent(const Home& home, const cli::CallOptions& options
   return Output{fmt::format("{}\n", identity), made.dump(2), 0};
 }
 
-Result<Output> rotate_human_keys(const Home& home, const cli::CallOptions& options, Nanos overlap, bool compromised) {
-  const auto server = CRETO_TRY(cli::Server::connect(home, options));
-  const Settings settings = CRETO_TRY(Settings::load(home));
-  const Identity human = CRETO_TRY(human_of(home));
-  const Json listed = CRETO_TRY(server->call(method(nhi_service, "ListKeySets"), {{"identity", human.text()}}));
-  std::vector<std::string> registered;
-  for (const Json& set : listed.value("sets", Json::array())) registered.push_back(set.value("key_id", ""));
-  if (registered.empty())
-    return Error(Product::platform, ErrorKind::not_found, fmt::format("`{}` is not registered", human.text()));
-
-  const Bytes file = CRETO_TRY(io::real_files().read(home.human_keys(), 1 << 20));
-  const Secret passphrase = CRETO_TRY(read_passphrase("passphrase of " + human.text(), false));
-  HumanKeys keys = CRETO_TRY(HumanKeys::open(file, passphrase));
-  CRETO_TRY(keys.find(registered.front()));
-  // Into the file before they are registered: a set that nobody has is worse than one that is not used yet. That one,
-  // left by a try that did not come through, is taken first.
-  if (std::ranges::find(registered, keys.sets.front().id()) != registered.end()) {
-    keys.sets.insert(keys.sets.begin(), HumanKeySet::generate());
-    const Bytes sealed = CRETO_TRY(keys.seal(passphrase));
-    CRETO_TRY(io::write_durably(io::real_files(), home.human_keys(), sealed));
-  }
-  const HumanKeySet& next = keys.sets.front();
-  const HumanKeySet* current = CRETO_TRY(keys.find(registered.front()));
-
-  const Instant now = std::chrono::floor<std::chrono::seconds>(system_clock().now());
-  const nhi::PublicKeys made{next.id(), next.signing.verifying_key(), next.kem.public_key()};
-  const std::string document =
-      CRETO_TRY(nhi::succession_signed_bytes(settings.org, human, made, registered.front(), now));
-  const Signature signature = CRETO_TRY(current->signing.sign(as_bytes(document), as_bytes(nhi::succession_context)));
-  const Json request{{"identity", human.text()},
-                     {"overlap", fmt::format("{}s", std::chrono::floor<std::chrono::seconds>(overlap).count())},
-                     {"compromised", compromised},
-                     {"signing_algorithm", std::string(crypto::to_string(made.signing.algorithm()))},
-                     {"signing_key", base64(made.signing.bytes())},
-                     {"kem_algorithm", std::string(crypto::to_string(made.kem->algorithm()))},
-                     {"kem_key", base64(made.kem->bytes())},
-                     {"succession",
-                      {{"previous_key_id", registered.front()},
-                       {"signed_at", to_rfc3339(now)},
-                       {"signature", signature_json(signature)}}}};
-  const Json answer = CRETO_TRY(server->call(method(nhi_service, "RotateKeys"), request));
-  return Output{fmt::format("{}\n", answer.value("key_id", "")), answer.dump(2), 0};
-}
-
 Result<Output> respond(const Home& home, const cli::CallOptions& options, const std::string& request, bool approve,
                        const std::string& notes, const std::string& response) {
   const auto server = CRETO_TRY(cli::Server::connect(home, options));

@@ -46,10 +46,6 @@ struct ProvisionOptions {
 /// same idempotency key until it is done.
 Result<Output> provision_agent(const Home& home, const cli::CallOptions& options, const ProvisionOptions& provision);
 
-/// A new key set for this home's human, made here, signed with the one he has, and kept in his key file beside it: what
-/// was sealed to that still opens. Safe to repeat after an error.
-Result<Output> rotate_human_keys(const Home& home, const cli::CallOptions& options, Nanos overlap, bool compromised);
-
 /// Answers an oversight request, signed here with the human's key. `response` is a JSON object, or empty.
 Result<Output> respond(const Home& home, const cli::CallOptions& options, const std::string& request, bool approve,
                        const std::string& notes, const std::string& response);

@@ -1,5 +1,6 @@
 #include "home.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <pwd.h>
 #include <termios.h>
@@ -11,7 +12,6 @@
 #include "creto/crypto/random.h"
 #include "creto/crypto/sealed_file.h"
 #include "creto/io/files.h"
-#include "creto/nhi/nhi.h"
 #include "creto/vault/root_key.h"
 
 namespace creto::app {
@@ -23,6 +23,7 @@ using namespace std::chrono_literals;
 constexpr std::string_view human_keys_purpose = "creto human keys v1";
 constexpr Nanos authority_lifetime = 24h * 3650;
 constexpr Nanos certificate_lifetime = 24h * 825;
+constexpr Nanos renewed_before_end = 24h * 60;
 
 Error platform_error(ErrorKind kind, std::string message) { return Error(Product::platform, kind, std::move(message)); }
 
@@ -77,6 +78,90 @@ Result<Secret> ask_terminal(std::string_view prompt, std::string_view variable) 
   fmt::print(stderr, "\n");
   return Secret::copy_of(line.reveal().first(size));
 }
+
+/// For the owner alone: other files rely on it.
+Result<> make_directories(const Home& home) {
+  CRETO_TRY(io::real_files().create_directories(home.root));
+  CRETO_TRY(io::real_files().create_directories(home.human()));
+  std::error_code failed;
+  std::filesystem::permissions(home.root, std::filesystem::perms::owner_all, failed);
+  if (failed)
+    return platform_error(ErrorKind::unavailable,
+                          fmt::format("cannot keep others out of `{}`: {}", home.root.string(), failed.message()));
+  return {};
+}
+
+Result<tls::KeyPair> authority_of(const Home& home) {
+  if (!is_there(home.authority_key()))
+    return platform_error(ErrorKind::not_found, fmt::format("`{}` is not here, and certificates are made with it",
+                                                            home.authority_key().string()));
+  tls::KeyPair authority;
+  authority.certificate = CRETO_TRY(read_text(home.authority()));
+  std::string key = CRETO_TRY(read_text(home.authority_key()));
+  authority.key = Secret::copy_of(key);
+  wipe(key.data(), key.size());
+  return authority;
+}
+
+/// An IP address as certificates are read back; none for another text.
+std::optional<std::string> ip_address(const std::string& text) {
+  for (const int family : {AF_INET, AF_INET6}) {
+    in6_addr address{};
+    char written[INET6_ADDRSTRLEN] = "";
+    if (::inet_pton(family, text.c_str(), &address) == 1 &&
+        ::inet_ntop(family, &address, written, sizeof written) != nullptr)
+      return written;
+  }
+  return std::nullopt;
+}
+
+bool is_dns_name(std::string_view text) {
+  return !text.empty() && text.size() <= 253 && !text.starts_with('.') && std::ranges::all_of(text, [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.';
+  });
+}
+
+/// What the server's certificate is for: this machine, and `names`.
+Result<tls::Subject> server_subject(const std::vector<std::string>& names) {
+  tls::Subject subject;
+  subject.common_name = "creto";
+  subject.uri = tls::identity_uri({"service:creto"});
+  subject.dns_names = {"localhost"};
+  subject.ip_addresses = {"127.0.0.1", "::1"};
+  subject.server = true;
+  for (const std::string& name : names) {
+    const std::optional<std::string> address = ip_address(name);
+    if (!address && !is_dns_name(name))
+      return platform_error(ErrorKind::invalid_input,
+                            fmt::format("names `{}`: must be a DNS name or an IP address", name));
+    std::vector<std::string>& of_its_kind = address ? subject.ip_addresses : subject.dns_names;
+    const std::string& text = address ? *address : name;
+    if (std::ranges::find(of_its_kind, text) == of_its_kind.end()) of_its_kind.push_back(text);
+  }
+  return subject;
+}
+
+Result<std::string> certify_client(const Home& home, const Identity& identity, std::string_view key_id,
+                                   std::string_view request) {
+  const tls::KeyPair authority = CRETO_TRY(authority_of(home));
+  tls::Subject subject;
+  subject.common_name = std::string(identity.name());
+  subject.uri = tls::identity_uri({identity.text(), std::string(key_id)});
+  return tls::issue_for(authority, request, subject, certificate_lifetime, system_clock());
+}
+
+class HomeCertifier final : public nhi::Certifier {
+ public:
+  explicit HomeCertifier(Home home) : home_(std::move(home)) {}
+
+  Result<std::string> certify(const Identity& identity, std::string_view key_id, std::string_view request) override {
+    return certify_client(home_, identity, key_id, request);
+  }
+  Result<std::string> authority() override { return read_text(home_.authority()); }
+
+ private:
+  const Home home_;
+};
 
 constexpr std::string_view config_template =
     R"(# Creto's settings; `creto config show` prints all of them with their defaults.
@@ -225,6 +310,11 @@ Result<tls::Identity> client_identity(const Home& home) {
   CRETO_TRY(human_of(home));
   std::string certificate = CRETO_TRY(read_text(home.human_certificate()));
   std::string key = CRETO_TRY(read_text(home.human_key()));
+  const Instant ends = CRETO_TRY(tls::facts_of(certificate)).ends;
+  if (ends <= system_clock().now())
+    return platform_error(ErrorKind::expired, fmt::format("your client certificate ended {}: run `creto humans "
+                                                          "renew-certificate`",
+                                                          to_rfc3339(ends)));
   std::string authority = CRETO_TRY(read_text(home.authority()));
   return tls::Identity{std::move(certificate), std::move(key), std::move(authority)};
 }
@@ -237,10 +327,9 @@ Result<Secret> read_sealed(const path& file, crypto::KeySealer& sealer) {
 Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& options) {
   std::vector<std::string> made;
   std::unique_ptr<crypto::KeySealer> sealer;
-  CRETO_TRY(io::real_files().create_directories(home.root));
-  CRETO_TRY(io::real_files().create_directories(home.human()));
-  std::error_code ignored;
-  std::filesystem::permissions(home.root, std::filesystem::perms::owner_all, ignored);
+  if (!is_org_name(options.org))
+    return platform_error(ErrorKind::invalid_input, fmt::format("--org `{}`: {}", options.org, org_name_rule));
+  CRETO_TRY(make_directories(home));
 
   if (!is_there(home.root_key())) {
     const Secret passphrase = options.seal_root_key ? CRETO_TRY(root_passphrase(true)) : Secret();
@@ -271,34 +360,19 @@ Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& o
     CRETO_TRY(write_text(home.authority(), authority.certificate, 0644));
     made.push_back("certificate authority: " + home.authority().string());
   }
-  tls::KeyPair authority;
-  authority.certificate = CRETO_TRY(read_text(home.authority()));
-  const std::string authority_key = CRETO_TRY(read_text(home.authority_key()));
-  authority.key = Secret::copy_of(authority_key);
-
   if (!is_there(home.server_certificate())) {
-    tls::Subject subject;
-    subject.common_name = "creto";
-    subject.uri = tls::identity_uri("service:creto");
-    subject.dns_names = {"localhost"};
-    subject.ip_addresses = {"127.0.0.1", "::1"};
-    subject.server = true;
-    const tls::KeyPair server = CRETO_TRY(tls::issue(authority, subject, certificate_lifetime, system_clock()));
-    CRETO_TRY(write_text(home.server_key(), server.key.reveal_text(), 0600));
-    CRETO_TRY(write_text(home.server_certificate(), server.certificate, 0644));
+    CRETO_TRY(renew_server_certificate(home, {}));
     made.push_back("server certificate: " + home.server_certificate().string());
   }
 
   if (!is_there(home.human_keys())) {
     const Identity human = CRETO_TRY(Identity::human(options.email));
     const Secret passphrase = CRETO_TRY(read_passphrase("passphrase for the keys of " + human.text(), true));
-    const Bytes sealed = CRETO_TRY(HumanKeys::generate().seal(passphrase));
-    tls::Subject subject;
-    subject.common_name = std::string(human.name());
-    subject.uri = tls::identity_uri(human.text());
-    const tls::KeyPair client = CRETO_TRY(tls::issue(authority, subject, certificate_lifetime, system_clock()));
-    CRETO_TRY(write_text(home.human_key(), client.key.reveal_text(), 0600));
-    CRETO_TRY(write_text(home.human_certificate(), client.certificate, 0644));
+    const HumanKeys keys = HumanKeys::generate();
+    const Bytes sealed = CRETO_TRY(keys.seal(passphrase));
+    tls::CertificateRequest request = CRETO_TRY(tls::request_certificate());
+    std::string certificate = CRETO_TRY(certify_client(home, human, keys.sets.front().id(), request.request));
+    CRETO_TRY(write_client_certificate(home, {std::move(certificate), std::move(request.key)}));
     CRETO_TRY(write_text(home.human_identity(), human.text() + "\n", 0600));
     CRETO_TRY(io::write_durably(io::real_files(), home.human_keys(), sealed, 0600));
     made.push_back(fmt::format("keys of {}: {}", human.text(), home.human_keys().string()));
@@ -309,6 +383,62 @@ Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& o
     made.push_back("settings: " + home.config().string());
   }
   return InitialisedFiles{std::move(made), std::move(sealer)};
+}
+
+Result<bool> renew_server_certificate(const Home& home, const std::vector<std::string>& names) {
+  const tls::Subject subject = CRETO_TRY(server_subject(names));
+  if (is_there(home.server_certificate())) {
+    std::vector<std::string> wanted = subject.dns_names;
+    wanted.insert(wanted.end(), subject.ip_addresses.begin(), subject.ip_addresses.end());
+    std::ranges::sort(wanted);
+    const std::string current = CRETO_TRY(read_text(home.server_certificate()));
+    const tls::CertificateFacts facts = CRETO_TRY(tls::facts_of(current));
+    if (facts.names == wanted && facts.ends - system_clock().now() > renewed_before_end) return false;
+  }
+  const tls::KeyPair authority = CRETO_TRY(authority_of(home));
+  const tls::KeyPair server = CRETO_TRY(tls::issue(authority, subject, certificate_lifetime, system_clock()));
+  // Where a crash comes between the two, the next start finds a certificate of another key, or none, and fails to
+  // serve: so the old certificate goes first, and is missed.
+  std::error_code ignored;
+  std::filesystem::remove(home.server_certificate(), ignored);
+  CRETO_TRY(write_text(home.server_key(), server.key.reveal_text(), 0600));
+  CRETO_TRY(write_text(home.server_certificate(), server.certificate, 0644));
+  return true;
+}
+
+std::unique_ptr<nhi::Certifier> certify_with(const Home& home) { return std::make_unique<HomeCertifier>(home); }
+
+Result<> write_client_certificate(const Home& home, const tls::KeyPair& client) {
+  CRETO_TRY(write_text(home.human_key(), client.key.reveal_text(), 0600));
+  return write_text(home.human_certificate(), client.certificate, 0644);
+}
+
+Result<HumanKeys> begin_to_join(const Home& home, const Invitation& invitation) {
+  if (is_there(home.root_key()) || is_there(home.human_identity()))
+    return platform_error(
+        ErrorKind::already_exists,
+        fmt::format("`{}` is an installation's home already: name another one in CRETO_HOME", home.root.string()));
+  CRETO_TRY(make_directories(home));
+  CRETO_TRY(write_text(home.authority(), invitation.authority, 0644));
+  const std::string prompt = "passphrase for the keys of " + invitation.human.text();
+  if (is_there(home.human_keys())) {
+    const Bytes file = CRETO_TRY(io::real_files().read(home.human_keys(), 1 << 20));
+    const Secret passphrase = CRETO_TRY(read_passphrase(prompt, false));
+    return HumanKeys::open(file, passphrase);
+  }
+  const Secret passphrase = CRETO_TRY(read_passphrase(prompt, true));
+  HumanKeys keys = HumanKeys::generate();
+  const Bytes sealed = CRETO_TRY(keys.seal(passphrase));
+  CRETO_TRY(io::write_durably(io::real_files(), home.human_keys(), sealed, 0600));
+  return keys;
+}
+
+Result<> finish_joining(const Home& home, const Invitation& invitation, const tls::KeyPair& client) {
+  CRETO_TRY(write_client_certificate(home, client));
+  const std::string settings = fmt::format(config_template, invitation.org) +
+                               fmt::format("# Where commands find the server.\nserver = \"{}\"\n", invitation.server);
+  CRETO_TRY(write_text(home.config(), settings, 0600));
+  return write_text(home.human_identity(), invitation.human.text() + "\n", 0600);
 }
 
 }  // namespace creto::app

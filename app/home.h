@@ -12,6 +12,8 @@
 #include "creto/crypto/key_sealer.h"
 #include "creto/crypto/signing.h"
 #include "creto/io/tls.h"
+#include "creto/nhi/enrolment.h"
+#include "invitation.h"
 
 /// Where an installation keeps its files, and how they are made. Nothing here talks to a server.
 namespace creto::app {
@@ -80,7 +82,7 @@ Result<std::unique_ptr<crypto::KeySealer>> open_root_key(const Home& home);
 
 Result<std::string> read_text(const std::filesystem::path& path, std::size_t bytes_max = 1 << 20);
 
-/// What the CLI shows the server: the human's client certificate, and whom it believes.
+/// What the CLI shows the server: the human's client certificate, and whom it believes. Errors: expired, with advice.
 Result<tls::Identity> client_identity(const Home& home);
 /// The human of this home. Errors: not_found with the advice to run `creto init`.
 Result<Identity> human_of(const Home& home);
@@ -98,6 +100,21 @@ struct InitialisedFiles {
   std::unique_ptr<crypto::KeySealer> sealer;
 };
 Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& options);
+
+/// Sees to the certificate that the server shows: for `names` (DNS names and IP addresses) besides this machine's own.
+/// Makes a new one where there is none, where its names are others, or where it ends within 60 days. True where it did.
+/// Errors: invalid_input for a name that is none; not_found where the authority's key, which that takes, is not here.
+Result<bool> renew_server_certificate(const Home& home, const std::vector<std::string>& names);
+
+/// The installation's own authority, whose key lies in the home.
+std::unique_ptr<nhi::Certifier> certify_with(const Home& home);
+
+/// Makes the home of somebody who joins an installation elsewhere: his keys under a passphrase, and whom his commands
+/// believe. Takes up what an earlier try left. Errors: already_exists where the home is another's, or a server's.
+Result<HumanKeys> begin_to_join(const Home& home, const Invitation& invitation);
+/// Writes the certificate that he got, and the settings; only then the home is one.
+Result<> finish_joining(const Home& home, const Invitation& invitation, const tls::KeyPair& client);
+Result<> write_client_certificate(const Home& home, const tls::KeyPair& client);
 
 /// Reads a file that `initialise_files` sealed under the root key. `what` is the file's name.
 Result<Secret> read_sealed(const std::filesystem::path& path, crypto::KeySealer& sealer);

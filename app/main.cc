@@ -23,6 +23,7 @@
 #include "creto/io/http_server.h"
 #include "message_commands.h"
 #include "metering_commands.h"
+#include "people_commands.h"
 #include "policy_commands.h"
 #include "usage_command.h"
 #include "usage_export.h"
@@ -215,7 +216,8 @@ int run(int argc, char** argv) {
   app.fallthrough();
   GlobalFlags flags;
   app.add_flag("--json", flags.json, "JSON for programs");
-  app.add_option("--endpoint", flags.endpoint, "host:port of the server's gRPC; default: this home's");
+  app.add_option("--endpoint", flags.endpoint,
+                 "host:port of the server's gRPC; default: the setting `server`, else this home's");
   app.add_option("--idempotency-key", flags.idempotency_key,
                  "repeating a change with the same key changes nothing more");
   app.add_option("--timeout", flags.timeout, "how long to wait for the server")->capture_default_str();
@@ -267,6 +269,7 @@ int run(int argc, char** argv) {
   add_metering_commands(plain_command, [&flags] { return options_of(flags); });
   add_billing_commands(plain_command, [&flags] { return options_of(flags); });
   add_policy_set_commands(plain_command, [&flags] { return options_of(flags); });
+  add_people_commands(plain_command, [&flags] { return options_of(flags); });
 
   std::string name;
   std::vector<std::string> permissions;
@@ -294,19 +297,6 @@ int run(int argc, char** argv) {
                                        });
   delegate_command->add_option("AGENT", name, "identity or name")->required();
   delegation_options(delegate_command);
-
-  std::string overlap = "30d";
-  bool compromised = false;
-  CLI::App* rotate_command = command("humans rotate-keys", "new keys for yourself, signed with those you have",
-                                     [&](const Home& home) -> Result<Output> {
-                                       const Nanos duration = CRETO_TRY(parse_duration(overlap));
-                                       const cli::CallOptions options = CRETO_TRY(options_of(flags));
-                                       return rotate_human_keys(home, options, duration, compromised);
-                                     });
-  rotate_command->add_option("--overlap", overlap, "how long what the old keys sign still counts")
-      ->capture_default_str();
-  rotate_command->add_flag("--compromised", compromised,
-                           "others may hold the old keys: what they sign counts no more from now on");
 
   ProvisionOptions provision;
   std::vector<std::string> policy_files;

@@ -133,6 +133,7 @@ Result<Output> serve(const Home& home, const std::vector<std::string>& services)
   Settings settings = CRETO_TRY(Settings::load(home));
   if (!services.empty()) settings.services = services;
   CRETO_TRY(check_products(settings));
+  if (settings.tls) CRETO_TRY(renew_server_certificate(home, settings.names));
   const std::unique_ptr<System> system = CRETO_TRY(assemble_core(home, settings, std::move(sealer)));
   CRETO_TRY(assemble_services(*system));
   Doors doors = CRETO_TRY(open_doors(*system));

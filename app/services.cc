@@ -22,6 +22,7 @@ void register_services(rpc::Dispatcher& dispatcher, System& system) {
   consensus::register_consensus(dispatcher, *system.timestamps);
   audit::register_audit(dispatcher, *system.audit);
   nhi::register_nhi(dispatcher, *system.nhi);
+  nhi::register_enrolment(dispatcher, *system.enrolment);
   authz::register_authz(dispatcher, *system.authz);
   if (system.vault) vault::register_vault(dispatcher, *system.vault);
   if (system.inference) inference::register_inference(dispatcher, *system.inference);

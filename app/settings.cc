@@ -12,6 +12,10 @@ void Settings::declare(ConfigSchema& schema) {
   constexpr ConfigSchema::Range port = {.min = 0, .max = 65535};
   schema.add("org", org, "the organization");
   schema.add("address", address, "where everything listens");
+  schema.add("names", names,
+             "DNS names and IP addresses by which others reach this server: its certificate is for them, and the first "
+             "stands in invitations");
+  schema.add("server", server, "host:port of the server's gRPC, for commands of a home that has no server of its own");
   schema.add("grpc.port", grpc_port, "0 takes any free port", port);
   schema.add("rest.port", rest_port, "0 takes any free port", port);
   schema.add("metrics.port", metrics_port, "Prometheus text at /metrics", port);

@@ -15,6 +15,8 @@ namespace creto::app {
 struct Settings {
   std::string org = "default";
   std::string address = "127.0.0.1";  ///< where gRPC, REST, health and metrics listen
+  std::vector<std::string> names;     ///< by which others reach this server, besides the loopback ones
+  std::string server;                 ///< of a home without a server of its own: where its commands go
   std::int64_t grpc_port = 8080;      ///< 0: any free port; see ports.json in the home
   std::int64_t rest_port = 8081;
   std::int64_t metrics_port = 9090;

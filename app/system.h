@@ -17,6 +17,7 @@
 #include "creto/memory/memory.h"
 #include "creto/messaging/messaging.h"
 #include "creto/metering/metering.h"
+#include "creto/nhi/enrolment.h"
 #include "creto/nhi/nhi.h"
 #include "creto/oversight/oversight.h"
 #include "creto/runtime/runtime.h"
@@ -45,6 +46,8 @@ struct System {
   std::unique_ptr<consensus::TimestampSource> timestamps;
   std::unique_ptr<audit::AuditLog> audit;
   std::unique_ptr<nhi::Nhi> nhi;
+  std::unique_ptr<nhi::Certifier> certifier;
+  std::unique_ptr<nhi::Enrolment> enrolment;
 
   std::unique_ptr<authz::EntitySource> entities;
   std::vector<std::unique_ptr<authz::ResourceSource>> resources;  ///< of the products that run here

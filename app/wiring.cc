@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -30,8 +31,9 @@ class NhiAuthenticator final : public rpc::Authenticator {
     // A certificate of ours carries exactly one identity; more than one is none of ours.
     if (credentials.certificate_uris.size() != 1)
       return platform_error(ErrorKind::unauthenticated, "certificate: must carry one identity");
-    const std::string text = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front()));
-    const Identity shown = CRETO_TRY(Identity::parse(text));
+    const tls::CertifiedIdentity certified = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front()));
+    const Identity shown = CRETO_TRY(Identity::parse(certified.identity));
+    if (shown.kind() == Identity::Kind::human) CRETO_TRY(check_keys(lookup, shown, certified.key_id));
     if (credentials.on_behalf_of.empty()) return caller(lookup, shown);
     if (shown.kind() != Identity::Kind::service)
       return platform_error(ErrorKind::unauthenticated, "creto-on-behalf-of: only a service may act for another");
@@ -40,6 +42,17 @@ class NhiAuthenticator final : public rpc::Authenticator {
   }
 
  private:
+  /// His certificate's key lies open on his disk, so it must end with the keys that his passphrase guards.
+  Result<> check_keys(const Context& ctx, const Identity& human, std::string_view key_id) {
+    const auto sets = CRETO_TRY(nhi_.key_sets(ctx, human));
+    const auto named = std::ranges::find(sets, key_id, &nhi::PublicKeys::key_id);
+    if (named != sets.end() && named->in_force(system_clock().now())) return {};
+    return platform_error(ErrorKind::unauthenticated,
+                          fmt::format("the certificate of `{}` is for keys that are not in force: run `creto humans "
+                                      "renew-certificate`",
+                                      human.text()));
+  }
+
   Result<rpc::Caller> caller(const Context& ctx, const Identity& identity) {
     const bool revoked = CRETO_TRY(nhi_.is_revoked(ctx, identity));
     if (revoked)

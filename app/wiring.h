@@ -11,8 +11,8 @@
 /// The ports that lower modules declare, filled with the modules above them.
 namespace creto::app {
 
-/// Client certificates and bearer tokens, through nhi. A service with a certificate of its own may act for whom it
-/// names.
+/// Client certificates and bearer tokens, through nhi. A human's certificate stands and falls with the keys that it
+/// names: whose keys are compromised gets a new one. A service with a certificate of its own may act for whom it names.
 std::unique_ptr<rpc::Authenticator> authenticate_with(nhi::Nhi& nhi, std::string org);
 
 /// Cedar policies, then extensions.

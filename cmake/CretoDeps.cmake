@@ -68,7 +68,8 @@ if(_root)
   set_property(TARGET creto::openssl_ssl APPEND PROPERTY INTERFACE_LINK_LIBRARIES creto::openssl_crypto)
   # gRPC, libcurl and libpq as packaged ask for libssl.so.3 too. A RUNPATH does not reach the dependencies of dependencies, an
   # RPATH does; so all of them get ours, whether or not the executable names it. Mixing two would break ML-DSA certificates.
-  add_link_options("LINKER:--disable-new-dtags" "LINKER:-rpath,${_root}/lib")
+  add_link_options("LINKER:--disable-new-dtags")
+  set(CMAKE_BUILD_RPATH "${_root}/lib")
   # Also for targets that see OpenSSL only through somebody else's header.
   include_directories(BEFORE SYSTEM "${_root}/include")
   set(CRETO_OPENSSL_ROOT "${_root}")

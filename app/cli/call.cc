@@ -116,7 +116,7 @@ void lines_of(const Json& value, const std::string& prefix, std::string& text) {
 Result<std::shared_ptr<rpc::Channel>> channel_to_server(const Home& home, const CallOptions& options) {
   rpc::ChannelOptions channel;
   const Settings settings = CRETO_TRY(Settings::load(home));
-  channel.endpoint = options.endpoint;
+  channel.endpoint = options.endpoint.empty() ? settings.server : options.endpoint;
   if (channel.endpoint.empty()) {
     RunningPorts ports = CRETO_TRY(running_server(home));
     channel.endpoint = std::move(ports.grpc);

@@ -563,7 +563,7 @@ class GrpcServerImpl final : public GrpcServer {
     if (options.port) {
       std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
       if (options.tls) {
-        CRETO_TRY(tls::expiry_of(options.tls->certificate));
+        CRETO_TRY(tls::facts_of(options.tls->certificate));
         grpc::SslServerCredentialsOptions ssl(options.tls->authority.empty()
                                                   ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
                                                   : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);

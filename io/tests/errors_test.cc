@@ -42,14 +42,14 @@ TEST(Tls, KnowsTheEndOfACertificateThatHasNone) {
       "CCqGSM49BAMCA0gAMEUCIHbP42HV3cM3gMHI+VVdzfEGvDqCXW94e65bBiSb4fYa\n"
       "AiEAs9ye80NG9kDqxYouJdfEi1mshQf2T6VySye1rU6dX8o=\n"
       "-----END CERTIFICATE-----\n";
-  EXPECT_EQ(tls::expiry_of(without_end).value(), Instant::max());
+  EXPECT_EQ(tls::facts_of(without_end).value().ends, Instant::max());
 }
 
 TEST(Tls, AsksNobodyForThePassphraseOfACertificate) {
   constexpr std::string_view encrypted =
       "-----BEGIN CERTIFICATE-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n"
       "AAAAAAAAAAAAAAAAAAAAAA==\n-----END CERTIFICATE-----\n";
-  EXPECT_EQ(tls::expiry_of(encrypted).error().kind(), ErrorKind::invalid_input);
+  EXPECT_EQ(tls::facts_of(encrypted).error().kind(), ErrorKind::invalid_input);
 }
 
 }  // namespace

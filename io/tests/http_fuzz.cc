@@ -49,7 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         CRETO_ASSERT(tls::identity_from_uri(tls::identity_uri(*identity)).value() == *identity);
       break;
     case 6:
-      (void)tls::expiry_of(text);
+      (void)tls::facts_of(text);
       break;
     default:
       if (const auto error = rpc::from_status_details(text)) {

@@ -181,7 +181,7 @@ TEST_F(Http, ShowsTheHandlerWhoseCertificateItVerified) {
   auto pair = tls::issue(authority, {.common_name = "creto", .ip_addresses = {"127.0.0.1"}, .server = true},
                          std::chrono::hours(1), clock)
                   .value();
-  auto ada = tls::issue(authority, {.common_name = "ada", .uri = tls::identity_uri("human:ada@example.com")},
+  auto ada = tls::issue(authority, {.common_name = "ada", .uri = tls::identity_uri({"human:ada@example.com"})},
                         std::chrono::hours(1), clock)
                  .value();
   ServerOptions options{.port = 0};

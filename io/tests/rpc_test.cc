@@ -32,7 +32,7 @@ class PlainAuthenticator final : public Authenticator {
   Result<Caller> authenticate(const Context&, const Credentials& credentials) override {
     ++asked;
     std::string name = credentials.bearer;
-    if (name.empty()) name = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front()));
+    if (name.empty()) name = CRETO_TRY(tls::identity_from_uri(credentials.certificate_uris.front())).identity;
     if (name == "expired") return Error(Product::platform, ErrorKind::expired, "the token has expired");
     auto identity = Identity::parse(name);
     if (!identity) return Error(Product::platform, ErrorKind::unauthenticated, "the token is not one of ours");
@@ -772,7 +772,7 @@ TEST(RpcTls, KnowsItsCallerByHisCertificateAndNegotiatesThePostQuantumGroup) {
                  {.common_name = "creto", .dns_names = {"localhost"}, .ip_addresses = {"127.0.0.1"}, .server = true},
                  std::chrono::hours(1), clock)
           .value();
-  auto ada_pair = tls::issue(authority, {.common_name = "ada", .uri = tls::identity_uri("human:ada+x@example.com")},
+  auto ada_pair = tls::issue(authority, {.common_name = "ada", .uri = tls::identity_uri({"human:ada+x@example.com"})},
                              std::chrono::hours(1), clock)
                       .value();
   auto pem = [](const tls::KeyPair& pair, const std::string& ca) {
@@ -809,7 +809,7 @@ TEST(RpcTls, KnowsItsCallerByHisCertificateAndNegotiatesThePostQuantumGroup) {
 
   // A certificate of another authority does not even get a connection.
   auto strangers = tls::create_authority("Strangers", std::chrono::hours(24), clock).value();
-  auto eve = tls::issue(strangers, {.common_name = "eve", .uri = tls::identity_uri("human:ada@example.com")},
+  auto eve = tls::issue(strangers, {.common_name = "eve", .uri = tls::identity_uri({"human:ada@example.com"})},
                         std::chrono::hours(1), clock)
                  .value();
   options.tls = pem(eve, authority.certificate);

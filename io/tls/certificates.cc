@@ -1,3 +1,4 @@
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <openssl/bio.h>
 #include <openssl/ec.h>
@@ -27,6 +28,11 @@ using Pkey = std::unique_ptr<EVP_PKEY, Free<EVP_PKEY_free>>;
 using X509Ptr = std::unique_ptr<X509, Free<X509_free>>;
 using BioPtr = std::unique_ptr<BIO, Free<BIO_free_all>>;
 using NamePtr = std::unique_ptr<X509_NAME, Free<X509_NAME_free>>;
+using RequestPtr = std::unique_ptr<X509_REQ, Free<X509_REQ_free>>;
+using NamesPtr = std::unique_ptr<GENERAL_NAMES, Free<GENERAL_NAMES_free>>;
+
+constexpr std::size_t request_bytes_max = 8 << 10;
+constexpr std::string_view keys_query = "?keys=";
 
 Error invalid(std::string message) { return Error(Product::platform, ErrorKind::invalid_input, std::move(message)); }
 
@@ -56,12 +62,16 @@ Result<Pkey> parse_key(std::string_view pem) {
   return key;
 }
 
+std::string text_in(BIO* out) {
+  char* data = nullptr;
+  const long size = BIO_get_mem_data(out, &data);
+  return std::string(data, static_cast<std::size_t>(size));
+}
+
 std::string certificate_pem(X509* certificate) {
   BioPtr out(BIO_new(BIO_s_mem()));
   CRETO_ASSERT(PEM_write_bio_X509(out.get(), certificate) == 1);
-  char* data = nullptr;
-  long size = BIO_get_mem_data(out.get(), &data);
-  return std::string(data, static_cast<std::size_t>(size));
+  return text_in(out.get());
 }
 
 Secret key_pem(EVP_PKEY* key) {
@@ -160,15 +170,17 @@ Result<KeyPair> create_authority(std::string_view organization, Nanos valid_for,
   return KeyPair{std::move(pem), std::move(secret)};
 }
 
-Result<KeyPair> issue(const KeyPair& authority, const Subject& subject, Nanos valid_for, const Clock& clock) {
+namespace {
+
+Result<std::string> certify(const KeyPair& authority, EVP_PKEY* key, const Subject& subject, Nanos valid_for,
+                            const Clock& clock) {
   X509Ptr issuer = CRETO_TRY(parse_certificate(authority.certificate));
   Pkey issuer_key = CRETO_TRY(parse_key(authority.key.reveal_text()));
   if (X509_check_private_key(issuer.get(), issuer_key.get()) != 1) {
     ERR_clear_error();
     return invalid("the authority's key does not belong to its certificate");
   }
-  Pkey key = CRETO_TRY(fresh_key());
-  X509Ptr certificate = CRETO_TRY(begin_certificate(key.get(), valid_for, clock));
+  X509Ptr certificate = CRETO_TRY(begin_certificate(key, valid_for, clock));
   NamePtr name(X509_NAME_new());
   CRETO_TRY(set_name(name.get(), "", subject.common_name));
   X509_set_subject_name(certificate.get(), name.get());
@@ -183,13 +195,53 @@ Result<KeyPair> issue(const KeyPair& authority, const Subject& subject, Nanos va
   CRETO_TRY(add_alternative_names(certificate.get(), subject));
   if (X509_sign(certificate.get(), issuer_key.get(), EVP_sha256()) == 0)
     return openssl_failed("cannot sign the certificate");
-  std::string pem = certificate_pem(certificate.get());
-  Secret secret = key_pem(key.get());
-  return KeyPair{std::move(pem), std::move(secret)};
+  return certificate_pem(certificate.get());
 }
 
-std::string identity_uri(std::string_view identity) {
+}  // namespace
+
+Result<KeyPair> issue(const KeyPair& authority, const Subject& subject, Nanos valid_for, const Clock& clock) {
+  Pkey key = CRETO_TRY(fresh_key());
+  std::string certificate = CRETO_TRY(certify(authority, key.get(), subject, valid_for, clock));
+  return KeyPair{std::move(certificate), key_pem(key.get())};
+}
+
+Result<CertificateRequest> request_certificate() {
+  Pkey key = CRETO_TRY(fresh_key());
+  RequestPtr request(X509_REQ_new());
+  CRETO_ASSERT(X509_REQ_set_version(request.get(), X509_REQ_VERSION_1) == 1);
+  if (X509_REQ_set_pubkey(request.get(), key.get()) != 1 || X509_REQ_sign(request.get(), key.get(), EVP_sha256()) == 0)
+    return openssl_failed("cannot sign the request");
+  BioPtr out(BIO_new(BIO_s_mem()));
+  CRETO_ASSERT(PEM_write_bio_X509_REQ(out.get(), request.get()) == 1);
+  return CertificateRequest{text_in(out.get()), key_pem(key.get())};
+}
+
+Result<std::string> issue_for(const KeyPair& authority, std::string_view request, const Subject& subject,
+                              Nanos valid_for, const Clock& clock) {
+  if (request.size() > request_bytes_max)
+    return invalid(
+        fmt::format("certificate request: has {} bytes, at most {} are read", request.size(), request_bytes_max));
+  RequestPtr parsed(PEM_read_bio_X509_REQ(reader(request).get(), nullptr, no_passphrase, nullptr));
+  ERR_clear_error();
+  if (!parsed) return invalid("certificate request: is not PEM of PKCS #10");
+  EVP_PKEY* const key = X509_REQ_get0_pubkey(parsed.get());
+  char group[16] = "";
+  std::size_t length = 0;
+  const bool p256 = key != nullptr && EVP_PKEY_is_a(key, "EC") == 1 &&
+                    EVP_PKEY_get_group_name(key, group, sizeof group, &length) == 1 &&
+                    std::string_view(group, length) == "prime256v1";
+  ERR_clear_error();
+  if (!p256) return invalid("certificate request: its key must be one on P-256");
+  const bool signed_by_it = X509_REQ_verify(parsed.get(), key) == 1;
+  ERR_clear_error();
+  if (!signed_by_it) return invalid("certificate request: is not signed by the key in it");
+  return certify(authority, key, subject, valid_for, clock);
+}
+
+std::string identity_uri(const CertifiedIdentity& certified) {
   std::string uri = "creto:";
+  std::string_view identity = certified.identity;
   while (!identity.empty()) {
     std::size_t end = std::min(identity.find(':'), identity.size());
     uri += http::percent_encode(identity.substr(0, end));
@@ -197,22 +249,66 @@ std::string identity_uri(std::string_view identity) {
     uri += ':';
     identity.remove_prefix(end + 1);
   }
+  if (!certified.key_id.empty()) uri.append(keys_query).append(http::percent_encode(certified.key_id));
   return uri;
 }
 
-Result<std::string> identity_from_uri(std::string_view uri) {
+Result<CertifiedIdentity> identity_from_uri(std::string_view uri) {
   if (!uri.starts_with("creto:")) return invalid("the certificate's URI is not a Creto identity");
-  return http::percent_decode(uri.substr(6), false);
+  uri.remove_prefix(6);
+  CertifiedIdentity out;
+  if (const std::size_t query = uri.find('?'); query != std::string_view::npos) {
+    if (!uri.substr(query).starts_with(keys_query))
+      return invalid("the certificate's URI says more of its identity than `keys`");
+    out.key_id = CRETO_TRY(http::percent_decode(uri.substr(query + keys_query.size()), false));
+    if (out.key_id.empty()) return invalid("the certificate's URI names no keys");
+    uri = uri.substr(0, query);
+  }
+  out.identity = CRETO_TRY(http::percent_decode(uri, false));
+  return out;
 }
 
-Result<Instant> expiry_of(std::string_view pem) {
-  X509Ptr certificate = CRETO_TRY(parse_certificate(pem));
+namespace {
+
+Result<Instant> end_of(const X509* certificate) {
   std::tm time{};
-  if (ASN1_TIME_to_tm(X509_get0_notAfter(certificate.get()), &time) != 1) return invalid("the certificate has no end");
+  if (ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &time) != 1) return invalid("the certificate has no end");
   // A certificate without an end has one in the year 9999, which nanoseconds do not hold.
   const std::chrono::seconds seconds(::timegm(&time));
   constexpr auto last = std::chrono::duration_cast<std::chrono::seconds>(Nanos::max());
   return seconds > last ? Instant::max() : seconds < -last ? Instant::min() : Instant(seconds);
+}
+
+/// The address as `Subject` has it; empty for one of neither four nor sixteen bytes.
+std::string address_text(const ASN1_OCTET_STRING* address) {
+  char text[INET6_ADDRSTRLEN] = "";
+  const int size = ASN1_STRING_length(address);
+  if (size != 4 && size != 16) return {};
+  const int family = size == 4 ? AF_INET : AF_INET6;
+  return ::inet_ntop(family, ASN1_STRING_get0_data(address), text, sizeof text) == nullptr ? "" : text;
+}
+
+}  // namespace
+
+Result<CertificateFacts> facts_of(std::string_view pem) {
+  X509Ptr certificate = CRETO_TRY(parse_certificate(pem));
+  CertificateFacts facts;
+  facts.ends = CRETO_TRY(end_of(certificate.get()));
+  const NamesPtr names(
+      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate.get(), NID_subject_alt_name, nullptr, nullptr)));
+  ERR_clear_error();
+  for (int i = 0; i < sk_GENERAL_NAME_num(names.get()); ++i) {
+    const GENERAL_NAME* const name = sk_GENERAL_NAME_value(names.get(), i);
+    if (name->type == GEN_IPADD) {
+      facts.names.push_back(address_text(name->d.iPAddress));
+    } else if (name->type == GEN_DNS || name->type == GEN_URI) {
+      const auto* const data = reinterpret_cast<const char*>(ASN1_STRING_get0_data(name->d.ia5));
+      auto& texts = name->type == GEN_DNS ? facts.names : facts.uris;
+      texts.emplace_back(data, static_cast<std::size_t>(ASN1_STRING_length(name->d.ia5)));
+    }
+  }
+  std::ranges::sort(facts.names);
+  return facts;
 }
 
 }  // namespace creto::tls

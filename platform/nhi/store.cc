@@ -64,6 +64,13 @@ UPDATE nhi_bundles SET key_id = (SELECT k.key_id FROM nhi_keys k WHERE k.org = n
   AND k.identity = nhi_bundles.identity);
 UPDATE nhi_prekeys SET key_id = (SELECT k.key_id FROM nhi_keys k WHERE k.org = nhi_prekeys.org
   AND k.identity = nhi_prekeys.identity) WHERE kind = 'kem'
+)sql"},
+                                         {6, "invitations", R"sql(
+CREATE TABLE nhi_invitations (
+  org TEXT NOT NULL, id TEXT NOT NULL, hash BYTEA NOT NULL, human TEXT NOT NULL, invited_by TEXT NOT NULL,
+  created_at BIGINT NOT NULL, expires_at BIGINT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'used', 'withdrawn')), key_id TEXT NOT NULL,
+  PRIMARY KEY (org, id))
 )sql"}};
 
 constexpr std::string_view agent_columns =
@@ -415,6 +422,66 @@ Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Ide
                {org, identity.text(), key_id}));
   for (const sql::Row row : rows) (row.text(0) == "dh" ? count.one_time : count.one_time_kem) = row.integer(1);
   return count;
+}
+
+std::string invitation_id(const Hash256& hash) { return hex(BytesView(hash).first(8)); }
+
+Result<> insert_invitation(sql::Tx& tx, const std::string& org, const Invitation& invitation, const Hash256& hash) {
+  CRETO_TRY(
+      tx.exec("INSERT INTO nhi_invitations (org, id, hash, human, invited_by, created_at, expires_at, state, key_id) "
+              "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, '')",
+              {org, invitation.id, to_bytes(BytesView(hash)), invitation.human.text(), invitation.invited_by.text(),
+               invitation.created_at, invitation.expires_at, to_string(invitation.state)}));
+  return {};
+}
+
+namespace {
+
+constexpr std::string_view invitation_columns = "id, human, invited_by, created_at, expires_at, state, hash, key_id";
+
+Result<StoredInvitation> invitation_of(const sql::Row& row) {
+  auto human = Identity::parse(row.text(1));
+  auto invited_by = Identity::parse(row.text(2));
+  auto state = invitation_state_from_string(row.text(5));
+  if (!human || !invited_by || !state) return damaged("invitation");
+  return StoredInvitation{
+      {row.text(0), *human, *invited_by, row.instant(3), row.instant(4), *state}, row.bytes(6), row.text(7)};
+}
+
+}  // namespace
+
+Result<std::optional<StoredInvitation>> find_invitation(sql::Tx& tx, const std::string& org, std::string_view id) {
+  auto rows = CRETO_TRY(tx.query(
+      fmt::format("SELECT {} FROM nhi_invitations WHERE org = $1 AND id = $2", invitation_columns), {org, id}));
+  if (rows.empty()) return std::optional<StoredInvitation>();
+  StoredInvitation found = CRETO_TRY(invitation_of(rows.front()));
+  return std::optional(std::move(found));
+}
+
+Result<std::vector<StoredInvitation>> list_invitations(sql::Tx& tx, const std::string& org, Instant since) {
+  auto rows = CRETO_TRY(tx.query(fmt::format("SELECT {} FROM nhi_invitations WHERE org = $1 AND expires_at > $2 "
+                                             "ORDER BY created_at DESC, id LIMIT 1000",
+                                             invitation_columns),
+                                 {org, since}));
+  std::vector<StoredInvitation> out;
+  for (const sql::Row row : rows) {
+    StoredInvitation one = CRETO_TRY(invitation_of(row));
+    out.push_back(std::move(one));
+  }
+  return out;
+}
+
+Result<bool> end_invitation(sql::Tx& tx, const std::string& org, const Invitation& invitation,
+                            const std::string& key_id) {
+  auto changed = CRETO_TRY(
+      tx.exec("UPDATE nhi_invitations SET state = $3, key_id = $4 WHERE org = $1 AND id = $2 AND state = 'open'",
+              {org, invitation.id, to_string(invitation.state), key_id}));
+  return changed == 1;
+}
+
+Result<> forget_invitations(sql::Tx& tx, const std::string& org, Instant before) {
+  CRETO_TRY(tx.exec("DELETE FROM nhi_invitations WHERE org = $1 AND expires_at < $2", {org, before}));
+  return {};
 }
 
 }  // namespace creto::nhi::store

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "creto/io/sql.h"
+#include "creto/nhi/enrolment.h"
 #include "creto/nhi/nhi.h"
 
 /// nhi's tables. Every function is one or two statements inside the caller's transaction.
@@ -60,5 +61,22 @@ Result<KeyBundle> take_bundle(sql::Tx& tx, const std::string& org, const Identit
 /// The KEM ones are those that `key_id` signed; nothing signs the others.
 Result<PrekeyCount> count_prekeys(sql::Tx& tx, const std::string& org, const Identity& identity,
                                   const std::string& key_id);
+
+/// An invitation as stored: never `expired`, which follows from the time.
+struct StoredInvitation {
+  Invitation invitation;
+  Bytes hash;          ///< of the secret
+  std::string key_id;  ///< who used it; empty where nobody did
+};
+/// The first 8 bytes of the secret's hash, in hex.
+std::string invitation_id(const Hash256& hash);
+Result<> insert_invitation(sql::Tx& tx, const std::string& org, const Invitation& invitation, const Hash256& hash);
+Result<std::optional<StoredInvitation>> find_invitation(sql::Tx& tx, const std::string& org, std::string_view id);
+/// That ended after `since`, newest first, at most 1 000.
+Result<std::vector<StoredInvitation>> list_invitations(sql::Tx& tx, const std::string& org, Instant since);
+/// Writes `invitation.state`, and with which keys it was used. False where it was not open any more.
+Result<bool> end_invitation(sql::Tx& tx, const std::string& org, const Invitation& invitation,
+                            const std::string& key_id);
+Result<> forget_invitations(sql::Tx& tx, const std::string& org, Instant before);
 
 }  // namespace creto::nhi::store

@@ -7,10 +7,10 @@
 #include <charconv>
 #include <queue>
 
-#include "../number_table.h"
 #include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
 #include "layout.h"
+#include "tables/number_table.h"
 
 // A run: the magic; pages of 4 KiB with up to 102 entries in the order of their keys (newest first among equals), the
 // number of entries and a checksum; the filter; the first key of each page; a footer of fixed size.

@@ -8,10 +8,10 @@
 #include <string_view>
 #include <vector>
 
-#include "../number_table.h"
 #include "creto/common/bytes.h"
 #include "creto/common/result.h"
 #include "layout.h"
+#include "tables/number_table.h"
 
 namespace creto::metering {
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../names.h"
+#include "names.h"
 
 namespace creto::metering {
 namespace {

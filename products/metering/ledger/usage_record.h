@@ -8,12 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "../counters.h"
 #include "creto/common/bytes.h"
 #include "creto/common/id.h"
 #include "creto/common/money.h"
 #include "creto/common/result.h"
 #include "creto/common/time.h"
+#include "limits/counters.h"
 
 namespace creto::metering {
 

@@ -41,12 +41,37 @@ Result<KeyPair> create_authority(std::string_view organization, Nanos valid_for,
 /// Errors: invalid_input for a malformed authority or subject.
 Result<KeyPair> issue(const KeyPair& authority, const Subject& subject, Nanos valid_for, const Clock& clock);
 
-/// The URI of a Creto identity in a certificate, and back. `from_uri` refuses every other scheme.
-std::string identity_uri(std::string_view identity);
-Result<std::string> identity_from_uri(std::string_view uri);
+/// A fresh key, and what asks an authority elsewhere for a certificate over it (PKCS #10), both PEM: the key stays
+/// here.
+struct CertificateRequest {
+  std::string request;
+  Secret key;
+};
+Result<CertificateRequest> request_certificate();
 
-/// When the first certificate in `pem` ends.
-Result<Instant> expiry_of(std::string_view pem);
+/// As `issue`, over the key in `request`, which has signed it; nothing else in it counts. Returns the certificate.
+/// Errors: invalid_input for a request of more than 8 KiB, one that its key did not sign, another key than P-256's.
+Result<std::string> issue_for(const KeyPair& authority, std::string_view request, const Subject& subject,
+                              Nanos valid_for, const Clock& clock);
+
+/// Whom a certificate of ours names.
+struct CertifiedIdentity {
+  std::string identity;     ///< "human:ada@example.com"
+  std::string key_id = {};  ///< the key set of that identity with which the certificate stands and falls; empty: none
+  friend bool operator==(const CertifiedIdentity&, const CertifiedIdentity&) = default;
+};
+/// The URI that says so in a certificate ("creto:human:ada@example.com?keys=0123456789abcdef"), and back.
+/// `identity_from_uri` refuses every other scheme.
+std::string identity_uri(const CertifiedIdentity& identity);
+Result<CertifiedIdentity> identity_from_uri(std::string_view uri);
+
+/// What the first certificate in `pem` says of itself.
+struct CertificateFacts {
+  Instant ends{};
+  std::vector<std::string> names;  ///< DNS names and IP addresses, sorted
+  std::vector<std::string> uris;
+};
+Result<CertificateFacts> facts_of(std::string_view pem);
 
 /// True where TLS made by gRPC and by us offers X25519MLKEM768 first. A linked program calls it once before its first
 /// connection: it also keeps the hook that gives gRPC its key-exchange groups from being dropped by the linker.
