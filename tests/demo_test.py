@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""However the demo ends, nothing of it runs on: interrupted, asked to end, killed, or after a failure of the server.
+"""However the demo ends, nothing of it runs on: at its end, interrupted, asked to end, killed, or after a failure of the server;
+and its report and its exit code say how it ended.
 
     demo_test.py --creto BINARY
 
 The demo is the real one. Leaves with 77 where the machine cannot run sandboxes.
 """
+import json
 import os
 import shutil
 import signal
@@ -15,6 +17,8 @@ import time
 
 from installation import PATIENCE_S, ROOT, left_over, needs_sandboxes, options_of, require
 from harness import StepFailed  # found by way of `installation`
+
+STEPS = 17  # of the main job; more may come
 
 
 class Running:
@@ -67,6 +71,10 @@ class Running:
         require(self.process.returncode == code, f"ended with {self.process.returncode} instead of {code}: {''.join(self.said)}{said}"[-3000:])
         return said
 
+    def report(self):
+        with open(os.path.join(self.work, "report.json"), encoding="utf-8") as file:
+            return json.load(file)
+
     def left(self):
         return left_over(self.work, self.boxes) + left_over(self.home, self.boxes)
 
@@ -97,6 +105,9 @@ def the_server_dies(demo):
     demo.sandboxes(3)
     os.kill(demo.server(), signal.SIGKILL)
     require("FAIL" in demo.ends(1), "no step is marked as failed")
+    report = demo.report()
+    require(not report["ok"], f"the report knows of no failure: {report}")
+    require([step["ok"] for step in report["steps"]] == [True] * (len(report["steps"]) - 1) + [False], f"another than the last step failed: {report['steps']}")
     demo.leaves_nothing()
 
 
@@ -109,12 +120,24 @@ def killed_while_agents_work(demo):
     demo.leaves_nothing()
 
 
+def plays_to_its_end(demo):
+    said = demo.ends(0)
+    report = demo.report()
+    failed = [step["name"] for step in report["steps"] if not step["ok"]]
+    require(report["ok"] and not failed, f"ended with 0 though these failed: {failed}")
+    told = [line.split(maxsplit=3)[3].strip() for line in said.splitlines() if line.startswith("ok ")]
+    require(len(told) >= STEPS and told == [step["name"] for step in report["steps"]], f"the report has {report['steps']}, and said was {told}")
+    require(report["attestation_verified"] and report["audit_verified"] and report["audit_size"] > 100, f"not verified: {report}")
+    require(report["invoice_total"], "there is no invoice")
+    demo.leaves_nothing()
+
+
 def main():
     options = options_of(__doc__)
     options.add_argument("--runtime", default="runc")
     chosen = options.parse_args()
     needs_sandboxes(chosen.runtime)
-    for ending in (asked_to_end_while_the_image_is_made, interrupted_in_the_middle_of_a_spawn, the_server_dies, killed_while_agents_work):
+    for ending in (asked_to_end_while_the_image_is_made, interrupted_in_the_middle_of_a_spawn, the_server_dies, killed_while_agents_work, plays_to_its_end):
         demo = Running(chosen.creto, chosen.runtime)
         try:
             ending(demo)
