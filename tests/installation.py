@@ -1,5 +1,6 @@
 """An installation in a folder of its own, with the real server and the real CLI; for tests that run the built binary."""
 import argparse
+import contextlib
 import glob
 import hashlib
 import os
@@ -91,16 +92,43 @@ class Postgres:
             os.chmod(os.path.dirname(folder), 0o711)
         self.data = os.path.join(folder, "data")
         self.programs = programs
+        self.folder = folder
         self.run("initdb", "-D", self.data, "-A", "trust", "-U", "creto", "--no-sync")
-        self.run("pg_ctl", "-D", self.data, "-l", os.path.join(folder, "log"), "-o", f"-k {folder} -c listen_addresses=''", "-w", "start")
+        self.start()
         self.run("createdb", "-h", folder, "-U", "creto", "creto")
         self.conninfo = f"host={folder} user=creto dbname=creto"
 
     def run(self, program, *arguments):
         subprocess.run([*self.user, os.path.join(self.programs, program), *arguments], check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE_S)
 
+    def start(self):
+        self.run("pg_ctl", "-D", self.data, "-l", os.path.join(self.folder, "log"), "-o", f"-k {self.folder} -c listen_addresses=''", "-w", "start")
+
     def stop(self):
         self.run("pg_ctl", "-D", self.data, "-m", "immediate", "stop")
+
+    def kill(self):
+        """With kill -9, its children too: a new one does not start beside what is left of the old."""
+        with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as file:
+            first = int(file.readline())
+        processes = [first, *children_of(first)]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE_S
+        # Also until each is reaped: its number still counts as another PostgreSQL.
+        while any(os.path.exists(f"/proc/{process}") for process in processes):
+            require(time.monotonic() < deadline, "what was killed is still there")
+            time.sleep(0.01)
+
+
+def children_of(parent):
+    children = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            if int(file.read().rpartition(")")[2].split()[1]) == parent:
+                children.append(int(process))
+    return children
 
 
 def left_over(home, sandboxes):

@@ -4,15 +4,18 @@
     crash_test.py before|after    the server dies once at each kind of commit, right before it or right after it
                                   (io/sql/crash_point.h), from `creto init` to the invoice
     crash_test.py random          kill -9 from outside, --kills times, at times that --seed decides
+    crash_test.py database        the same for PostgreSQL, under a server that goes on
 
-The server is the real one with an SQLite store, the client is the CLI, the sandboxes are real. Every call of the CLI that
-changes something carries an idempotency key and is repeated until it is acknowledged. Afterwards: nothing acknowledged is
-lost, nothing happened twice, what waits for a human still waits, no sandbox is left over, and the audit log verifies.
+The server is the real one with an SQLite store, or with a PostgreSQL of the test's own; the client is the CLI, the sandboxes are
+real. Every call of the CLI that changes something carries an idempotency key and is repeated until it is acknowledged.
+Afterwards: nothing acknowledged is lost, nothing happened twice, what waits for a human still waits, no sandbox is left over,
+and the audit log verifies.
 
 --creto names the binary (or $CRETO_BIN). Leaves with 77 where the machine cannot run sandboxes.
 """
 import base64
 import collections
+import contextlib
 import json
 import os
 import random
@@ -30,7 +33,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 EXAMPLE = os.path.join(ROOT, "examples", "invoice-agent")
 sys.path.insert(0, EXAMPLE)
 sys.path.insert(0, os.path.dirname(HERE))
-from installation import left_over, needs_sandboxes, options_of  # noqa: E402
+from installation import Postgres, left_over, needs_sandboxes, options_of, runs_sandboxes  # noqa: E402
 from harness import Children, Creto, CretoError, Recorder, StepFailed, first_line, payments_in, require  # noqa: E402
 
 HUMAN = "human:ada@example.com"
@@ -120,6 +123,33 @@ class Server:
             time.sleep(0.05)
 
 
+class DatabaseKiller:
+    """Ends PostgreSQL again and again while it is wanted, and starts it anew each time."""
+
+    def __init__(self, postgres, seed, kills):
+        self.postgres, self.random, self.kills_left = postgres, random.Random(seed), kills
+        self.deaths = 0
+        self.problem = None
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        try:
+            while self.kills_left > 0 and not self.done.wait(2 + 6 * self.random.random()):
+                self.kills_left -= 1
+                self.postgres.kill()
+                self.deaths += 1
+                self.done.wait(self.random.random())  # calls find nothing where it was
+                self.postgres.start()
+        except (StepFailed, OSError, subprocess.SubprocessError) as problem:
+            self.problem = f"PostgreSQL does not come back: {problem}"
+
+    def stop(self):
+        self.done.set()
+        self.thread.join(PATIENCE_S)
+
+
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
@@ -141,7 +171,12 @@ class CrashTest:
         self.creto = Creto(options.creto, self.home, self.file("passphrase", "crash test passphrase"))
         # A client whose server is gone leaves while gRPC's threads still hold what they will free.
         self.creto.env["ASAN_OPTIONS"] = "detect_leaks=0"
-        self.environment = {} if options.mode == "random" else {"CRETO_CRASH_AT": f"{options.mode}:{self.kinds}"}
+        self.at_commits = options.mode in ("before", "after")
+        self.environment = {"CRETO_CRASH_AT": f"{options.mode}:{self.kinds}"} if self.at_commits else {}
+        self.postgres = self.database_killer = None
+        if options.database == "postgres":
+            self.postgres = Postgres(os.path.join(self.work, "postgres"))
+            self.creto.env["CRETO_DATABASE"] = self.environment["CRETO_DATABASE"] = self.postgres.conninfo
         self.children = Children(self.work)
         self.webhook, self.invoices, self.rates, self.thief = (Recorder(name) for name in ("webhook", "invoices", "rates", "thief"))
         self.rounds = []
@@ -164,7 +199,7 @@ class CrashTest:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             if self.server:
-                self.server.check()
+                self.check_alive()
                 self.server.wait_ready()
             try:
                 answer = self.creto(*arguments)
@@ -177,6 +212,11 @@ class CrashTest:
             self.repeated_calls += 1
             time.sleep(0.1)
 
+    def check_alive(self):
+        self.server.check()
+        if self.database_killer:
+            require(not self.database_killer.problem, self.database_killer.problem)
+
     def log(self, line):
         with open(os.path.join(self.work, "driver.log"), "a", encoding="utf-8") as log:
             print(f"{time.monotonic() - self.begin:7.1f} {line}", file=log)
@@ -185,7 +225,7 @@ class CrashTest:
         """The first true answer of `look`."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            self.server.check()
+            self.check_alive()
             found = look()
             if found:
                 return found
@@ -230,7 +270,7 @@ local = true
 class = "{self.options.runtime}"
 image_directory = "{self.work}/images"
 pool_image = "crash"
-pool_size = {1 if self.options.mode == "random" else 0}
+pool_size = {0 if self.at_commits else 1}
 actions = "{EXAMPLE}/actions.yaml"
 [runtime.variables]
 LEDGER_URL = "{self.ledger_url}"
@@ -249,13 +289,16 @@ secret = "webhooks/OVERSIGHT"
         with open(config, encoding="utf-8") as whole:
             text = whole.read()
         self.file("home/config.toml", text[:text.index("[oversight.webhook]")])
-        self.server = Server(self.creto, os.path.join(self.work, "creto.log"), self.environment, self.options.seed, self.options.kills)
+        self.server = Server(self.creto, os.path.join(self.work, "creto.log"), self.environment, self.options.seed, self.options.kills if self.options.mode == "random" else 0)
         self.server.start()
         self.call("secrets", "create", "webhooks/OVERSIGHT", "--from", self.file("webhook-secret", "a secret of the webhook"), key="secret-1")
         self.server.stop()
         self.file("home/config.toml", text)
         self.server.start()
         self.call("secrets", "create", "ledger/LEDGER_TOKEN", "--from", os.path.join(self.work, "ledger-token"), key="secret-2")
+        if self.options.mode == "database":
+            # From now on: a server that finds no database when it starts says so and ends.
+            self.database_killer = DatabaseKiller(self.postgres, self.options.seed, self.options.kills)
 
     def rules(self):
         self.call("plans", "put", "@" + os.path.join(EXAMPLE, "plan.yaml"), key="plan")
@@ -472,21 +515,24 @@ secret = "webhooks/OVERSIGHT"
         self.initialise()
         policies = self.rules()
         number = 0
-        while number == 0 or self.server.kills_left > 0:
+        while number == 0 or self.server.kills_left > 0 or (self.database_killer and self.database_killer.kills_left > 0):
             number += 1
             self.round(number)
+        if self.database_killer:
+            self.database_killer.stop()
+            self.check_alive()
         for facts in self.rounds:
             self.check_round(facts)
         self.check_ledger()
         size = self.check_audit(policies)
         self.check_leftovers()
-        deaths = self.server.deaths
-        if self.options.mode != "random":
+        if self.at_commits:
             with open(self.kinds, encoding="utf-8") as kinds:
                 visited = kinds.read().splitlines()
             require(len(visited) >= 45, f"only {len(visited)} kinds of commit were met: {visited}")
             print("\n".join(f"  died {self.options.mode} {kind}" for kind in visited))
-        print(f"crash {self.options.mode}: {deaths} deaths of the server, {self.repeated_calls} calls repeated, {self.respawned} sandboxes spawned anew, "
+        deaths = f"{self.database_killer.deaths} deaths of PostgreSQL" if self.database_killer else f"{self.server.deaths} deaths of the server"
+        print(f"crash {self.options.mode} on {self.options.database} with {self.options.runtime}: {deaths}, {self.repeated_calls} calls repeated, {self.respawned} sandboxes spawned anew, "
               f"{number} rounds, {size} audit records verified")
 
     def end_sandboxes(self):
@@ -495,14 +541,22 @@ secret = "webhooks/OVERSIGHT"
             return
         try:
             self.server.kills_left = 0
+            self.server.problem = None  # is told already
             self.server.stop()
-            self.server = Server(self.creto, os.path.join(self.work, "creto-end.log"), {})
+            self.server = Server(self.creto, os.path.join(self.work, "creto-end.log"), {name: self.environment[name] for name in self.environment if name != "CRETO_CRASH_AT"})
             self.server.start()
             for box in self.call("sandboxes", "list", "--state", "running").get("sandboxes", []):
                 self.call("sandboxes", "terminate", box["id"])
             self.server.stop()
         except (StepFailed, CretoError) as problem:
             print(f"sandboxes may be left over: {problem}")
+
+    def end_postgres(self):
+        if self.database_killer:
+            self.database_killer.stop()
+        if self.postgres:
+            with contextlib.suppress(subprocess.SubprocessError):
+                self.postgres.stop()
 
     def run(self):
         try:
@@ -518,6 +572,7 @@ secret = "webhooks/OVERSIGHT"
             return 1
         finally:
             self.children.stop_all()
+            self.end_postgres()
         if not self.options.keep:
             shutil.rmtree(self.work, ignore_errors=True)
         print(f"{time.monotonic() - self.begin:.0f} s")
@@ -526,14 +581,19 @@ secret = "webhooks/OVERSIGHT"
 
 def main():
     options = options_of(__doc__)
-    options.add_argument("mode", choices=["before", "after", "random"])
-    options.add_argument("--kills", type=int, default=20, help="for random")
-    options.add_argument("--seed", default=os.environ.get("CRETO_SEED"), help="for random; default: a fresh one")
-    options.add_argument("--runtime", default="runc")
+    options.add_argument("mode", choices=["before", "after", "random", "database"])
+    options.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite")
+    options.add_argument("--kills", type=int, default=20, help="for random and database")
+    options.add_argument("--seed", default=os.environ.get("CRETO_SEED"), help="for random and database; default: a fresh one")
+    options.add_argument("--runtime", default="runc", help="`any` is runsc where there is one, else runc")
     options.add_argument("--keep", action="store_true", help="the folder with everything, also where all is well")
     chosen = options.parse_args()
+    if chosen.runtime == "any":
+        chosen.runtime = "runsc" if runs_sandboxes("runsc") else "runc"
     needs_sandboxes(chosen.runtime)
-    if chosen.mode != "random":
+    if chosen.mode == "database":
+        chosen.database = "postgres"
+    if chosen.mode in ("before", "after"):
         chosen.kills = 0
     else:
         chosen.seed = chosen.seed or str(random.SystemRandom().randrange(1 << 32))
