@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs clang-tidy over our sources in a build folder's compile_commands.json, and only where something changed.
 
-    clang_tidy.py [--jobs N] [--all] BUILD
+    clang_tidy.py [--jobs N] [--all] [--changed BASE] BUILD
 
 A file is clean for good once it was found clean, in whatever clone: the key is the content of the file, of every header of ours
 that it reaches, of .clang-tidy and of its compile command. Clean keys lie in $XDG_CACHE_HOME/creto/clang-tidy, for a month after
@@ -79,6 +79,13 @@ def include_folders(command):
     return [pathlib.Path(f) for f in folders if f.startswith(str(ROOT))]
 
 
+def changed_since(base):
+    """Files of the tree that differ from the commit `base`, those that git does not know yet among them."""
+    def git(*words):
+        return subprocess.run(["git", *words, "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+    return {ROOT / name for name in [*git("diff", "--name-only", base), *git("ls-files", "--others", "--exclude-standard")]}
+
+
 def check(build, path):
     start = time.monotonic()
     done = subprocess.run([CLANG_TIDY, "-p", str(build), "--quiet", "--use-color=0", str(path)], capture_output=True, text=True,
@@ -91,8 +98,13 @@ def main():
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--all", action="store_true", help="forget earlier results")
+    parser.add_argument("--changed", metavar="BASE", help="only files that differ from this commit")
     options = parser.parse_args()
     build = options.build.resolve()
+    try:
+        wanted = changed_since(options.changed) if options.changed else None
+    except subprocess.CalledProcessError:
+        parser.error(f"--changed: git knows no commit `{options.changed}`")
 
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "creto" / "clang-tidy"
     cache.mkdir(parents=True, exist_ok=True)
@@ -104,6 +116,8 @@ def main():
     for entry in json.loads((build / "compile_commands.json").read_text()):
         path = pathlib.Path(entry["directory"], entry["file"]).resolve()
         if path.suffix != ".cc" or not path.is_relative_to(ROOT) or path in keys or SKIPPED.search(str(path.relative_to(ROOT))):
+            continue
+        if wanted is not None and path not in wanted:
             continue
         digest = sources.digest(path, include_folders(entry["command"]))
         digest.update(rules + entry["command"].replace(str(ROOT), "").encode())
