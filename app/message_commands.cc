@@ -223,6 +223,16 @@ Result<Output> acknowledge(const Given& given, const cli::CallOptions& options) 
   return Output{state + "\n", Json{{"message_id", id.to_string()}, {"state", state}}.dump(2), 0};
 }
 
+Result<Output> new_session(const Given& given, const cli::CallOptions& options) {
+  const Home home = CRETO_TRY(Home::locate());
+  Post post = CRETO_TRY(open_post(home, options));
+  const nhi::Agent peer = CRETO_TRY(post.nhi->find_agent(post.ctx, given.to));
+  Desk desk = CRETO_TRY(open_desk(home, post));
+  CRETO_TRY(desk.endpoint->end_sessions(post.ctx, peer.identity));
+  return Output{fmt::format("the next message to {} begins a new session\n", peer.identity.text()),
+                Json{{"peer", peer.identity.text()}}.dump(2), 0};
+}
+
 }  // namespace
 
 void add_message_commands(const MakeCommand& command, std::function<Result<cli::CallOptions>()> options) {
@@ -250,6 +260,10 @@ void add_message_commands(const MakeCommand& command, std::function<Result<cli::
       "messages ack", "you have read a message: its sender gets the receipt, and it waits no longer", acknowledge);
   acknowledging->add_option("ID", given->message)->required();
   acknowledging->add_option("--failed", given->failed, "it is of no use: the reason its sender gets");
+  with_options("messages new-session",
+               "forget the sessions with somebody: where your home, or his, went back to an older copy", new_session)
+      ->add_option("PEER", given->to, "identity or name")
+      ->required();
 }
 
 }  // namespace creto::app

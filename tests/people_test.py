@@ -13,7 +13,7 @@ import ssl
 import stat
 import sys
 
-from installation import Installation, options_of, require
+from installation import HUMAN, Installation, options_of, require
 from harness import Creto  # found by way of `installation`
 
 REFUSED = 3
@@ -83,6 +83,38 @@ def he_acts_with_his_own_keys(people, bob):
     require([link["delegator"] for link in chain] == [BOB], f"the chain of his agent: {chain}")
 
 
+def message(people, writer, to, body):
+    file = people.file("letter", body)
+    return writer("messages", "send", to, "--from", file)["message_id"]
+
+
+def heard(reader, sent, body):
+    read = reader("messages", "read", sent)
+    require(read["body"] == body and read["verified"], f"read as {read}")
+    reader("messages", "ack", sent)
+    return read["protocol"]
+
+
+def they_write_to_each_other(people, bob):
+    heard(bob, message(people, people.creto, BOB, "welcome"), "welcome")
+    heard(people.creto, message(people, bob, HUMAN, "thanks"), "thanks")
+    copy = os.path.join(people.work, "copy of bob")
+    shutil.copytree(bob.env["CRETO_HOME"], copy)
+    require(heard(people.creto, message(people, bob, HUMAN, "one"), "one") == "session", "no session between them")
+    heard(bob, message(people, people.creto, BOB, "two"), "two")
+    heard(people.creto, message(people, bob, HUMAN, "three"), "three")
+    # His disk died; what he has is older than what they said.
+    shutil.rmtree(bob.env["CRETO_HOME"])
+    shutil.copytree(copy, bob.env["CRETO_HOME"])
+    lost = message(people, bob, HUMAN, "not four")
+    people.creto.refused("messages", "read", lost)
+    people.creto("messages", "ack", lost, "--failed", "does not open")
+    require(bob("messages", "status", lost)["deliveries"][0]["state"] == "RECEIPT_FAILED", "he is not told")
+    bob("messages", "new-session", HUMAN)
+    heard(people.creto, message(people, bob, HUMAN, "four"), "four")
+    heard(bob, message(people, people.creto, BOB, "five"), "five")
+
+
 def his_certificate_ends_with_his_keys(people, bob):
     stolen = people.person("thief")
     shutil.copytree(bob.env["CRETO_HOME"], stolen.env["CRETO_HOME"])
@@ -134,11 +166,12 @@ def who_is_revoked_stays_out(people, bob):
 def main():
     people = People(options_of(__doc__).parse_args().creto, "people")
     try:
-        people.initialise(settings='services = ["oversight"]\nnames = ["creto.example"]\n')
+        people.initialise(settings='services = ["metering", "oversight", "messaging"]\nnames = ["creto.example"]\n')
         people.serve()
         the_server_is_certified_for_its_names(people)
         bob = bob_joins(people)
         he_acts_with_his_own_keys(people, bob)
+        they_write_to_each_other(people, bob)
         his_certificate_ends_with_his_keys(people, bob)
         a_lost_certificate_is_made_again(people, bob)
         what_opens_nothing(people)
