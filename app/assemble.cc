@@ -221,6 +221,7 @@ Result<metering::MeteringOptions> metering_options(const System& system) {
   options.event_age_max = settings.event_age_max;
   options.event_ahead_max = settings.event_ahead_max;
   options.hold_max = settings.hold_max;
+  options.retention = settings.usage_retention;
   options.detect_anomalies = settings.detect_anomalies;
   options.anomaly_confidence = settings.anomaly_confidence;
   options.fonts = settings.invoice_fonts;

@@ -10,6 +10,7 @@
 #include "creto/common/id.h"
 #include "creto/io/files.h"
 #include "creto/metering/usage_log.h"
+#include "usage_events.h"
 #include "usage_import.h"
 
 namespace creto::app {
@@ -79,6 +80,10 @@ Result<Output> verify_usage(const cli::CallOptions& options) {
       response.value("events", "0"), response.value("batches", "0"), response.value("envelopes", "0"),
       response.value("counters", "0"), response.value("sums", "0"), response.value("heads", "0"),
       problems.empty() ? "all agree" : "they do not agree");
+  if (response.contains("held_since")) {
+    output.text += fmt::format("{} events that arrived until {} are no longer held; what was counted of them stands\n",
+                               response.value("events_cut", "0"), response.value("held_since", ""));
+  }
   for (const Json& problem : problems) output.text += problem.get<std::string>() + "\n";
   output.exit_code = problems.empty() ? 0 : 1;
   return output;
@@ -97,12 +102,14 @@ Result<Output> dump_usage(Given given) {
     given.filter.from = ago ? system_clock().now() - *ago : *at;
   }
   // Written as it is read: a log may be larger than memory.
-  CRETO_TRY(metering::dump_usage_log(io::real_files(), given.log, given.filter, [](std::string_view line) -> Result<> {
+  const auto write = [](std::string_view line) -> Result<> {
     std::cout << line << '\n';
     if (!std::cout) return invalid("standard output: is closed");
     return {};
-  }));
+  };
+  const auto summary = CRETO_TRY(metering::dump_usage_log(io::real_files(), given.log, given.filter, write));
   std::cout.flush();
+  note_held_since(given.filter.from, summary.held_since);
   return Output{};
 }
 

@@ -73,6 +73,9 @@ void Settings::declare(ConfigSchema& schema) {
              "how long a key is known after its event arrived, 1 minute to 366 days");
   schema.add("metering.event_age_max", event_age_max, "older events are refused; at least 1 hour");
   schema.add("metering.event_ahead_max", event_ahead_max, "likewise events from the future; at most 1 day");
+  schema.add("metering.retention", usage_retention,
+             "how long usage events are held after they arrived, at least 32 days and the idempotency window, and as "
+             "long as an invoice may ask for them; 0s: for ever");
   schema.add("metering.hold_max", hold_max, "the longest reservation, 1 minute to 366 days");
   schema.add("metering.detect_anomalies", detect_anomalies, "learns each agent's rhythm of spending");
   schema.add("metering.anomaly_confidence", anomaly_confidence,

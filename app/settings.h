@@ -67,6 +67,7 @@ struct Settings {
   std::vector<std::string> issuer_address, issuer_payment;
   Nanos idempotency_window = std::chrono::days(7);
   Nanos event_age_max = std::chrono::days(366);
+  Nanos usage_retention{};
   Nanos event_ahead_max = std::chrono::hours(1);
   Nanos hold_max = std::chrono::days(7);
   bool detect_anomalies = true;

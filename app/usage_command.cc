@@ -6,6 +6,7 @@
 
 #include "creto/common/clock.h"
 #include "creto/io/files.h"
+#include "usage_events.h"
 #include "usage_view.h"
 
 namespace creto::app {
@@ -62,6 +63,9 @@ Result<Output> show_usage(const Home& home, const cli::CallOptions& options, Usa
     usage.measure = "units";
     if (usage.top > 0) response = CRETO_TRY(ask_for_usage(home, options, usage));
   }
+  Instant from{};
+  if (!usage.from.empty()) from = CRETO_TRY(usage_instant("--from", usage.from));
+  note_held_since(from, response);
   Output output;
   output.json = response.dump(2);
   const Chart chart = usage_as_chart(response, usage.by, usage.measure);

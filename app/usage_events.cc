@@ -1,5 +1,7 @@
 #include "usage_events.h"
 
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 
 #include "creto/io/files.h"
@@ -25,7 +27,10 @@ Result<std::uint64_t> ask_for_events(const Home& home, const cli::CallOptions& o
       ++events;
     }
     std::string next = page.value("next", "");
-    if (next.empty()) return events;
+    if (next.empty()) {
+      note_held_since(wanted.from, page);
+      return events;
+    }
     request["after"] = std::move(next);
   }
 }
@@ -59,7 +64,19 @@ Result<std::uint64_t> each_usage_event(const Home& home, const cli::CallOptions&
   const metering::UsageLogFilter filter{
       .org = wanted.org, .subject = wanted.subject, .from = wanted.from, .until = wanted.until};
   const auto summary = CRETO_TRY(metering::dump_usage_log(io::real_files(), wanted.log, filter, line));
+  note_held_since(wanted.from, summary.held_since);
   return summary.events;
+}
+
+void note_held_since(Instant from, const std::optional<Instant>& held_since) {
+  if (!held_since || from > *held_since) return;
+  fmt::print(stderr, "creto: events that arrived until {} are no longer held, and are not in this\n",
+             to_rfc3339(*held_since));
+}
+
+void note_held_since(Instant from, const Json& answer) {
+  const auto at = from_rfc3339(answer.value("held_since", ""));
+  note_held_since(from, at ? std::optional(*at) : std::nullopt);
 }
 
 Result<> read_event_line(std::string_view line, const std::function<Result<>(const metering::LoggedEvent&)>& visit) {

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -23,6 +24,11 @@ struct UsageEvents {
 /// the server page by page, or reads files without one. Errors: invalid_input where the options do not fit together.
 Result<std::uint64_t> each_usage_event(const Home& home, const cli::CallOptions& options, const UsageEvents& wanted,
                                        const std::function<Result<>(std::string_view)>& line);
+
+/// Says on standard error that some events are no longer held, where `from` reaches back to when those came.
+void note_held_since(Instant from, const std::optional<Instant>& held_since);
+/// The same by what an answer of the server says.
+void note_held_since(Instant from, const Json& answer);
 
 /// What such a line says. All is borrowed for the duration of the visit.
 Result<> read_event_line(std::string_view line, const std::function<Result<>(const metering::LoggedEvent&)>& visit);

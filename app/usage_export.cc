@@ -182,6 +182,9 @@ Result<std::uint64_t> export_sums(const Home& home, const cli::CallOptions& opti
     usage.after = response.value("next", "");
     if (!whole) break;
     if (!usage.after.empty()) continue;
+    Instant from{};
+    if (!usage.from.empty()) from = CRETO_TRY(usage_instant("--from", usage.from));
+    note_held_since(from, response);
     const std::string groups = response.value("groups", "0");
     if (usage.order != "keys" && std::strtoull(groups.c_str(), nullptr, 10) > sums.rows())
       return Error(

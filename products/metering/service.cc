@@ -33,6 +33,12 @@ Result<> check_options(const MeteringOptions& options) {
   CRETO_TRY(within("event_age_max", options.event_age_max, 1h, 100 * year));
   CRETO_TRY(within("event_ahead_max", options.event_ahead_max, 0s, 24h));
   CRETO_TRY(within("hold_max", options.hold_max, 1min, year));
+  if (options.retention != Nanos(0)) {
+    const Nanos least = std::max<Nanos>(std::chrono::days(32), options.idempotency_window + 1s);
+    CRETO_TRY(within("retention", options.retention, least, 100 * year));
+  }
+  if (options.segment_events_max < 1 || options.segment_events_max > 10'000'000)
+    return error(ErrorKind::invalid_input, "metering.segment_events_max: must be 1 to 10000000");
   if (!(options.anomaly_confidence >= 0.5 && options.anomaly_confidence < 1))
     return error(ErrorKind::invalid_input, "metering.anomaly_confidence: must be at least 0.5 and less than 1");
   return validate(options.issuer, "metering.issuer");
@@ -65,9 +71,8 @@ MeteringService::MeteringService(sql::Database& database, nhi::Nhi& nhi, consens
 
 Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::path& directory) {
   const Context ctx = Context::of_service(self_);
+  rules_ = CRETO_TRY(read_rules());
   CRETO_TRY(database_.read(ctx, [&](sql::Tx& tx) -> Result<> {
-    rules_.quotas = CRETO_TRY(store::all_quotas(tx));
-    rules_.thresholds = CRETO_TRY(store::all_thresholds(tx));
     auto prices = CRETO_TRY(store::all_prices(tx));
     std::map<std::string, std::vector<ModelPrice>> of_org;
     for (auto& [org, price] : prices) of_org[org].push_back(std::move(price));
@@ -90,13 +95,16 @@ Result<> MeteringService::start(io::FileSystem& files, const std::filesystem::pa
   ledger_ = CRETO_TRY(Ledger::open(
       std::move(log), files, directory, clock_, telemetry_,
       {.idempotency_window = options_.idempotency_window,
+       .segment_events_max = options_.segment_events_max,
+       .segment_age_max = options_.retention == Nanos(0) ? Nanos::max() : options_.retention / 8,
        .sealed = [this](std::uint32_t segment) -> Result<> {
          // While its blocks are still in memory, and before anybody asks.
          CRETO_TRY(columns_->seal(segment));
-         return segment % checkpoint_segments == 0 ? checkpoint() : Result<>();
+         if (segment % checkpoint_segments == 0) CRETO_TRY(checkpoint());
+         return {};
        }},
-      [&](Ledger& ledger, BytesView counters) -> Result<> {
-        CRETO_TRY(restore(ledger, counters));
+      [&](Ledger& ledger, BytesView counters, Ledger::Saved saved) -> Result<> {
+        CRETO_TRY(restore(ledger, counters, saved));
         recount.emplace(*intake_);
         return {};
       },
@@ -120,16 +128,32 @@ MeteringService::~MeteringService() {
   ledger_.reset();
 }
 
+Result<MeteringService::Rules> MeteringService::read_rules() {
+  Rules rules;
+  CRETO_TRY(database_.read(Context::of_service(self_), [&](sql::Tx& tx) -> Result<> {
+    rules.quotas = CRETO_TRY(store::all_quotas(tx));
+    rules.thresholds = CRETO_TRY(store::all_thresholds(tx));
+    return {};
+  }));
+  return rules;
+}
+
+Result<> MeteringService::put(const Rules& rules, Limits& limits, Instant now) {
+  for (const auto& [org, quota] : rules.quotas) CRETO_TRY(limits.put_quota(org, quota, now));
+  for (const auto& [org, threshold] : rules.thresholds) CRETO_TRY(limits.put_threshold(org, threshold, now));
+  return {};
+}
+
 Result<> MeteringService::put_rules() {
   const Instant now = clock_.now();
-  for (const auto& [org, quota] : rules_.quotas) CRETO_TRY(limits_.put_quota(org, quota, now));
-  for (const auto& [org, threshold] : rules_.thresholds) CRETO_TRY(limits_.put_threshold(org, threshold, now));
+  CRETO_TRY(put(rules_, limits_, now));
   for (const auto& [key, of_agent] : subscriptions_) bind(key.first, of_agent, now);
   return {};
 }
 
 /// Takes the counters of a checkpoint. What another version of them wrote is no use: then everything is counted anew.
-Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
+/// Of what was cut off only its counters are left.
+Result<> MeteringService::restore(Ledger& ledger, BytesView counters, Ledger::Saved saved) {
   intake_ = std::make_unique<Intake>(
       ledger, limits_, static_cast<Attributor&>(*this), clock_,
       IntakeOptions{.currency = options_.currency,
@@ -144,8 +168,15 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
                                                  auto records) { return record_corrections(ctx, reporter, records); }});
   if (counters.empty()) return {};
   layout::Reader reader(counters);
-  if (reader.text() != options_.currency.code() || !reader.ok())
-    return error(ErrorKind::invalid_input, "the checkpoint counts another currency");
+  const std::string_view currency = reader.text();
+  if (currency != options_.currency.code() || !reader.ok()) {
+    if (saved == Ledger::Saved::checkpoint)
+      return error(ErrorKind::invalid_input, "the checkpoint counts another currency");
+    return error(
+        ErrorKind::invalid_input,
+        fmt::format("metering.currency: must stay {}: costs of events that are no longer held were added up in it",
+                    currency.substr(0, 8)));
+  }
   auto younger = limits_.load(counters.last(reader.left()));
   if (!younger) {
     limits_ =
@@ -153,6 +184,8 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
     CRETO_TRY(put_rules());
     return std::move(younger).error();
   }
+  // All that came after the base is replayed.
+  if (saved == Ledger::Saved::base) return {};
   const Instant now = clock_.now();
   for (const auto& one : *younger) {
     const auto is = [&](const auto& said, std::string_view id) { return said.first == one.org && id == one.id; };
@@ -181,19 +214,20 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters) {
   return {};
 }
 
-Result<> MeteringService::checkpoint() {
+Result<bool> MeteringService::checkpoint() {
   const std::scoped_lock one(checkpoint_mutex_);
   const std::uint64_t events = ledger_->position().events;
+  bool saved = false;
   CRETO_TRY(ledger_->checkpoint(
-      [this](Bytes& out) {
+      [&](Bytes& out) {
         if (intake_->untold() > 0) return false;
         layout::put_sized(out, options_.currency.code());
         limits_.begin_copy(out);
-        return true;
+        return saved = true;
       },
       [this](Bytes& out) { return limits_.write_copy(out); }));
   saved_events_ = events;
-  return {};
+  return saved;
 }
 
 // --- who we are, to sign
@@ -357,7 +391,8 @@ Result<> MeteringService::tick() {
   if (auto sealed = columns_->seal_all(); !sealed) {
     telemetry_.log(LogLevel::warn, "metering", "columns_failed", nullptr, {{"error", sealed.error().to_string()}});
   }
-  return run_billing();
+  CRETO_TRY(run_billing());
+  return cut_log();
 }
 
 void MeteringService::forget_sessions(Instant now) {

@@ -171,8 +171,13 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> verify_heads(UsageVerification& found);
   Result<> verify_columns(UsageVerification& found);
   Result<> put_rules();
-  Result<> restore(Ledger& ledger, BytesView counters);
-  Result<> checkpoint();
+  Result<> restore(Ledger& ledger, BytesView counters, Ledger::Saved saved);
+  /// False where a notice waits to be told: then nothing was saved.
+  Result<bool> checkpoint();
+  Result<> cut_log();
+  Result<> remove_cut();
+  Result<Instant> asked_from(Instant now);
+  Result<> verify_base(UsageVerification& found);
   void forget_sessions(Instant now);
   Result<> purge_notices(Instant now);
   Result<> record_head();
@@ -188,8 +193,11 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   struct Counted {
     Quota as;
     Currency currency;  ///< of its money
+    std::optional<SubjectThreshold> threshold{};
   };
   static Counted counted_of(const SubjectThreshold& threshold);
+  Result<std::int64_t> used_in_base(const Ledger& ledger, const std::string& org, const Counted& counted) const;
+  Result<> load_base(const Ledger& ledger, Limits& limits) const;
   Result<> read_seeds(const Ledger& ledger, const std::string& org, const Counted& counted, Instant from,
                       Seeding& seeding) const;
   Result<EventEnvelope> signed_envelope(const Context& ctx, std::string_view type, const Identity& agent,
@@ -241,12 +249,15 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   const Identity self_;
   MeteringProbe probe_;
   Limits limits_;
-  /// What is said at the start; put again where a checkpoint turns out to be unusable.
+  /// What is said of limits, by organization.
   struct Rules {
     std::vector<std::pair<std::string, Quota>> quotas;
     std::vector<std::pair<std::string, SubjectThreshold>> thresholds;
   };
-  Rules rules_;
+  Result<Rules> read_rules();
+  Result<Bytes> count_until(std::uint32_t segment, const Rules& rules);
+  static Result<> put(const Rules& rules, Limits& limits, Instant now);
+  Rules rules_;  ///< at the start; put again where a checkpoint turns out to be unusable
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<ColumnStore> columns_;
   std::unique_ptr<Intake> intake_;
@@ -274,6 +285,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   std::uint64_t interims_version_ = 0;
   Instant notices_purged_at_{};  ///< of `tick`
   BlockAddress recorded_;        ///< end of the log in this process's last audit record; of `tick`
+  std::mutex cutting_mutex_;     ///< while the log is cut, or counted again
   std::mutex checkpoint_mutex_;
   std::uint64_t saved_events_ = 0;  ///< of the last checkpoint
   std::mutex signing_mutex_;        ///< one batch at a time

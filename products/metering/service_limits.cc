@@ -146,7 +146,7 @@ MeteringService::Counted MeteringService::counted_of(const SubjectThreshold& thr
   as.measure = Measure::cost;
   as.window = window_of(threshold.threshold.period);
   as.time_zone = threshold.time_zone;
-  return {std::move(as), threshold.threshold.limit.currency};
+  return {std::move(as), threshold.threshold.limit.currency, threshold};
 }
 
 /// What was used since `from`, by arrival, up to the log's end. What `seeding` has already is not read again.
@@ -161,12 +161,39 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
   const bool of_session = subject_kind(quota.subject) == SubjectKind::session;
   const SubjectNumber subject = ledger.subjects().find(org, quota.subject);
   if (subject == 0 && !of_session) return {};
+  const bool with_base = quota.window == WindowKind::lifetime && !of_session;
+  const auto held = ledger.held();
+  if (with_base && seeding.until == BlockAddress{}) {
+    const std::int64_t used = CRETO_TRY(used_in_base(ledger, org, counted));
+    if (used > 0) seeds.push_back({held->until, used});
+  }
   const BlockAddress begin = CRETO_TRY(ledger.first_at(from));
   const BlockAddress first = std::max(begin, seeding.until);
   const BlockAddress end = ledger.position().end;
   const auto taken_out = ledger.corrections().taken_out(end);
+  const auto is_counted = [&](const RecordView& record) {
+    const bool of_type = quota.event_type.empty() || record.type == quota.event_type ||
+                         (record.type == "action" && record.property("action") == quota.event_type);
+    return of_type && std::ranges::all_of(quota.match, [&](const PropertyMatch& match) {
+             return std::ranges::find(match.values, record.property(match.property)) != match.values.end();
+           });
+  };
+  const auto amount_of = [&](const RecordView& record) {
+    return quota.measure == Measure::units  ? record.whole_units
+           : quota.measure == Measure::cost ? intake_->cost_of(record, counted.currency.code())
+                                            : 1;
+  };
+  // A rolling window sorts by time what it gets; any other only needs the sum.
+  const auto add = [&](Instant when, std::int64_t amount) {
+    if (rolling || seeds.empty()) {
+      seeds.push_back({when, amount});
+    } else {
+      seeds.back().amount = add_saturating(seeds.back().amount, amount);
+    }
+  };
+  RecordScratch scratch;
   bool anew = false;
-  CRETO_TRY(ledger.scan(first, end, [&](const StoredEvent& event) -> Result<> {
+  const auto visit = [&](const StoredEvent& event) -> Result<> {
     const RecordView& record = event.record;
     // What it takes out may be among the seeds, which no longer know what they are of.
     anew = anew || (event.corrects && event.corrects->place.block < seeding.until);
@@ -185,28 +212,21 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
       }
       if (!event.corrects) seeding.life.use(arrived, intake_->ends_session(record, event.reporter));
     }
+    if (with_base && event.corrects && event.corrects->place.block < held->from &&
+        ledger.subjects().attribution(event.corrects->attribution).counts_for(subject)) {
+      scratch.clear();
+      const RecordView out = CRETO_TRY(parse_record(event.corrects->record, scratch));
+      if (is_counted(out)) add(held->until, -amount_of(out));
+    }
     // A correction counts where what it takes out did.
     const Instant counted_at = event.corrects ? event.corrects->counted_at : event.arrived;
     if (taken_out && std::ranges::binary_search(*taken_out, event.place())) return {};
     if (counted_at < from || (of_session && !seeding.life.holds(unix_ns(counted_at)))) return {};
     if (!of_session && !attribution.counts_for(subject)) return {};
-    const bool of_type = quota.event_type.empty() || record.type == quota.event_type ||
-                         (record.type == "action" && record.property("action") == quota.event_type);
-    const bool matches = std::ranges::all_of(quota.match, [&](const PropertyMatch& match) {
-      return std::ranges::find(match.values, record.property(match.property)) != match.values.end();
-    });
-    if (!of_type || !matches) return {};
-    const std::int64_t amount = quota.measure == Measure::units  ? record.whole_units
-                                : quota.measure == Measure::cost ? intake_->cost_of(record, counted.currency.code())
-                                                                 : 1;
-    // A rolling window sorts by time what it gets; any other only needs the sum.
-    if (rolling || seeds.empty()) {
-      seeds.push_back({counted_at, amount});
-    } else {
-      seeds.back().amount = add_saturating(seeds.back().amount, amount);
-    }
+    if (is_counted(record)) add(counted_at, amount_of(record));
     return {};
-  }));
+  };
+  CRETO_TRY(ledger.scan(first, end, visit, held.get()));
   if (anew) {
     seeding = {};
     return read_seeds(ledger, org, counted, from, seeding);

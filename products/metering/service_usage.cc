@@ -43,16 +43,19 @@ Result<UsageReport> MeteringService::usage(const Context& ctx, const UsageQuery&
     return {};
   };
   UsageReport report;
+  const auto held = ledger_->held();
   CRETO_TRY(columns_->use([&](const ColumnStore::All& all) -> Result<> {
     report = CRETO_TRY(
         query_usage(all, ledger_->subjects(), ledger_->corrections(), ctx.org, options_.currency, query, go_on));
     return {};
   }));
+  if (!held->everything()) report.held_since = held->until;
   return report;
 }
 
 Result<UsageEventsPage> MeteringService::usage_events(const Context& ctx, const UsageEventsQuery& query) {
   CRETO_TRY(check_usage_events_query(query));
+  const auto held = ledger_->held();
   const BlockAddress end = ledger_->position().end;
   const BlockAddress first = CRETO_TRY(ledger_->first_at(query.from));
   RowPlace from{first, 0};
@@ -66,6 +69,7 @@ Result<UsageEventsPage> MeteringService::usage_events(const Context& ctx, const 
   const Subjects& subjects = ledger_->subjects();
   const SubjectNumber subject = query.subject.empty() ? 0 : subjects.find(ctx.org, query.subject);
   UsageEventsPage page;
+  if (!held->everything()) page.held_since = held->until;
   if (!query.subject.empty() && subject == 0) return page;
   std::size_t read = 0;
   std::size_t bytes = 0;
@@ -77,7 +81,7 @@ Result<UsageEventsPage> MeteringService::usage_events(const Context& ctx, const 
     stopped = true;
     return error(ErrorKind::cancelled, "the page is full");
   };
-  const auto scanned = ledger_->scan(from.block, end, [&](const StoredEvent& event) -> Result<> {
+  const auto visit = [&](const StoredEvent& event) -> Result<> {
     const RowPlace place = event.place();
     if (place < from || event.arrived < query.from) return {};
     // Later ones arrived later.
@@ -91,7 +95,8 @@ Result<UsageEventsPage> MeteringService::usage_events(const Context& ctx, const 
     bytes += line.size();
     page.events.push_back(std::move(line));
     return {};
-  });
+  };
+  const auto scanned = ledger_->scan(from.block, end, visit, held.get());
   if (!stopped) CRETO_TRY(scanned);
   return page;
 }

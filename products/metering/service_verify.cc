@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -79,8 +80,10 @@ class ReadCorrections {
   }
   /// What is known to be taken out must be what the log says, and the copy beside each correction the event itself.
   Result<> compare(const Ledger& ledger, BlockAddress until, UsageVerification& found) const {
-    if (entries_ != ledger.corrections().before(until))
-      add_problem(found, "corrections: what is taken out is not what the events say");
+    // Those from before a cut may still be known.
+    std::vector<Corrections::Entry> known = ledger.corrections().before(until);
+    std::erase_if(known, [from = ledger.held()->from](const auto& entry) { return entry.by.block < from; });
+    if (entries_ != known) add_problem(found, "corrections: what is taken out is not what the events say");
     std::vector<RowPlace> places;
     for (const auto& [place, copy] : copies_) places.push_back(place);
     return ledger.visit(places, [&](const StoredEvent& event) -> Result<> {
@@ -148,6 +151,31 @@ class Sums {
   std::map<std::string, std::map<Keys, Sum>> sums_;
 };
 
+/// Whether a recorded end of the log, "metering:usage:<segment>:<offset>", is behind a block that is held.
+bool is_held(std::string_view resource, BlockAddress from) {
+  BlockAddress end;
+  const char* const stop = resource.data() + resource.size();
+  const std::size_t at = resource.find_last_of(':');
+  if (at == resource.npos) return true;
+  const std::size_t before = resource.find_last_of(':', at - 1);
+  if (before == resource.npos) return true;
+  std::from_chars(resource.data() + before + 1, stop, end.segment);
+  std::from_chars(resource.data() + at + 1, stop, end.offset);
+  return end > from;
+}
+
+/// Every record of that name, the oldest first.
+Result<> each_record(audit::AuditLog& log, const Context& ctx, std::string_view what,
+                     const std::function<Result<>(const audit::AuditRecord&)>& visit) {
+  audit::AuditFilter filter{.what = std::string(what), .limit = 1'000, .newest_first = false};
+  do {
+    const audit::AuditPage page = CRETO_TRY(log.query(ctx, filter));
+    for (const audit::AuditEntry& entry : page.entries) CRETO_TRY(visit(entry.record));
+    filter.cursor = page.next_cursor;
+  } while (!filter.cursor.empty());
+  return {};
+}
+
 }  // namespace
 
 /// What queries read must be what the log says.
@@ -183,21 +211,30 @@ Result<> MeteringService::verify_columns(UsageVerification& found) {
   });
 }
 
-/// Every end of the log that was recorded must be in it still: who takes away the newest events, or all, is found so.
+/// Every end of the log that was recorded must be in it still, unless it was cut off: who takes away the newest events,
+/// or all, is found so. And what stands for what was cut off must be what was recorded then.
 Result<> MeteringService::verify_heads(UsageVerification& found) {
   if (options_.audit == nullptr) return {};
   const Context ctx = Context::of_service(self_);
   CRETO_TRY(options_.audit->flush(ctx));
+  const auto held = ledger_->held();
   std::map<std::string, std::string> recorded;  // by head: when
-  audit::AuditFilter filter{.what = "usage_recorded", .limit = 1'000, .newest_first = false};
-  do {
-    const audit::AuditPage page = CRETO_TRY(options_.audit->query(ctx, filter));
-    for (const audit::AuditEntry& entry : page.entries) {
-      const Json metadata = CRETO_TRY(parse_json(entry.record.metadata));
-      recorded.emplace(metadata.value("head", ""), to_rfc3339(from_unix_ns(entry.record.timestamp.physical_ns)));
-    }
-    filter.cursor = page.next_cursor;
-  } while (!filter.cursor.empty());
+  CRETO_TRY(each_record(*options_.audit, ctx, "usage_recorded", [&](const audit::AuditRecord& record) -> Result<> {
+    if (!is_held(record.resource, held->from)) return {};
+    const Json metadata = CRETO_TRY(parse_json(record.metadata));
+    recorded.emplace(metadata.value("head", ""), to_rfc3339(from_unix_ns(record.timestamp.physical_ns)));
+    return {};
+  }));
+  bool vouched = held->everything();
+  CRETO_TRY(each_record(*options_.audit, ctx, "usage_cut", [&](const audit::AuditRecord& record) -> Result<> {
+    const Json metadata = CRETO_TRY(parse_json(record.metadata));
+    vouched = vouched || (record.resource == fmt::format("metering:usage:{}", held->from.segment) &&
+                          metadata.value("base", "") == hex(held->base));
+    return {};
+  }));
+  if (!vouched)
+    add_problem(found, fmt::format("log: nobody recorded that segments before {} were cut off, or what stands for them",
+                                   held->from.segment));
   found.heads = recorded.size();
   CRETO_TRY(ledger_->scan_heads(ledger_->position().end, [&](const Hash256& head) { recorded.erase(hex(head)); }));
   for (const auto& [head, when] : recorded)
@@ -268,6 +305,7 @@ Result<> MeteringService::verify_keys(BlockAddress until, UsageVerification& fou
 
 Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
   UsageVerification found;
+  const std::scoped_lock cutting(cutting_mutex_);
   const Instant now = clock_.now();
   Bytes copy;
   BlockAddress until;
@@ -294,6 +332,10 @@ Result<UsageVerification> MeteringService::verify_usage(const Context& ctx) {
     for (const auto& [org, threshold] : thresholds) CRETO_TRY(limits->put_threshold(org, threshold, now));
   }
   CRETO_TRY(counted.load(copy));
+  CRETO_TRY(load_base(*ledger_, recounted));
+  const auto held = ledger_->held();
+  found.events_cut = held->events;
+  if (!held->everything()) found.held_since = held->until;
   Intake intake(*ledger_, recounted, static_cast<Attributor&>(*this), clock_, {.currency = options_.currency});
   std::vector<Intake::Reached> reached;
   Intake::Recount recount(intake);

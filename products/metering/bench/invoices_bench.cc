@@ -51,10 +51,11 @@ Plan plan() {
 void write_log(const std::filesystem::path& directory, const Clock& clock, std::span<const std::string> subscriptions,
                std::string_view org) {
   auto log = open_block_files(io::real_files(), directory / "log").value();
-  const auto ledger = Ledger::open(
-                          std::move(log), io::real_files(), directory, clock, no_telemetry(), {},
-                          [](Ledger&, BytesView) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); })
-                          .value();
+  const auto ledger =
+      Ledger::open(
+          std::move(log), io::real_files(), directory, clock, no_telemetry(), {},
+          [](Ledger&, BytesView, Ledger::Saved) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); })
+          .value();
   Subjects& subjects = ledger->subjects();
   std::vector<AttributionNumber> attributions;
   for (std::size_t i = 0; i < subscriptions.size(); ++i) {

@@ -65,6 +65,7 @@ struct Biller::Job {
   Period facts{};                  ///< what its rating wants to see
   const Rating* rating = nullptr;  ///< once it was read
   std::optional<Instant> late{};   ///< the earliest event of before the period that no invoice has seen
+  std::optional<Period> gone{};    ///< a period that something came late for, whose events are no longer held
   std::vector<StoredCredit> credits{};
   std::vector<AppliedCoupon> coupons{};
   std::optional<Error> failed{};
@@ -92,6 +93,19 @@ Result<Period> Biller::period_of(const Subscription& subscription, Instant when)
   const auto plan = CRETO_TRY(plan_of(subscription.terms_at(when)));
   TimeZone zone = CRETO_TRY(zone_of(subscription));
   return period_at({plan->interval, subscription.billing_time, subscription.started_at, std::move(zone)}, when);
+}
+
+Result<std::optional<Instant>> Biller::asks_from(const StoredSubscription& stored, Nanos age_max) {
+  const Subscription& subscription = stored.subscription;
+  const Instant oldest = now_ - age_max;
+  if (is_closed(stored) && *subscription.ended_at <= oldest) return std::optional<Instant>();
+  for (const SubscriptionTerms& terms : subscription.terms) {
+    const auto plan = CRETO_TRY(plan_of(terms));
+    if (looks_back(*plan)) return std::optional(subscription.started_at);
+  }
+  const Instant first = std::max(subscription.started_at, std::min(stored.billed_until, oldest));
+  const Period full = CRETO_TRY(period_of(subscription, first));
+  return std::optional(std::max(subscription.started_at, full.begin));
 }
 
 Result<> Biller::schedule(StoredSubscription& stored) {
@@ -238,11 +252,13 @@ Result<> Biller::add_adjustments(Job& job) {
       }
     }
     const RatedPeriod rated = CRETO_TRY(rated_period(job.subscription(), period.begin, period.end));
-    const FactRange range{job.subscription().id,
-                          {looks_back(rated) ? job.subscription().started_at : period.begin, period.end},
-                          Instant::min(),
-                          facts_.end(),
-                          rated};
+    const Instant from = looks_back(rated) ? job.subscription().started_at : period.begin;
+    // By what is left of it, it would cost less than it did.
+    if (!facts_.holds(ctx_.org, job.subscription().id, from)) {
+      if (!job.gone) job.gone = period;
+      continue;
+    }
+    const FactRange range{job.subscription().id, {from, period.end}, Instant::min(), facts_.end(), rated};
     const auto again = CRETO_TRY(facts_.read(ctx_.org, std::span(&range, 1)));
     std::vector<InvoiceLine> now = CRETO_TRY(again.front()->rating->finish());
     std::erase_if(now, [](const InvoiceLine& line) { return !by_usage(line.kind); });
@@ -334,6 +350,14 @@ Result<> Biller::name_parties(Invoice& invoice) {
   return {};
 }
 
+/// Of what came late and no invoice can tell the price of any more.
+Result<> Biller::tell_of_late(const Job& job) {
+  if (!job.gone) return {};
+  return audit_change(
+      tx_, ctx_, "invoice_left_late_usage_out", "metering:subscription:" + job.subscription().id.to_string(),
+      fmt::format(R"({{"begin":"{}","end":"{}"}})", to_rfc3339(job.gone->begin), to_rfc3339(job.gone->end)));
+}
+
 /// Stores a reckoned invoice and all that goes with it.
 Result<> Biller::conclude(Job& job) {
   Invoice& invoice = job.invoice();
@@ -351,6 +375,7 @@ Result<> Biller::conclude(Job& job) {
     CRETO_TRY(audit_change(tx_, ctx_, "invoice_left_events_out", "metering:invoice:" + invoice.id.to_string(),
                            fmt::format(R"({{"events":"{}"}})", left_out->events)));
   }
+  CRETO_TRY(tell_of_late(job));
   if (invoice.kind == InvoiceKind::period) {
     job.stored->seen = job.out.log_end;
     if (job.exists) CRETO_TRY(billing::put_seen(tx_, ctx_.org, invoice.subscription, job.out.log_end));
@@ -551,6 +576,8 @@ Result<std::optional<Invoice>> Biller::bill_late(StoredSubscription& stored, Ins
     job.invoice().lines.clear();  // `run` reckons them
     auto answers = CRETO_TRY(run(jobs));
     made = CRETO_TRY(std::move(answers.front()));
+  } else {
+    CRETO_TRY(tell_of_late(job));
   }
   stored.billed_until = until;
   CRETO_TRY(schedule(stored));

@@ -25,6 +25,9 @@ class Biller {
 
   /// A plan with overrides, read once.
   Result<std::shared_ptr<const Plan>> plan_of(const SubscriptionTerms& terms);
+  /// When the first event may have been used that an invoice of it can still ask for, where no event is older than
+  /// `age_max` when it comes. None: no invoice will ask for any. Drafts are not looked at.
+  Result<std::optional<Instant>> asks_from(const StoredSubscription& stored, Nanos age_max);
   /// Fills `due_at` and `watched` from what is billed and what is agreed on.
   Result<> schedule(StoredSubscription& stored);
 
@@ -78,6 +81,7 @@ class Biller {
   Result<Job> draft_job(const StoredInvoice& draft, std::list<StoredSubscription>& keep);
   Result<> read_facts(std::span<Job> jobs);
   Result<> add_adjustments(Job& job);
+  Result<> tell_of_late(const Job& job);
   Result<std::vector<InvoiceEntry>> billed_entries(const Job& job);
   Result<std::vector<InvoiceEntry>> billed_in_advance(const Job& job);
   Result<std::optional<Scope>> interim_due(Job& job);

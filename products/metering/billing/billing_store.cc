@@ -462,6 +462,13 @@ Result<std::vector<StoredInvoice>> drafts_until(sql::Tx& tx, const std::string& 
   return read_all<StoredInvoice>(rows, invoice_of);
 }
 
+Result<std::optional<Instant>> first_draft(sql::Tx& tx) {
+  const sql::Rows rows =
+      CRETO_TRY(tx.query("SELECT min(period_begin_ns) FROM billing_invoices WHERE status = 'draft'"));
+  if (rows.front().is_null(0)) return std::optional<Instant>();
+  return std::optional(from_unix_ns(rows.front().integer(0)));
+}
+
 Result<> postpone_draft(sql::Tx& tx, const std::string& org, const InvoiceId& id, Instant until) {
   CRETO_TRY(tx.exec("UPDATE billing_invoices SET finalize_ns = $3 WHERE org = $1 AND id = $2 AND status = 'draft'",
                     {org, id.to_string(), until}));

@@ -79,6 +79,8 @@ Result<std::optional<StoredInvoice>> find_invoice_until(sql::Tx& tx, const std::
 Result<std::vector<StoredInvoice>> due_drafts(sql::Tx& tx, Instant now, std::size_t limit, std::string& org);
 Result<std::vector<StoredInvoice>> drafts_until(sql::Tx& tx, const std::string& org, const SubscriptionId& id,
                                                 Instant until);
+/// When the earliest period begins of which there is a draft, in any organization.
+Result<std::optional<Instant>> first_draft(sql::Tx& tx);
 Result<> postpone_draft(sql::Tx& tx, const std::string& org, const InvoiceId& id, Instant until);
 
 struct UnsignedInvoice {

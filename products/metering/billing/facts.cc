@@ -28,6 +28,13 @@ Result<std::vector<const RatedUsage*>> FactSource::read(const std::string& org, 
   return answers;
 }
 
+bool FactSource::holds(const std::string& org, const SubscriptionId& subscription, Instant begin) const {
+  const auto held = ledger_.held();
+  if (held->everything() || begin - ahead_max_ > held->until) return true;
+  // What was cut off may be of other subscriptions alone.
+  return ledger_.subjects().find(org, subscription.to_string()) > held->defined.subjects;
+}
+
 void FactSource::ask(const std::string& org, std::span<const FactRange> ranges) {
   for (const FactRange& range : ranges) {
     const auto known = known_.find(key_of(org, range));

@@ -47,6 +47,8 @@ class FactSource {
       : ledger_(ledger), ahead_max_(ahead_max), end_(ledger.position().end) {}
 
   BlockAddress end() const { return end_; }
+  /// Whether the log still has every event of a subscription with a time of `begin` or later.
+  bool holds(const std::string& org, const SubscriptionId& subscription, Instant begin) const;
   /// One answer per range, good as long as this. Errors: internal where `fetch` is needed.
   Result<std::vector<const RatedUsage*>> read(const std::string& org, std::span<const FactRange> ranges);
 

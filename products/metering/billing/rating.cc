@@ -231,10 +231,12 @@ Rating::Rating(Rating&&) noexcept = default;
 Rating& Rating::operator=(Rating&&) noexcept = default;
 Rating::~Rating() = default;
 
+bool looks_back(const Plan& plan) {
+  return std::ranges::any_of(plan.charges, [](const Charge& charge) { return charge.metric.carried; });
+}
+
 bool looks_back(const RatedPeriod& period) {
-  return std::ranges::any_of(period.phases, [](const Phase& phase) {
-    return std::ranges::any_of(phase.plan->charges, [](const Charge& charge) { return charge.metric.carried; });
-  });
+  return std::ranges::any_of(period.phases, [](const Phase& phase) { return looks_back(*phase.plan); });
 }
 
 std::size_t Rating::kept() const {

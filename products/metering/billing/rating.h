@@ -27,6 +27,7 @@ struct RatedPeriod {
 
 /// Whether facts from before the period count too.
 bool looks_back(const RatedPeriod& period);
+bool looks_back(const Plan& plan);
 
 /// The charge of the line that tells which events were left out.
 inline constexpr std::string_view left_out_charge = "left_out";

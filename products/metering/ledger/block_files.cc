@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <mutex>
 
 #include "block_log.h"
 #include "creto/common/assert.h"
@@ -18,7 +19,9 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view magic = "CRETOU1\n";
 constexpr std::string_view suffix = ".usage";
-constexpr std::uint32_t marker = 0x31424d43;  // "CMB1"
+constexpr std::string_view base_name = "base";
+constexpr std::string_view next_base_name = "base.next";  // not in force yet
+constexpr std::uint32_t marker = 0x31424d43;              // "CMB1"
 constexpr std::size_t header_size = 4 + 4 + 32 + 32;
 constexpr std::size_t read_chunk = 4 << 20;
 
@@ -118,16 +121,26 @@ class BlockFiles final : public BlockLog {
 
   Result<> open() {
     if (writes_) CRETO_TRY(files_.create_directories(directory_));
+    opened_ = CRETO_TRY(read_base());
+    if (opened_) start_ = {opened_->segment, opened_->before};
+    if (writes_) {
+      CRETO_TRY(files_.remove(directory_ / next_base_name));
+      // Whoever put it in force may not have lived to make that durable.
+      if (opened_) CRETO_TRY(files_.sync_directory(directory_));
+      CRETO_TRY(remove_cut());
+    }
     std::uint32_t last = 0;
     const auto names = CRETO_TRY(files_.list(directory_));
     for (const std::string& name : names) {
       if (const auto number = number_of(name)) last = std::max(last, *number);
     }
-    if (last == 0 && writes_) return start_segment(1);
+    if (last == 0 && writes_ && !opened_) return start_segment(1);
     if (last == 0)
       return Error(Product::metering, ErrorKind::not_found, fmt::format("`{}` has no usage log", directory_.string()));
+    if (last < start_.segment) return damaged(path_of(start_.segment), 0);
+    head_ = start_.before;
     CRETO_TRY(recover(last));
-    if (last == 1 || size_ != magic.size()) return {};
+    if (last == start_.segment || size_ != magic.size()) return {};
     // An empty segment: the one before may still be the one that was written when the process ended.
     CRETO_TRY(recover(last - 1));
     segment_ = last;
@@ -183,6 +196,8 @@ class BlockFiles final : public BlockLog {
 
   Result<> scan(BlockAddress from, BlockAddress until, const Visit& visit) override {
     std::optional<Hash256> before;
+    const Start start = this->start();
+    if (from.segment == start.segment && from.offset <= magic.size()) before = start.before;
     for (std::uint32_t segment = std::max(from.segment, 1U); segment <= until.segment; ++segment) {
       const fs::path path = path_of(segment);
       const std::uint64_t begin =
@@ -203,7 +218,52 @@ class BlockFiles final : public BlockLog {
     return {};
   }
 
+  Result<std::optional<LogBase>> base() override {
+    if (opened_) return std::exchange(opened_, std::nullopt);
+    return read_base();
+  }
+
+  Result<> cut(const LogBase& base, const Vouch& vouch) override {
+    CRETO_ASSERT(writes_ && base.segment > start().segment);
+    const Bytes bytes = encode_base(base);
+    CRETO_TRY(io::write_durably(files_, directory_ / next_base_name, bytes));
+    CRETO_TRY(vouch(hash_of_base(bytes)));
+    CRETO_TRY(files_.rename(directory_ / next_base_name, directory_ / base_name));
+    CRETO_TRY(files_.sync_directory(directory_));
+    const std::scoped_lock lock(start_mutex_);
+    start_ = {base.segment, base.before};
+    return {};
+  }
+
+  Result<> remove_cut() override {
+    const std::uint32_t first = start().segment;
+    const auto names = CRETO_TRY(files_.list(directory_));
+    for (const std::string& name : names) {
+      const auto number = number_of(name);
+      if (number && *number < first) CRETO_TRY(files_.remove(directory_ / name));
+    }
+    return {};
+  }
+
  private:
+  /// The first segment that is held, and the hash of the block before it.
+  struct Start {
+    std::uint32_t segment = 1;
+    Hash256 before{};
+  };
+  Start start() const {
+    const std::scoped_lock lock(start_mutex_);
+    return start_;
+  }
+  Result<std::optional<LogBase>> read_base() {
+    const fs::path path = directory_ / base_name;
+    const bool there = CRETO_TRY(files_.exists(path));
+    if (!there) return std::optional<LogBase>();
+    const std::uint64_t size = CRETO_TRY(files_.size(path));
+    const Bytes bytes = CRETO_TRY(files_.read(path, size));
+    LogBase base = CRETO_TRY(decode_base(bytes));
+    return std::optional(std::move(base));
+  }
   static std::optional<std::uint32_t> number_of(std::string_view name) {
     if (!name.ends_with(suffix)) return std::nullopt;
     name.remove_suffix(suffix.size());
@@ -272,6 +332,9 @@ class BlockFiles final : public BlockLog {
   std::uint32_t segment_ = 0;
   std::uint64_t size_ = 0;  ///< durable bytes of the present segment
   Hash256 head_{};
+  mutable std::mutex start_mutex_;
+  Start start_;
+  std::optional<LogBase> opened_;  ///< of the start, until it is asked for
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "creto/common/bytes.h"
 #include "creto/common/result.h"
@@ -29,10 +30,23 @@ struct RowPlace {
   friend auto operator<=>(const RowPlace&, const RowPlace&) = default;
 };
 
+/// What stands for the segments that were cut off the front of a log (docs/formats.md, "Usage base").
+struct LogBase {
+  std::uint32_t segment = 1;  ///< the first one that is held
+  Hash256 before{};           ///< of the last block before it
+  Bytes content{};            ///< see CutOff
+  Hash256 hash{};             ///< of all that; of one that was read
+};
+Bytes encode_base(const LogBase& base);
+Hash256 hash_of_base(BytesView encoded);
+/// Errors: hash_mismatch.
+Result<LogBase> decode_base(BytesView encoded);
+
 /// The truth about usage: blocks of events in the order of their arrival, each chained to the one before by its hash
 /// (docs/formats.md, "Usage log"). What else the ledger keeps can be made anew from it.
 ///
-/// Of one writer, who alone may ask for `end` and `head`; `read` and `scan` may run on other threads beside it.
+/// Of one writer, who alone may ask for `end` and `head`; `read` and `scan` may run on other threads beside it, and on
+/// one more `cut` and `remove_cut`.
 class BlockLog {
  public:
   static constexpr std::size_t block_bytes_max = 32 << 20;
@@ -42,7 +56,7 @@ class BlockLog {
 
   virtual ~BlockLog() = default;
 
-  /// Where the first block lies, or will.
+  /// Where the very first block lies, or will, or lay before it was cut off.
   virtual BlockAddress begin() const = 0;
   /// Where `append` puts the next block.
   virtual BlockAddress end() const = 0;
@@ -58,6 +72,17 @@ class BlockLog {
   /// Each block from `from` on that begins before `until`, in order. `until` is no later than an `end` that was.
   /// Errors: hash_mismatch; those of `visit`.
   virtual Result<> scan(BlockAddress from, BlockAddress until, const Visit& visit) = 0;
+
+  /// The base in force; none where nothing was cut. Errors: hash_mismatch.
+  virtual Result<std::optional<LogBase>> base() = 0;
+  /// Called with the hash of a base that is durable and not in force yet.
+  using Vouch = std::function<Result<>(const Hash256&)>;
+  /// From now on `base` stands for all segments before its own. They stay until `remove_cut`, for who is reading them;
+  /// a start removes them. Whoever stops this at any moment finds the former state or the new one. Errors: those of
+  /// `vouch` and of writing; then the former base is in force, or at the next start the new one. Requires: its segment
+  /// has been begun, and is later than that of the base before.
+  virtual Result<> cut(const LogBase& base, const Vouch& vouch) = 0;
+  virtual Result<> remove_cut() = 0;
 };
 
 /// Segments as files `<number>.usage` in `directory`, which is made where absent. Cuts off what a crash left

@@ -99,7 +99,7 @@ Result<> BlockReader::head() {
 }
 
 Result<> BlockReader::skip_definitions() {
-  Subjects::skip(reader_);
+  defined_ = Subjects::skip(reader_);
   return reader_.ok() ? Result<>() : unreadable(address_);
 }
 

@@ -60,6 +60,10 @@ class BlockReader {
   Result<> head();
   Result<> definitions(Subjects& subjects) { return subjects.read(reader_); }
   Result<> skip_definitions();
+  /// Up to where it defines. Requires: the definitions were skipped.
+  const Subjects::Mark& defined() const { return defined_; }
+  /// How many entries there are. Requires: the definitions were read, and no entry.
+  std::size_t count() const { return layout::Reader(reader_).count(entry_bytes_min); }
 
   struct Entry {
     std::uint32_t index = 0;
@@ -74,7 +78,7 @@ class BlockReader {
   /// Calls `visit` for each entry. Requires: head and definitions were read.
   template <class Visit>
   Result<> entries(RecordScratch& scratch, Visit&& visit) {
-    const std::size_t count = reader_.count(21);
+    const std::size_t count = reader_.count(entry_bytes_min);
     for (std::size_t i = 0; i < count; ++i) {
       scratch.clear();
       const Entry entry = CRETO_TRY(next(static_cast<std::uint32_t>(i), scratch));
@@ -98,11 +102,13 @@ class BlockReader {
   Instant arrived() const { return arrived_; }
 
  private:
+  static constexpr std::size_t entry_bytes_min = 21;
   Result<Entry> next(std::uint32_t index, RecordScratch& scratch);
 
   const BlockAddress address_;
   layout::Reader reader_;
   Instant arrived_{};
+  Subjects::Mark defined_;
 };
 
 }  // namespace creto::metering

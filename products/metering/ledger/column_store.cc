@@ -103,10 +103,15 @@ Result<std::unique_ptr<ColumnStore>> ColumnStore::open(Ledger& ledger, io::FileS
   auto store = std::unique_ptr<ColumnStore>(new ColumnStore(ledger, files, std::move(directory), telemetry));
   CRETO_TRY(files.create_directories(store->directory_));
   const std::uint32_t growing = ledger.position().end.segment;
+  const std::uint32_t first = ledger.held()->from.segment;
   const auto names = CRETO_TRY(files.list(store->directory_));
   for (const std::string& name : names) {
     const fs::path path = store->directory_ / name;
     const auto segment = segment_of(name);
+    if (segment && *segment < first) {
+      CRETO_TRY(files.remove(path));
+      continue;
+    }
     auto columns = segment && *segment < growing ? Columns::open(files, path)
                                                  : Error(Product::metering, ErrorKind::not_found, "not of this log");
     const bool good = columns && (*columns)->log() == store->log_ && (*columns)->begin() == BlockAddress{*segment, 0};
@@ -120,27 +125,27 @@ Result<std::unique_ptr<ColumnStore>> ColumnStore::open(Ledger& ledger, io::FileS
   return store;
 }
 
-Result<Bytes> ColumnStore::image(BlockAddress from, BlockAddress until) const {
+Result<Bytes> ColumnStore::image(BlockAddress from, BlockAddress until, const Ledger::Held& held) const {
   ColumnBuilder builder(log_, from);
-  CRETO_TRY(ledger_.scan(from, until, [&](const StoredEvent& event) { return builder.add(event); }));
+  CRETO_TRY(ledger_.scan(from, until, [&](const StoredEvent& event) { return builder.add(event); }, &held));
   return builder.image(until);
 }
 
 Result<> ColumnStore::seal(std::uint32_t segment) {
   const std::scoped_lock lock(mutex_);
-  return seal_unlocked(segment);
+  return seal_unlocked(segment, *ledger_.held());
 }
 
 Result<> ColumnStore::seal_all() {
   const std::uint32_t growing = ledger_.position().end.segment;
   // One at a time: a query need not wait for all of them.
-  for (std::uint32_t segment = 1; segment < growing; ++segment) CRETO_TRY(seal(segment));
+  for (std::uint32_t segment = ledger_.held()->from.segment; segment < growing; ++segment) CRETO_TRY(seal(segment));
   return {};
 }
 
-Result<> ColumnStore::seal_unlocked(std::uint32_t segment) {
-  if (sealed_.contains(segment)) return {};
-  const Bytes bytes = CRETO_TRY(image({segment, 0}, {segment + 1, 0}));
+Result<> ColumnStore::seal_unlocked(std::uint32_t segment, const Ledger::Held& held) {
+  if (sealed_.contains(segment) || segment < held.from.segment) return {};
+  const Bytes bytes = CRETO_TRY(image({segment, 0}, {segment + 1, 0}, held));
   CRETO_TRY(io::write_durably(files_, path_of(segment), bytes));
   auto columns = CRETO_TRY(Columns::open(files_, path_of(segment)));
   sealed_.emplace(segment, std::move(columns));
@@ -148,9 +153,11 @@ Result<> ColumnStore::seal_unlocked(std::uint32_t segment) {
 }
 
 Result<ColumnStore::All> ColumnStore::all() {
+  const auto held = ledger_.held();
   const std::scoped_lock lock(mutex_);
   const BlockAddress end = ledger_.position().end;
-  for (std::uint32_t segment = 1; segment < end.segment; ++segment) CRETO_TRY(seal_unlocked(segment));
+  for (std::uint32_t segment = held->from.segment; segment < end.segment; ++segment)
+    CRETO_TRY(seal_unlocked(segment, *held));
   if (!parts_.empty() && parts_.front().columns->begin().segment != end.segment) parts_.clear();
   BlockAddress from{end.segment, 0};
   if (!parts_.empty()) from = parts_.back().columns->end();
@@ -159,13 +166,13 @@ Result<ColumnStore::All> ColumnStore::all() {
       from = parts_.back().columns->begin();
       parts_.pop_back();
     }
-    Bytes bytes = CRETO_TRY(image(from, end));
+    Bytes bytes = CRETO_TRY(image(from, end, *held));
     auto columns = CRETO_TRY(Columns::of_image(std::move(bytes)));
     parts_.push_back({std::move(columns), end.offset - from.offset});
   }
   All all;
   all.reserve(sealed_.size() + parts_.size());
-  for (const auto& [segment, columns] : sealed_) all.push_back(columns);
+  for (auto one = sealed_.lower_bound(held->from.segment); one != sealed_.end(); ++one) all.push_back(one->second);
   for (const Part& part : parts_) all.push_back(part.columns);
   return all;
 }
@@ -184,7 +191,18 @@ Result<> ColumnStore::drop_damaged() {
   return {};
 }
 
+Result<> ColumnStore::forget_cut() {
+  const std::scoped_lock lock(mutex_);
+  const std::uint32_t first = ledger_.held()->from.segment;
+  while (!sealed_.empty() && sealed_.begin()->first < first) {
+    CRETO_TRY(files_.remove(path_of(sealed_.begin()->first)));
+    sealed_.erase(sealed_.begin());
+  }
+  return {};
+}
+
 Result<> ColumnStore::use(const std::function<Result<>(const All&)>& use) {
+  const auto held = ledger_.held();
   const All first = CRETO_TRY(all());
   auto used = use(first);
   if (used || used.error().kind() != ErrorKind::hash_mismatch) return used;

@@ -39,7 +39,10 @@ class ColumnStore {
   Result<> seal_all();
   /// Columns of every event whose `append` has returned, in the order of the log.
   Result<All> all();
-  /// Calls `use` with `all()`; once more where that finds a column damaged, which is then made again.
+  /// Removes those of segments that the ledger no longer has.
+  Result<> forget_cut();
+  /// Calls `use` with `all()`, of which nothing is removed meanwhile; once more where that finds a column damaged,
+  /// which is then made again.
   Result<> use(const std::function<Result<>(const All&)>& use);
   /// The events of the given attributions (ascending) with a time before `until`, in the order of the log.
   Result<std::vector<RowPlace>> locate(std::span<const AttributionNumber> whose, Instant until);
@@ -51,8 +54,8 @@ class ColumnStore {
 
  private:
   ColumnStore(Ledger& ledger, io::FileSystem& files, std::filesystem::path directory, Telemetry& telemetry);
-  Result<> seal_unlocked(std::uint32_t segment);
-  Result<Bytes> image(BlockAddress from, BlockAddress until) const;
+  Result<> seal_unlocked(std::uint32_t segment, const Ledger::Held& held);
+  Result<Bytes> image(BlockAddress from, BlockAddress until, const Ledger::Held& held) const;
   Result<> drop_damaged();
   std::filesystem::path path_of(std::uint32_t segment) const;
 

@@ -24,6 +24,15 @@ void Corrections::drop_from(const RowPlace& place) {
   known_count_ = 0;
 }
 
+void Corrections::forget_before(BlockAddress first) {
+  const std::scoped_lock lock(mutex_);
+  const auto end = entries_.begin() + static_cast<std::ptrdiff_t>(count_before(first));
+  for (auto entry = entries_.begin(); entry != end; ++entry) by_.erase(entry->of);
+  entries_.erase(entries_.begin(), end);
+  known_.reset();
+  known_count_ = 0;
+}
+
 std::optional<RowPlace> Corrections::by(const RowPlace& of) const {
   const std::scoped_lock lock(mutex_);
   const auto found = by_.find(of);

@@ -33,6 +33,8 @@ class Corrections {
   /// Forgets those that came at `place` or later: they did not become durable.
   void drop_from(const RowPlace& place);
   void clear() { drop_from({}); }
+  /// Forgets corrections that lie before `first`, and with them what they took out, which lies before them.
+  void forget_before(BlockAddress first);
 
   /// Which correction took it out, if any.
   std::optional<RowPlace> by(const RowPlace& of) const;

@@ -9,6 +9,7 @@
 #include "block_reader.h"
 #include "creto/common/assert.h"
 #include "creto/crypto/hash.h"
+#include "cut_off.h"
 #include "layout.h"
 
 namespace creto::metering {
@@ -122,7 +123,8 @@ Result<> Ledger::start(const Restore& restore, const Replay& replay) {
   index_ = CRETO_TRY(KeyIndex::open(files_, directory_ / "keys"));
   position_.end = log_->end();
   const BlockAddress state_from = CRETO_TRY(load_checkpoint(restore));
-  const BlockAddress keys_from{index_->covered() + 1, 0};
+  base_ = {};
+  const BlockAddress keys_from = std::max(held_->from, {index_->covered() + 1, 0});
   CRETO_TRY(load(std::min(state_from, keys_from), state_from, replay));
   written_ = subjects_.mark();
   position_.end = log_->end();
@@ -133,6 +135,9 @@ Result<> Ledger::start(const Restore& restore, const Replay& replay) {
 
 /// The first block names the log and holds the key of its hashes: it goes where the log goes.
 Result<> Ledger::begin_log() {
+  const auto base = CRETO_TRY(log_->base());
+  if (base) return read_base(*base);
+  held_ = std::make_shared<const Held>(Held{.from = log_->begin()});
   if (log_->end() == log_->begin()) {
     key_hash_ = KeyHasher::fresh();
     return log_->append(key_hash_.beginning());
@@ -142,7 +147,19 @@ Result<> Ledger::begin_log() {
   return {};
 }
 
-/// Where its state ends in the log. Without a usable checkpoint: where the log begins.
+Result<> Ledger::read_base(const LogBase& base) {
+  const CutOff cut = CRETO_TRY(read_cut_off(base));
+  key_hash_ = CRETO_TRY(KeyHasher::of_beginning(log_->begin(), cut.beginning));
+  base_ = to_bytes(cut.rest);
+  held_ = std::make_shared<const Held>(Held{.from = {base.segment, log_->begin().offset},
+                                            .events = cut.events,
+                                            .until = cut.until,
+                                            .defined = cut.defined,
+                                            .base = base.hash});
+  return {};
+}
+
+/// Where its state ends in the log. Without a usable checkpoint: where what is held begins.
 Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
   std::vector<BlockAddress> there;
   const auto names = CRETO_TRY(files_.list(directory_));
@@ -159,8 +176,8 @@ Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
     const auto hash = reader.get<Hash256>();
     const BytesView content = reader.bytes(reader.left());
     // A log that ends before its checkpoint is another log, or has lost its end: then the log is what counts.
-    const bool good =
-        reader.ok() && as_text(start) == checkpoint_magic && crypto::blake3(content) == hash && address <= log_->end();
+    const bool good = reader.ok() && as_text(start) == checkpoint_magic && crypto::blake3(content) == hash &&
+                      address <= log_->end() && address >= held_->from;
     if (!good) {
       telemetry_.log(LogLevel::warn, "metering", "checkpoint_unusable", nullptr, {{"path", path.string()}});
       CRETO_TRY(files_.remove(path));
@@ -169,8 +186,9 @@ Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
     layout::Reader state(content);
     CRETO_TRY(subjects_.read(state));
     CRETO_TRY(corrections_.read(state));
+    corrections_.forget_before(held_->from);
     position_.end = address;  // what comes after it is replayed
-    auto restored = restore(*this, state.bytes(state.left()));
+    auto restored = restore(*this, state.bytes(state.left()), Saved::checkpoint);
     if (restored) return address;
     if (restored.error().kind() != ErrorKind::invalid_input) return std::move(restored).error();
     corrections_.clear();
@@ -178,8 +196,10 @@ Result<BlockAddress> Ledger::load_checkpoint(const Restore& restore) {
     telemetry_.log(LogLevel::warn, "metering", "checkpoint_unusable", nullptr,
                    {{"path", path.string()}, {"error", restored.error().to_string()}});
   }
-  CRETO_TRY(restore(*this, {}));
-  return log_->begin();
+  layout::Reader base(base_);
+  if (!base_.empty()) CRETO_TRY(subjects_.read(base));
+  CRETO_TRY(restore(*this, base.bytes(base.left()), Saved::base));
+  return held_->from;
 }
 
 /// Reads the log from `from` on: keys that no run has, and, from `state_from` on, definitions and events.
@@ -196,6 +216,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
     }
     segment = next;
     segment_events_ = 0;
+    segment_begun_ = {};
     return {};
   };
   CRETO_TRY(log_->scan(from, log_->end(), [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
@@ -209,7 +230,7 @@ Result<> Ledger::load(BlockAddress from, BlockAddress state_from, const Replay& 
       CRETO_TRY(block.skip_definitions());
     }
     return block.entries(scratch, [&](const BlockReader::Entry& entry) -> Result<> {
-      ++segment_events_;
+      if (++segment_events_ == 1) segment_begun_ = block.arrived();
       const KeyHash key = key_hash_(subjects_, entry.attribution, entry.record);
       if (segment > covered) {
         index_->insert({key, segment, address.offset, entry.index | (entry.id ? envelope_bit : 0),
@@ -288,8 +309,8 @@ Result<std::vector<Outcome>> Ledger::append(std::span<const NewEvent> events, co
 
 Result<> Ledger::write(std::span<Waiting* const> group) {
   const std::scoped_lock lock(index_mutex_);
-  CRETO_TRY(seal_if_full());
   const Instant arrived = clock_.now();
+  CRETO_TRY(seal_if_full(arrived));
   const BlockAddress address = log_->end();
   std::vector<KeyHash> inserted;
   auto done = decide(group, arrived, inserted);
@@ -297,6 +318,7 @@ Result<> Ledger::write(std::span<Waiting* const> group) {
     done = log_->append(block_);
     if (done) {
       written_ = defined_;
+      if (segment_events_ == 0) segment_begun_ = arrived;
       segment_events_ += inserted.size();
     }
   }
@@ -331,7 +353,7 @@ Result<> Ledger::decide(std::span<Waiting* const> group, Instant arrived, std::v
     waiting->outcomes.reserve(waiting->events.size());
     for (std::size_t i = 0; i < waiting->events.size(); ++i) {
       const NewEvent& event = waiting->events[i];
-      const auto known = CRETO_TRY(index_->find(event.key, since_s));
+      const auto known = CRETO_TRY(find_known(event.key, since_s));
       if (known) {
         const bool same = known->content == event.content;
         const EventId first = CRETO_TRY(id_of_known(*known));
@@ -403,7 +425,7 @@ Result<bool> Ledger::find_target(Target& target, Instant arrived, std::uint32_t 
     const auto known = std::ranges::find(block_ids_, *target.id);
     if (known != block_ids_.end()) index = static_cast<std::uint32_t>(known - block_ids_.begin());
   } else {
-    const auto known = CRETO_TRY(index_->find(target.key, since_s));
+    const auto known = CRETO_TRY(find_known(target.key, since_s));
     if (!known) return false;
     const RowPlace place{{known->segment, known->offset}, known->index & ~envelope_bit};
     if (place.block != address) {
@@ -442,7 +464,15 @@ Result<EventId> Ledger::id_at(const RowPlace& place) const {
     id = event.id;
     return {};
   }));
+  if (!id) return Error(Product::metering, ErrorKind::unavailable, "usage log: was cut off meanwhile; ask again");
   return *id;
+}
+
+/// What is remembered within the window. A window that was made longer reaches no further than what is held.
+Result<std::optional<KnownKey>> Ledger::find_known(const KeyHash& key, std::uint32_t since_s) const {
+  auto known = CRETO_TRY(index_->find(key, since_s));
+  if (known && known->segment < held()->from.segment) known.reset();
+  return known;
 }
 
 /// The id of an event whose key is known. Those with an id of their own keep it in the log alone.
@@ -451,9 +481,10 @@ Result<EventId> Ledger::id_of_known(const KnownKey& known) {
   return id_at({{known.segment, known.offset}, known.index & ~envelope_bit});
 }
 
-Result<> Ledger::seal_if_full() {
+Result<> Ledger::seal_if_full(Instant now) {
   const BlockAddress end = log_->end();
-  if (segment_events_ < options_.segment_events_max && end.offset < options_.segment_bytes_max) return {};
+  const bool old = segment_events_ > 0 && now - segment_begun_ >= options_.segment_age_max;
+  if (segment_events_ < options_.segment_events_max && end.offset < options_.segment_bytes_max && !old) return {};
   CRETO_TRY(log_->seal());
   CRETO_ASSERT(log_->end().segment == end.segment + 1);
   segment_events_ = 0;
@@ -520,27 +551,37 @@ Ledger::Position Ledger::position() const {
   return position_;
 }
 
-Result<> Ledger::scan_blocks(BlockAddress from, BlockAddress until,
-                             const std::function<Result<>(BlockAddress, BlockReader&)>& visit) const {
-  return log_->scan(from, until, [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
-    if (address == log_->begin()) return {};
-    BlockReader block(address, content);
-    CRETO_TRY(block.head());
-    CRETO_TRY(block.skip_definitions());
-    return visit(address, block);
-  });
+std::shared_ptr<const Ledger::Held> Ledger::held() const {
+  const std::scoped_lock lock(held_mutex_);
+  return held_;
 }
 
-Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit) const {
+Result<> Ledger::scan_blocks(BlockAddress from, BlockAddress until,
+                             const std::function<Result<>(BlockAddress, BlockReader&)>& visit, const Held* held) const {
+  const auto now = this->held();
+  if (held == nullptr) held = now.get();
+  return log_->scan(std::max(from, held->from), until,
+                    [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
+                      if (address == log_->begin()) return {};
+                      BlockReader block(address, content);
+                      CRETO_TRY(block.head());
+                      CRETO_TRY(block.skip_definitions());
+                      return visit(address, block);
+                    });
+}
+
+Result<> Ledger::scan(BlockAddress from, BlockAddress until, const Replay& visit, const Held* held) const {
   RecordScratch scratch;
-  return scan_blocks(from, until, [&](BlockAddress address, BlockReader& block) {
+  const auto each = [&](BlockAddress address, BlockReader& block) {
     return block.entries(
         scratch, [&](const BlockReader::Entry& entry) { return visit(stored(address, block.arrived(), entry)); });
-  });
+  };
+  return scan_blocks(from, until, each, held);
 }
 
 Result<> Ledger::scan_heads(BlockAddress until, const std::function<void(const Hash256&)>& visit) const {
-  return log_->scan({}, until, [&](BlockAddress, BytesView, const Hash256& head) -> Result<> {
+  const auto held = this->held();
+  return log_->scan(held->from, until, [&](BlockAddress, BytesView, const Hash256& head) -> Result<> {
     visit(head);
     return {};
   });
@@ -555,7 +596,8 @@ StoredEvent Ledger::stored(BlockAddress address, Instant arrived, const BlockRea
 
 Result<> Ledger::visit(std::span<const RowPlace> places, const Replay& each) const {
   RecordScratch scratch;
-  for (auto next = places.begin(); next != places.end();) {
+  const auto held = this->held();
+  for (auto next = std::ranges::lower_bound(places, RowPlace{held->from, 0}); next != places.end();) {
     const BlockAddress address = next->block;
     const Bytes content = CRETO_TRY(log_->read(address));
     BlockReader block(address, content);
@@ -574,7 +616,7 @@ Result<> Ledger::visit(std::span<const RowPlace> places, const Replay& each) con
 Result<std::optional<RowPlace>> Ledger::find(const KeyHash& key) const {
   const std::uint32_t since_s = seconds_of(clock_.now() - options_.idempotency_window);
   const std::scoped_lock lock(index_mutex_);
-  const auto known = CRETO_TRY(index_->find(key, since_s));
+  const auto known = CRETO_TRY(find_known(key, since_s));
   if (!known) return std::optional<RowPlace>();
   return std::optional(RowPlace{{known->segment, known->offset}, known->index & ~envelope_bit});
 }
@@ -608,7 +650,8 @@ Result<> Ledger::scan_proofs(BlockAddress until, const std::function<Result<>(co
 }
 
 Result<bool> Ledger::begins_block(BlockAddress address) const {
-  if (address == log_->begin()) return false;
+  const auto held = this->held();
+  if (address == log_->begin() || address < held->from) return false;
   const auto content = log_->read(address);
   if (content) return true;
   const bool elsewhere = content.error().category() != ErrorCategory::transient;
@@ -616,10 +659,11 @@ Result<bool> Ledger::begins_block(BlockAddress address) const {
 }
 
 Result<BlockAddress> Ledger::first_at(Instant when) const {
+  const auto held = this->held();
   const BlockAddress end = position().end;
   const std::uint32_t place = log_->begin().offset;
   // The last segment whose first block arrived before `when`. The log's first block has no time: it is before all.
-  std::uint32_t low = 1;
+  std::uint32_t low = held->from.segment;
   for (std::uint32_t high = end.segment; low < high;) {
     const std::uint32_t middle = low + (high - low + 1) / 2;
     const BlockAddress address{middle, place};
@@ -637,6 +681,61 @@ Result<BlockAddress> Ledger::first_at(Instant when) const {
     }
   }
   return BlockAddress{low, place};
+}
+
+Result<> Ledger::cut(std::uint32_t segment, BytesView state, const std::function<Result<>(const Held&)>& vouch) {
+  const auto before = held();
+  CRETO_ASSERT(segment > before->from.segment && segment <= position().end.segment);
+  auto next = std::make_shared<Held>(*before);
+  next->from.segment = segment;
+  LogBase base{.segment = segment};
+  CRETO_TRY(log_->scan(
+      before->from, next->from, [&](BlockAddress address, BytesView content, const Hash256& hash) -> Result<> {
+        base.before = hash;
+        if (address == log_->begin()) return {};
+        BlockReader block(address, content);
+        CRETO_TRY(block.head());
+        CRETO_TRY(block.skip_definitions());
+        next->events += block.count();
+        next->until = std::max(next->until, block.arrived());
+        next->defined.subjects = std::max(next->defined.subjects, block.defined().subjects);
+        next->defined.attributions = std::max(next->defined.attributions, block.defined().attributions);
+        return {};
+      }));
+  const Bytes beginning = key_hash_.beginning();
+  Bytes rest;
+  subjects_.write({}, next->defined, rest);
+  layout::put_bytes(rest, state);
+  base.content = write_cut_off({next->events, next->until, next->defined, beginning, rest});
+  CRETO_TRY(log_->cut(base, [&](const Hash256& hash) {
+    next->base = hash;
+    return vouch(*next);
+  }));
+  const std::scoped_lock lock(held_mutex_);
+  held_before_.push_back(std::exchange(held_, std::move(next)));
+  return {};
+}
+
+Result<bool> Ledger::remove_cut() {
+  BlockAddress from;
+  {
+    const std::scoped_lock lock(held_mutex_);
+    std::erase_if(held_before_, [](const auto& one) { return one.expired(); });
+    if (!held_before_.empty()) return false;
+    from = held_->from;
+  }
+  CRETO_TRY(log_->remove_cut());
+  corrections_.forget_before(from);
+  return true;
+}
+
+Result<Bytes> Ledger::base_state() const {
+  const auto base = CRETO_TRY(log_->base());
+  if (!base) return Bytes();
+  const CutOff cut = CRETO_TRY(read_cut_off(*base));
+  layout::Reader reader(cut.rest);
+  Subjects::skip(reader);
+  return to_bytes(reader.bytes(reader.left()));
 }
 
 void Ledger::settle() {

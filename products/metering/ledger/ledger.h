@@ -97,6 +97,8 @@ struct LedgerOptions {
   Nanos idempotency_window = std::chrono::hours(24 * 7);  ///< from arrival
   std::uint32_t segment_events_max = 1'000'000;
   std::uint64_t segment_bytes_max = 256 << 20;
+  /// A segment whose first event came longer ago takes no more, so that all of it can be cut off soon.
+  Nanos segment_age_max = Nanos::max();
   /// Called on the maintenance thread when a segment is full and its keys are in a run; again, a while later, where it
   /// fails. What is still due at a stop is not called any more.
   std::function<Result<>(std::uint32_t segment)> sealed{};
@@ -112,9 +114,23 @@ struct LedgerOptions {
 class Ledger {
  public:
   using Replay = std::function<Result<>(const StoredEvent&)>;
+  /// What a state was saved for: a checkpoint; or the base of what was cut off, or of a whole log nothing. After the
+  /// latter every event that is held is replayed.
+  enum class Saved : std::uint8_t { checkpoint, base };
   /// Called before any replay with what the newest checkpoint holds. Where that answers invalid_input, and where there
-  /// is none, it is called with nothing, and the whole log is replayed.
-  using Restore = std::function<Result<>(Ledger&, BytesView)>;
+  /// is none, it is called with what the base holds.
+  using Restore = std::function<Result<>(Ledger&, BytesView, Saved)>;
+
+  /// Which events there still are. Who has one keeps them: none from `from` on is removed before it is let go.
+  struct Held {
+    BlockAddress from;  ///< where the first of them may lie
+    // What was cut off before:
+    std::uint64_t events = 0;
+    Instant until{};           ///< when the last of it arrived
+    Subjects::Mark defined{};  ///< what it defines
+    Hash256 base{};            ///< names what stands for it
+    bool everything() const { return from.segment <= 1; }
+  };
 
   /// Opens what is in `directory` beside the log: runs of keys, a checkpoint. `replay` gets each event after the
   /// checkpoint. All references must outlive it.
@@ -155,11 +171,13 @@ class Ledger {
   };
   Position position() const;
 
-  /// Events from `from` on up to, not including, `until`, in the order of their arrival.
-  Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit) const;
-  /// Each hash that named the log's end once, up to `until`.
+  std::shared_ptr<const Held> held() const;
+  /// Events from `from` on up to, not including, `until`, in the order of their arrival: those that are held now, or by
+  /// `held`.
+  Result<> scan(BlockAddress from, BlockAddress until, const Replay& visit, const Held* held = nullptr) const;
+  /// Each hash that named the log's end once, of what is held, up to `until`.
   Result<> scan_heads(BlockAddress until, const std::function<void(const Hash256&)>& visit) const;
-  /// The events at these places, which ascend.
+  /// The events at these places, which ascend; none of those that are not held any more.
   Result<> visit(std::span<const RowPlace> places, const Replay& each) const;
   /// What the log has of a target at its place.
   static void fill(Target& target, const StoredEvent& event);
@@ -177,8 +195,19 @@ class Ledger {
   BlockAddress pause(const std::function<void()>& fn);
   /// Whether a block with events lies at `address`, which is before the log's end.
   Result<bool> begins_block(BlockAddress address) const;
-  /// A block at or before the first one that arrived at `when` or later.
+  /// A block at or before the first one that is held and arrived at `when` or later.
   Result<BlockAddress> first_at(Instant when) const;
+
+  /// Cuts off the segments before `segment`: from now on a base stands for them, with their names and `state`, which is
+  /// what was counted in them and all before. `vouch` is called when the base is durable and before it is in force.
+  /// Who reads them already goes on; `remove_cut` removes them. One at a time, beside all else. Errors: nothing is cut;
+  /// or at the next start it is. Requires: `segment` has a block, and is later than that of `held`; their keys are all
+  /// past the idempotency window; a checkpoint was taken after them.
+  Result<> cut(std::uint32_t segment, BytesView state, const std::function<Result<>(const Held&)>& vouch);
+  /// False where somebody still reads what was cut off: then later.
+  Result<bool> remove_cut();
+  /// What `cut` was given last; empty where nothing was cut.
+  Result<Bytes> base_state() const;
   /// Waits until no run of keys is being written or merged and `sealed` has succeeded for every full segment.
   void settle();
   std::size_t memory_bytes() const;
@@ -190,8 +219,11 @@ class Ledger {
   Result<> start(const Restore& restore, const Replay& replay);
   Result<BlockAddress> load_checkpoint(const Restore& restore);
   Result<> begin_log();
+  Result<> read_base(const LogBase& base);
+  Result<std::optional<KnownKey>> find_known(const KeyHash& key, std::uint32_t since_s) const;
   Result<> scan_blocks(BlockAddress from, BlockAddress until,
-                       const std::function<Result<>(BlockAddress, BlockReader&)>& visit) const;
+                       const std::function<Result<>(BlockAddress, BlockReader&)>& visit,
+                       const Held* held = nullptr) const;
   Result<> load(BlockAddress from, BlockAddress state_from, const Replay& replay);
   Result<> write(std::span<Waiting* const> group);
   Result<> decide(std::span<Waiting* const> group, Instant arrived, std::vector<KeyHash>& inserted);
@@ -199,7 +231,7 @@ class Ledger {
   Result<bool> find_target(Target& target, Instant arrived, std::uint32_t since_s) const;
   Result<EventId> id_at(const RowPlace& place) const;
   StoredEvent stored(BlockAddress address, Instant arrived, const BlockReader::Entry& entry) const;
-  Result<> seal_if_full();
+  Result<> seal_if_full(Instant now);
   Result<EventId> id_of_known(const KnownKey& known);
   void maintain();
   std::filesystem::path checkpoint_path(BlockAddress address) const;
@@ -216,6 +248,11 @@ class Ledger {
   Subjects::Mark written_;  ///< definitions that are in the log ...
   Subjects::Mark defined_;  ///< ... and with the block that is being written
 
+  mutable std::mutex held_mutex_;
+  std::shared_ptr<const Held> held_ = std::make_shared<const Held>();
+  std::vector<std::weak_ptr<const Held>> held_before_;  ///< those that somebody may still have
+  Bytes base_;                                          ///< of the start: what `base` holds after Held, while it lasts
+
   mutable std::mutex queue_mutex_;
   std::condition_variable changed_;
   std::vector<Waiting*> queue_;
@@ -228,6 +265,7 @@ class Ledger {
   mutable std::mutex index_mutex_;
   std::unique_ptr<KeyIndex> index_;
   std::uint64_t segment_events_ = 0;
+  Instant segment_begun_{};  ///< where it has events: when the first came
   Bytes block_, proofs_;
   std::vector<EventId> block_ids_;             ///< of the entries in `block_`, ...
   std::vector<const NewEvent*> block_events_;  ///< ... and what they were made of

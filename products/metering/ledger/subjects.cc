@@ -142,17 +142,19 @@ void Subjects::write(const Mark& from, const Mark& until, Bytes& out) const {
   }
 }
 
-void Subjects::skip(layout::Reader& reader) {
-  reader.get<SubjectNumber>();
-  for (std::size_t left = reader.count(8); left > 0; --left) {
+Subjects::Mark Subjects::skip(layout::Reader& reader) {
+  Mark until;
+  until.subjects = reader.get<SubjectNumber>();
+  for (std::size_t left = reader.count(8); left > 0; --left, ++until.subjects) {
     reader.sized();
     reader.sized();
   }
-  reader.get<AttributionNumber>();
-  for (std::size_t left = reader.count(12); left > 0; --left) {
+  until.attributions = reader.get<AttributionNumber>();
+  for (std::size_t left = reader.count(12); left > 0; --left, ++until.attributions) {
     reader.bytes(2 * sizeof(SubjectNumber));
     reader.bytes(reader.count(sizeof(SubjectNumber)) * sizeof(SubjectNumber));
   }
+  return until;
 }
 
 Result<> Subjects::read(layout::Reader& reader) {

@@ -61,8 +61,8 @@ class Subjects {
   /// Takes what `write` wrote, in the order in which it was written; what is known already must be the same. Errors:
   /// hash_mismatch.
   Result<> read(layout::Reader& reader);
-  /// Past what `write` wrote.
-  static void skip(layout::Reader& reader);
+  /// Past what `write` wrote: up to where it defines.
+  static Mark skip(layout::Reader& reader);
 
  private:
   SubjectNumber find_unlocked(std::string_view org, std::string_view name, std::uint32_t hash) const;

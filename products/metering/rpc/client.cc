@@ -84,7 +84,10 @@ class MeteringClient final : public Metering {
                             response.sums(),
                             response.heads(),
                             {},
+                            {},
+                            response.events_cut(),
                             {}};
+    if (response.has_held_since()) found.held_since = CRETO_TRY(proto::from_time(response.held_since(), "held_since"));
     if (response.head().size() != found.head.size()) return proto::bad_field("head", "must have 32 bytes");
     std::ranges::copy(response.head(), found.head.begin());
     found.problems.assign(response.problems().begin(), response.problems().end());
@@ -241,7 +244,9 @@ class MeteringClient final : public Metering {
   Result<UsageEventsPage> usage_events(const Context& ctx, const UsageEventsQuery& query) override {
     const auto response =
         CRETO_TRY(call<v1::ListUsageEventsResponse>(ctx, "ListUsageEvents", to_proto(query), repeatable));
-    return UsageEventsPage{{response.events().begin(), response.events().end()}, response.next()};
+    UsageEventsPage page{{response.events().begin(), response.events().end()}, response.next()};
+    if (response.has_held_since()) page.held_since = CRETO_TRY(proto::from_time(response.held_since(), "held_since"));
+    return page;
   }
   Result<Invoice> issue_invoice(const Context& ctx, const SubscriptionId& subscription,
                                 std::optional<Instant> until) override {

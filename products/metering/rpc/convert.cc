@@ -246,6 +246,7 @@ v1::GetUsageResponse to_proto(const UsageReport& usage) {
   }
   out.set_groups(static_cast<std::int64_t>(usage.groups));
   out.set_next(usage.next);
+  if (usage.held_since) proto::set_time(out.mutable_held_since(), *usage.held_since);
   return out;
 }
 
@@ -253,6 +254,7 @@ Result<UsageReport> from_proto(const v1::GetUsageResponse& response) {
   UsageReport usage;
   usage.groups = static_cast<std::size_t>(response.groups());
   usage.next = response.next();
+  if (response.has_held_since()) usage.held_since = CRETO_TRY(proto::from_time(response.held_since(), "held_since"));
   for (const auto& one : response.rows()) {
     UsageRow row;
     row.keys.assign(one.keys().begin(), one.keys().end());

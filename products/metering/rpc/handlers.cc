@@ -233,6 +233,8 @@ void register_events(rpc::Service& service, Metering& metering) {
         out.set_heads(found.heads);
         out.set_head(std::string(as_text(found.head)));
         for (const std::string& problem : found.problems) out.add_problems(problem);
+        out.set_events_cut(found.events_cut);
+        if (found.held_since) proto::set_time(out.mutable_held_since(), *found.held_since);
         return out;
       });
   service.unary<v1::ListRejectedEventsRequest, v1::ListRejectedEventsResponse>(
@@ -401,6 +403,7 @@ void register_invoices(rpc::Service& service, Metering& metering) {
         v1::ListUsageEventsResponse out;
         for (std::string& event : page.events) out.add_events(std::move(event));
         out.set_next(std::move(page.next));
+        if (page.held_since) proto::set_time(out.mutable_held_since(), *page.held_since);
         return out;
       });
   service.unary<v1::IssueInvoiceRequest, v1::Invoice>(

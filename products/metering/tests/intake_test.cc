@@ -47,10 +47,11 @@ class Registry final : public Attributor {
 class IntakeTest : public ::testing::Test {
  protected:
   IntakeTest() {
-    ledger_ = Ledger::open(
-                  open_block_files(files_, "/usage/log").value(), files_, "/usage", clock_, no_telemetry(), {},
-                  [](Ledger&, BytesView) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); })
-                  .value();
+    ledger_ =
+        Ledger::open(
+            open_block_files(files_, "/usage/log").value(), files_, "/usage", clock_, no_telemetry(), {},
+            [](Ledger&, BytesView, Ledger::Saved) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); })
+            .value();
     intake_ = std::make_unique<Intake>(*ledger_, limits_, registry_, clock_, IntakeOptions{});
   }
 

@@ -43,7 +43,7 @@ class House {
     ASSERT_TRUE(log) << log.error().to_string();
     auto opened = Ledger::open(
         *std::move(log), files_, "/usage", clock, no_telemetry(), options_,
-        [this](Ledger&, BytesView state) -> Result<> {
+        [this](Ledger&, BytesView state, Ledger::Saved) -> Result<> {
           restored = as_text(state);
           return {};
         },
@@ -313,7 +313,7 @@ class Counted {
     EXPECT_TRUE(log) << log.error().to_string();
     auto opened = Ledger::open(
         *std::move(log), files, directory, system_clock(), no_telemetry(), {.segment_events_max = segment_events_max},
-        [this](Ledger&, BytesView state) -> Result<> {
+        [this](Ledger&, BytesView state, Ledger::Saved) -> Result<> {
           if (!state.empty()) CRETO_TRY(limits_.load(state));
           return {};
         },
@@ -343,6 +343,46 @@ class Counted {
           return true;
         },
         [this](Bytes& out) { return limits_.write_copy(out); });
+  }
+  /// Cuts off what lies before any of the segments, by what is counted of it anew.
+  Result<> cut(std::mt19937_64& random) {
+    const std::uint32_t first = ledger->held()->from.segment;
+    const std::uint32_t last = ledger->position().end.segment;
+    const std::uint32_t segment = first + static_cast<std::uint32_t>(random() % (last - first + 1));
+    if (segment == first || !ledger->begins_block({segment, ledger->held()->from.offset}).value_or(false)) {
+      CRETO_TRY(ledger->remove_cut());
+      return {};
+    }
+    Limits before;
+    CRETO_TRY(before.put_quota("org", quota_, now()));
+    const Bytes state = CRETO_TRY(ledger->base_state());
+    if (!state.empty()) CRETO_TRY(before.load(state));
+    std::size_t events = 0;
+    CRETO_TRY(ledger->scan({}, {segment, 0}, [&](const StoredEvent&) -> Result<> {
+      ++events;
+      return {};
+    }));
+    const AccountNumber account = before.account("org", "service:a");
+    const std::vector<Fact> facts(events,
+                                  Fact{.accounts = std::span(&account, 1), .words = before.words_of_fact("org", "t")});
+    std::vector<Notice> notices;
+    before.add(facts, now(), notices);
+    Bytes counters;
+    before.begin_copy(counters);
+    while (before.write_copy(counters)) {
+    }
+    if (random() % 2 == 0) CRETO_TRY(checkpoint());
+    CRETO_TRY(ledger->cut(segment, counters, [](const Ledger::Held&) { return Result<>(); }));
+    if (random() % 2 == 0) CRETO_TRY(ledger->remove_cut());
+    return {};
+  }
+  std::optional<std::string> first_key() {
+    std::optional<std::string> first;
+    EXPECT_TRUE(ledger->scan({}, ledger->position().end, [&](const StoredEvent& event) -> Result<> {
+      if (!first) first = event.record.key;
+      return {};
+    }));
+    return first;
   }
   std::int64_t counted() { return limits_.state("org", quota_, now())->used; }
   std::multiset<std::string> keys() {
@@ -406,6 +446,50 @@ TEST(Ledger, LosesNothingAcknowledgedAndTakesNothingTwiceHoweverThePowerFails) {
       acknowledged.insert(key);
     }
   }
+}
+
+TEST(Ledger, WhatWasCutOffIsStillCountedHoweverThePowerFails) {
+  const std::uint64_t seed = creto::testing::number_from("CRETO_SEED", 1);
+  const std::uint64_t lives = creto::testing::number_from("CRETO_LIVES", 40);
+  SCOPED_TRACE(fmt::format("CRETO_SEED={}", seed));
+  std::mt19937_64 random(seed);
+  FaultFiles files;
+  auto house = std::make_unique<Counted>(files, "/usage", 10);
+  std::set<std::string> acknowledged;
+  int next = 0;
+  std::uint64_t cut = 0;
+  creto::testing::Progress progress("life", lives);
+  for (std::uint64_t life = 0; life < lives; ++life) {
+    progress.at(life);
+    files.die_at(1 + random() % 150);
+    for (int round = 0; round < 60 && !files.dead(); ++round) {
+      std::vector<House::Sent> batch;
+      for (std::size_t i = 0; i < 1 + random() % 8; ++i) batch.push_back({std::to_string(next++)});
+      if (house->send(batch))
+        for (const auto& sent : batch) acknowledged.insert(sent.key);
+      if (random() % 8 == 0) (void)house->cut(random);
+    }
+    house.reset();
+    files.crash(random() | 1);
+    house = std::make_unique<Counted>(files, "/usage", 10);
+    ASSERT_NE(house->ledger, nullptr) << "in life " << life;
+    const auto held = house->ledger->held();
+    ASSERT_GE(held->events, cut) << "what was cut off is back";
+    cut = held->events;
+    const auto keys = house->keys();
+    ASSERT_EQ(house->counted(), static_cast<std::int64_t>(cut) + std::ssize(keys)) << "in life " << life;
+    ASSERT_GE(cut + keys.size(), acknowledged.size()) << "something is lost in life " << life;
+    // Keys are numbers in the order in which they were sent: those that are held are the newest.
+    const int first = keys.empty() ? next : std::stoi(*house->first_key());
+    for (const std::string& key : acknowledged) {
+      if (std::stoi(key) > first) ASSERT_EQ(keys.count(key), 1u) << key << " is lost in life " << life;
+    }
+    acknowledged.insert(keys.begin(), keys.end());
+    const auto names = files.list("/usage/log").value();
+    ASSERT_EQ(std::ranges::count_if(names, [](const std::string& name) { return name.ends_with(".usage"); }),
+              house->ledger->position().end.segment - held->from.segment + 1);
+  }
+  EXPECT_GT(cut, 0u);
 }
 
 /// Takes events from two threads until it is killed, and says on `out` which are acknowledged.
@@ -481,11 +565,12 @@ TEST(Ledger, LosesNothingAcknowledgedWhenItsProcessIsKilled) {
 TEST(Ledger, ManyThreadsShareSyncsAndAgreeWhoWasFirst) {
   creto::testing::TempDir dir;
   creto::testing::FakeClock clock{from_rfc3339("2026-11-10T12:00:00Z").value()};
-  auto ledger = Ledger::open(
-                    open_block_files(io::real_files(), dir.path() / "log").value(), io::real_files(), dir.path(), clock,
-                    no_telemetry(), {.segment_events_max = 500}, [](Ledger&, BytesView) { return Result<>(); },
-                    [](const StoredEvent&) { return Result<>(); })
-                    .value();
+  auto ledger =
+      Ledger::open(
+          open_block_files(io::real_files(), dir.path() / "log").value(), io::real_files(), dir.path(), clock,
+          no_telemetry(), {.segment_events_max = 500}, [](Ledger&, BytesView, Ledger::Saved) { return Result<>(); },
+          [](const StoredEvent&) { return Result<>(); })
+          .value();
   std::atomic<int> accepted{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {
@@ -579,6 +664,56 @@ TEST_P(BlockLogContract, ANewSegmentWithoutBlocksIsThereAfterAStart) {
   log = open();
   EXPECT_EQ(log->end().segment, 2u);
   EXPECT_EQ(log->head(), head);
+}
+
+TEST_P(BlockLogContract, ABaseStandsForWhatWasCutOff) {
+  auto log = open();
+  for (const std::string_view block : {"one", "two", "three"}) {
+    ASSERT_TRUE(log->append(as_bytes(block)));
+    ASSERT_TRUE(log->seal());
+  }
+  ASSERT_TRUE(log->append(as_bytes("four")));
+  EXPECT_FALSE(log->base()->has_value());
+  std::map<std::uint32_t, Hash256> heads;
+  ASSERT_TRUE(log->scan({}, log->end(), [&](BlockAddress address, BytesView, const Hash256& hash) -> Result<> {
+    heads[address.segment] = hash;
+    return {};
+  }));
+  const auto base_of = [&](std::uint32_t segment) {
+    return LogBase{.segment = segment, .before = heads[segment - 1], .content = Bytes(20'000'000, 7)};
+  };
+  std::optional<Hash256> vouched;
+  const auto vouch = [&](const Hash256& hash) -> Result<> {
+    vouched = hash;
+    return {};
+  };
+  const auto refused = log->cut(base_of(2), [](const Hash256&) -> Result<> {
+    return Error(Product::metering, ErrorKind::unavailable, "nobody vouches");
+  });
+  EXPECT_FALSE(refused);
+  EXPECT_FALSE(log->base()->has_value());
+  ASSERT_TRUE(log->cut(base_of(2), vouch));
+  ASSERT_TRUE(log->cut(base_of(3), vouch));
+  EXPECT_EQ(blocks(*log, log->begin()).size(), 4u) << "who reads them still can";
+  ASSERT_TRUE(log->remove_cut());
+  EXPECT_EQ(blocks(*log, {3, 0}), (std::vector<std::string>{"three", "four"}));
+  const Hash256 head = log->head();
+  log.reset();
+  log = open();
+  EXPECT_EQ(log->head(), head);
+  EXPECT_EQ(blocks(*log, {3, 0}), (std::vector<std::string>{"three", "four"}));
+  const auto base = log->base().value();
+  ASSERT_TRUE(base);
+  EXPECT_EQ(base->hash, vouched);
+  EXPECT_EQ(base->content, base_of(3).content);
+  ASSERT_TRUE(log->append(as_bytes("five")));
+  EXPECT_EQ(blocks(*log, {3, 0}).size(), 3u);
+  // The chain goes on from it: what lies behind a base of another log is damage.
+  LogBase other = base_of(4);
+  other.before = Hash256{};
+  ASSERT_TRUE(log->cut(other, vouch));
+  EXPECT_EQ(log->scan({4, 0}, log->end(), [](auto, auto, const auto&) { return Result<>(); }).error().kind(),
+            ErrorKind::hash_mismatch);
 }
 
 /// Several processes reach a database; a directory has one.

@@ -52,7 +52,7 @@ class House {
     ASSERT_TRUE(log) << log.error().to_string();
     auto opened = Ledger::open(
         *std::move(log), files, "/usage", clock, no_telemetry(), options_,
-        [](Ledger&, BytesView) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); });
+        [](Ledger&, BytesView, Ledger::Saved) { return Result<>(); }, [](const StoredEvent&) { return Result<>(); });
     ASSERT_TRUE(opened) << opened.error().to_string();
     ledger = *std::move(opened);
     auto columns = ColumnStore::open(*ledger, files, "/usage/columns", no_telemetry());

@@ -1,6 +1,7 @@
 #include "creto/metering/usage_log.h"
 
 #include "ledger/block_reader.h"
+#include "ledger/cut_off.h"
 #include "usage/logged_event.h"
 
 namespace creto::metering {
@@ -8,13 +9,25 @@ Result<UsageLogSummary> read_usage_log(io::FileSystem& files, const std::filesys
                                        const UsageLogFilter& filter,
                                        const std::function<Result<>(const LoggedEvent&)>& visit) {
   const auto log = CRETO_TRY(read_block_files(files, directory));
-  const Bytes first = CRETO_TRY(log->read(log->begin()));
-  const KeyHasher hasher = CRETO_TRY(KeyHasher::of_beginning(log->begin(), first));
   UsageLogSummary summary{.events = 0, .segments = log->end().segment, .head = log->head()};
   Subjects subjects;
+  BlockAddress from = log->begin();
+  Bytes first;
+  if (const auto base = CRETO_TRY(log->base())) {
+    const CutOff cut = CRETO_TRY(read_cut_off(*base));
+    from.segment = base->segment;
+    first = to_bytes(cut.beginning);
+    layout::Reader definitions(cut.rest);
+    CRETO_TRY(subjects.read(definitions));
+    summary.segments -= base->segment - 1;
+    summary.held_since = cut.until;
+  } else {
+    first = CRETO_TRY(log->read(from));
+  }
+  const KeyHasher hasher = CRETO_TRY(KeyHasher::of_beginning(log->begin(), first));
   RecordScratch scratch;
   std::vector<std::string_view> ancestors;
-  CRETO_TRY(log->scan({}, log->end(), [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
+  CRETO_TRY(log->scan(from, log->end(), [&](BlockAddress address, BytesView content, const Hash256&) -> Result<> {
     if (address == log->begin()) return {};
     BlockReader block(address, content);
     CRETO_TRY(block.head());

@@ -68,14 +68,16 @@ struct RecordBatch {
 
 /// What a recount of all events found.
 struct UsageVerification {
-  std::uint64_t events = 0;
-  std::uint64_t batches = 0;          ///< whose signatures were verified
-  std::uint64_t envelopes = 0;        ///< of single events; likewise, and that the log keeps what they say
-  std::uint64_t counters = 0;         ///< that were compared
-  std::uint64_t sums = 0;             ///< of columns, which queries read; likewise
-  std::uint64_t heads = 0;            ///< ends of the log that the audit log has recorded; likewise
-  Hash256 head{};                     ///< of the usage log
-  std::vector<std::string> problems;  ///< at most 100; empty: all agrees
+  std::uint64_t events = 0;             ///< that are held
+  std::uint64_t batches = 0;            ///< whose signatures were verified
+  std::uint64_t envelopes = 0;          ///< of single events; likewise, and that the log keeps what they say
+  std::uint64_t counters = 0;           ///< that were compared
+  std::uint64_t sums = 0;               ///< of columns, which queries read; likewise
+  std::uint64_t heads = 0;              ///< ends of the log that the audit log has recorded; likewise
+  Hash256 head{};                       ///< of the usage log
+  std::vector<std::string> problems;    ///< at most 100; empty: all agrees
+  std::uint64_t events_cut = 0;         ///< that are no longer held: the count began with what was counted of them
+  std::optional<Instant> held_since{};  ///< when the last of those arrived
 };
 
 /// What an import of prices has done.
@@ -153,8 +155,9 @@ class Metering : public Billing,
   virtual Result<> drop_rejected(const Context& ctx, std::string_view id) = 0;
 
   /// Reads the whole usage log again: every block's hash, every signature of a batch or an event, no key twice, every
-  /// end of it that the audit log knows; counts all events anew and compares with what was counted as they came and
-  /// with what queries read. Takes as long as the log is large; events are taken meanwhile.
+  /// end of it that the audit log knows; counts all events anew, after what was counted of those that are no longer
+  /// held, and compares with what was counted as they came and with what queries read. Takes as long as the log is
+  /// large; events are taken meanwhile.
   virtual Result<UsageVerification> verify_usage(const Context& ctx) = 0;
 
   // --- what models cost
@@ -201,8 +204,8 @@ class LocalMetering : public Metering {
   virtual authz::Extension& quota_enforcer() = 0;
   /// Subscribes to metering.events.> , metering.invoices and oversight.decisions. Call once.
   virtual Result<> attach(bus::Bus& bus) = 0;
-  /// What is due: holds that end, invoices, their signatures, idempotency keys past their window. Call
-  /// it every few minutes.
+  /// What is due: holds that end, invoices, their signatures, events that are past the retention. Call it every few
+  /// minutes.
   virtual Result<> tick() = 0;
   virtual HealthStatus health() = 0;
 };
@@ -216,6 +219,11 @@ struct MeteringOptions {
   Nanos event_age_max = std::chrono::hours(24 * 366);  ///< older events are refused; at least 1 hour
   Nanos event_ahead_max = std::chrono::hours(1);       ///< likewise events from the future; at most a day
   Nanos hold_max = std::chrono::hours(24 * 7);         ///< longest reservation; 1 minute to 366 days
+  /// How long events are held after they arrived; 0: for ever; else at least 32 days and the idempotency window. They
+  /// stay longer as long as an invoice or the window of a limit may ask for them, and until their segment is full or an
+  /// eighth of this old. What was counted of them stays.
+  Nanos retention{};
+  std::uint32_t segment_events_max = 1'000'000;  ///< of a segment of the usage log; 1 to 10 000 000
   bool detect_anomalies = true;
   /// How sure it must be that an agent's hour is none of its usual ones for people to be told, once an hour; 0.5 up to,
   /// not including, 1. Hours that cost less than three times the mean, or six standard deviations more than it, never

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -78,6 +79,8 @@ struct UsageReport {
   std::vector<UsageRow> rows;
   std::size_t groups = 0;  ///< all there are, also those beyond the limit
   std::string next{};      ///< in the order of keys, where there are more rows
+  /// What arrived until then is no longer held, and counts no more here. None: all that ever came is.
+  std::optional<Instant> held_since{};
 };
 
 /// Which events of the usage log to read, a page at a time.
@@ -99,6 +102,7 @@ struct UsageEventsPage {
   std::vector<std::string> events;  ///< each as a line of `creto metering dump`, in the order of arrival
   /// Where the next page begins; empty: there is no more. A page may have few events or none and yet a next one.
   std::string next;
+  std::optional<Instant> held_since{};  ///< as of UsageReport
 };
 
 }  // namespace creto::metering

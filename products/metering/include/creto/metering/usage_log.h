@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -26,9 +27,11 @@ struct UsageLogFilter {
 };
 
 struct UsageLogSummary {
-  std::uint64_t events = 0;  ///< that the filter lets through
-  std::uint32_t segments = 0;
-  Hash256 head{};  ///< of the last block: names all before it
+  std::uint64_t events = 0;    ///< that the filter lets through
+  std::uint32_t segments = 0;  ///< that are held
+  Hash256 head{};              ///< of the last block: names all before it
+  /// What arrived until then is no longer held. None: all that ever came is.
+  std::optional<Instant> held_since{};
 };
 
 /// An event as the log has it. Everything is borrowed for the duration of the visit.
