@@ -206,7 +206,8 @@ Result<> MeteringService::restore(Ledger& ledger, BytesView counters, Ledger::Sa
     CRETO_ASSERT(quota != rules_.quotas.end());
     if (const auto from = counted_from(quota->second, now)) {
       Seeding seeding;
-      CRETO_TRY(read_seeds(ledger, one.org, {quota->second, options_.currency}, *from, seeding));
+      const Counted counted = CRETO_TRY(counted_of(quota->second));
+      CRETO_TRY(read_seeds(ledger, one.org, counted, *from, seeding));
       if (!seeding.seeds.empty()) know_session(one.org, quota->second.subject, seeding);
       CRETO_TRY(limits_.put_quota_anew(one.org, quota->second, now, seeding.seeds));
     }

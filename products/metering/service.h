@@ -195,6 +195,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
     Currency currency;  ///< of its money
     std::optional<SubjectThreshold> threshold{};
   };
+  Result<Counted> counted_of(const Quota& quota) const;
   static Counted counted_of(const SubjectThreshold& threshold);
   Result<std::int64_t> used_in_base(const Ledger& ledger, const std::string& org, const Counted& counted) const;
   Result<> load_base(const Ledger& ledger, Limits& limits) const;
@@ -207,7 +208,6 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   Result<> ensure_identity(const Context& ctx);
   Result<DelegationChain> ancestors_of(const Context& ctx, const Identity& agent);
   static Result<NanoMoney> cost_of(const Money& cost);
-  Result<NanoMoney> accounted_cost(const Money& cost) const;
   std::string_view currency_of(const Money& cost) const;
   Result<std::optional<Money>> expected_cost(const Context& ctx, const contracts::SpendRequest& request,
                                              Instant now) const;

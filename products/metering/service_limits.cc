@@ -65,16 +65,6 @@ Result<NanoMoney> MeteringService::cost_of(const Money& cost) {
   return to_nano_money(cost.amount);
 }
 
-/// Of what can be added up alone.
-Result<NanoMoney> MeteringService::accounted_cost(const Money& cost) const {
-  if (cost.amount.is_zero()) return 0;
-  if (!(cost.currency == options_.currency)) {
-    return error(ErrorKind::invalid_input,
-                 fmt::format("cost: must be in {}, which costs are added up in", options_.currency.code()));
-  }
-  return cost_of(cost);
-}
-
 /// As limits know it: nothing costs nothing in the accounting currency.
 std::string_view MeteringService::currency_of(const Money& cost) const {
   return cost.amount.is_zero() || cost.currency == options_.currency ? std::string_view() : cost.currency.code();
@@ -114,7 +104,8 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
   const auto seed = [&](Instant now) -> Result<> {
     const std::optional<Instant> from = counted_from(quota, now);
     if (!from || each_of(quota.subject)) return {};
-    return read_seeds(*ledger_, ctx.org, {quota, options_.currency}, *from, seeding);
+    const Counted counted = CRETO_TRY(counted_of(quota));
+    return read_seeds(*ledger_, ctx.org, counted, *from, seeding);
   };
   // Nearly all of the log is read while events go on, and only what came meanwhile while they wait.
   CRETO_TRY(seed(clock_.now()));
@@ -137,6 +128,12 @@ Result<Quota> MeteringService::set_quota(const Context& ctx, const Quota& quota)
     return std::move(placed).error();
   }
   return quota;
+}
+
+Result<MeteringService::Counted> MeteringService::counted_of(const Quota& quota) const {
+  Counted counted{quota, options_.currency, {}};
+  if (!quota.currency.empty()) counted.currency = CRETO_TRY(Currency::parse(quota.currency));
+  return counted;
 }
 
 MeteringService::Counted MeteringService::counted_of(const SubjectThreshold& threshold) {
@@ -517,29 +514,44 @@ Result<std::vector<contracts::OversightTrigger>> MeteringService::check_multiple
     const std::vector<contracts::CostThreshold>& thresholds) {
   if (thresholds.size() > batch_max)
     return error(ErrorKind::too_large, fmt::format("thresholds: must be at most {}", batch_max));
-  const NanoMoney cost = CRETO_TRY(accounted_cost(event.cost));
+  const NanoMoney cost = CRETO_TRY(cost_of(event.cost));
   DelegationChain whose = CRETO_TRY(ancestors_of(ctx, event.agent));
   whose.push_back(event.agent);
   const Instant now = clock_.now();
+  const auto sees_it = [&](const contracts::CostThreshold& threshold) {
+    return cost == 0 || threshold.limit.currency == event.cost.currency;
+  };
   std::vector<contracts::OversightTrigger> triggers;
   for (const contracts::CostThreshold& threshold : thresholds) {
-    const NanoMoney limit = CRETO_TRY(accounted_cost(threshold.limit));
-    NanoMoney with_use = 0;
+    const bool of_period = threshold.period != BillingPeriod::transaction;
+    if (of_period && !(threshold.limit.currency == options_.currency)) {
+      return error(ErrorKind::invalid_input,
+                   fmt::format("thresholds: `{}` must be in {}, which costs are added up in, or of a transaction; put "
+                               "it as a threshold to count another currency",
+                               threshold.threshold_id, options_.currency.code()));
+    }
+    const NanoMoney limit = CRETO_TRY(cost_of(threshold.limit));
+    NanoMoney with_use = sees_it(threshold) ? cost : 0;
     for (const Identity& one : whose) {
-      const Use use{.org = ctx.org, .agent = one.text(), .event_type = event.event_type, .units = 0, .cost = cost};
+      if (!of_period) break;
+      const Use use{.org = ctx.org,
+                    .agent = one.text(),
+                    .event_type = event.event_type,
+                    .units = 0,
+                    .cost = sees_it(threshold) ? cost : 0};
       with_use = std::max(with_use, limits_.cost_with(use, threshold.period, now));
     }
-    if (with_use <= limit) continue;
-    const CostFinding finding{threshold.threshold_id,
-                              event.agent.text(),
-                              threshold.period,
-                              with_use,
-                              limit,
-                              {},
-                              threshold.action,
-                              threshold.approvers,
-                              {}};
+    // What a threshold cannot add up is not within it, unless another one of the same period does.
+    const bool blind = !sees_it(threshold) && threshold.action != contracts::ThresholdAction::notify_only &&
+                       std::ranges::none_of(thresholds, [&](const contracts::CostThreshold& other) {
+                         return other.period == threshold.period &&
+                                other.action != contracts::ThresholdAction::notify_only && sees_it(other);
+                       });
+    if (with_use <= limit && !blind) continue;
+    const CostFinding finding{threshold.threshold_id,          event.agent.text(), threshold.period,    with_use, limit,
+                              threshold.limit.currency.code(), threshold.action,   threshold.approvers, {}};
     contracts::OversightTrigger trigger = CRETO_TRY(trigger_of(finding, event));
+    if (blind) trigger.current_cost = event.cost;
     triggers.push_back(std::move(trigger));
   }
   return triggers;

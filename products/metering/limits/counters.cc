@@ -684,9 +684,17 @@ std::optional<QuotaState> Limits::state(std::string_view org, const Quota& quota
   const bool each = each_of(quota.subject).has_value();
   if (!each) subject = quota.subject;
   const std::shared_lock stay(impl_->sessions_gate);
-  QuotaState state{
-      quota.id, std::string(subject), quota.event_type, quota.measure, quota.window, quota.overflow, quota.limit, 0, 0,
-      {}};
+  QuotaState state{quota.id,
+                   std::string(subject),
+                   quota.event_type,
+                   quota.measure,
+                   quota.window,
+                   quota.overflow,
+                   quota.currency,
+                   quota.limit,
+                   0,
+                   0,
+                   {}};
   const AccountNumber number = impl_->find(org, subject);
   if (number == AccountNumber::none) {
     if (!each) return std::nullopt;

@@ -153,7 +153,7 @@ struct CostTotals {
 /// passed in and never opens an older window of an account again. Thread-safe.
 class Limits {
  public:
-  /// `accounting`: the currency of quotas, and of costs where nothing else is said.
+  /// `accounting`: the currency of costs and of quotas where nothing else is said.
   explicit Limits(AnomalyRules anomalies = {}, Currency accounting = Currency::usd());
   Limits(Limits&&) noexcept;
   Limits& operator=(Limits&&) noexcept;
@@ -193,8 +193,8 @@ class Limits {
   /// every limit is left.
   bool allows(const Use& use, Instant now);
   /// The first limit of money that could refuse `use` and does not see what it costs: of one that says no cost, each in
-  /// the accounting currency; of one that costs another currency, every quota, and every threshold beside which its
-  /// subject has none of the same window that asks or blocks in that currency.
+  /// the accounting currency; of one that costs another currency, every quota and every threshold beside which its
+  /// subject has none of the same window that asks or blocks in that currency and counts such a use.
   std::optional<Told> blind_limit(const Use& use, Instant now);
   /// Holds `use` until `expires_at`. The same id with the same use is granted again.
   Verdict reserve(const ReservationId& id, const Use& use, Instant now, Instant expires_at);

@@ -128,9 +128,12 @@ bool Limits::Impl::find_blind(const Targets& targets, Instant now, IsCandidate i
   const std::uint32_t currency = targets.words.currency;
   // Beside it, something may be said of this very currency.
   const auto sees = [&](const Terms& said, const Terms& other) {
-    return currency != 0 && said->family == Terms::Family::threshold && other->family == said->family &&
-           other->currency == currency && other->window == said->window &&
-           other->action != ThresholdAction::notify_only;
+    if (currency == 0 || other->family != said->family || other->measure != Measure::cost ||
+        other->currency != currency || other->window != said->window)
+      return false;
+    if (said->family == Terms::Family::threshold) return other->action != ThresholdAction::notify_only;
+    return other->rolling_length == said->rolling_length && other->overflow != Overflow::allow_with_notification &&
+           other.is_about(targets.words);
   };
   for (const AccountNumber number : targets.span()) {
     Account& account = at(number);

@@ -109,6 +109,10 @@ Result<> validate(const Quota& quota) {
   CRETO_TRY(check_subject("quota.subject", quota.subject));
   if (quota.event_type.empty() ? quota.measure == Measure::units : !is_name(quota.event_type))
     return invalid("quota.event_type", name_rule);
+  if (!quota.currency.empty()) {
+    if (quota.measure != Measure::cost) return invalid("quota.currency", "belongs to quotas of cost only");
+    if (auto known = Currency::parse(quota.currency); !known) return invalid("quota.currency", known.error().message());
+  }
   CRETO_TRY(check_match(quota.match));
   const bool rolling = quota.window == WindowKind::rolling;
   if (rolling && (quota.rolling_length < std::chrono::seconds(1) || quota.rolling_length > std::chrono::days(366))) {
@@ -135,6 +139,7 @@ Result<std::string> to_json(const Quota& quota) {
                {"soft_percent", quota.soft_percent}, {"overflow", to_string(quota.overflow)},
                {"approvers", quota.approvers}};
   if (quota.measure != Measure::units) json["measure"] = to_string(quota.measure);
+  if (!quota.currency.empty()) json["currency"] = quota.currency;
   for (const PropertyMatch& match : quota.match) json["match"][match.property] = match.values;
   if (!quota.time_zone.empty()) json["time_zone"] = quota.time_zone;
   if (quota.window == WindowKind::rolling) json["rolling_length"] = creto::to_string(quota.rolling_length);
@@ -152,6 +157,7 @@ Result<Quota> quota_from_json(std::string_view text) {
   quota.event_type = reader.text_or("event_type", "");
   const std::string measure = reader.text_or("measure", "units");
   const Json& match = reader.object("match");
+  quota.currency = reader.text_or("currency", "");
   quota.time_zone = reader.text_or("time_zone", "");
   const std::string window = reader.text_or("window", "month");
   const std::string length = reader.text_or("rolling_length", "");

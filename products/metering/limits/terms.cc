@@ -138,6 +138,11 @@ Result<std::uint32_t> TermsTable::of(OrgNumber org, const Quota& quota) {
 
   said.counted = fmt::format("quota {} {} {} {} {}", quota.event_type, to_string(quota.measure),
                              to_string(quota.window), quota.rolling_length.count(), quota.time_zone);
+  if (!quota.currency.empty() && quota.currency != accounting_.code()) {
+    said.currency_code = quota.currency;
+    said.currency = obtain_word(word_of_currency(said.currency_code));
+    said.counted += ' ' + said.currency_code;
+  }
   for (const PropertyMatch& one : quota.match) {
     said.counted += ' ';
     append(said.counted, one.property);

@@ -107,6 +107,7 @@ v1::QuotaState to_proto(const QuotaState& state) {
   out.set_measure(std::string(to_string(state.measure)));
   out.set_window(std::string(to_string(state.window)));
   out.set_overflow(std::string(to_string(state.overflow)));
+  out.set_currency(state.currency);
   out.set_limit(state.limit);
   out.set_used(state.used);
   out.set_held(state.held);
@@ -115,8 +116,8 @@ v1::QuotaState to_proto(const QuotaState& state) {
 }
 
 Result<QuotaState> from_proto(const v1::QuotaState& state) {
-  QuotaState out{state.quota_id(), state.subject(), state.event_type(), {}, {}, {},
-                 state.limit(),    state.used(),    state.held(),       {}};
+  QuotaState out{state.quota_id(), state.subject(), state.event_type(), {},           {}, {},
+                 state.currency(), state.limit(),   state.used(),       state.held(), {}};
   out.measure = CRETO_TRY(measure_from_string(state.measure()));
   out.window = CRETO_TRY(window_kind_from_string(state.window()));
   out.overflow = CRETO_TRY(overflow_from_string(state.overflow()));

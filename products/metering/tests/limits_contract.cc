@@ -642,5 +642,85 @@ TEST_P(MeteringContract, ThresholdsOfEachCurrencyLimitWhatIsInIt) {
   EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
 }
 
+TEST_P(MeteringContract, QuotasOfMoneyCountTheCurrencyThatTheyName) {
+  const Currency euro = Currency::parse("EUR").value();
+  const auto limit = [&](std::string id, std::string currency, std::int64_t amount, std::string type = "") {
+    Quota one = quota(std::move(id), *parent, amount * 1'000'000'000, std::move(type));
+    one.measure = Measure::cost;
+    one.currency = std::move(currency);
+    const auto put = metering->set_quota(ctx, one);
+    EXPECT_TRUE(put) << put.error().to_string();
+  };
+  int events = 0;
+  const auto pay = [&](std::string_view amount, const Currency& currency) {
+    Bytes bytes;
+    const std::string key = std::to_string(events++);
+    encode_record({.bytes = {},
+                   .agent = child->text(),
+                   .type = "payment",
+                   .key = key,
+                   .time = clock.now(),
+                   .cost = amount,
+                   .currency = currency.code(),
+                   .properties = {}},
+                  bytes);
+    const auto taken = metering->ingest_records(ctx, {.records = {std::string(as_text(bytes))}});
+    EXPECT_TRUE(taken->front());
+  };
+  const auto spend = [&](std::string_view amount, const Currency& currency, std::string type = "payment") {
+    auto request = ask(*child, std::move(type));
+    request.cost = {Decimal::literal(amount), currency};
+    return code(metering->reserve(ctx, request));
+  };
+  pay("40", euro);
+  limit("dollars", "", 10);
+  EXPECT_EQ(spend("1", euro), "MT-400");
+  limit("euros-for-other", "EUR", 1'000, "rent");
+  EXPECT_EQ(spend("1", euro), "MT-400") << "that does not count payments";
+  limit("euros", "EUR", 60);
+  EXPECT_EQ(metering->quota_state(ctx, "euros")->used, 40'000'000'000) << "with what was spent before it was set";
+  EXPECT_EQ(metering->quota_state(ctx, "euros")->currency, "EUR");
+  EXPECT_EQ(metering->quota_state(ctx, "dollars")->used, 0);
+  pay("5", euro);
+  pay("7", Currency::usd());
+  EXPECT_EQ(spend("16", euro), "MT-429");
+  EXPECT_EQ(spend("15", euro), "ok");
+  EXPECT_EQ(spend("0.01", euro), "MT-429") << "what is held counts";
+  EXPECT_EQ(spend("3", Currency::usd()), "ok");
+  EXPECT_EQ(spend("1", Currency::parse("GBP").value()), "MT-400");
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
+  stop();
+  start();
+  EXPECT_EQ(metering->quota_state(ctx, "euros")->used, 45'000'000'000);
+  EXPECT_EQ(metering->quota_state(ctx, "dollars")->used, 7'000'000'000);
+  EXPECT_EQ(metering->verify_usage(ctx).value().problems, std::vector<std::string>());
+  Quota units = quota("units", *parent, 1, "payment");
+  units.currency = "EUR";
+  EXPECT_EQ(code(metering->set_quota(ctx, units)), "MT-400");
+}
+
+TEST_P(MeteringContract, ThresholdsThatAreAskedAboutSeeTheirOwnCurrency) {
+  const Currency euro = Currency::parse("EUR").value();
+  using contracts::ThresholdAction;
+  const contracts::BillableEvent event{"payment", *child, chain_of(*child), {Decimal(50), euro}};
+  const auto asks = [&](const std::vector<contracts::CostThreshold>& thresholds) {
+    const auto triggers = metering->check_multiple_thresholds(ctx, event, thresholds);
+    if (!triggers) return triggers.error().code();
+    std::string all;
+    for (const auto& one : *triggers)
+      all += fmt::format("{} {} of {};", one.policy_id, one.current_cost.to_string(), one.threshold.to_string());
+    return all;
+  };
+  const BillingPeriod once = BillingPeriod::transaction;
+  const contracts::CostThreshold dollars{"usd", once, {Decimal(100), Currency::usd()}, ThresholdAction::block, {}};
+  EXPECT_EQ(asks({{"eur", once, {Decimal(50), euro}, ThresholdAction::block, {}}}), "");
+  EXPECT_EQ(asks({{"eur", once, {Decimal(49), euro}, ThresholdAction::block, {}}}), "eur 50.00 EUR of 49.00 EUR;");
+  EXPECT_EQ(asks({dollars}), "usd 50.00 EUR of 100.00 USD;") << "what it cannot see is not within it";
+  EXPECT_EQ(asks({dollars, {"eur", once, {Decimal(50), euro}, ThresholdAction::block, {}}}), "");
+  EXPECT_EQ(asks({{"told", once, {Decimal(1), Currency::usd()}, ThresholdAction::notify_only, {}}}), "");
+  EXPECT_EQ(asks({{"month", BillingPeriod::month, {Decimal(90), euro}, ThresholdAction::block, {}}}), "MT-400")
+      << "only what is put is added up in another currency";
+}
+
 }  // namespace
 }  // namespace creto::metering

@@ -71,6 +71,8 @@ struct Quota {
   std::string event_type{};
   std::vector<PropertyMatch> match{};  ///< all of them must hold; at most 4
   Measure measure = Measure::units;
+  /// Of the money that is counted: costs in it alone. Empty: the accounting currency.
+  std::string currency{};
   WindowKind window = WindowKind::month;
   Nanos rolling_length{};   ///< 1 s to 366 days; rolling windows only
   std::string time_zone{};  ///< "Europe/Berlin"; empty: UTC. Days, weeks and months only
@@ -103,6 +105,7 @@ struct QuotaState {
   Measure measure = Measure::units;
   WindowKind window = WindowKind::month;
   Overflow overflow = Overflow::block;
+  std::string currency{};             ///< of money; empty: the accounting currency
   std::int64_t limit = 0;             ///< in the quota's measure, as the next two
   std::int64_t used = 0;              ///< may exceed `limit`: facts are always recorded
   std::int64_t held = 0;              ///< by reservations
