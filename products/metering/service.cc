@@ -50,6 +50,7 @@ MeteringProbe::MeteringProbe(Telemetry& telemetry)
     : ingested_(telemetry.counter("metering_events_ingested_total", "events accepted")),
       duplicates_(telemetry.counter("metering_events_duplicate_total", "events that had been accepted before")),
       rejected_(telemetry.counter("metering_events_rejected_total", "events that were refused")),
+      left_out_(telemetry.counter("metering_events_left_out_total", "events that a charge cannot reckon with")),
       refused_(telemetry.counter("metering_quota_checks_total", "requests to spend", {{"result", "refused"}})),
       granted_(telemetry.counter("metering_quota_checks_total", "requests to spend", {{"result", "allowed"}})),
       invoices_(telemetry.counter("metering_invoices_generated_total", "invoices made")) {}

@@ -31,6 +31,7 @@ class MeteringProbe {
   void ingested() { ingested_.add(); }
   void duplicate() { duplicates_.add(); }
   void rejected() { rejected_.add(); }
+  void left_out() { left_out_.add(); }
   void refused() { refused_.add(); }
   void granted() { granted_.add(); }
   void invoiced() { invoices_.add(); }
@@ -39,6 +40,7 @@ class MeteringProbe {
   Counter& ingested_;
   Counter& duplicates_;
   Counter& rejected_;
+  Counter& left_out_;
   Counter& refused_;
   Counter& granted_;
   Counter& invoices_;

@@ -250,6 +250,9 @@ Result<std::vector<Result<Ingested>>> MeteringService::finish(const Context& ctx
       probe_.duplicate();
     else
       probe_.ingested();
+    if (!answer || !answer->left_out || answer->duplicate) continue;
+    probe_.left_out();
+    telemetry_.log(LogLevel::warn, "metering", "event_left_out", &ctx, {{"event", answer->id.to_string()}});
   }
   for (Intake::Reached& one : reached) {
     if (auto told = tell(ctx, one); !told) {

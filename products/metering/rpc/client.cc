@@ -19,7 +19,7 @@ class MeteringClient final : public Metering {
     request.set_event(std::string(envelope));
     const auto response = CRETO_TRY(call<v1::IngestResponse>(ctx, "Ingest", request, repeatable));
     const auto id = CRETO_TRY(proto::from_id<EventId>(response.event_id(), "event_id"));
-    return Ingested{id, response.duplicate()};
+    return Ingested{id, response.duplicate(), response.left_out()};
   }
   Result<std::vector<Result<Ingested>>> ingest_batch(const Context& ctx,
                                                      std::span<const std::string> envelopes) override {
@@ -98,7 +98,7 @@ class MeteringClient final : public Metering {
     request.set_id(std::string(id));
     const auto response = CRETO_TRY(call<v1::IngestResponse>(ctx, "ReplayRejectedEvent", request, repeatable));
     const auto event = CRETO_TRY(proto::from_id<EventId>(response.event_id(), "event_id"));
-    return Ingested{event, response.duplicate()};
+    return Ingested{event, response.duplicate(), response.left_out()};
   }
   Result<> drop_rejected(const Context& ctx, std::string_view id) override {
     v1::RejectedEventRequest request;
@@ -479,7 +479,7 @@ class MeteringClient final : public Metering {
         continue;
       }
       const auto id = CRETO_TRY(proto::from_id<EventId>(item.event_id(), "event_id"));
-      answers.emplace_back(Ingested{id, item.duplicate()});
+      answers.emplace_back(Ingested{id, item.duplicate(), item.left_out()});
     }
     return answers;
   }

@@ -14,6 +14,7 @@ static v1::IngestResponse to_proto(const Ingested& ingested) {
   v1::IngestResponse out;
   out.set_event_id(ingested.id.to_string());
   out.set_duplicate(ingested.duplicate);
+  out.set_left_out(ingested.left_out);
   return out;
 }
 
@@ -66,6 +67,7 @@ v1::IngestBatchResponse answers_of(std::span<const Result<Ingested>> answers) {
     } else {
       item->set_event_id(one->id.to_string());
       item->set_duplicate(one->duplicate);
+      item->set_left_out(one->left_out);
     }
   }
   return out;

@@ -606,6 +606,7 @@ TEST_P(BillingContract, AnEventThatCannotBeReckonedIsLeftOutAndToldAndHoldsUpNoI
   const auto pages = [&](const std::string& key, std::string_view value) {
     const auto taken = metering->ingest(ctx, event(agents[1], key, "1", {}, fmt::format(R"(,"pages":"{}")", value)));
     EXPECT_TRUE(taken) << taken.error().to_string();
+    EXPECT_EQ(taken->left_out, value != "3") << "who brings it is told";
     return taken->id.to_string();
   };
   pages("good", "3");

@@ -626,7 +626,10 @@ Result<Intake::Answers> Intake::append(const Context& ctx, Work& work, const Bat
       if (outcome.kind != Outcome::Kind::accepted && outcome.kind != Outcome::Kind::duplicate) {
         work.refuse(work.place[i], refusal(work.events[i].record, outcome));
       } else {
-        work.answers[work.place[i]] = Ingested{outcome.id, outcome.kind == Outcome::Kind::duplicate};
+        // Of a batch of records it was refused before.
+        const bool left_out =
+            proof == nullptr && work.needs[i] != nullptr && !work.needs[i]->check(work.events[i].record);
+        work.answers[work.place[i]] = Ingested{outcome.id, outcome.kind == Outcome::Kind::duplicate, left_out};
       }
     }
   }

@@ -55,6 +55,9 @@ inline constexpr std::string_view correct_action = "usage.correct";
 struct Ingested {
   EventId id;
   bool duplicate = false;
+  /// Of an event in an envelope: a charge of the plan that it is billed by cannot reckon with it, and leaves it out. It
+  /// counts for everything else.
+  bool left_out = false;
 };
 
 /// Usage in bulk: encoded creto.metering.v1.UsageRecord each (docs/formats.md, "Usage record"), for any agents.
