@@ -78,6 +78,11 @@ class DispatcherImpl final : public Dispatcher {
  private:
   struct Running;
   void add(detail::Method method) override;
+  /// Has `next` done on a thread of `pool`, or the call refused.
+  void leave_to(io::WorkerPool& pool, const Entry& entry, const std::shared_ptr<Running>& running,
+                void (DispatcherImpl::*next)(const Entry&, const std::shared_ptr<Running>&));
+  void work(const Entry& entry, const std::shared_ptr<Running>& running);
+  void wait(const Entry& entry, const std::shared_ptr<Running>& running);
   void run(const Entry& entry, const std::shared_ptr<Running>& running);
   bool admit(const Entry& entry, Running& running, const Credentials& credentials,
              const google::protobuf::Message& request);
@@ -91,7 +96,10 @@ class DispatcherImpl final : public Dispatcher {
   std::unique_ptr<Router> router_;
   std::vector<std::pair<std::string, http::Handler>> mounts_;
   std::atomic<bool> stopped_ = false;
+  Counter& put_off_;
   io::WorkerPool workers_;
+  /// For who has to wait before it is known whether a call may be: whatever is slow there, the workers are not in it.
+  io::WorkerPool waiting_;
 };
 
 /// Fields of an OpenAPI 3.0 document; see openapi.cc.

@@ -100,8 +100,9 @@ struct DispatcherImpl::Running {
   std::string peer;
   Monotonic began;
   bool admitted = false;
-  io::NoWaiting* here = nullptr;          ///< on the transport's thread; null: on a worker
-  std::optional<Error> refusal_to_audit;  ///< found on the transport's thread; the audit log waits for a disk
+  bool apart = false;                     ///< on a thread for those that wait
+  io::NoWaiting* here = nullptr;          ///< null: it may wait
+  std::optional<Error> refusal_to_audit;  ///< found where it must not wait; the audit log waits for a disk
 
   /// Who would have had to wait gave up: there is no answer yet.
   bool put_off() const { return refusal_to_audit || (here != nullptr && here->given_up()); }
@@ -117,12 +118,16 @@ DispatcherImpl::DispatcherImpl(Ports ports, DispatcherOptions options)
     : ports_(ports),
       options_(options),
       router_(std::make_unique<Router>()),
-      workers_(options.workers, options.queue_max) {}
+      put_off_(ports.telemetry.counter("platform_rpc_calls_put_off_total",
+                                       "Calls that had to wait before it was known whether they may be")),
+      workers_(options.workers, options.queue_max),
+      waiting_(options.waiting, options.queue_max) {}
 
 DispatcherImpl::~DispatcherImpl() { stop(); }
 
 void DispatcherImpl::stop() {
   stopped_ = true;
+  waiting_.stop();  // those that may be are left to the workers
   workers_.stop();
 }
 
@@ -184,14 +189,39 @@ void DispatcherImpl::dispatch(const Entry& entry, const std::shared_ptr<Call>& c
   auto running = std::make_shared<Running>();
   running->call = call;
   running->began = ports_.clock.monotonic();
-  if (entry.method.inline_call) {
+  if (stopped_) return call->fail(too_busy(true));
+  if (!entry.method.inline_call) return leave_to(workers_, entry, running, &DispatcherImpl::work);
+  io::NoWaiting here;
+  running->here = &here;
+  run(entry, running);
+  if (!running->put_off()) return;
+  running->here = nullptr;
+  put_off_.add();
+  leave_to(waiting_, entry, running, &DispatcherImpl::wait);
+}
+
+void DispatcherImpl::leave_to(io::WorkerPool& pool, const Entry& entry, const std::shared_ptr<Running>& running,
+                              void (DispatcherImpl::*next)(const Entry&, const std::shared_ptr<Running>&)) {
+  if (!pool.submit([this, &entry, running, next] { (this->*next)(entry, running); }))
+    running->call->fail(too_busy(stopped_));
+}
+
+void DispatcherImpl::work(const Entry& entry, const std::shared_ptr<Running>& running) {
+  {
     io::NoWaiting here;
     running->here = &here;
     run(entry, running);
     if (!running->put_off()) return;
     running->here = nullptr;
   }
-  if (stopped_ || !workers_.submit([this, &entry, running] { run(entry, running); })) call->fail(too_busy(stopped_));
+  if (running->refusal_to_audit) return run(entry, running);
+  put_off_.add();
+  leave_to(waiting_, entry, running, &DispatcherImpl::wait);
+}
+
+void DispatcherImpl::wait(const Entry& entry, const std::shared_ptr<Running>& running) {
+  running->apart = true;
+  run(entry, running);
 }
 
 Result<Context> DispatcherImpl::context_of(const Call& call, Credentials& credentials) const {
@@ -248,7 +278,7 @@ bool DispatcherImpl::admit(const Entry& entry, Running& running, const Credentia
     auto may = ports_.authorizer.authorize(running.ctx, method.action, running.resource);
     if (!may) return fail(may.error());
   }
-  running.admitted = true;
+  running.admitted = !running.put_off();
   return true;
 }
 
@@ -282,6 +312,11 @@ void DispatcherImpl::run(const Entry& entry, const std::shared_ptr<Running>& run
     if (auto parsed = call->parse(*request); !parsed) return fail(parsed.error());
 
     if (!running->admitted && !admit(entry, *running, credentials, *request)) return;
+    if (!method.inline_call) {
+      if (running->put_off()) return;
+      if (running->here != nullptr) std::exchange(running->here, nullptr)->end();
+      if (std::exchange(running->apart, false)) return leave_to(workers_, entry, running, &DispatcherImpl::run);
+    }
     if (!running->ctx.idempotency_key.empty()) running->ctx.request_hash = request_hash(entry.full_name, *request);
 
     if (method.unary) {

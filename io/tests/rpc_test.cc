@@ -8,6 +8,8 @@
 #include <atomic>
 #include <condition_variable>
 #include <filesystem>
+#include <functional>
+#include <latch>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -46,11 +48,16 @@ class PlainAuthenticator final : public Authenticator {
 class ListAuthorizer final : public Authorizer {
  public:
   Result<> authorize(const Context& ctx, std::string_view action, const Resource& resource) override {
+    if (ctx.caller_text() == "human:slow@example.com") {
+      if (io::NoWaiting::forbids()) return Error(Product::platform, ErrorKind::unavailable, "it takes a while");
+      think();
+    }
     if (ctx.caller_text() == "human:eve@example.com")
       return Error(Product::platform, ErrorKind::permission_denied,
                    std::string(action) + " on " + resource.type + "::" + resource.id);
     return {};
   }
+  std::function<void()> think = [] {};  ///< about somebody's calls
 };
 
 class MemoryAuditor final : public Auditor {
@@ -734,6 +741,35 @@ TEST_F(Rpc, WhatWouldHaveToWaitOnTheTransportsThreadIsAnsweredByAWorker) {
   EXPECT_EQ(calls, 2) << "once here, once there";
   EXPECT_EQ(authenticator.asked, 1) << "who was let in is let in";
   EXPECT_TRUE(ask("mallory")->revoked());
+}
+
+TEST_F(Rpc, WhoIsSlowToSayWhetherACallMayBeKeepsNoWorkerFromOthers) {
+  constexpr int callers = 32;  // more than there are threads of either kind
+  const auto threads = static_cast<int>(DispatcherOptions().waiting);
+  std::latch thinking(threads), others_are_answered(1);
+  std::atomic<int> asked = 0, answered = 0;
+  authorizer.think = [&] {
+    if (++asked <= threads) thinking.count_down();
+    others_are_answered.wait();
+  };
+  const auto slow = connect("human:slow@example.com");
+  std::vector<std::jthread> waiters;
+  for (int i = 0; i < callers; ++i)
+    waiters.emplace_back([&, i] {
+      v1::IsRegisteredRequest inline_call;
+      const bool done = i % 2 == 0 ? get(*slow, "clerk").has_value()
+                                   : slow->call<v1::IsRegisteredRequest, v1::IsRegisteredResponse>(
+                                             Context(), "/creto.nhi.v1.NhiService/IsRegistered", inline_call)
+                                         .has_value();
+      answered += done;
+    });
+  thinking.wait();
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(get(*channel, "clerk"));
+  EXPECT_EQ(answered, 0);
+  others_are_answered.count_down();
+  waiters.clear();
+  EXPECT_EQ(answered, callers);
+  EXPECT_EQ(asked, callers) << "each once";
 }
 
 TEST_F(Rpc, KeepsServingWhenOneMethodWaits) {

@@ -108,7 +108,8 @@ struct Rule {
   std::string action = {};  ///< default: "<module>.<method_in_snake_case>"
   bool audited = false;     ///< see Auditor
   /// Runs on the transport's thread, in a scope of io::NoWaiting: memory only, microseconds. Where somebody gives up
-  /// there, the handler runs again, on a worker. Unary alone, and not `audited`; refusals are audited by a worker.
+  /// there, the handler runs again, on a thread for those that wait. Unary alone, and not `audited`; refusals are
+  /// audited there too.
   bool inline_call = false;
   bool idempotent = false;  ///< reads, and writes that are safe to repeat: documented in OpenAPI
   std::function<Resource(const Req&)> resource = {};
@@ -203,7 +204,8 @@ struct Ports {
 
 struct DispatcherOptions {
   std::size_t workers = 8;
-  std::size_t queue_max = 1024;             ///< calls waiting for a worker; more are refused with `unavailable`
+  std::size_t waiting = 8;                  ///< threads for calls that have to wait before it is known whether they may
+  std::size_t queue_max = 1024;             ///< calls waiting for one of either; more are refused with `unavailable`
   std::size_t request_bytes_max = 8 << 20;  ///< 1 KiB to 128 MiB; of methods without a limit of their own
   std::size_t json_depth_max = 64;
   std::size_t stream_queue_max = 1024;  ///< messages a slow reader may be behind
@@ -212,6 +214,8 @@ struct DispatcherOptions {
   Nanos timeout_max = std::chrono::minutes(10);  ///< a longer deadline is cut to this
 };
 
+/// Calls run on its workers. Whether a call may be is found out in a scope of io::NoWaiting; where somebody gives up
+/// there, it is found out again on a thread apart, so that who is slow to say so keeps no worker from other calls.
 class Dispatcher {
  public:
   static std::unique_ptr<Dispatcher> create(Ports ports, DispatcherOptions options = {});
