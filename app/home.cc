@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <iostream>
 
 #include "creto/crypto/random.h"
 #include "creto/crypto/sealed_file.h"
@@ -295,6 +297,19 @@ Result<std::unique_ptr<crypto::KeySealer>> open_root_key(const Home& home) {
 Result<std::string> read_text(const path& file, std::size_t bytes_max) {
   const Bytes bytes = CRETO_TRY(io::real_files().read(file, bytes_max));
   return std::string(as_text(bytes));
+}
+
+Result<std::string> read_input(const std::string& file) {
+  constexpr std::size_t bytes_max = 64 << 20;
+  if (file != "-") return read_text(file, bytes_max);
+  std::string text;
+  std::array<char, 1 << 16> block;
+  while (std::cin.read(block.data(), block.size()) || std::cin.gcount() > 0) {
+    text.append(block.data(), static_cast<std::size_t>(std::cin.gcount()));
+    if (text.size() > bytes_max)
+      return platform_error(ErrorKind::too_large, fmt::format("standard input: more than {} bytes", bytes_max));
+  }
+  return text;
 }
 
 Result<Identity> human_of(const Home& home) {

@@ -81,6 +81,8 @@ Result<Secret> read_passphrase(std::string_view prompt, bool confirm);
 Result<std::unique_ptr<crypto::KeySealer>> open_root_key(const Home& home);
 
 Result<std::string> read_text(const std::filesystem::path& path, std::size_t bytes_max = 1 << 20);
+/// What the user named: a file of up to 64 MiB, or `-` for standard input.
+Result<std::string> read_input(const std::string& file);
 
 /// What the CLI shows the server: the human's client certificate, and whom it believes. Errors: expired, with advice.
 Result<tls::Identity> client_identity(const Home& home);

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <fstream>
-#include <iostream>
 #include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -73,11 +72,6 @@ int finish(const Result<Output>& result, const GlobalFlags& flags) {
   return result->exit_code;
 }
 
-Result<std::string> content_of(const std::string& file) {
-  if (file == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
-  return read_text(file, 64 << 20);
-}
-
 /// What the user gave for one parameter; empty where it was left out.
 using Given = std::vector<std::string>;
 
@@ -97,7 +91,7 @@ Result<Json> to_json(const Parameter& parameter, const Given& given, const Home&
     case Parameter::Kind::json: {
       if (!text.starts_with('@')) return parse_json(text, {.bytes_max = 16 << 20});
       const std::string file = text.substr(1);
-      const std::string content = CRETO_TRY(content_of(file));
+      const std::string content = CRETO_TRY(read_input(file));
       if (file.ends_with(".yaml") || file.ends_with(".yml")) return cli::json_from_yaml(content);
       return parse_json(content, {.bytes_max = 16 << 20});
     }
@@ -111,11 +105,11 @@ Result<Json> to_json(const Parameter& parameter, const Given& given, const Home&
                                          : Json{{"path", first}, {"name", second}};
     }
     case Parameter::Kind::file: {
-      std::string content = CRETO_TRY(content_of(text));
+      std::string content = CRETO_TRY(read_input(text));
       return Json(std::move(content));
     }
     case Parameter::Kind::secret: {
-      std::string content = CRETO_TRY(content_of(text));
+      std::string content = CRETO_TRY(read_input(text));
       if (content.ends_with('\n')) content.pop_back();
       Json encoded = base64(as_bytes(content));
       wipe(content.data(), content.size());
@@ -307,7 +301,7 @@ int run(int argc, char** argv) {
                 provision.permissions = permissions;
                 provision.valid_for = CRETO_TRY(parse_duration(valid_for));
                 for (const std::string& file : policy_files) {
-                  std::string text = CRETO_TRY(content_of(file));
+                  std::string text = CRETO_TRY(read_input(file));
                   provision.policies.emplace_back(std::filesystem::path(file).stem().string(), std::move(text));
                 }
                 const cli::CallOptions options = CRETO_TRY(options_of(flags));

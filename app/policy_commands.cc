@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "creto/authz/decision_tools.h"
 #include "creto/authz/policy_tools.h"
@@ -210,7 +211,7 @@ struct GivenSet {
   };
   struct Permitted : Asked {
     int limit = 100;
-    std::string after;
+    std::optional<std::string> after;
     std::filesystem::path columns;
     bool sqlite = false;
   } permitted;
@@ -220,12 +221,21 @@ struct GivenSet {
   struct Link {
     std::string id, from, principal, resource;
   } link;
+  struct Entities {
+    std::string file, after_type, after_id;
+    std::vector<std::string> texts;
+    std::size_t limit = 0;
+  } entities;
 };
 
-Result<Json> ask(const GivenSet& given, std::string_view method, const Json& request) {
+Result<std::unique_ptr<cli::Server>> connect(const GivenSet& given) {
   const Home home = CRETO_TRY(Home::locate());
   const cli::CallOptions options = CRETO_TRY(given.options());
-  const auto server = CRETO_TRY(cli::Server::connect(home, options));
+  return cli::Server::connect(home, options);
+}
+
+Result<Json> ask(const GivenSet& given, std::string_view method, const Json& request) {
+  const auto server = CRETO_TRY(connect(given));
   return server->call(method, request);
 }
 
@@ -303,8 +313,8 @@ Result<Output> diff(const GivenSet& given) {
 
 Result<Output> permitted(const GivenSet& given) {
   const GivenSet::Permitted& asked = given.permitted;
-  Json request{
-      {"request", asked.request("")}, {"limit", asked.limit}, {"after", asked.after}, {"sqlite", asked.sqlite}};
+  Json request{{"request", asked.request("")}, {"limit", asked.limit}, {"sqlite", asked.sqlite}};
+  if (asked.after) request["after"] = *asked.after;
   if (!asked.columns.empty()) request["columns_json"] = CRETO_TRY(read_text(asked.columns));
   const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/FilterResources", request));
   const std::string kind = response.value("kind", "");
@@ -336,6 +346,51 @@ Result<Output> link(const GivenSet& given) {
   for (const Json& warning : response.value("warnings", Json::array()))
     text += fmt::format("warning: {}\n", warning.get<std::string>());
   return Output{std::move(text), response.dump(2), 0};
+}
+
+Result<Output> put_entities(const GivenSet& given) {
+  Json request{{"entities", Json::array()}, {"dry_run", given.dry_run}};
+  const auto add = [&](const std::string& name, const std::string& text) -> Result<> {
+    auto entities = CRETO_TRY(authz::read_entity_texts(name, text));
+    for (std::string& entity : entities) request["entities"].push_back(std::move(entity));
+    return {};
+  };
+  for (const std::string& text : given.entities.texts) CRETO_TRY(add("--entity", text));
+  if (!given.entities.file.empty()) {
+    const std::string text = CRETO_TRY(read_input(given.entities.file));
+    CRETO_TRY(add(given.entities.file, text));
+  }
+  if (request["entities"].empty())
+    return Error(Product::platform, ErrorKind::invalid_input, "no entities: name a file, or give --entity");
+  const Json response = CRETO_TRY(ask(given, "creto.authz.v1.AuthzService/PutEntities", request));
+  const auto count = [&](const char* member) { return response.value(member, std::string("0")); };
+  return Output{fmt::format("{} added, {} changed, {} as they were{}\n", count("added"), count("changed"),
+                            count("same"), given.dry_run ? ": nothing was changed, this was a dry run" : ""),
+                response.dump(2), 0};
+}
+
+/// As `entities put` takes them: a JSON array, an entity a line.
+Result<Output> list_entities(const GivenSet& given) {
+  constexpr std::size_t page_max = 1'000;
+  const std::size_t limit = given.entities.limit == 0 ? SIZE_MAX : given.entities.limit;
+  const auto server = CRETO_TRY(connect(given));
+  Json after{{"type", given.entities.after_type}, {"id", given.entities.after_id}};
+  Json all{{"entities", Json::array()}, {"more", true}};
+  while (all["more"].get<bool>() && all["entities"].size() < limit) {
+    const std::size_t page = std::min(page_max, limit - all["entities"].size());
+    const Json response =
+        CRETO_TRY(server->call("creto.authz.v1.AuthzService/ListEntities", {{"after", after}, {"limit", page}}));
+    const Json entities = response.value("entities", Json::array());
+    all["more"] = response.value("more", false) && !entities.empty();
+    for (const Json& entity : entities) all["entities"].push_back(entity);
+    if (entities.empty()) break;
+    const Json last = CRETO_TRY(parse_json(entities.back().get<std::string>()));
+    after = last.at("uid");
+  }
+  std::string text;
+  for (const Json& entity : all["entities"]) text += (text.empty() ? "[" : ",\n ") + entity.get<std::string>();
+  text += text.empty() ? "[]\n" : "]\n";
+  return Output{std::move(text), all.dump(2), 0};
 }
 
 /// "deny: forbidden by policy `large`", and who decided.
@@ -390,6 +445,21 @@ void add_policy_set_commands(const MakeCommand& command, std::function<Result<cl
                             "replace only the policies whose ids begin with FOLDER/, and put that before new ids");
   apply_command->add_option("--expected", given->expected, "refuse unless this is the newest version");
   apply_command->add_flag("--dry-run", given->dry_run, "check everything and say what would change");
+
+  CLI::App* put = command("entities put", "store groups, action groups and resources nobody else owns, all or none",
+                          [given] { return put_entities(*given); });
+  put->add_option("FILE", given->entities.file, "Cedar's JSON of one, or an array of them; - for standard input");
+  put->add_option("--entity", given->entities.texts, "the JSON itself; repeatable")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  put->add_flag("--dry-run", given->dry_run, "check everything and say what would change");
+
+  CLI::App* list = command("entities list", "the stored entities, as a JSON array that `entities put` takes",
+                           [given] { return list_entities(*given); });
+  list->add_option("--after-type", given->entities.after_type, "with --after-id: those behind this one");
+  list->add_option("--after-id", given->entities.after_id, "");
+  list->add_option("--limit", given->entities.limit, "at most so many; default: all");
 
   CLI::App* link_command =
       command("policies link", "make a policy of a template, which changes with it", [given] { return link(*given); });

@@ -30,6 +30,23 @@ class AuthzProbe {
             telemetry_.counter("authz_extension_late_total", "answers of an extension after its time budget",
                                {{"extension", extension.name()}})};
   }
+  /// What is counted of one product that is asked for its resources.
+  struct OfSource {
+    Counter& failures;
+    Counter& late;
+    Counter& refused;
+  };
+  OfSource of(const ResourceSource& source) {
+    const auto types = source.types();
+    const std::string type = types.empty() ? std::string() : types.front();
+    return {
+        telemetry_.counter("authz_resource_failures_total", "errors of a product that was asked for a resource",
+                           {{"type", type}}),
+        telemetry_.counter("authz_resource_late_total", "resources that a product did not tell in time",
+                           {{"type", type}}),
+        telemetry_.counter("authz_resource_unasked_total",
+                           "resources that a product was not asked for, because it answered nobody", {{"type", type}})};
+  }
   void extension_late(const Context& ctx, const Extension& extension, Nanos took) {
     telemetry_.log(
         LogLevel::warn, "authz", "authz_extension_late", &ctx,

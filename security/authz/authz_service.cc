@@ -27,6 +27,7 @@
 #include "resource_filter.h"
 #include "service_entities.h"
 #include "snapshot.h"
+#include "source_asker.h"
 #include "store.h"
 
 namespace creto::authz {
@@ -110,10 +111,11 @@ class AuthzService final : public Authz {
     const OrgState* state = snapshot->org(ctx.org);
     if (!state) return ResourceFilter{};
     if (state->schema) CRETO_TRY(state->schema->check(cedar_request(request)));
-    AskedResources resources(ctx, clock_, snapshot->sources);
+    AskedResources resources(ctx, snapshot->sources);
     ServiceEntities entities(ctx.org, *state, sources_, &resources);
     auto filter = authz::filter_resources(*state, entities, question, cedar_request(request),
                                           [&] { return ctx.expired(clock_); });
+    if (entities.trouble() && ctx.expired(clock_)) return error(ErrorKind::timeout, "the caller's deadline passed");
     if (entities.trouble())
       return error(ErrorKind::unavailable, "entities cannot be read: " + entities.trouble()->message());
     return filter;
@@ -149,13 +151,13 @@ class AuthzService final : public Authz {
     });
   }
 
-  Result<std::vector<Policy>> list_policies(const Context& ctx) override {
-    std::vector<Policy> all;
+  Result<std::vector<Policy>> list_policies(const Context& ctx, const PolicyId& after, std::size_t limit) override {
+    std::vector<Policy> page;
     const auto snapshot = in_force_.current();
     if (const OrgState* state = snapshot->org(ctx.org)) {
-      for (const auto& policy : state->policies.sorted()) all.push_back(policy->stored);
+      for (const auto& policy : state->policies.page(after, limit)) page.push_back(policy->stored);
     }
-    return all;
+    return page;
   }
 
   Result<Policy> link_policy(const Context& ctx, const PolicyLink& link) override {
@@ -314,18 +316,19 @@ class AuthzService final : public Authz {
   // --- entities
   // ---------------------------------------------------------------------------------------------------------
 
-  Result<> put_entities(const Context& ctx, std::vector<Entity> entities) override {
+  Result<EntityChanges> put_entities(const Context& ctx, std::vector<Entity> entities, bool dry_run) override {
     if (entities.size() > 1'000) return error(ErrorKind::too_large, "at most 1000 entities a call");
-    for (Entity& entity : entities) {
-      CRETO_TRY(check_entity(entity));
-      cedar::normalise(entity);
-    }
-    return in_force_.change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
-      for (const Entity& entity : entities) {
-        if (state.schema) CRETO_TRY(state.schema->check(entity));
-      }
+    CRETO_TRY(check_each(entities, check_entity));
+    for (Entity& entity : entities) cedar::normalise(entity);
+    EntityChanges changes;
+    auto done = in_force_.change(ctx, [&](sql::Tx& tx, OrgState& state) -> Result<bool> {
+      if (state.schema)
+        CRETO_TRY(check_each(entities, [&](const Entity& entity) { return state.schema->check(entity); }));
       CRETO_TRY(check_hierarchy(state, entities, options_.entities_max));
+      changes = changes_by(state, entities);
+      if (changes.added + changes.changed == 0) return false;
       CRETO_TRY(add_entities(state, entities, options_.ancestors_max));
+      if (dry_run) return false;
       for (const Entity& entity : entities) {
         CRETO_TRY(store::put_entity(tx, ctx.org, entity));
       }
@@ -333,6 +336,8 @@ class AuthzService final : public Authz {
       state.compact();
       return true;
     });
+    if (!done) return std::move(done).error();
+    return changes;
   }
 
   Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) override {
@@ -371,7 +376,7 @@ class AuthzService final : public Authz {
     const auto snapshot = in_force_.current();
     static const OrgState nothing;
     const OrgState* state = snapshot->org(ctx.org);
-    AskedResources resources(ctx, clock_, snapshot->sources);
+    AskedResources resources(ctx, snapshot->sources);
     ServiceEntities entities(ctx.org, state ? *state : nothing, sources_, &resources);
     const auto found = entities.find(uid);
     const auto above = found ? entities.ancestors(uid) : Result<const std::vector<EntityUid>*>(nullptr);
@@ -445,16 +450,19 @@ class AuthzService final : public Authz {
   }
 
   Result<> register_source(const ResourceSource& source) override {
-    return in_force_.amend([&](Snapshot& next) -> Result<> {
+    auto asker = std::make_unique<SourceAsker>(source, clock_, probe_.of(source));
+    CRETO_TRY(in_force_.amend([&](Snapshot& next) -> Result<> {
       for (std::string& type : source.types()) {
         const bool known = std::any_of(next.sources.begin(), next.sources.end(),
                                        [&](const RegisteredSource& other) { return other.type == type; });
         if (known)
           return error(ErrorKind::already_exists, fmt::format("somebody answers for entities of type `{}`", type));
-        next.sources.push_back({std::move(type), &source});
+        next.sources.push_back({std::move(type), asker.get()});
       }
+      askers_.push_back(std::move(asker));
       return {};
-    });
+    }));
+    return {};
   }
 
   Result<std::vector<ExtensionStatus>> list_extensions(const Context&) override {
@@ -525,6 +533,7 @@ class AuthzService final : public Authz {
   AuthzProbe probe_;
   const std::vector<const EntitySource*> sources_;
   const OverrideTokens tokens_;
+  std::vector<std::unique_ptr<SourceAsker>> askers_;  ///< changed as `in_force_` is
   const PolicyEditor editor_;
   InForce in_force_;
   Decider decider_;

@@ -159,7 +159,7 @@ PolicyDecision Decider::evaluate(const Context& ctx, const CheckRequest& request
     const auto conforms = state->schema->check(cedar_request(request));
     if (!conforms) return denied(DecidedBy::request, "invalid request: " + conforms.error().message(), false);
   }
-  AskedResources resources(ctx, clock_, snapshot.sources);
+  AskedResources resources(ctx, snapshot.sources);
   ServiceEntities entities(ctx.org, *state, sources_, &resources);
   const WorkplaceLease at;
   const Workplace::Asker& asker = at->asker(request);

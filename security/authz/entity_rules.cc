@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
+#include "cedar/conform.h"
 #include "cedar/text.h"
 #include "creto/common/bytes.h"
 #include "store.h"
@@ -33,6 +35,32 @@ Result<> check_entity(const Entity& entity) {
   const std::string document = CRETO_TRY(store::document_of(entity));
   if (document.size() <= 64 << 10) return {};
   return error(ErrorKind::too_large, fmt::format("{} is larger than 64 KiB", entity.uid.to_string()));
+}
+
+Result<> check_each(const std::vector<Entity>& entities, const std::function<Result<>(const Entity&)>& check) {
+  constexpr std::size_t told_max = 100;
+  std::optional<Error> first;
+  std::vector<std::string> problems;
+  for (const Entity& entity : entities) {
+    auto checked = check(entity);
+    if (checked) continue;
+    problems.push_back(checked.error().message());
+    if (!first) first = std::move(checked).error();
+    if (problems.size() == told_max) break;
+  }
+  if (!first) return {};
+  if (problems.size() == 1) return *std::move(first);
+  return error(ErrorKind::invalid_input, fmt::format("{}", fmt::join(problems, "\n")));
+}
+
+EntityChanges changes_by(const OrgState& state, const std::vector<Entity>& added) {
+  EntityChanges changes;
+  for (const Entity& entity : added) {
+    const cedar::EntityId id = state.entities.find(entity.uid);
+    const Entity* stored = id == cedar::no_entity ? nullptr : state.entities.node(id).entity.get();
+    ++(!stored ? changes.added : cedar::is_same(*stored, entity) ? changes.same : changes.changed);
+  }
+  return changes;
 }
 
 Result<> check_hierarchy(const OrgState& state, const std::vector<Entity>& added, std::size_t entities_max) {

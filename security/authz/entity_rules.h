@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "snapshot.h"
@@ -10,6 +11,12 @@ namespace creto::authz {
 
 /// Its names and its size. Errors: invalid_input, too_large.
 Result<> check_entity(const Entity& entity);
+
+/// Errors: the one that `check` finds; where it finds several, invalid_input with up to 100 of them, one a line.
+Result<> check_each(const std::vector<Entity>& entities, const std::function<Result<>(const Entity&)>& check);
+
+/// What storing `added` would do to what is stored.
+EntityChanges changes_by(const OrgState& state, const std::vector<Entity>& added);
 
 /// That the stored hierarchy with `added` on top has no cycle, and not too many entities. Errors: invalid_input,
 /// resource_exhausted.

@@ -25,13 +25,14 @@ Result<> list_permitted(const OrgState& state, const cedar::PartialEvaluation& e
   if (ids == state.ids.end()) return {};
   const std::size_t step = std::max<std::size_t>(question.limit, 100);
   std::vector<EntityUid> candidates;
-  for (std::string after = question.after; !filter.more; after = std::move(candidates.back().id)) {
+  for (std::optional<std::string> after = question.after; !filter.more; after = std::move(candidates.back().id)) {
     if (expired()) return Error(Product::platform, ErrorKind::timeout, "the caller's deadline passed");
     candidates.clear();
-    ids->second.each_behind(after, [&](const std::string& id) {
+    const auto take = [&](const std::string& id) {
       candidates.push_back({type, id});
       return candidates.size() < step;
-    });
+    };
+    after ? ids->second.each_behind(*after, take) : ids->second.each(take);
     if (candidates.empty()) break;
     auto permitted = CRETO_TRY(cedar::query_resources(evaluation, erring, candidates, entities));
     for (EntityUid& uid : permitted) {

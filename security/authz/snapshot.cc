@@ -234,11 +234,11 @@ Result<> check_annotations(const cedar::PolicyAst& policy, std::string_view text
 // -----------------------------------------------------------------------------------------------------------
 
 Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored) {
+  // No schema in Cedar's syntax begins with a brace.
   const auto first = stored.text.find_first_not_of(" \t\r\n");
-  const bool json = first != std::string::npos && stored.text[first] == '{' && parse_json(stored.text).has_value();
-  auto parsed = json ? cedar::parse_schema_json(stored.text) : cedar::parse_schema(stored.text);
-  cedar::SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
-  return load_schema(std::move(stored), std::move(decl)).result();
+  const bool json = first != std::string::npos && stored.text[first] == '{';
+  auto read = json ? cedar::parse_schema_json(stored.text) : cedar::parse_schema(stored.text);
+  return load_schema(std::move(stored), std::move(read)).result();
 }
 
 namespace {
@@ -266,8 +266,10 @@ void add_known_types(cedar::SchemaDecl& decl, const std::map<std::string, cedar:
 
 }  // namespace
 
-cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored, cedar::SchemaDecl decl) {
+cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored,
+                                                               cedar::Parsed<cedar::SchemaDecl> read) {
   auto loaded = std::make_shared<LoadedSchema>();
+  cedar::SchemaDecl& decl = read.value;
   for (const auto& [name, space] : decl.namespaces)
     for (const auto& [type, def] : space.entities) loaded->declared.insert(name.empty() ? type : name + "::" + type);
   const auto parsed = [](std::string_view text) {
@@ -295,7 +297,7 @@ cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stor
       "entity Subscription in [Human, Service, Agent] { plan: String, active: Bool, started_at: datetime };");
   add_known_types(decl, principals, false);
   add_known_types(decl, resources, true);
-  auto resolved = cedar::Schema::resolve(decl);
+  auto resolved = cedar::Schema::resolve(read);
   loaded->schema = std::move(resolved.value);
   loaded->stored = std::move(stored);
   return {std::move(loaded), std::move(resolved.problems)};
@@ -388,6 +390,18 @@ std::vector<PolicyTable::Entry> PolicyTable::sorted() const {
   for_each([&](const Entry& entry) { all.push_back(entry); });
   std::sort(all.begin(), all.end(), by_id);
   return all;
+}
+
+std::vector<PolicyTable::Entry> PolicyTable::page(const PolicyId& after, std::size_t limit) const {
+  std::vector<const Entry*> behind;
+  for_each([&](const Entry& entry) {
+    if (entry->stored.id > after) behind.push_back(&entry);
+  });
+  const auto end = behind.begin() + static_cast<std::ptrdiff_t>(std::min(limit, behind.size()));
+  std::partial_sort(behind.begin(), end, behind.end(), [](const Entry* a, const Entry* b) { return by_id(*a, *b); });
+  std::vector<Entry> page;
+  std::transform(behind.begin(), end, std::back_inserter(page), [](const Entry* entry) { return *entry; });
+  return page;
 }
 
 Hash256 PolicyTable::hash(const std::string* schema) const {

@@ -90,6 +90,8 @@ class PolicyTable {
   void erase(const PolicyId& id);
   std::size_t size() const { return size_; }
   std::vector<Entry> sorted() const;  ///< by id
+  /// The first `limit` of those whose id is greater than `after`.
+  std::vector<Entry> page(const PolicyId& after, std::size_t limit) const;
   template <class F>
   void for_each(F&& use) const {
     for (const auto& shelf : shelves_)
@@ -127,8 +129,9 @@ struct LoadedSchema {
 
 /// Errors: invalid_input with every problem.
 Result<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored);
-/// The same for a schema that is parsed already.
-cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored, cedar::SchemaDecl decl);
+/// The same for a schema that is read already, with what was wrong in that.
+cedar::Parsed<std::shared_ptr<const LoadedSchema>> load_schema(PolicySchema stored,
+                                                               cedar::Parsed<cedar::SchemaDecl> read);
 
 /// What is in force in one organization. Immutable once published.
 struct OrgState {
@@ -173,6 +176,8 @@ struct OrgState {
   std::shared_ptr<Deciding> deciding_ = std::make_shared<Deciding>();  ///< of `policies`; copies share it
 };
 
+class SourceAsker;
+
 /// An extension, and how it did since it was registered.
 struct RegisteredExtension {
   RegisteredExtension(Extension& extension_, Counter& failures_total_, Counter& late_total_)
@@ -187,7 +192,7 @@ struct RegisteredExtension {
 /// Who answers for the resources of a type.
 struct RegisteredSource {
   std::string type;
-  const ResourceSource* source = nullptr;
+  SourceAsker* asker = nullptr;
 };
 
 /// What one check sees. Immutable.

@@ -632,7 +632,7 @@ TEST_P(MessagingContract, APolicyKnowsWhoOwnsATopic) {
   EXPECT_EQ(kind(messaging->subscribe(as(*alice), "news", {})), "ok");
   EXPECT_EQ(kind(messaging->subscribe(as(*bob), "news", {})), "delivery_denied");
   EXPECT_EQ(kind(messaging->subscribe(as(*alice), "nowhere", {})), "delivery_denied") << "nobody owns it";
-  ASSERT_TRUE(authz_->put_entities(system, {{{"Topic", "news"}, {}, {}, {{"Group", "open"}}}}));
+  ASSERT_TRUE(authz_->put_entities(system, {{{"Topic", "news"}, {}, {}, {{"Group", "open"}}}}, false));
   EXPECT_EQ(kind(messaging->subscribe(as(*bob), "news", {})), "ok") << "what is stored of it counts too";
 }
 

@@ -138,7 +138,7 @@ bool one_change(BenchReport& report, const Context& ctx) {
   asked.action = "act0";
   asked.resource.type = "R7";
   asked.context = {{"amount", 1}};
-  if (!authz->put_entities(ctx, things)) return false;
+  if (!authz->put_entities(ctx, things, false)) return false;
   const auto page = measure(50, [&] {
     const auto filter = authz->filter_resources(ctx, {.request = asked});
     seen = seen && filter && filter->resources.size() == 100 && filter->more;

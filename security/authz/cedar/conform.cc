@@ -277,17 +277,16 @@ Result<Entity> entity_from_json(const Schema& schema, const Json& json) {
   return entity;
 }
 
-namespace {
-
-/// Whether both say the same, in whatever order.
-bool same(Entity a, Entity b) {
+bool is_same(Entity a, Entity b) {
   for (Entity* one : {&a, &b}) {
     normalise(*one);
     std::sort(one->parents.begin(), one->parents.end());
     one->parents.erase(std::unique(one->parents.begin(), one->parents.end()), one->parents.end());
   }
-  return a.attributes == b.attributes && a.tags == b.tags && a.parents == b.parents;
+  return a.uid == b.uid && a.attributes == b.attributes && a.tags == b.tags && a.parents == b.parents;
 }
+
+namespace {
 
 /// As far as they can be read, each once, however often it stands there; each mistake is told to `wrong`, with the
 /// number of the entity, which says whether to go on.
@@ -309,7 +308,7 @@ std::vector<Entity> read_entities(const Schema* schema, const Json& json,
     if (entity && schema && schema->action(entity->uid)) continue;
     if (entity) {
       const auto [first, fresh] = seen.emplace(entity->uid, entities.size());
-      if (!fresh && same(entities[first->second], *entity)) continue;
+      if (!fresh && is_same(entities[first->second], *entity)) continue;
       if (!fresh) entity = bad(fmt::format("{} stands twice, each time otherwise", entity->uid.to_string()));
     }
     if (entity) {
@@ -339,17 +338,22 @@ Result<std::vector<Entity>> entities_from_json(const Schema& schema, const Json&
 
 Parsed<std::vector<Entity>> read_entities_json(const Schema* schema, std::string_view text, JsonLimits limits,
                                                const std::function<bool(const EntityUid&)>& declared) {
-  const auto json = parse_json(text, limits);
-  if (!json) return {{}, {json_problem(json.error())}};
-  if (!json->is_array()) return {{}, {{json_place(text, ""), "entities are a JSON array"}}};
-  Parsed<std::vector<Entity>> parsed;
-  parsed.value = read_entities(schema, *json, declared, [&](std::size_t i, const Error& error) {
+  auto read = read_json(text, limits);
+  Parsed<std::vector<Entity>> parsed{{}, std::move(read.problems)};
+  if (!read.value.whole) return parsed;
+  const Json& json = read.value.json;
+  if (!json.is_array()) {
+    parsed.problems.push_back({json_place(text, ""), "entities are a JSON array"});
+    return parsed;
+  }
+  std::size_t placed = 0;
+  parsed.value = read_entities(schema, json, declared, [&](std::size_t i, const Error& error) {
     Problem problem{{0, 0}, fmt::format("entity {}: {}", i + 1, error.message())};
-    if (parsed.problems.size() < json_problems_placed) problem.where = place_of(text, (*json)[i], i, error.message());
+    if (placed++ < json_problems_placed) problem.where = place_of(read.value.text, json[i], i, error.message());
     parsed.problems.push_back(std::move(problem));
     return true;
   });
-  if (!parsed.ok()) return parsed;
+  std::sort(parsed.problems.begin(), parsed.problems.end());
   if (const auto acyclic = refuse_cycles(parsed.value); !acyclic)
     parsed.problems.push_back(problem_of(acyclic.error()));
   if (schema) {

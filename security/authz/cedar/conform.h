@@ -28,6 +28,9 @@ Parsed<std::vector<Entity>> read_entities_json(const Schema* schema, std::string
 Result<Attributes> context_from_json(const Schema& schema, const EntityUid& action, const Json& json,
                                      const std::set<std::string, std::less<>>& unknown = {});
 
+/// Whether both say the same, in whatever order.
+bool is_same(Entity a, Entity b);
+
 /// Its type is declared, attributes and tags are of their types, parents of types it may be in; an action is as the
 /// schema has it.
 Result<> check_entity(const Schema& schema, const Entity& entity);

@@ -1,9 +1,11 @@
 #include "cedar/json_places.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
-#include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "cedar/text.h"
@@ -12,7 +14,7 @@
 namespace creto::authz::cedar {
 namespace {
 
-/// Reads forward through a text that is JSON.
+/// Reads forward through a text that is JSON; of another it makes no sense, but comes to its end.
 class Cursor {
  public:
   explicit Cursor(std::string_view text, std::size_t at = 0) : text_(text), at_(at) { skip_space(); }
@@ -178,7 +180,105 @@ class PositionReader {
   JsonPositions positions_;
 };
 
+/// `text` without any member but the first of its name in an object, each told to `repeated` with its name and place.
+/// All else stays in its line and column.
+template <class F>
+std::string without_repeated(std::string_view text, F&& repeated) {
+  struct Level {
+    bool object;
+    bool at_key = true;
+    std::set<std::string> keys = {};
+  };
+  std::vector<Level> open;
+  std::string out;
+  std::size_t taken = 0, comma = 0;
+  Position place{1, 1};
+  std::size_t placed = 0;
+  Cursor cursor(text);
+  for (char c = cursor.peek(); c != '\0'; c = cursor.peek()) {
+    const bool at_key = !open.empty() && open.back().object && open.back().at_key;
+    if (c == '"' && at_key) {
+      open.back().at_key = false;
+      const std::size_t begin = cursor.offset();
+      const auto key = parse_json(cursor.string());
+      if (!key || !key->is_string() || cursor.peek() != ':') break;
+      cursor.step();
+      if (open.back().keys.insert(key->get<std::string>()).second) continue;
+      cursor.skip_value();
+      advance(place, text.substr(placed, begin - placed));
+      placed = begin;
+      repeated(key->get<std::string>(), place);
+      out += text.substr(taken, comma - taken);
+      taken = cursor.offset();
+      for (const char left_out : text.substr(comma, taken - comma)) {
+        if (left_out == '\n') out += '\n';
+        if (left_out != '\n' && (static_cast<unsigned char>(left_out) & 0xc0) != 0x80) out += ' ';
+      }
+    } else if (c == '"') {
+      cursor.string();
+    } else {
+      if (c == ',') comma = cursor.offset();
+      if (c == ',' && !open.empty()) open.back().at_key = true;
+      if ((c == '}' || c == ']') && !open.empty()) open.pop_back();
+      if (c == '{' || c == '[') open.push_back({.object = c == '{'});
+      cursor.step();
+    }
+  }
+  out += text.substr(taken);
+  return out;
+}
+
+/// What is wrong with `text`, which no parser accepts: "json: syntax error at line 3, column 5", where bytes are
+/// counted.
+Problem json_problem(std::string_view text, const Error& error, JsonLimits limits) {
+  constexpr std::string_view prefix = "json: syntax error at ";
+  const std::string_view what = error.message();
+  if (!what.starts_with(prefix)) return problem_of(error);
+  const Position at =
+      problem_of(Error(Product::platform, error.kind(), fmt::format("{}: ", what.substr(prefix.size())))).where;
+  std::size_t offset = 0;
+  for (std::uint32_t line = 1; line < at.line; ++line) offset = text.find('\n', offset) + 1;
+  offset = std::min(offset + at.column - 1, text.size());
+  if (offset + 1 == text.size()) {
+    // The last character, or what should have come after it: that has moved where a blank follows.
+    ++limits.bytes_max;
+    const auto again = parse_json(std::string(text) + " ", limits);
+    if (!again && again.error().message() != what) offset = text.size();
+  }
+  const auto within = [text](std::size_t i) {
+    return i < text.size() && (static_cast<unsigned char>(text[i]) & 0xc0) == 0x80;
+  };
+  while (within(offset)) --offset;
+  std::size_t end = offset + 1;
+  while (within(end)) ++end;
+  Position place{1, 1};
+  advance(place, text.substr(0, offset));
+  const std::string found = offset == text.size()  ? "the end of the text"
+                            : text[offset] == '\n' ? "the end of the line"
+                                                   : fmt::format("`{}`", text.substr(offset, end - offset));
+  return {place, fmt::format("found {}: this is no JSON", found)};
+}
+
 }  // namespace
+
+Parsed<JsonText> read_json(std::string_view text, JsonLimits limits) {
+  Parsed<JsonText> read;
+  read.value.text = text;
+  auto json = parse_json(text, limits);
+  if (!json && text.size() <= limits.bytes_max && is_valid_utf8(text)) {
+    read.value.text = without_repeated(text, [&](const std::string& key, Position place) {
+      read.problems.push_back({place, fmt::format("the member {} stands twice", quote(key.substr(0, 64)))});
+    });
+    if (!read.ok()) json = parse_json(read.value.text, limits);
+  }
+  if (!json) {
+    read.problems.push_back(json_problem(read.value.text, json.error(), limits));
+    return read;
+  }
+  read.value.json = *std::move(json);
+  read.value.whole = true;
+  return read;
+}
 
 Position json_place(std::string_view text, std::string_view path) {
   Position place{1, 1};
@@ -201,13 +301,5 @@ std::map<std::pair<std::string, std::string>, Position> json_members(std::string
 }
 
 JsonPositions json_positions(std::string_view text, const Json& json) { return PositionReader(text).read(json); }
-
-Problem json_problem(const Error& error) {
-  constexpr std::string_view prefix = "json: syntax error at ";
-  const std::string_view what = error.message();
-  if (!what.starts_with(prefix)) return problem_of(error);
-  return problem_of(
-      Error(Product::platform, error.kind(), std::string(what.substr(prefix.size())) + ": this is no JSON"));
-}
 
 }  // namespace creto::authz::cedar

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -12,6 +13,16 @@
 
 /// Where in a JSON text something stands, for messages about it.
 namespace creto::authz::cedar {
+
+/// A text and what a parser made of it.
+struct JsonText {
+  std::string text;  ///< as given, but for members that stood twice: only the first of each is there
+  Json json;
+  bool whole = false;  ///< false: no parser accepts it
+};
+
+/// Reads JSON for messages. Problems: each member that stands twice, with its place; else what made it unreadable.
+Parsed<JsonText> read_json(std::string_view text, JsonLimits limits);
 
 /// Where the value at `path` begins: `actions.view.appliesTo`, `staticPolicies["a"].conditions[0]`, `[2].attrs`. What
 /// follows the last member or element that is there ("…: must be a string") is passed over, so a message that begins
@@ -28,8 +39,5 @@ JsonPositions json_positions(std::string_view text, const Json& json);
 
 /// To find a place is to read the text up to it: of a text with more problems the others have none.
 inline constexpr std::size_t json_problems_placed = 100;
-
-/// What is wrong with a text that no parser accepts: "json: syntax error at line 3, column 5" taken apart.
-Problem json_problem(const Error& error);
 
 }  // namespace creto::authz::cedar

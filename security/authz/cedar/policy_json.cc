@@ -730,8 +730,8 @@ Result<PolicySetDecl> policy_set_from_json(const Json& json, ParseLimits limits)
 
 namespace {
 
-Result<Json> json_of(std::string_view text, const ParseLimits& limits) {
-  return parse_json(text, {.bytes_max = limits.bytes_max, .depth_max = 2 * depth_limit(limits) + 16});
+JsonLimits json_limits(const ParseLimits& limits) {
+  return {.bytes_max = limits.bytes_max, .depth_max = 2 * depth_limit(limits) + 16};
 }
 
 bool is_one_policy(const Json& json) { return json.is_object() && json.contains("effect"); }
@@ -746,28 +746,31 @@ PolicySetDecl set_of(PolicyAst policy) {
 }  // namespace
 
 Result<PolicySetDecl> parse_policies_json(std::string_view text, ParseLimits limits) {
-  const Json json = CRETO_TRY(json_of(text, limits));
+  const Json json = CRETO_TRY(parse_json(text, json_limits(limits)));
   if (!is_one_policy(json)) return policy_set_from_json(json, limits);
   PolicyAst policy = CRETO_TRY(policy_from_json(json, limits));
   return set_of(std::move(policy));
 }
 
 Parsed<PolicySetDecl> read_policies_json(std::string_view text, ParseLimits limits) {
-  const auto json = json_of(text, limits);
-  if (!json) return {{}, {json_problem(json.error())}};
-  Parsed<PolicySetDecl> parsed;
+  auto read = read_json(text, json_limits(limits));
+  Parsed<PolicySetDecl> parsed{{}, std::move(read.problems)};
+  if (!read.value.whole) return parsed;
+  text = read.value.text;
+  const Json& json = read.value.json;
+  std::size_t placed = 0;
   const auto wrong = [&](const Error& error) {
     Problem problem = problem_of(error);
-    if (parsed.problems.size() < json_problems_placed) problem.where = json_place(text, problem.what);
+    if (placed++ < json_problems_placed) problem.where = json_place(text, problem.what);
     parsed.problems.push_back(std::move(problem));
     return true;
   };
-  if (is_one_policy(*json)) {
-    auto policy = policy_from_json(*json, limits);
+  if (is_one_policy(json)) {
+    auto policy = policy_from_json(json, limits);
     if (!policy) wrong(policy.error());
     if (policy) parsed.value = set_of(*std::move(policy));
   } else {
-    read_set(*json, limits, parsed.value, wrong);
+    read_set(json, limits, parsed.value, wrong);
   }
   const auto places = json_members(text);
   for (auto* group : {&parsed.value.policies, &parsed.value.templates}) {

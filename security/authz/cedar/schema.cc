@@ -46,6 +46,12 @@ class Resolver {
       for (const auto& [id, entity] : space.entities) add_entity_type(name, id, entity);
       for (const auto& [id, action] : space.actions) add_action(name, id, action);
     }
+    // The first of a name counts; these are looked at for what is wrong in them.
+    for (const auto& [name, space] : decl_.repeated) {
+      for (const auto& [id, type] : space.types) whole_type(name, type.type);
+      for (const auto& [id, entity] : space.entities) add_entity_type(name, id, entity);
+      for (const auto& [id, action] : space.actions) add_action(name, id, action);
+    }
     close_entity_types();
     close_actions();
   }
@@ -102,10 +108,13 @@ class Resolver {
   }
 
   TypePtr unknown(const std::string& name, Position where, std::string_view what) {
-    std::vector<std::string> known(entity_names_.begin(), entity_names_.end());
-    for (const auto& [common, decl] : commons_) known.push_back(common);
-    for (const char* simple : {"Bool", "Long", "String", "decimal", "ipaddr", "datetime", "duration"}) {
-      known.emplace_back(simple);
+    std::vector<std::string> known;
+    if (what != "common type") known.assign(entity_names_.begin(), entity_names_.end());
+    if (what != "entity type") {
+      for (const auto& [common, decl] : commons_) known.push_back(common);
+      for (const char* simple : {"Bool", "Long", "String", "decimal", "ipaddr", "datetime", "duration"}) {
+        known.emplace_back(simple);
+      }
     }
     problem(where, fmt::format("there is no {} `{}`", what, name), did_you_mean(name, known));
     return simple_type(Type::Kind::never);
@@ -117,6 +126,7 @@ class Resolver {
   }
 
   TypePtr named(std::string_view name_space, const TypeExpr& expr) {
+    if (expr.name.empty()) return simple_type(Type::Kind::never);
     const bool common = expr.kind != TypeExpr::Kind::entity;
     const bool entity = expr.kind != TypeExpr::Kind::common;
     for (const std::string& name : candidates(name_space, expr.name)) {
@@ -176,6 +186,7 @@ class Resolver {
         return named(name_space, expr);
       case TypeExpr::Kind::extension: {
         TypePtr type = builtin(expr.name);
+        if (expr.name.empty()) return simple_type(Type::Kind::never);
         if (!type || type->kind < Type::Kind::decimal) return unknown(expr.name, expr.where, "extension type");
         return count(std::move(type), 1);
       }
@@ -212,7 +223,9 @@ class Resolver {
     return record_type({});
   }
 
+  /// Empty where there is none.
   std::string entity_name(std::string_view name_space, const PlacedName& ref) {
+    if (ref.name.empty()) return {};
     for (const std::string& name : candidates(name_space, ref.name)) {
       if (entity_names_.contains(name)) return name;
     }
@@ -278,6 +291,7 @@ class Resolver {
   }
 
   std::optional<EntityUid> action_ref(const std::string& name_space, const ActionRef& ref) {
+    if (ref.type && ref.type->empty()) return {};
     std::vector<EntityUid> possible;
     if (!ref.type) {
       possible.push_back({qualified(name_space, "Action"), ref.id});
@@ -344,11 +358,13 @@ class Resolver {
 
 }  // namespace
 
-Parsed<Schema> Schema::resolve(const SchemaDecl& decl, SchemaLimits limits) {
-  Resolver resolver(decl, limits);
-  resolver.run();
+Parsed<Schema> Schema::resolve(const Parsed<SchemaDecl>& read, SchemaLimits limits) {
   Parsed<Schema> result;
-  result.problems = std::move(resolver.problems);
+  result.problems = read.problems;
+  if (!read.value.whole) return result;
+  Resolver resolver(read.value, limits);
+  resolver.run();
+  std::move(resolver.problems.begin(), resolver.problems.end(), std::back_inserter(result.problems));
   std::sort(result.problems.begin(), result.problems.end());
   result.problems.erase(std::unique(result.problems.begin(), result.problems.end()), result.problems.end());
   if (result.ok()) {

@@ -18,7 +18,7 @@ namespace creto::authz::cedar {
 
 using Annotations = std::map<std::string, std::string, std::less<>>;
 
-/// A name, and where it stands.
+/// A name, and where it stands. Empty where what stands there is no name, which is a problem by itself.
 struct PlacedName {
   std::string name;
   Position where = {};
@@ -108,6 +108,11 @@ struct NamespaceDecl {
 /// A schema as written: what the two syntaxes have in common. The namespace without a name is "".
 struct SchemaDecl {
   std::map<std::string, NamespaceDecl> namespaces;
+  /// With the name of their namespace, declarations of what is declared already, each a problem; kept to find what else
+  /// is wrong in them.
+  std::vector<std::pair<std::string, NamespaceDecl>> repeated = {};
+  /// False where a declaration could not be read, so that names may look undeclared that are not.
+  bool whole = true;
 };
 
 struct SchemaLimits {
@@ -151,8 +156,9 @@ struct ActionDef {
 /// A schema whose names are resolved. Immutable.
 class Schema {
  public:
-  /// Problems: names that nothing declares, cycles, an enumerated type with attributes, a shape that is no record.
-  static Parsed<Schema> resolve(const SchemaDecl& decl, SchemaLimits limits = {});
+  /// Problems: those of reading it, and where that left it whole also names that nothing declares, cycles, an
+  /// enumerated type with attributes, a shape that is no record.
+  static Parsed<Schema> resolve(const Parsed<SchemaDecl>& read, SchemaLimits limits = {});
 
   /// Null where none is declared.
   const EntityTypeDef* entity_type(std::string_view name) const;

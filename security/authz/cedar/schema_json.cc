@@ -22,13 +22,13 @@ class SchemaReader {
 
   Parsed<SchemaDecl> run(const Json& json) {
     if (!json.is_object()) {
-      problem("the schema", "must be an object of namespaces");
+      lost("the schema", "must be an object of namespaces");
       return std::move(result_);
     }
     for (const auto& [name, member] : json.items()) {
       const std::string path = name.empty() ? "\"\"" : name;
       if (!name.empty() && !is_path(name)) problem(path, "is no name of a namespace");
-      name_space(path, member, result_.value.namespaces[name]);
+      name_space(path, member, !name.empty(), result_.value.namespaces[name]);
     }
     return std::move(result_);
   }
@@ -36,6 +36,11 @@ class SchemaReader {
  private:
   void problem(const std::string& path, std::string_view rule) {
     result_.problems.push_back({{0, 0}, fmt::format("{}: {}", path, rule)});
+  }
+  /// Of what declarations are in, which are lost with it.
+  void lost(const std::string& path, std::string_view rule) {
+    problem(path, rule);
+    result_.value.whole = false;
   }
 
   /// Line 0 where there is no text.
@@ -62,7 +67,12 @@ class SchemaReader {
 
   static const Json* member(const Json& json, const char* name) {
     const auto at = json.find(name);
-    return at == json.end() || at->is_null() ? nullptr : &*at;
+    return at == json.end() ? nullptr : &*at;
+  }
+  /// One that may be null, which says the same as none.
+  static const Json* nullable(const Json& json, const char* name) {
+    const Json* found = member(json, name);
+    return found && found->is_null() ? nullptr : found;
   }
 
   std::string text(const std::string& path, const Json& json) {
@@ -71,12 +81,15 @@ class SchemaReader {
     return {};
   }
 
-  /// A name of types: identifiers joined by `::`.
+  /// A name of types: identifiers joined by `::`. Empty where it is none.
   PlacedName name(const std::string& path, const Json& json) {
     PlacedName result{text(path, json), place_of(json)};
     const std::string_view inside =
         result.name.starts_with("__cedar::") ? std::string_view(result.name).substr(9) : result.name;
-    if (json.is_string() && !is_path(inside)) problem(path, fmt::format("{} is no name", quote(result.name)));
+    if (json.is_string() && !is_path(inside)) {
+      problem(path, fmt::format("{} is no name", quote(result.name)));
+      result.name.clear();
+    }
     return result;
   }
 
@@ -100,9 +113,15 @@ class SchemaReader {
     }
   }
 
-  void name_space(const std::string& path, const Json& json, NamespaceDecl& space) {
-    if (!object(path, json, {"commonTypes", "entityTypes", "actions", "annotations"})) return;
+  void name_space(const std::string& path, const Json& json, bool named, NamespaceDecl& space) {
+    if (!object(path, json, {"commonTypes", "entityTypes", "actions", "annotations"})) {
+      result_.value.whole = false;
+      return;
+    }
     annotations(path, json, space.annotations);
+    if (!named && !space.annotations.empty()) {
+      problem(path + ".annotations", "the namespace without a name has no annotations");
+    }
     each(path, json, "commonTypes", false, [&](const std::string& at, const std::string& id, const Json& value) {
       static constexpr std::array<std::string_view, 8> reserved = {"Bool", "Boolean", "Entity", "Extension",
                                                                    "Long", "Record",  "Set",    "String"};
@@ -112,7 +131,7 @@ class SchemaReader {
       }
       CommonTypeDecl& decl = space.types[id];
       decl.where = place_of(value);
-      decl.type = type(at, value, 0);
+      decl.type = type(at, value, 0, {"annotations"});
       annotations(at, value, decl.annotations);
     });
     each(path, json, "entityTypes", true, [&](const std::string& at, const std::string& id, const Json& value) {
@@ -129,10 +148,10 @@ class SchemaReader {
   void each(const std::string& path, const Json& json, const char* key, bool required, Read read) {
     const Json* all = member(json, key);
     if (!all) {
-      if (required) problem(path + "." + key, "is missing");
+      if (required) lost(path + "." + key, "is missing");
       return;
     }
-    if (!all->is_object()) return problem(path + "." + key, "must be an object");
+    if (!all->is_object()) return lost(path + "." + key, "must be an object");
     for (const auto& [id, value] : all->items()) {
       read(fmt::format("{}.{}.{}", path, key, is_identifier(id) ? id : quote(id)), id, value);
     }
@@ -160,10 +179,8 @@ class SchemaReader {
     decl.where = place_of(json);
     if (!object(path, json, {"memberOf", "appliesTo", "attributes", "annotations"})) return;
     annotations(path, json, decl.annotations);
-    if (const Json* attributes = member(json, "attributes"); attributes && !attributes->empty()) {
-      problem(path + ".attributes", "actions have no attributes");
-    }
-    if (const Json* groups = member(json, "memberOf")) {
+    if (nullable(json, "attributes")) problem(path + ".attributes", "actions have no attributes");
+    if (const Json* groups = nullable(json, "memberOf")) {
       if (!groups->is_array()) problem(path + ".memberOf", "must be an array");
       static const Json none = Json::array();
       for (const Json& group : groups->is_array() ? *groups : none) {
@@ -171,14 +188,15 @@ class SchemaReader {
         if (!object(at, group, {"type", "id"})) continue;
         ActionRef ref;
         ref.where = place_of(group);
-        if (const Json* type = member(group, "type")) ref.type = name(at + ".type", *type).name;
+        if (const Json* type = nullable(group, "type")) ref.type = name(at + ".type", *type).name;
         const Json* id = member(group, "id");
         if (!id) problem(at + ".id", "is missing");
-        if (id) ref.id = text(at + ".id", *id);
-        decl.member_of.push_back(std::move(ref));
+        if (!id) continue;
+        ref.id = text(at + ".id", *id);
+        if (id->is_string()) decl.member_of.push_back(std::move(ref));
       }
     }
-    const Json* applies = member(json, "appliesTo");
+    const Json* applies = nullable(json, "appliesTo");
     if (!applies) return;
     const std::string at = path + ".appliesTo";
     if (!object(at, *applies, {"principalTypes", "resourceTypes", "context"})) return;
@@ -193,7 +211,9 @@ class SchemaReader {
     decl.applies_to = std::move(result);
   }
 
-  TypeExpr type(const std::string& path, const Json& json, std::size_t depth) {
+  /// `beside`: the members of what has the type, which stand beside the type's.
+  TypeExpr type(const std::string& path, const Json& json, std::size_t depth,
+                std::initializer_list<std::string_view> beside = {}) {
     TypeExpr expr = TypeExpr::simple(TypeExpr::Kind::record, place_of(json));
     if (depth == limits_.depth_max) {
       problem(path, fmt::format("types are nested more than {} deep", limits_.depth_max));
@@ -205,9 +225,9 @@ class SchemaReader {
       return expr;
     }
     const auto word = kind->get<std::string>();
-    // An attribute's own members stand beside its type's.
     const auto members = [&](std::initializer_list<std::string_view> extra) {
-      std::vector<std::string_view> allowed = {"type", "required", "annotations"};
+      std::vector<std::string_view> allowed = {"type"};
+      allowed.insert(allowed.end(), beside.begin(), beside.end());
       allowed.insert(allowed.end(), extra.begin(), extra.end());
       for (const auto& [name, value] : json.items()) {
         if (std::find(allowed.begin(), allowed.end(), name) == allowed.end()) {
@@ -269,7 +289,7 @@ class SchemaReader {
     each(path, json, "attributes", true, [&](const std::string& at, const std::string& id, const Json& value) {
       AttributeDecl attribute;
       attribute.name = id;
-      attribute.type = type(at, value, depth + 1);
+      attribute.type = type(at, value, depth + 1, {"required", "annotations"});
       if (value.is_object()) {
         if (const Json* required = member(value, "required")) {
           if (!required->is_boolean()) problem(at + ".required", "must be true or false");
@@ -370,12 +390,15 @@ Parsed<SchemaDecl> schema_from_json(const Json& json, SchemaLimits limits) { ret
 
 Parsed<SchemaDecl> parse_schema_json(std::string_view text, SchemaLimits limits) {
   // Each type is up to three JSON objects: itself, its attributes, the attribute.
-  const auto json = parse_json(text, {.bytes_max = limits.bytes_max, .depth_max = 3 * limits.depth_max + 8});
-  if (!json) return {{}, {json_problem(json.error())}};
-  const JsonPositions positions = json_positions(text, *json);
-  auto parsed = SchemaReader(limits, &positions).run(*json);
+  auto read = read_json(text, {.bytes_max = limits.bytes_max, .depth_max = 3 * limits.depth_max + 8});
+  if (!read.value.whole) return {{}, std::move(read.problems)};
+  const JsonPositions positions = json_positions(read.value.text, read.value.json);
+  auto parsed = SchemaReader(limits, &positions).run(read.value.json);
   const std::size_t placed = std::min<std::size_t>(parsed.problems.size(), json_problems_placed);
-  for (Problem& problem : std::span(parsed.problems).first(placed)) problem.where = json_place(text, problem.what);
+  for (Problem& problem : std::span(parsed.problems).first(placed)) {
+    problem.where = json_place(read.value.text, problem.what);
+  }
+  std::move(read.problems.begin(), read.problems.end(), std::back_inserter(parsed.problems));
   std::sort(parsed.problems.begin(), parsed.problems.end());
   return parsed;
 }

@@ -19,7 +19,7 @@ class SchemaParser : private TokenReader {
     while (!at_end()) {
       if (const auto parsed = item(); !parsed) recover(parsed.error());
     }
-    if (in_namespace_) result_.problems.push_back(problem_of(unexpected("`entity`, `action`, `type` or `}`")));
+    if (in_namespace_) lost(unexpected("`entity`, `action`, `type` or `}`"));
     std::stable_sort(result_.problems.begin(), result_.problems.end(),
                      [](const Problem& a, const Problem& b) { return a.where < b.where; });
     return std::move(result_);
@@ -49,9 +49,15 @@ class SchemaParser : private TokenReader {
     result_.problems.push_back({where, std::move(what), std::move(hint)});
   }
 
+  /// Of what could not be read.
+  void lost(const Error& error) {
+    result_.problems.push_back(problem_of(error));
+    result_.value.whole = false;
+  }
+
   /// Behind the `;` of the broken declaration, or to where the next one seems to begin.
   void recover(const Error& error) {
-    result_.problems.push_back(problem_of(error));
+    lost(error);
     std::size_t open = 0;
     while (!at_end()) {
       const bool keyword = is_word("entity") || is_word("action") || is_word("type") || is_word("namespace");
@@ -79,11 +85,14 @@ class SchemaParser : private TokenReader {
   }
 
   template <class Decl>
-  void declare(std::map<std::string, Decl>& all, const PlacedName& name, Decl decl, std::string_view what) {
+  void declare(std::map<std::string, Decl> NamespaceDecl::* group, const PlacedName& name, Decl decl,
+               std::string_view what) {
     decl.where = name.where;
-    if (!all.emplace(name.name, std::move(decl)).second) {
-      problem(name.where, fmt::format("{} `{}` is declared twice", what, name.name));
-    }
+    if ((result_.value.namespaces[space_].*group).try_emplace(name.name, std::move(decl)).second) return;
+    problem(name.where, fmt::format("{} `{}` is declared twice", what, name.name));
+    NamespaceDecl again;
+    (again.*group).emplace(name.name, std::move(decl));
+    result_.value.repeated.emplace_back(space_, std::move(again));
   }
 
   Result<PlacedName> placed_identifier(std::string_view expected) {
@@ -121,6 +130,15 @@ class SchemaParser : private TokenReader {
     return names;
   }
 
+  /// What follows a `[`; unlike those in braces, no comma may end such a list.
+  template <class Item>
+  Result<> bracketed(std::string_view what, Item item) {
+    do {
+      CRETO_TRY(item());
+    } while (take_symbol(","));
+    return expect("]", fmt::format("`,` or `]` after {}", what));
+  }
+
   /// One path, or several in brackets.
   Result<std::vector<PlacedName>> type_paths() {
     if (!take_symbol("[")) {
@@ -128,7 +146,8 @@ class SchemaParser : private TokenReader {
       return std::vector<PlacedName>{std::move(one)};
     }
     std::vector<PlacedName> names;
-    CRETO_TRY(list("]", "an entity type", [&]() -> Result<> {
+    if (take_symbol("]")) return names;
+    CRETO_TRY(bracketed("an entity type", [&]() -> Result<> {
       PlacedName name = CRETO_TRY(type_path("an entity type"));
       names.push_back(std::move(name));
       return {};
@@ -142,13 +161,11 @@ class SchemaParser : private TokenReader {
     decl.annotations = std::move(notes);
     if (take_word("enum")) {
       CRETO_TRY(expect("["));
-      const Position where = peek().where;
-      CRETO_TRY(list("]", "an id", [&]() -> Result<> {
+      CRETO_TRY(bracketed("an id", [&]() -> Result<> {
         std::string choice = CRETO_TRY(string("an id in quotes"));
         decl.choices.push_back(std::move(choice));
         return {};
       }));
-      if (decl.choices.empty()) problem(where, "an enumerated type has at least one id");
     } else {
       if (take_word("in")) decl.member_of = CRETO_TRY(type_paths());
       const bool equals = take_symbol("=");
@@ -165,7 +182,7 @@ class SchemaParser : private TokenReader {
         problem(name.where, "an entity type cannot be named `Action`: actions are declared with `action`");
         continue;
       }
-      declare(result_.value.namespaces[space_].entities, name, decl, "entity type");
+      declare(&NamespaceDecl::entities, name, decl, "entity type");
     }
     return {};
   }
@@ -183,7 +200,7 @@ class SchemaParser : private TokenReader {
       problem(name.where, fmt::format("`{}` is the name of a built-in type", name.name));
       return {};
     }
-    declare(result_.value.namespaces[space_].types, name, std::move(decl), "type");
+    declare(&NamespaceDecl::types, name, std::move(decl), "type");
     return {};
   }
 
@@ -215,7 +232,7 @@ class SchemaParser : private TokenReader {
         return {};
       };
       if (take_symbol("[")) {
-        CRETO_TRY(list("]", "an action", group));
+        CRETO_TRY(bracketed("an action", group));
       } else {
         CRETO_TRY(group());
       }
@@ -226,7 +243,7 @@ class SchemaParser : private TokenReader {
       CRETO_TRY(expect("}", "`}`: actions have no attributes"));
     }
     CRETO_TRY(expect(";", decl.applies_to ? "`;`" : "`in`, `appliesTo` or `;`"));
-    for (const PlacedName& name : names) declare(result_.value.namespaces[space_].actions, name, decl, "action");
+    for (const PlacedName& name : names) declare(&NamespaceDecl::actions, name, decl, "action");
     return {};
   }
 

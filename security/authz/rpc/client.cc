@@ -11,6 +11,7 @@ namespace creto::authz {
 namespace {
 
 constexpr rpc::CallOptions repeatable{.idempotent = true};
+constexpr std::size_t page_max = 1'000;
 
 class AuthzClient final : public Authz {
  public:
@@ -93,15 +94,18 @@ class AuthzClient final : public Authz {
     CRETO_TRY(call<v1::DeletePolicyResponse>(ctx, "DeletePolicy", request, {}));
     return {};
   }
-  Result<std::vector<Policy>> list_policies(const Context& ctx) override {
+  Result<std::vector<Policy>> list_policies(const Context& ctx, const PolicyId& after, std::size_t limit) override {
     v1::ListPoliciesRequest request;
+    request.set_after(after);
     std::vector<Policy> policies;
-    while (true) {
+    while (policies.size() < limit) {
+      request.set_limit(static_cast<std::uint32_t>(std::min(limit - policies.size(), page_max)));
       const auto page = CRETO_TRY(call<v1::ListPoliciesResponse>(ctx, "ListPolicies", request, repeatable));
       CRETO_TRY(add_page(page, policies));
-      if (!page.more()) return policies;
+      if (!page.more()) break;
       request.set_after(policies.back().id);
     }
+    return policies;
   }
 
   Result<Policy> link_policy(const Context& ctx, const PolicyLink& link) override {
@@ -197,11 +201,13 @@ class AuthzClient final : public Authz {
     return from_proto(response);
   }
 
-  Result<> put_entities(const Context& ctx, std::vector<Entity> entities) override {
+  Result<EntityChanges> put_entities(const Context& ctx, std::vector<Entity> entities, bool dry_run) override {
     v1::PutEntitiesRequest request;
     for (const Entity& entity : entities) request.add_entities(entity_to_text(entity));
-    CRETO_TRY(call<v1::PutEntitiesResponse>(ctx, "PutEntities", request, repeatable));
-    return {};
+    request.set_dry_run(dry_run);
+    const auto response = CRETO_TRY(call<v1::PutEntitiesResponse>(ctx, "PutEntities", request, repeatable));
+    const auto number = [](std::int64_t count) { return static_cast<std::size_t>(std::max<std::int64_t>(count, 0)); };
+    return EntityChanges{number(response.added()), number(response.changed()), number(response.same())};
   }
   Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) override {
     v1::DeleteEntitiesRequest request;
@@ -210,7 +216,6 @@ class AuthzClient final : public Authz {
     return {};
   }
   Result<std::vector<Entity>> list_entities(const Context& ctx, const EntityUid& after, std::size_t limit) override {
-    constexpr std::size_t page_max = 1'000;
     v1::ListEntitiesRequest request;
     to_proto(after, *request.mutable_after());
     std::vector<Entity> entities;

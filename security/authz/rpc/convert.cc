@@ -260,7 +260,7 @@ Result<VerifiedOverride> from_proto(const v1::VerifyOverrideResponse& response) 
 void to_proto(const FilterQuestion& question, v1::FilterResourcesRequest& out) {
   to_proto(question.request, *out.mutable_request());
   out.set_limit(static_cast<std::int32_t>(std::min<std::size_t>(question.limit, INT32_MAX)));
-  out.set_after(question.after);
+  if (question.after) out.set_after(*question.after);
   out.set_columns_json(question.columns);
   out.set_sqlite(question.sqlite);
 }
@@ -269,7 +269,7 @@ Result<FilterQuestion> from_proto(const v1::FilterResourcesRequest& request) {
   CheckRequest check = CRETO_TRY(from_proto(request.request()));
   FilterQuestion question{.request = std::move(check),
                           .limit = 100,
-                          .after = request.after(),
+                          .after = request.has_after() ? std::optional(request.after()) : std::nullopt,
                           .columns = request.columns_json(),
                           .sqlite = request.sqlite()};
   if (request.has_limit()) {

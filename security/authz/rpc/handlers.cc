@@ -43,6 +43,22 @@ void add_policies(const std::vector<Policy>& all, const Request& request, Respon
   }));
 }
 
+/// Errors: the one that is wrong; of several, what is wrong in up to 100, one a line.
+Result<std::vector<Entity>> entities_from(const v1::PutEntitiesRequest& request) {
+  std::vector<Entity> entities;
+  std::vector<Error> wrong;
+  for (const std::string& text : request.entities()) {
+    auto entity = entity_from_text(text);
+    if (entity) entities.push_back(*std::move(entity));
+    if (!entity && wrong.size() < 100) wrong.push_back(std::move(entity).error());
+  }
+  if (wrong.empty()) return entities;
+  if (wrong.size() == 1) return wrong.front();
+  std::string all;
+  for (const Error& error : wrong) all += (all.empty() ? "" : "\n") + error.message();
+  return Error(Product::platform, ErrorKind::invalid_input, std::move(all));
+}
+
 constexpr auto of_policy = [](const auto& request) { return rpc::Resource{"Policy", request.id()}; };
 constexpr auto of_request = [](const auto& request) { return rpc::Resource{"Approval", request.request_id()}; };
 
@@ -130,7 +146,8 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
       "ListPolicies", {.audited = true, .idempotent = true},
       [&authz](const Context& ctx, const v1::ListPoliciesRequest& request) -> Result<v1::ListPoliciesResponse> {
         CRETO_TRY(check_limit(request.limit()));
-        const auto policies = CRETO_TRY(authz.list_policies(ctx));
+        const std::uint32_t limit = request.limit() == 0 ? page_max : request.limit();
+        const auto policies = CRETO_TRY(authz.list_policies(ctx, request.after(), limit + std::size_t{1}));
         v1::ListPoliciesResponse response;
         add_policies(policies, request, response);
         return response;
@@ -227,13 +244,13 @@ void register_authz(rpc::Dispatcher& dispatcher, Authz& authz) {
   service.unary<v1::PutEntitiesRequest, v1::PutEntitiesResponse>(
       "PutEntities", {.idempotent = true},
       [&authz](const Context& ctx, const v1::PutEntitiesRequest& request) -> Result<v1::PutEntitiesResponse> {
-        std::vector<Entity> entities;
-        for (const std::string& text : request.entities()) {
-          Entity entity = CRETO_TRY(entity_from_text(text));
-          entities.push_back(std::move(entity));
-        }
-        CRETO_TRY(authz.put_entities(ctx, std::move(entities)));
-        return v1::PutEntitiesResponse();
+        auto entities = CRETO_TRY(entities_from(request));
+        const EntityChanges changes = CRETO_TRY(authz.put_entities(ctx, std::move(entities), request.dry_run()));
+        v1::PutEntitiesResponse response;
+        response.set_added(static_cast<std::int64_t>(changes.added));
+        response.set_changed(static_cast<std::int64_t>(changes.changed));
+        response.set_same(static_cast<std::int64_t>(changes.same));
+        return response;
       });
   service.unary<v1::DeleteEntitiesRequest, v1::DeleteEntitiesResponse>(
       "DeleteEntities", {.idempotent = true},

@@ -2,6 +2,7 @@
 
 #include "authz_contract.h"
 
+#include "creto/authz/v1/authz.pb.h"
 #include "creto/io/rpc_channel.h"
 #include "creto/testing/temp_dir.h"
 
@@ -78,7 +79,7 @@ TEST_P(AuthzContract, WhoReadsPoliciesOrAsksWhatSomebodyMayDoIsRecordedWithWhomH
   ASSERT_TRUE(client->filter_resources(ctx, {.request = pay(1)}));
   EXPECT_EQ(door.asked.back(), "authz.filter_resources Agent " + agent.text());
   add("pay", "permit(principal, action, resource);");
-  ASSERT_TRUE(client->list_policies(ctx));
+  ASSERT_TRUE(client->list_policies(ctx, "", 10'000));
   ASSERT_TRUE(client->list_policy_links(ctx, ""));
   ASSERT_TRUE(client->get_policy_version(ctx, 0));
   ASSERT_TRUE(client->diff_policy_versions(ctx, 0, 0));
@@ -87,6 +88,31 @@ TEST_P(AuthzContract, WhoReadsPoliciesOrAsksWhatSomebodyMayDoIsRecordedWithWhomH
                                                     "authz.get_policy_version  ", "authz.diff_policy_versions  "));
   server->stop(Nanos(0));
   dispatcher->stop();
+}
+
+TEST_P(AuthzContract, AContextThatIsNoneIsAnErrorThatSaysWhy) {
+  if (GetParam() != Where::grpc) GTEST_SKIP() << "who calls in process gives no text";
+  const auto channel = raw_channel();
+  const auto said = [&](const std::string& context) {
+    v1::CheckRequest request;
+    request.set_principal(agent.text());
+    request.set_action("payments.pay");
+    request.mutable_resource()->set_type("Ledger");
+    request.set_context_json(context);
+    const auto done =
+        channel->call<v1::CheckRequest, v1::CheckResponse>(ctx, "/creto.authz.v1.AuthzService/Check", request);
+    if (done) return done->decision().has_deny() ? "denied: " + done->decision().deny().reason() : "allowed";
+    EXPECT_EQ(done.error().kind(), ErrorKind::invalid_input);
+    return done.error().message();
+  };
+  EXPECT_EQ(said(R"({"amount": 1})"), "denied: no policy permits this");
+  EXPECT_EQ(said(R"({"amount": 1)"), "context_json: json: syntax error at line 1, column 12");
+  EXPECT_EQ(said(R"({"amount": 1, "amount": 2})"), "context_json: json: duplicate key `amount`");
+  EXPECT_EQ(said("[1]"), "context_json: must be a JSON object");
+  EXPECT_THAT(said(R"({"amount": null})"), ::testing::HasSubstr("context_json: "));
+  EXPECT_THAT(said(R"({"amount": 1.5})"), ::testing::HasSubstr("context_json: "));
+  EXPECT_THAT(said(R"({"amount": 9223372036854775808})"), ::testing::HasSubstr("context_json: "));
+  EXPECT_THAT(said(R"({"who": {"__entity": {"type": "Agent"}}})"), ::testing::HasSubstr("context_json: "));
 }
 
 TEST_P(AuthzContract, ExplainTellsOfEachPolicyInScopeWhyItAppliesOrNot) {
@@ -365,7 +391,7 @@ TEST_P(AuthzContract, AMalformedRateIsRefusedWithItsPlace) {
   EXPECT_NE(refused("@rate_by(\"root\")"), "stored");
   EXPECT_NE(refused("@rate(\"1/1m\") @rate_by(\"everybody\")").find("line 1, column 24"), std::string::npos);
   EXPECT_FALSE(authz->create_policy(ctx, "p", "@rate(\"1/1m\") forbid(principal, action, resource);"));
-  EXPECT_TRUE(authz->list_policies(ctx)->empty());
+  EXPECT_TRUE(authz->list_policies(ctx, "", 10'000)->empty());
 }
 
 TEST_P(AuthzContract, ATokenLiftsTheNamedForbidForThisVeryAction) {
@@ -475,7 +501,7 @@ TEST_P(AuthzContract, OrganizationsShareNothing) {
   const auto client = GetParam() == Where::grpc ? connect("elsewhere") : nullptr;
   Authz& theirs = client ? *client : *authz;
   EXPECT_FALSE(allowed(theirs.check(elsewhere, pay(1))));
-  EXPECT_TRUE(theirs.list_policies(elsewhere)->empty());
+  EXPECT_TRUE(theirs.list_policies(elsewhere, "", 1)->empty());
   auto request = pay(25'000);
   request.override_token = *theirs.issue_override(elsewhere, grant_for(request));
   EXPECT_FALSE(allowed(check(request))) << "nor their tokens";

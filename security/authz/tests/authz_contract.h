@@ -46,7 +46,7 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
 
   void start() {
     db = database_.open();
-    local = create_authz(*db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7)), options).value();
+    local = create_authz(*db, clock, *telemetry, {&source}, Secret(Bytes(32, 7)), options).value();
     authz = local.get();
     if (GetParam() != Where::grpc) return;
     wire_.emplace(clock);
@@ -57,6 +57,8 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
   std::unique_ptr<Authz> connect(std::string org) {
     return create_authz_client(wire_->connect(std::move(org)), *db, clock).value();
   }
+  /// To say what no client of ours would. Over the wire alone.
+  std::shared_ptr<rpc::Channel> raw_channel() { return wire_->connect("default"); }
   void stop() {
     client_.reset();
     wire_.reset();
@@ -100,6 +102,7 @@ class AuthzContract : public ::testing::TestWithParam<Where> {
 
   creto::testing::FakeClock clock;
   AuthzOptions options;
+  Telemetry* telemetry = &no_telemetry();
   TestSource source{"Action"};
   const Identity human = Identity::human("ada@example.com").value();
   const Identity agent = Identity::agent(ByteArray<32>{1});

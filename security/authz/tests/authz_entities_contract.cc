@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "authz_contract.h"
+#include "creto/io/telemetry.h"
 
 namespace creto::authz {
 namespace {
@@ -21,8 +22,10 @@ class TestProduct final : public ResourceSource {
     if (!owner) return std::optional<Entity>();
     return std::optional(Entity{uid, {{"owner", entity_of(*owner)}}, {}, {entity_of(*owner)}});
   }
+  Nanos budget() const override { return patience; }
   std::optional<Identity> owner;
   bool failing = false;
+  Nanos patience = seconds(10);
   std::function<void()> answer_slowly = [] {};
   mutable std::atomic<int> asked = 0;
   mutable std::atomic<Monotonic> deadline{};
@@ -78,16 +81,16 @@ TEST_P(AuthzContract, AProductThatFailsOrTakesTooLongDenies) {
 
 TEST_P(AuthzContract, WhileAProductThinksOthersAreAnswered) {
   constexpr std::ptrdiff_t held = 32;  // more than a transport has threads, or a dispatcher workers
-  const auto workers = static_cast<std::ptrdiff_t>(rpc::DispatcherOptions().workers);
   TestProduct product;
+  product.patience = std::chrono::minutes(1);
   product.owner = agent;
   ASSERT_TRUE(local->register_source(product));
   add("pay", R"(permit(principal, action == Action::"payments.pay", resource is Ledger);)");
   add("own", R"(permit(principal, action, resource is Sandbox) when { resource.owner == principal };)");
-  std::latch asked(workers), others_are_answered(1);
+  std::latch asked(1), others_are_answered(1);
   std::atomic<std::ptrdiff_t> asking = 0;
   product.answer_slowly = [&] {
-    if (++asking <= workers) asked.count_down();
+    if (++asking == 1) asked.count_down();
     others_are_answered.wait();
   };
   std::vector<std::jthread> waiting;
@@ -107,6 +110,39 @@ TEST_P(AuthzContract, WhileAProductThinksOthersAreAnswered) {
   EXPECT_EQ(permitted, held);
 }
 
+TEST_P(AuthzContract, AProductThatNeverAnswersDeniesItsOwnAndHoldsUpNobody) {
+  const auto told = ExportedTelemetry::create({.level = LogLevel::error, .sink = [](std::string_view) {}}, clock);
+  stop();
+  telemetry = told.get();
+  start();
+  TestProduct product;
+  product.owner = agent;
+  product.patience = std::chrono::milliseconds(20);
+  ASSERT_TRUE(local->register_source(product));
+  add("pay", R"(permit(principal, action == Action::"payments.pay", resource is Ledger);)");
+  add("own", R"(permit(principal, action, resource is Sandbox) when { resource.owner == principal };)");
+  CheckRequest request = pay(1);
+  request.resource = {"Sandbox", "sbx-1"};
+  std::latch end(1);
+  product.answer_slowly = [&] { end.wait(); };
+  for (int i = 0; i < 20; ++i) {
+    const Decision decision = check(request);
+    ASSERT_TRUE(std::holds_alternative<Deny>(decision));
+    EXPECT_TRUE(std::get<Deny>(decision).transient);
+    EXPECT_EQ(check(pay(i)), Decision(Allow{}));
+  }
+  const int asked = product.asked;
+  EXPECT_GE(asked, 1);
+  EXPECT_LT(asked, 20) << "who answers nobody is not asked any more";
+  EXPECT_THAT(
+      told->metrics(),
+      ::testing::AllOf(
+          ::testing::HasSubstr(fmt::format("authz_resource_late_total{{type=\"Sandbox\"}} {}", asked)),
+          ::testing::HasSubstr(fmt::format("authz_resource_unasked_total{{type=\"Sandbox\"}} {}", 20 - asked))));
+  end.count_down();
+  stop();  // waits for it
+}
+
 TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {
   add("owners", R"(permit(principal, action == Action::"documents.read", resource is Document)
                      when { resource.owner == principal || resource in Folder::"public" };)");
@@ -117,13 +153,15 @@ TEST_P(AuthzContract, TellsWhichResourcesAreOpenToSomebody) {
   };
   const Value mine(EntityUid{"Agent", agent.text()});
   const Value others(EntityUid{"Human", "somebody"});
-  ASSERT_TRUE(authz->put_entities(ctx, {document("a-mine", mine, 1, {}),
-                                        document("b-secret", mine, 9, {}),
-                                        document("c-others", others, 1, {}),
-                                        document("d-public", others, 1, {{"Folder", "public"}}),
-                                        document("e-mine", mine, 2, {}),
-                                        {{"Document", "f-erring"}, {{"owner", mine}}, {}, {}},
-                                        {{"Folder", "public"}, {}, {}, {}}}));
+  ASSERT_TRUE(authz->put_entities(ctx,
+                                  {document("a-mine", mine, 1, {}),
+                                   document("b-secret", mine, 9, {}),
+                                   document("c-others", others, 1, {}),
+                                   document("d-public", others, 1, {{"Folder", "public"}}),
+                                   document("e-mine", mine, 2, {}),
+                                   {{"Document", "f-erring"}, {{"owner", mine}}, {}, {}},
+                                   {{"Folder", "public"}, {}, {}, {}}},
+                                  false));
   CheckRequest request = pay(1);
   request.action = "documents.read";
   request.resource = {"Document", ""};
@@ -168,10 +206,10 @@ TEST_P(AuthzContract, PagesOfResourcesHaveEachOnceAndSeeWhatCameAndWent) {
   const auto id_of = [](int i) { return "d" + std::to_string(10'000 + i); };
   std::vector<Entity> documents;
   for (int i = 0; i < 700; ++i) documents.push_back({{"Document", id_of(i)}, {{"even", i % 2 == 0}}, {}, {}});
-  ASSERT_TRUE(authz->put_entities(ctx, documents));
-  ASSERT_TRUE(authz->put_entities(ctx, {{{"Other", id_of(0)}, {{"even", true}}, {}, {}}}));
+  ASSERT_TRUE(authz->put_entities(ctx, documents, false));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Other", id_of(0)}, {{"even", true}}, {}, {}}}, false));
   ASSERT_TRUE(authz->delete_entities(ctx, {{"Document", id_of(4)}}));
-  ASSERT_TRUE(authz->put_entities(ctx, {{{"Document", id_of(5)}, {{"even", true}}, {}, {}}}));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Document", id_of(5)}, {{"even", true}}, {}, {}}}, false));
   std::vector<std::string> expected;
   for (int i = 0; i < 700; ++i)
     if (i == 5 || (i % 2 == 0 && i != 4)) expected.push_back(id_of(i));
@@ -192,6 +230,46 @@ TEST_P(AuthzContract, PagesOfResourcesHaveEachOnceAndSeeWhatCameAndWent) {
   EXPECT_EQ(seen, expected);
 }
 
+TEST_P(AuthzContract, AResourceWhoseIdIsEmptyIsListedOnceWhereverThePageEnds) {
+  add("all", R"(permit(principal, action, resource is Document);)");
+  ASSERT_TRUE(authz->put_entities(
+      ctx, {{{"Document", ""}, {}, {}, {}}, {{"Document", "a"}, {}, {}, {}}, {{"Document", "b"}, {}, {}, {}}}, false));
+  FilterQuestion question{.request = pay(1), .limit = 1};
+  question.request.resource = {"Document", ""};
+  std::vector<std::string> seen;
+  for (bool more = true; more && seen.size() < 10;) {
+    const auto page = authz->filter_resources(ctx, question);
+    ASSERT_TRUE(page) << page.error().to_string();
+    seen.insert(seen.end(), page->resources.begin(), page->resources.end());
+    question.after = page->resources.back();
+    more = page->more;
+  }
+  EXPECT_THAT(seen, ::testing::ElementsAre("", "a", "b"));
+}
+
+TEST_P(AuthzContract, PuttingEntitiesSaysWhatItChangesAndLeavesAloneWhatIsAsItWas) {
+  const Entity a{{"Group", "a"}, {{"n", std::int64_t{1}}, {"m", "x"}}, {}, {{"Group", "b"}, {"Group", "c"}}};
+  const auto changes = [&](std::vector<Entity> entities, bool dry_run) {
+    const auto done = authz->put_entities(ctx, std::move(entities), dry_run);
+    return done ? fmt::format("{} {} {}", done->added, done->changed, done->same) : done.error().message();
+  };
+  const auto version = [&] { return authz->explain(ctx, pay(1)).snapshot; };
+  add("pay", "permit(principal, action, resource);");
+  const std::int64_t before = version();
+  EXPECT_EQ(changes({a, {{"Group", "b"}, {}, {}, {}}}, true), "2 0 0");
+  EXPECT_EQ(version(), before);
+  EXPECT_TRUE(authz->list_entities(ctx, {}, 10)->empty()) << "a dry run";
+  EXPECT_EQ(changes({a, {{"Group", "b"}, {}, {}, {}}}, false), "2 0 0");
+  const std::int64_t stored = version();
+  EXPECT_GT(stored, before);
+  EXPECT_EQ(changes({{a.uid, {{"m", "x"}, {"n", std::int64_t{1}}}, {}, {{"Group", "c"}, {"Group", "b"}}}}, false),
+            "0 0 1");
+  EXPECT_EQ(version(), stored) << "nothing was changed, so nothing that is remembered is dropped";
+  EXPECT_EQ(changes({{a.uid, {}, {}, {}}, {{"Group", "d"}, {}, {}, {}}, {{"Group", "b"}, {}, {}, {}}}, false), "1 1 1");
+  EXPECT_EQ(changes({{{"no type", "a"}, {}, {}, {}}, a, {{"none 2", "a"}, {}, {}, {}}}, true),
+            "\"no type\" is no entity type\n\"none 2\" is no entity type");
+}
+
 TEST_P(AuthzContract, LooksForOpenResourcesUntilTheDeadlineAndNoLonger) {
   TestProduct product;
   product.owner = human;
@@ -199,12 +277,12 @@ TEST_P(AuthzContract, LooksForOpenResourcesUntilTheDeadlineAndNoLonger) {
   add("own", "permit(principal, action, resource is Sandbox) when { resource.owner == principal };");
   std::vector<Entity> sandboxes;
   for (int i = 0; i < 300; ++i) sandboxes.push_back({{"Sandbox", std::to_string(1'000 + i)}, {}, {}, {}});
-  ASSERT_TRUE(authz->put_entities(ctx, sandboxes));
-  product.answer_slowly = [&] { clock.advance(std::chrono::milliseconds(10)); };
+  ASSERT_TRUE(authz->put_entities(ctx, sandboxes, false));
+  product.answer_slowly = [&] { clock.advance(seconds(1)); };
   CheckRequest request = pay(1);
   request.resource = {"Sandbox", ""};
   Context hasty = ctx;
-  hasty.deadline = clock.monotonic() + seconds(1);
+  hasty.deadline = clock.monotonic() + seconds(100);
   const auto found = authz->filter_resources(hasty, {.request = request});
   ASSERT_FALSE(found);
   EXPECT_EQ(found.error().kind(), ErrorKind::timeout) << found.error().to_string();
@@ -237,9 +315,11 @@ TEST_P(AuthzContract, SeesStoredEntitiesAndThoseOfTheSourceAsOne) {
   const EntityUid uid{"Agent", agent.text()};
   source.put({uid, {{"status", "active"}}, {}, {}});
   EXPECT_FALSE(allowed(check(pay(1))));
-  ASSERT_TRUE(authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "invoices"}}},
-                                        {{"Group", "invoices"}, {}, {}, {{"Group", "payers"}}},
-                                        {{"Action", "payments.pay"}, {}, {}, {{"Action", "payments"}}}}));
+  ASSERT_TRUE(authz->put_entities(ctx,
+                                  {{uid, {}, {}, {{"Group", "invoices"}}},
+                                   {{"Group", "invoices"}, {}, {}, {{"Group", "payers"}}},
+                                   {{"Action", "payments.pay"}, {}, {}, {{"Action", "payments"}}}},
+                                  false));
   EXPECT_TRUE(allowed(check(pay(1))));
   source.put({uid, {{"status", "suspended"}}, {}, {}});
   EXPECT_FALSE(allowed(check(pay(1)))) << "a new version of the source drops what was cached";
@@ -253,10 +333,10 @@ TEST_P(AuthzContract, SeesStoredEntitiesAndThoseOfTheSourceAsOne) {
 TEST_P(AuthzContract, ListsAreWholeHoweverManyPagesTheyTake) {
   std::vector<Entity> entities;
   for (int i = 0; i < 1'000; ++i) entities.push_back({{"Group", fmt::format("g{:04}", i)}, {}, {}, {}});
-  ASSERT_TRUE(authz->put_entities(ctx, entities));
+  ASSERT_TRUE(authz->put_entities(ctx, entities, false));
   for (Entity& entity : entities) entity.uid.type = "Team";
-  ASSERT_TRUE(authz->put_entities(ctx, entities));
-  ASSERT_TRUE(authz->put_entities(ctx, {{{"Team", ""}, {}, {}, {}}}));
+  ASSERT_TRUE(authz->put_entities(ctx, entities, false));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Team", ""}, {}, {}, {}}}, false));
   const auto all = authz->list_entities(ctx, {}, 100'000).value();
   ASSERT_EQ(all.size(), 2'001u);
   EXPECT_EQ(all.front().uid, (EntityUid{"Group", "g0000"}));
@@ -272,16 +352,22 @@ TEST_P(AuthzContract, ListsAreWholeHoweverManyPagesTheyTake) {
     application.policies.push_back({fmt::format("p{:03}", i), fmt::format("// {}\npermit(principal, action, resource);",
                                                                           std::string(50'000, 'x'))});
   ASSERT_TRUE(authz->apply_policies(ctx, application)) << "9 MB in one request";
-  const auto policies = authz->list_policies(ctx).value();
+  const auto policies = authz->list_policies(ctx, "", 10'000).value();
   ASSERT_EQ(policies.size(), 180u) << "in pages of 4 MiB";
   EXPECT_EQ(policies.back().id, "p179");
+  const auto some = authz->list_policies(ctx, "p041", 2).value();
+  ASSERT_EQ(some.size(), 2u);
+  EXPECT_EQ(some[0].id, "p042");
+  EXPECT_EQ(some[1].id, "p043");
+  EXPECT_TRUE(authz->list_policies(ctx, "p179", 2)->empty());
   EXPECT_EQ(authz->get_policy_version(ctx, 0)->policies.size(), 180u);
 }
 
 TEST_P(AuthzContract, AnEntityComesWithAllAboveIt) {
   const EntityUid uid{"Agent", agent.text()};
   source.put({uid, {{"status", "active"}}, {}, {{"Human", "ada"}}});
-  ASSERT_TRUE(authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "a"}}}, {{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
+  ASSERT_TRUE(
+      authz->put_entities(ctx, {{uid, {}, {}, {{"Group", "a"}}}, {{"Group", "a"}, {}, {}, {{"Group", "b"}}}}, false));
   const auto placed = authz->get_entity(ctx, uid);
   ASSERT_TRUE(placed) << placed.error().to_string();
   EXPECT_THAT(placed->ancestors,
@@ -293,8 +379,8 @@ TEST_P(AuthzContract, AnEntityComesWithAllAboveIt) {
 }
 
 TEST_P(AuthzContract, RefusesAHierarchyWithACycle) {
-  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}}));
-  auto done = authz->put_entities(ctx, {{{"Group", "b"}, {}, {}, {{"Group", "a"}}}});
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}}, false));
+  auto done = authz->put_entities(ctx, {{{"Group", "b"}, {}, {}, {{"Group", "a"}}}}, false);
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().kind(), ErrorKind::invalid_input);
   EXPECT_EQ(authz->list_entities(ctx, {}, 100'000)->size(), 1u);
@@ -305,8 +391,8 @@ TEST_P(AuthzContract, RefusesAHierarchyThatIsTooLarge) {
   options.ancestors_max = 3;
   start();
   ASSERT_TRUE(authz->put_entities(
-      ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}, {{"Group", "b"}, {}, {}, {{"Group", "c"}}}}));
-  auto done = authz->put_entities(ctx, {{{"Group", "c"}, {}, {}, {{"Group", "d"}}}});
+      ctx, {{{"Group", "a"}, {}, {}, {{"Group", "b"}}}, {{"Group", "b"}, {}, {}, {{"Group", "c"}}}}, false));
+  auto done = authz->put_entities(ctx, {{{"Group", "c"}, {}, {}, {{"Group", "d"}}}}, false);
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().kind(), ErrorKind::resource_exhausted);
   EXPECT_EQ(authz->list_entities(ctx, {}, 100'000)->size(), 2u);

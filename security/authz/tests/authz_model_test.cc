@@ -175,7 +175,7 @@ class Model {
     std::vector<Entity> entities;
     for (std::size_t n = 0; n < agents; ++n) entities.push_back(stored_agent(stored_[0], n));
     for (std::size_t n = 0; n < things; ++n) entities.push_back(stored_thing(stored_[0], n));
-    must(services_[0]->put_entities(ctx_, std::move(entities)));
+    must(services_[0]->put_entities(ctx_, std::move(entities), false));
     must(services_[0]->apply_policies(ctx_, policies_of(stored_[0])));
     must(services_[1]->refresh(ctx_));
   }
@@ -275,11 +275,12 @@ class Model {
       changes_of_stored_.begun = at;
       if (before.staff != after.staff) {
         for (std::size_t n = 0; n < agents; ++n)
-          if (bit(before.staff ^ after.staff, n)) must(services_[0]->put_entities(ctx_, {stored_agent(after, n)}));
+          if (bit(before.staff ^ after.staff, n))
+            must(services_[0]->put_entities(ctx_, {stored_agent(after, n)}, false));
       } else if (before.open != after.open || before.shared != after.shared) {
         const unsigned changed = (before.open ^ after.open) | (before.shared ^ after.shared);
         for (std::size_t n = 0; n < things; ++n)
-          if (bit(changed, n)) must(services_[0]->put_entities(ctx_, {stored_thing(after, n)}));
+          if (bit(changed, n)) must(services_[0]->put_entities(ctx_, {stored_thing(after, n)}, false));
       } else {
         must(services_[0]->apply_policies(ctx_, policies_of(after)));
       }

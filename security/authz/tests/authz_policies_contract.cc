@@ -107,7 +107,7 @@ TEST_P(AuthzContract, AChangeIsSeenByTheNextCheckAndSurvivesARestart) {
   start();
   EXPECT_FALSE(allowed(check(pay(1))));
   EXPECT_TRUE(allowed(check(pay(6))));
-  const auto policies = authz->list_policies(ctx);
+  const auto policies = authz->list_policies(ctx, "", 10'000);
   ASSERT_EQ(policies->size(), 1u);
   EXPECT_EQ(policies->front().version, 2);
   EXPECT_EQ(policies->front().updated_by, "service:test");
@@ -148,7 +148,7 @@ TEST_P(AuthzContract, EveryChangeOfPoliciesIsAVersionThatCanBeReadAgain) {
   EXPECT_TRUE(authz->list_policy_versions(ctx, 0, 10)->empty());
   EXPECT_TRUE(authz->get_policy_version(ctx, 0)->policies.empty());
   add("pay", "permit(principal, action, resource);");
-  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {}}}));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {}}}, false));
   add("other", "forbid(principal, action, resource) when { false };");
   const std::string text = "permit(principal, action, resource) when { true };";
   ASSERT_TRUE(authz->update_policy(ctx, "pay", text, 0));
@@ -218,7 +218,7 @@ TEST_P(AuthzContract, RollsBackToAnOldVersionByMakingANewOne) {
   EXPECT_EQ(back->changed, 1);
   EXPECT_EQ(back->removed, 1);
   EXPECT_TRUE(allowed(check(pay(1))));
-  const auto policies = authz->list_policies(ctx).value();
+  const auto policies = authz->list_policies(ctx, "", 10'000).value();
   ASSERT_EQ(policies.size(), 2u);
   EXPECT_EQ(policies[0].version, 3);
   EXPECT_EQ(policies[1].version, 1) << "what stayed as it was has no new version";
@@ -253,7 +253,7 @@ TEST_P(AuthzContract, TakesOverWhatAnotherProcessChangedBeforeItChangesAnything)
   ASSERT_TRUE(other->create_policy(ctx, "large", "forbid(principal, action, resource) when { context.amount > 5 };"));
   EXPECT_TRUE(allowed(other->check(ctx, pay(1))));
   EXPECT_TRUE(allowed(check(pay(6)))) << "nor has the first one";
-  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {}}}));
+  ASSERT_TRUE(authz->put_entities(ctx, {{{"Group", "a"}, {}, {}, {}}}, false));
   EXPECT_FALSE(allowed(check(pay(6))));
   const auto versions = authz->list_policy_versions(ctx, 0, 10).value();
   ASSERT_EQ(versions.size(), 2u);
@@ -450,9 +450,9 @@ TEST_P(AuthzContract, WithASchemaWhatDoesNotFitIsRefused) {
   request = pay(1);
   request.resource = {"Group", "a"};
   EXPECT_FALSE(allowed(check(request)));
-  EXPECT_FALSE(authz->put_entities(ctx, {{{"Ledger", "main"}, {{"color", "red"}}, {}, {}}}));
-  EXPECT_TRUE(
-      authz->put_entities(ctx, {{{"Ledger", "main"}, {}, {}, {}}, {{"Other", "x"}, {{"color", "red"}}, {}, {}}}));
+  EXPECT_FALSE(authz->put_entities(ctx, {{{"Ledger", "main"}, {{"color", "red"}}, {}, {}}}, false));
+  EXPECT_TRUE(authz->put_entities(ctx, {{{"Ledger", "main"}, {}, {}, {}}, {{"Other", "x"}, {{"color", "red"}}, {}, {}}},
+                                  false));
   ASSERT_TRUE(authz->delete_entities(ctx, {{"Action", "payments.pay"}})) << "the schema's own stay";
   EXPECT_TRUE(allowed(check(pay(1))));
 

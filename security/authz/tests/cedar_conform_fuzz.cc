@@ -18,8 +18,7 @@ const Schema& schema() {
       entity G;
       entity C enum ["x", "y"];
       action p in q appliesTo { principal: U, resource: [U, G], context: { a?: U, b: datetime, c: C, d?: duration } };
-      action q;)")
-                                                  .value)
+      action q;)"))
                                   .value;
   return known;
 }

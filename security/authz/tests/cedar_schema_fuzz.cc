@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   const bool json = data[0] % 2 == 1;
   const auto parsed = json ? parse_schema_json(text) : parse_schema(text);
   if (!parsed.ok()) return 0;
-  const auto resolved = Schema::resolve(parsed.value);
+  const auto resolved = Schema::resolve(parsed);
   const auto from_json = schema_from_json(schema_to_json(parsed.value));
   if (!from_json.ok()) __builtin_trap();
   if (schema_to_json(from_json.value) != schema_to_json(parsed.value)) __builtin_trap();
@@ -25,7 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   if (!printed) return 0;  // what only JSON can say
   const auto again = parse_schema(*printed);
   if (!again.ok()) __builtin_trap();
-  const auto resolved_again = Schema::resolve(again.value);
+  const auto resolved_again = Schema::resolve(again);
   if (!resolved_again.ok() || !(resolved_again.value == resolved.value)) __builtin_trap();
   return 0;
 }

@@ -41,20 +41,16 @@ std::string problems_of(const std::vector<Problem>& problems) {
   return text;
 }
 std::string problems_in(std::string_view text, SchemaLimits limits = {}) {
-  const auto parsed = parse_schema(text, limits);
-  if (!parsed.ok()) return problems_of(parsed.problems);
-  return problems_of(Schema::resolve(parsed.value, limits).problems);
+  return problems_of(Schema::resolve(parse_schema(text, limits), limits).problems);
 }
 std::string problems_in_json(std::string_view text) {
-  const auto parsed = parse_schema_json(text);
-  if (!parsed.ok()) return problems_of(parsed.problems);
-  return problems_of(Schema::resolve(parsed.value).problems);
+  return problems_of(Schema::resolve(parse_schema_json(text)).problems);
 }
 
 TEST(CedarSchema, ResolvesNamesWithinAndOutsideOfItsNamespaces) {
   const auto parsed = parse_schema(photos);
   ASSERT_TRUE(parsed.ok()) << problems_of(parsed.problems);
-  const auto resolved = Schema::resolve(parsed.value);
+  const auto resolved = Schema::resolve(parsed);
   ASSERT_TRUE(resolved.ok()) << problems_of(resolved.problems);
   const Schema& schema = resolved.value;
 
@@ -91,7 +87,7 @@ TEST(CedarSchema, SaysTheSameInBothSyntaxesAndBack) {
   const auto again = parse_schema(*text);
   ASSERT_TRUE(again.ok()) << problems_of(again.problems) << *text;
   EXPECT_EQ(schema_to_json(again.value), json) << *text;
-  EXPECT_EQ(Schema::resolve(again.value).value, Schema::resolve(parsed.value).value);
+  EXPECT_EQ(Schema::resolve(again).value, Schema::resolve(parsed).value);
 }
 
 TEST(CedarSchema, ReadsWhatOnlyJsonCanSay) {
@@ -103,12 +99,12 @@ TEST(CedarSchema, ReadsWhatOnlyJsonCanSay) {
     "actions": {"a": {"appliesTo": {"principalTypes": ["User"], "resourceTypes": ["User"]}}}}})";
   const auto parsed = parse_schema_json(json);
   ASSERT_TRUE(parsed.ok()) << problems_of(parsed.problems);
-  const auto resolved = Schema::resolve(parsed.value);
+  const auto resolved = Schema::resolve(parsed);
   ASSERT_TRUE(resolved.ok()) << problems_of(resolved.problems);
   EXPECT_EQ(to_string(*resolved.value.entity_type("User")->shape), "{boss?: User, id: Long, ip: ipaddr, ok: Bool}");
   const auto text = schema_to_text(parsed.value);
   ASSERT_TRUE(text);
-  EXPECT_EQ(Schema::resolve(parse_schema(*text).value).value, resolved.value);
+  EXPECT_EQ(Schema::resolve(parse_schema(*text)).value, resolved.value);
 }
 
 TEST(CedarSchema, KeepsThatAnActionAppliesToNothing) {
@@ -122,7 +118,7 @@ TEST(CedarSchema, KeepsThatAnActionAppliesToNothing) {
     ASSERT_TRUE(parsed.ok()) << problems_of(parsed.problems);
     const auto text = schema_to_text(parsed.value);
     ASSERT_TRUE(text);
-    EXPECT_EQ(Schema::resolve(parse_schema(*text).value).value, Schema::resolve(parsed.value).value) << *text;
+    EXPECT_EQ(Schema::resolve(parse_schema(*text)).value, Schema::resolve(parsed).value) << *text;
   }
 }
 
@@ -165,6 +161,43 @@ TEST(CedarSchema, TellsEveryNameThatNothingDeclares) {
             "line 1, column 32: `N::X` hides the `X` that is declared outside of every namespace\n");
   EXPECT_EQ(problems_in("entity X; action a appliesTo { principal: X, resource: X, context: X };"),
             "line 1, column 68: the context of Action::\"a\" is a record, not `X`\n");
+}
+
+TEST(CedarSchema, WhatStandsTwiceHidesNothing) {
+  EXPECT_EQ(problems_in("entity A;\n"
+                        "entity A = { x: Lon };\n"
+                        "type T = { y: Long, y: Strin };\n"
+                        "type T = Set<Boo>;\n"
+                        "action a in b;\n"
+                        "action a appliesTo { principal: B, resource: A };\n"
+                        "entity E = { z: Missing };"),
+            "line 2, column 8: entity type `A` is declared twice\n"
+            "line 2, column 17: there is no type `Lon`; did you mean `Long`?\n"
+            "line 3, column 21: attribute `y` stands twice\n"
+            "line 4, column 6: type `T` is declared twice\n"
+            "line 4, column 14: there is no type `Boo`; did you mean `Bool`?\n"
+            "line 5, column 13: there is no action Action::\"b\"; did you mean `a`?\n"
+            "line 6, column 8: action `a` is declared twice\n"
+            "line 6, column 33: there is no entity type `B`; did you mean `A`?\n"
+            "line 7, column 17: there is no type `Missing`\n");
+  EXPECT_EQ(problems_in_json(
+                "{\"\": {\"entityTypes\": {\"é\": {}, \"é\": {\"tags\": {}}, \"A\": {\"tags\": {\"type\": \"B\"}}},\n"
+                "  \"actions\": {\"a\": {\"memberOf\": [{\"id\": \"a\", \"id\": \"c\"}]}},\n"
+                "  \"actions\": {}, \"actions\": [{}, 1],\n"
+                "  \"commonTypes\": {\"C\": {\"type\": \"D\"}}}}"),
+            "line 1, column 28: \"\".entityTypes.\"é\": is no name of an entity type\n"
+            "line 1, column 32: the member \"é\" stands twice\n"
+            "line 1, column 74: there is no common type `B`; did you mean `C`?\n"
+            "line 2, column 20: action Action::\"a\" is a member of itself\n"
+            "line 2, column 46: the member \"id\" stands twice\n"
+            "line 3, column 3: the member \"actions\" stands twice\n"
+            "line 3, column 18: the member \"actions\" stands twice\n"
+            "line 4, column 33: there is no common type `D`; did you mean `C`?\n");
+  EXPECT_EQ(problems_in_json(R"({"a": 1, "a": 2, "b": })"),
+            "line 1, column 10: the member \"a\" stands twice\n"
+            "line 1, column 23: found `}`: this is no JSON\n");
+  EXPECT_EQ(problems_in_json("{\"é\": \n\n {\"ö\" }"), "line 3, column 7: found `}`: this is no JSON\n");
+  EXPECT_EQ(problems_in_json("{\"a\": "), "line 1, column 7: found the end of the text: this is no JSON\n");
 }
 
 TEST(CedarSchema, NamesTheMemberOfJsonThatIsWrong) {

@@ -17,8 +17,7 @@ const Schema& schema() {
       entity G in [G] = { a: Bool };
       entity C enum ["x", "y"];
       action p in q appliesTo { principal: U, resource: [U, G], context: { a?: U, b: datetime, c: C, d?: duration } };
-      action q appliesTo { principal: G, resource: U };)")
-                                                  .value)
+      action q appliesTo { principal: G, resource: U };)"))
                                   .value;
   return known;
 }

@@ -27,7 +27,7 @@ const Schema& schema() {
       action other appliesTo { principal: Group, resource: Color };
     )");
     EXPECT_TRUE(parsed.ok()) << to_error(parsed.problems).message();
-    auto resolved = Schema::resolve(parsed.value);
+    auto resolved = Schema::resolve(parsed);
     EXPECT_TRUE(resolved.ok()) << to_error(resolved.problems).message();
     return std::move(resolved.value);
   }();
@@ -56,7 +56,7 @@ TEST(CedarValidator, TakesActionsOfOneTypeInAScope) {
   const auto parsed = parse_schema(
       "entity E; action a, b appliesTo { principal: E, resource: E }; namespace N { action c appliesTo { principal: E, "
       "resource: E }; }");
-  const auto schema = Schema::resolve(parsed.value);
+  const auto schema = Schema::resolve(parsed);
   ASSERT_TRUE(schema.ok());
   const auto errors = [&](std::string_view actions, ValidationMode mode) {
     const auto policy = parse_policies(fmt::format("permit(principal, action in [{}], resource);", actions)).value()[0];

@@ -193,7 +193,7 @@ TEST_F(LoggedAuthz, AnUnchangedPolicySetDecidesEveryLoggedRequestAsItDid) {
       if (world.chance(4)) (void)authz->create_policy(ctx, fmt::format("p{}", world.below(12)), world.policy());
       if (world.chance(2)) (void)authz->update_policy(ctx, fmt::format("p{}", world.below(12)), world.policy(), 0);
       if (world.chance(1)) (void)authz->delete_policy(ctx, fmt::format("p{}", world.below(12)));
-      if (world.chance(3)) (void)authz->put_entities(ctx, {world.entity(world.uid())});
+      if (world.chance(3)) (void)authz->put_entities(ctx, {world.entity(world.uid())}, false);
       if (world.chance(1)) (void)authz->delete_entities(ctx, {world.uid()});
       if (world.chance(3)) (void)authz->create_policy(ctx, "template", policy_template());
       if (world.chance(1)) (void)authz->update_policy(ctx, "template", policy_template(), 0);
@@ -252,7 +252,7 @@ TEST_F(LoggedAuthz, AnotherPolicySetDiffersWhereItDecidesOtherwise) {
   after.push_back("permit(principal, action == Action::\"act1\", resource);");
 
   auto authz = start();
-  ASSERT_TRUE(authz->put_entities(ctx, entities));
+  ASSERT_TRUE(authz->put_entities(ctx, entities, false));
   for (std::size_t i = 0; i < before.size(); ++i) authz->create_policy(ctx, fmt::format("p{}", i), before[i]).value();
   // Everything about the agents is looked at, so that everything is logged.
   authz->create_policy(ctx, "look", "permit(principal in Group::\"none\", action, resource in Group::\"none\");")
@@ -264,7 +264,7 @@ TEST_F(LoggedAuthz, AnotherPolicySetDiffersWhereItDecidesOtherwise) {
   TestDatabase other(DatabaseKind::sqlite, clock);
   const auto other_db = other.open();
   auto changed = create_authz(*other_db, clock, no_telemetry(), {&source}, Secret(Bytes(32, 7))).value();
-  ASSERT_TRUE(changed->put_entities(ctx, entities));
+  ASSERT_TRUE(changed->put_entities(ctx, entities, false));
   std::vector<std::shared_ptr<const LoadedPolicy>> policies;
   for (std::size_t i = 0; i < after.size(); ++i) {
     const Policy policy = changed->create_policy(ctx, fmt::format("p{}", i), after[i]).value();

@@ -68,10 +68,7 @@ bool is_trivial(std::string text) {
   return text == "permit(principal,action,resource)when{true};";
 }
 
-Result<Schema> schema_of(Parsed<SchemaDecl> parsed) {
-  const SchemaDecl decl = CRETO_TRY(std::move(parsed).result());
-  return Schema::resolve(decl).result();
-}
+Result<Schema> schema_of(const Parsed<SchemaDecl>& read) { return Schema::resolve(read).result(); }
 
 Result<Request> request_of(const Schema& schema, const Json& json) {
   Request request{{}, {}, {}, Value::record({})};

@@ -55,18 +55,16 @@ class Loader {
 
   Result<> schema(const fs::path& path) {
     const std::string text = CRETO_TRY(read_text(path));
-    auto decl = parse_schema_file(path, text);
-    for (const auto& problem : decl.problems) report(path, problem);
-    if (!decl.ok()) return {};
+    auto read = parse_schema_file(path, text);
     if (!workspace.plain_cedar) {
-      auto loaded = load_schema({.text = text, .updated_at = {}, .updated_by = {}}, std::move(decl.value));
+      auto loaded = load_schema({.text = text, .updated_at = {}, .updated_by = {}}, std::move(read));
       for (const auto& problem : loaded.problems) report(path, problem);
       if (!loaded.ok()) return {};
       workspace.service_schema = std::move(loaded.value);
       workspace.schema = workspace.service_schema->schema;
       return {};
     }
-    auto resolved = cedar::Schema::resolve(decl.value);
+    auto resolved = cedar::Schema::resolve(read);
     for (const auto& problem : resolved.problems) report(path, problem);
     if (resolved.ok()) workspace.schema = std::move(resolved.value);
     return {};

@@ -641,6 +641,21 @@ Result<PolicyTexts> read_policy_texts(const PolicyFiles& files) {
   return texts;
 }
 
+Result<std::vector<std::string>> read_entity_texts(const std::string& file, std::string_view text) {
+  const bool one = text.find_first_not_of(" \t\r\n") == text.find('{');
+  const auto read = cedar::read_entities_json(nullptr, one ? fmt::format("[{}]", text) : std::string(text),
+                                              {.bytes_max = file_max, .depth_max = 256});
+  std::string problems;
+  for (cedar::Problem problem : read.problems) {
+    if (one && problem.where.line == 1) --problem.where.column;
+    problems += (problems.empty() ? "" : "\n") + FileProblem{file, problem}.to_string();
+  }
+  if (!problems.empty()) return bad(std::move(problems));
+  std::vector<std::string> texts;
+  for (const Entity& entity : read.value) texts.push_back(entity_to_json(entity).dump());
+  return texts;
+}
+
 Result<ToolResult> format_policy_files(const std::vector<fs::path>& paths, const FormatFilesOptions& options) {
   std::vector<fs::path> files;
   for (const fs::path& path : paths) {

@@ -120,8 +120,8 @@ struct Explanation {
 struct FilterQuestion {
   /// Of the resource the type alone counts; an override token and the hash of arguments do not.
   CheckRequest request;
-  std::size_t limit = 100;  ///< of `ResourceFilter::resources`; 0 to 1 000
-  std::string after{};      ///< those whose id is greater
+  std::size_t limit = 100;             ///< of `ResourceFilter::resources`; 0 to 1 000
+  std::optional<std::string> after{};  ///< those whose id is greater; none: from the first, whose id may be empty
   /// Where resources of the type lie in a database (docs/formats.md, "Columns"): asks for a condition in SQL.
   std::string columns{};
   bool sqlite = false;  ///< SQL for SQLite, else for PostgreSQL
@@ -277,6 +277,11 @@ struct PlacedEntity {
   std::vector<EntityUid> ancestors;
 };
 
+/// What storing entities does to those that are there.
+struct EntityChanges {
+  std::size_t added = 0, changed = 0, same = 0;
+};
+
 /// What a human's approval permits.
 struct OverrideGrant {
   struct Lift {
@@ -341,7 +346,8 @@ class Authz {
                                        std::int64_t expected_version) = 0;
   /// Errors: not_found; conflict for a template with links.
   virtual Result<> delete_policy(const Context& ctx, const PolicyId& id) = 0;
-  virtual Result<std::vector<Policy>> list_policies(const Context& ctx) = 0;  ///< by id; templates and links too
+  /// Those behind `after`, by id; templates and links too. Copies what it gives alone.
+  virtual Result<std::vector<Policy>> list_policies(const Context& ctx, const PolicyId& after, std::size_t limit) = 0;
 
   /// A policy whose text is `link`. Errors: as create_policy; invalid_input too where the template is none, lacks a
   /// slot, or has one that is not filled.
@@ -376,9 +382,11 @@ class Authz {
   virtual Result<PolicySchema> set_schema(const Context& ctx, std::string text) = 0;
   virtual Result<PolicySchema> get_schema(const Context& ctx) = 0;
 
-  /// The stored entity set: groups, action groups, resources nobody else owns. All or none; at most 1 000 a call.
-  /// Errors: invalid_input, also where parents would form a cycle.
-  virtual Result<> put_entities(const Context& ctx, std::vector<Entity> entities) = 0;
+  /// The stored entity set: groups, action groups, resources nobody else owns. All or none; at most 1 000 a call. Where
+  /// all are as they were nothing happens. `dry_run`: everything is checked, nothing is changed. Errors: invalid_input
+  /// with the problems of all entities (up to 100), also where parents would form a cycle; resource_exhausted;
+  /// too_large.
+  virtual Result<EntityChanges> put_entities(const Context& ctx, std::vector<Entity> entities, bool dry_run) = 0;
   virtual Result<> delete_entities(const Context& ctx, std::vector<EntityUid> uids) = 0;  ///< absent ones are fine
   /// Those behind `after`, by type, then id. Costs what it gives.
   virtual Result<std::vector<Entity>> list_entities(const Context& ctx, const EntityUid& after, std::size_t limit) = 0;

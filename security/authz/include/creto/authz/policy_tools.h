@@ -59,6 +59,10 @@ struct PolicyTexts {
 };
 Result<PolicyTexts> read_policy_texts(const PolicyFiles& files);
 
+/// A JSON array of entities, or one entity, each then as text of its own. `file` is what messages call it. Errors:
+/// invalid_input with everything wrong in it: "groups.json:3:5: error: …".
+Result<std::vector<std::string>> read_entity_texts(const std::string& file, std::string_view text);
+
 struct FormatFilesOptions {
   bool write = false;  ///< files are rewritten; else the formatted text is the result
   bool check = false;  ///< nothing is rewritten; exit_code is 1 where a file would be
