@@ -186,6 +186,7 @@ class MeteringService final : public LocalMetering, private authz::Extension, pr
   /// What was used of a quota before it is put, as far as the log was read.
   struct Seeding {
     Instant from{};
+    std::shared_ptr<const Ledger::Held> held{};
     BlockAddress until{};
     std::vector<Limits::Seed> seeds{};
     SessionLife life{};  ///< of the newest session of the subject's name

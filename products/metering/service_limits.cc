@@ -153,13 +153,15 @@ Result<> MeteringService::read_seeds(const Ledger& ledger, const std::string& or
   const bool rolling = quota.window == WindowKind::rolling;
   if (rolling) std::erase_if(seeding.seeds, [&](const Limits::Seed& seed) { return seed.when < from; });
   if (!rolling && seeding.from != from) seeding = {};  // another window has begun
+  const auto held = ledger.held();
+  if (seeding.held != held) seeding = {};  // another base stands for what was cut off
+  seeding.held = held;
   seeding.from = from;
   std::vector<Limits::Seed>& seeds = seeding.seeds;
   const bool of_session = subject_kind(quota.subject) == SubjectKind::session;
   const SubjectNumber subject = ledger.subjects().find(org, quota.subject);
   if (subject == 0 && !of_session) return {};
   const bool with_base = quota.window == WindowKind::lifetime && !of_session;
-  const auto held = ledger.held();
   if (with_base && seeding.until == BlockAddress{}) {
     const std::int64_t used = CRETO_TRY(used_in_base(ledger, org, counted));
     if (used > 0) seeds.push_back({held->until, used});
