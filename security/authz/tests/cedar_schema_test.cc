@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "cedar/format.h"
 
@@ -198,6 +200,36 @@ TEST(CedarSchema, WhatStandsTwiceHidesNothing) {
             "line 1, column 23: found `}`: this is no JSON\n");
   EXPECT_EQ(problems_in_json("{\"é\": \n\n {\"ö\" }"), "line 3, column 7: found `}`: this is no JSON\n");
   EXPECT_EQ(problems_in_json("{\"a\": "), "line 1, column 7: found the end of the text: this is no JSON\n");
+}
+
+TEST(CedarSchema, WhateverBecomesOfAJsonTextItsProblemsHaveAPlaceInIt) {
+  const std::string whole =
+      "{\"N\": {\"commonTypes\": {\"T\": {\"type\": \"Set\", \"element\": {\"type\": \"Long\"}}},\n"
+      " \"entityTypes\": {\"U\": {\"tags\": {\"type\": \"T\"}, \"annotations\": {\"a\": \"é\\\"\"}}},\n"
+      " \"actions\": {\"a\": {\"memberOf\": [{\"id\": \"b\"}]}, \"b\": {}}}}";
+  constexpr std::string_view characters("{}[]\",:\\a1\n \0\xc3\xa9", 16);
+  std::mt19937_64 random(1);  // tidy(random-engine): the same each time
+  const auto below = [&](std::size_t limit) { return static_cast<std::size_t>(random() % limit); };
+  std::size_t twice = 0;
+  for (int round = 0; round < 2'000; ++round) {
+    std::string text = whole;
+    for (auto changes = 1 + below(3); changes > 0; --changes) {
+      const std::size_t at = below(text.size()), length = below(std::min<std::size_t>(60, text.size() - at)) + 1;
+      const std::string part = text.substr(at, length);
+      if (below(3) == 0) text.erase(at, length);
+      if (below(3) == 0) text.insert(below(text.size() + 1), part);
+      if (below(3) == 0) text.insert(below(text.size() + 1), 1, characters[below(characters.size())]);
+      if (text.empty()) text = " ";
+    }
+    const auto lines = static_cast<std::uint32_t>(std::count(text.begin(), text.end(), '\n')) + 1;
+    const auto read = Schema::resolve(parse_schema_json(text));
+    for (const Problem& problem : read.problems) {
+      EXPECT_LE(problem.where.line, lines) << text;
+      EXPECT_LE(problem.where.column, text.size() + 1) << text;
+      twice += problem.what.ends_with("stands twice");
+    }
+  }
+  EXPECT_GT(twice, 0u);
 }
 
 TEST(CedarSchema, NamesTheMemberOfJsonThatIsWrong) {
