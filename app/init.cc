@@ -20,6 +20,7 @@ Result<> ensure_policy(System& system, const Context& ctx, const std::string& id
 }  // namespace
 
 Result<Output> init(const Home& home, const InitOptions& options) {
+  CRETO_TRY(Identity::human(options.email));  // before anything is made
   InitialisedFiles files = CRETO_TRY(initialise_files(home, options));
   std::vector<std::string>& made = files.made;
   Settings settings = CRETO_TRY(Settings::load(home));

@@ -64,6 +64,13 @@ class Serving(Installation):
         raise AssertionError(f"the server never logged `{text}`")
 
 
+def a_beginning_that_is_refused(serving):
+    done = subprocess.run([serving.creto.binary, "init", "--email", "nobody"], env=serving.creto.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S)
+    require(done.returncode == 2 and "email" in done.stderr, f"an address that is none: {done}")
+    require(not os.path.exists(serving.home), f"it made {os.listdir(serving.home) if os.path.isdir(serving.home) else serving.home}")
+    print("a beginning that is refused: makes nothing")
+
+
 def root_key_under_a_passphrase(serving):
     variable = "CRETO_ROOT_PASSPHRASE_FILE"
     done = serving.init("--seal-root-key")
@@ -140,6 +147,7 @@ def settings_that_change(serving):
 def main():
     serving = Serving(options_of(__doc__).parse_args().creto, "serve")
     try:
+        a_beginning_that_is_refused(serving)
         root_key_under_a_passphrase(serving)
         links_to_objects(serving)
         words_that_are_wrong(serving)

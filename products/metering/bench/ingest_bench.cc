@@ -170,7 +170,7 @@ struct House {
                  {.sealed = [this](std::uint32_t segment) -> Result<> {
                    return segment % checkpoint_segments == 0 ? checkpoint() : Result<>();
                  }},
-                 [&](Ledger& opened, BytesView counters) -> Result<> {
+                 [&](Ledger& opened, BytesView counters, Ledger::Saved) -> Result<> {
                    intake = std::make_unique<Intake>(opened, limits, population, system_clock(),
                                                      IntakeOptions{.attribution_ttl = std::chrono::hours(1)});
                    recount.emplace(*intake);
