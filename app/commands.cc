@@ -17,6 +17,11 @@
 #include "settings.h"
 
 namespace creto::app {
+
+Json signature_json(const Signature& signature) {
+  return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}};
+}
+
 namespace {
 
 constexpr std::string_view nhi_service = "creto.nhi.v1.NhiService/";
@@ -33,10 +38,6 @@ Result<HumanKeySet> unlock(const Home& home, cli::Server& server, const Identity
   const std::string id = registered.value("key_id", "");
   CRETO_TRY(keys.find(id));
   return std::move(*std::ranges::find(keys.sets, id, &HumanKeySet::id));
-}
-
-Json signature_json(const Signature& signature) {
-  return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}};
 }
 
 /// The id that a delegation gets from an idempotency key: the same at each repetition, so that there is one delegation.

@@ -5,6 +5,7 @@
 
 #include "cli/call.h"
 #include "creto/common/result.h"
+#include "creto/common/signature.h"
 #include "home.h"
 
 /// The verbs that are more than one call. Each returns what to print; main prints it, or the error and its exit code.
@@ -15,6 +16,9 @@ struct Output {
   std::string json;  ///< for --json
   int exit_code = 0;
 };
+
+/// As requests have it.
+Json signature_json(const Signature& signature);
 
 Result<Output> init(const Home& home, const InitOptions& options);
 /// Serves until SIGINT or SIGTERM; `services`, unless empty, takes the place of the setting of that name.

@@ -408,7 +408,10 @@ Result<bool> renew_server_certificate(const Home& home, const std::vector<std::s
     std::ranges::sort(wanted);
     const std::string current = CRETO_TRY(read_text(home.server_certificate()));
     const tls::CertificateFacts facts = CRETO_TRY(tls::facts_of(current));
-    if (facts.names == wanted && facts.ends - system_clock().now() > renewed_before_end) return false;
+    const Nanos left = facts.ends - system_clock().now();
+    // Where the authority's key is kept elsewhere, a certificate serves until its end.
+    const Nanos enough = is_there(home.authority_key()) ? renewed_before_end : Nanos(0);
+    if (facts.names == wanted && left > enough) return false;
   }
   const tls::KeyPair authority = CRETO_TRY(authority_of(home));
   const tls::KeyPair server = CRETO_TRY(tls::issue(authority, subject, certificate_lifetime, system_clock()));

@@ -105,6 +105,7 @@ Result<InitialisedFiles> initialise_files(const Home& home, const InitOptions& o
 
 /// Sees to the certificate that the server shows: for `names` (DNS names and IP addresses) besides this machine's own.
 /// Makes a new one where there is none, where its names are others, or where it ends within 60 days. True where it did.
+/// Without the authority's key a certificate of the right names is left as it is until its end.
 /// Errors: invalid_input for a name that is none; not_found where the authority's key, which that takes, is not here.
 Result<bool> renew_server_certificate(const Home& home, const std::vector<std::string>& names);
 

@@ -27,10 +27,6 @@ struct Given {
 
 std::string nhi_method(std::string_view name) { return "creto.nhi.v1.NhiService/" + std::string(name); }
 
-Json signature_json(const Signature& signature) {
-  return {{"algorithm", signature.algorithm}, {"value", base64(signature.value)}};
-}
-
 /// For calls whose credential is in the request: without a client certificate, which may be missing or past its time.
 Result<std::unique_ptr<nhi::Enrolment>> enrolment_at(std::string endpoint, bool tls, std::string authority,
                                                      Nanos timeout) {
